@@ -1,0 +1,30 @@
+# Everything runs in .venv beside the code; the stamp makes set-up quick when nothing changed.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.conadv-lab
+
+.PHONY: demo test test-all setup lint clean
+
+demo: setup
+	$(BIN)/python -m conadv_lab.demo
+
+test: setup
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-all: test
+
+lint: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/mypy
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 12) else f"conadv_lab needs Python 3.11 or 3.12, but {sys.executable} is {v[0]}.{v[1]}: run make PYTHON=/path/to/python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $(STAMP)
+
+clean:
+	rm -rf .venv runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,33 @@
+"""Concurrent adversarial learning (ConAdv) for large-batch training, and the tools to study it.
+
+The names below load on first use, so that ``import conadv_lab`` costs no import of torch:
+
+>>> import conadv_lab as cl
+>>> cl.ConAdv(cl.SignAttack(epsilon=1 / 255), staleness=1).lookahead
+1
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "collect": "conadv_lab.runs",
+    "LAMB": "conadv_lab.optim.lamb",
+    "LARS": "conadv_lab.optim.lars",
+}
+_MODULES = ("sharpness",)
+
+__all__ = sorted([*_HOMES, *_MODULES])
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        return import_module(f"conadv_lab.{name}")
+    raise AttributeError(f"module 'conadv_lab' has no attribute {name!r}; it offers {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,1 @@
+"""Where a step's images come from: order, augmentation, data sets, loading."""

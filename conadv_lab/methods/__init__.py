@@ -1,0 +1,1 @@
+"""How one step's gradient is made."""

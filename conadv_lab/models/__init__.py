@@ -1,0 +1,1 @@
+"""Networks, and mixture batch norm for any network."""
