@@ -10,13 +10,13 @@ from torch import nn
 from tqdm import tqdm
 
 from conadv_lab.mistakes import unknown
-from conadv_lab.sharpness import spectrum  # noqa: F401 - fills the registry
+from conadv_lab.sharpness import layers, spectrum  # noqa: F401 - they fill the registry
 from conadv_lab.sharpness.journal import Journal
 from conadv_lab.sharpness.problem import Batch, Criterion, Problem
 from conadv_lab.sharpness.results import Measure, Report
 from conadv_lab.sharpness.study import REGISTRY, Settings, Study
 
-DEFAULT = ("top_eigenvalue", "top_eigenvalues", "bottom_eigenvalue")
+DEFAULT = ("top_eigenvalue", "top_eigenvalues", "bottom_eigenvalue", "trace", "ggn_trace", "density")
 
 
 def measure(

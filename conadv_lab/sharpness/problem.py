@@ -1,5 +1,6 @@
 """What is measured: a model, a loss and batches as a function of one flat vector; the model is untouched."""
 
+import copy
 import hashlib
 import random
 import warnings
@@ -203,6 +204,14 @@ class Problem:
     def leaves(self) -> list[Tensor]:
         """The chosen parameters as leaves of a new graph; they share the snapshot's memory."""
         return [self._all[name].detach().requires_grad_() for name in self.names]
+
+    def restricted(self, names: Sequence[str]) -> "Problem":
+        """The same problem as a function of some of its parameters, without going through the data again."""
+        part = copy.copy(self)
+        slices = self.slices()
+        part.names = tuple(name for name in self.names if name in set(names))
+        part.gradient = torch.cat([self.gradient[slices[name]] for name in part.names])
+        return part
 
     # ------------------------------------------------------------------ the function
 

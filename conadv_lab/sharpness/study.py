@@ -8,10 +8,13 @@ from typing import Any
 import torch
 
 from conadv_lab.mistakes import require, unknown
-from conadv_lab.sharpness.eigen import Eigenpairs, Lanczos, eigenpairs, normal_vector
+from conadv_lab.sharpness.density import Density, density
+from conadv_lab.sharpness.eigen import Eigenpairs, Lanczos, eigenpairs, normal_vector, orthonormal
+from conadv_lab.sharpness.exact import ExactTrace, exact_trace
 from conadv_lab.sharpness.journal import Journal
 from conadv_lab.sharpness.operators import GGN, Hessian
 from conadv_lab.sharpness.problem import Problem
+from conadv_lab.sharpness.trace import Probes
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,12 @@ class Settings:
         check: look for missed eigenvalues from a second start.
         likelihood: of the Fisher matrix, ``"categorical"`` or ``"gaussian"``.
         memory_budget: bytes for kept graphs.
+        accuracy: half-width asked of traces, relative to them.
+        confidence: of intervals and bands.
+        max_samples: at most this many random vectors for a trace.
+        deflate: Lanczos vectors whose space is taken out of a trace's samples.
+        probes, steps: random starts of the density, and Lanczos products for each.
+        damping: the z of the effective dimension.
     """
 
     k: int = 5
@@ -31,6 +40,13 @@ class Settings:
     check: bool = True
     likelihood: str = "categorical"
     memory_budget: int = 2**30
+    accuracy: float = 0.01
+    confidence: float = 0.95
+    max_samples: int = 1000
+    deflate: int = 40
+    probes: int = 4
+    steps: int = 24
+    damping: float = 1.0
 
     @classmethod
     def of(cls, **given: Any) -> "Settings":
@@ -97,6 +113,42 @@ class Study:
         return known
 
     @cached_property
+    def probes(self) -> Probes:
+        """Random quadratic forms of the Hessian, which trace and Frobenius norm share."""
+        run = self.lanczos
+        while run.products < min(self.settings.deflate, run.room):
+            run.step()
+            self._note_step(run)
+        probes = Probes(self.hessian, run.basis[: self.deflated].clone(), self.seed, self._note_probe)
+        kept = self.journal.get("probes")
+        if kept is not None:
+            probes.forms, probes.squares = kept["forms"], kept["squares"]
+        return probes
+
+    @property
+    def deflated(self) -> int:
+        """How many Lanczos vectors the probes leave out."""
+        return min(self.settings.deflate, self.problem.size)
+
+    @cached_property
+    def exact_ggn(self) -> ExactTrace:
+        return exact_trace(self.problem, matrix="ggn")
+
+    @cached_property
+    def exact_hessian(self) -> ExactTrace:
+        return exact_trace(self.problem, matrix="hessian")
+
+    @cached_property
+    def spectrum(self) -> Density:
+        """The Hessian's density, its outliers put in exactly."""
+        s = self.settings
+        top = self.eigen(s.k)
+        return density(
+            self.hessian, known=(top.values, orthonormal(top.vectors)), probes=s.probes, steps=s.steps,
+            confidence=s.confidence, seed=self.seed, journal=self.journal,
+        )  # fmt: skip
+
+    @cached_property
     def _eigen(self) -> dict[str, Eigenpairs]:
         return {}
 
@@ -105,6 +157,12 @@ class Study:
             self.on_product()
         if self.journal.due:
             self.journal.put("lanczos", run.state())
+
+    def _note_probe(self) -> None:
+        if self.on_product:
+            self.on_product()
+        if self.journal.due:
+            self.journal.put("probes", {"forms": self.probes.forms, "squares": self.probes.squares})
 
     def conditions(self) -> dict[str, Any]:
         """What every number of this study depends on; what the caller alone knows comes from ``facts``."""
