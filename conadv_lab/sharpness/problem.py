@@ -213,6 +213,27 @@ class Problem:
         part.gradient = torch.cat([self.gradient[slices[name]] for name in part.names])
         return part
 
+    def with_criterion(self, criterion: Criterion) -> "Problem":
+        """The same problem judged by another criterion."""
+        other = copy.copy(self)
+        other.criterion = criterion
+        return other
+
+    def groups(self, m: int | None = None) -> Iterator[tuple["Problem", float]]:
+        """The data in disjoint groups of at most ``m`` (``None``: the batches as given), each with its share.
+
+        A group is a problem of its own; a batch whose size ``m`` does not divide leaves a smaller last one.
+        """
+        with self.untouched():
+            for inputs, targets, share in self.data():
+                size = first_tensor(inputs).shape[0]
+                for start in range(0, size, m or size):
+                    part = slice(start, min(start + (m or size), size))
+                    group, count = copy.copy(self), part.stop - part.start
+                    group.batches = [(take(inputs, part), take(targets, part))]
+                    group.examples, group.batch_sizes = count, (count,)
+                    yield group, share * count / size
+
     # ------------------------------------------------------------------ the function
 
     def untouched(self) -> Any:

@@ -25,7 +25,6 @@ def _told(study: Study, found: Eigenpairs) -> dict[str, object]:
         "tolerance": study.settings.tol,
         "check_products": found.check_products,
         "matrix": "Hessian",
-        "reparametrisation": "moves with any rescaling of the weights, also one that keeps the function",
     }
 
 
