@@ -127,7 +127,7 @@ def widest_noise(problem: Problem, width: Callable[[float], Tensor], draws: Sequ
     low, high = 1e-5, 1e-5
     if not enough(low):
         raise ValueError(
-            f"noise of sigma {low} already costs {TARGET_DROP} of accuracy; no wider one can be found"
+            f"noise of sigma {low} already costs {TARGET_DROP} of accuracy; the search begins there"
         )
     while enough(high):
         low, high = high, high * 4

@@ -165,6 +165,7 @@ class Problem:
         self.precision = dtype or sample.dtype
         self.dtype = torch.float64 if self.precision == torch.float64 else torch.float32
         self._all = {name: to_device(t.detach().clone(), t.device, dtype) for name, t in tensors.items()}
+        self.buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
         self.names = _chosen(model, tensors, params)
         self._measure_once(named=params is not None)
 
@@ -251,7 +252,7 @@ class Problem:
         """The model's outputs at these parameters; buffers are copies, so running statistics stay."""
         state = dict(self._all)
         state.update(zip(self.names, parameters, strict=True))
-        for name, buffer in self.model.named_buffers():
+        for name, buffer in self.buffers.items():
             state[name] = to_device(buffer.clone(), buffer.device, self.compute_dtype)
         args: tuple[Any, ...] = ()
         kwargs: dict[str, Any] = {}
