@@ -9,7 +9,7 @@ import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal, cast
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -38,12 +38,12 @@ class _Group:
     """Average of the batch statistics of one branch's ghost groups since the global step was opened."""
 
     branch: Branch
-    norm: _BatchNorm
+    norm: Any  # a _BatchNorm that tracks statistics: torch types its buffers as optional
     mean: Tensor
     var: Tensor
     count: int = 0
 
-    def fits(self, norm: _BatchNorm) -> bool:
+    def fits(self, norm: Any) -> bool:
         stored, wanted = self.mean, norm.running_mean
         return self.norm is norm and stored.device == wanted.device and stored.dtype == wanted.dtype
 
@@ -98,7 +98,7 @@ class MixtureBatchNorm(nn.Module):
             x, norm.running_mean, norm.running_var, norm.weight, norm.bias, use_batch, 0.0, norm.eps
         )
 
-    def _accumulate(self, branch: Branch, norm: _BatchNorm, x: Tensor) -> Tensor:
+    def _accumulate(self, branch: Branch, norm: Any, x: Tensor) -> Tensor:
         """Normalise by the batch and add its statistics to the average of this step's groups."""
         group = self._groups.get(branch)
         if group is None or not group.fits(norm):
@@ -253,7 +253,7 @@ def _convert(module: nn.Module, mode: _Mode, done: dict[int, MixtureBatchNorm]) 
 
 def _mode(model: nn.Module) -> _Mode | None:
     norm = next((m for m in model.modules() if isinstance(m, MixtureBatchNorm)), None)
-    return None if norm is None else cast(MixtureBatchNorm, norm).mode
+    return None if norm is None else norm.mode
 
 
 def _commit(mode: _Mode, momentum: float | None) -> None:
@@ -281,7 +281,7 @@ def _spans_ranks(norm: _BatchNorm) -> bool:
     return isinstance(norm, nn.SyncBatchNorm) and ready and torch.distributed.get_world_size() > 1
 
 
-def _with_buffers(norm: _BatchNorm, group: _Group, momentum: float, x: Tensor) -> Tensor:
+def _with_buffers(norm: Any, group: _Group, momentum: float, x: Tensor) -> Tensor:
     """Call a synchronised norm, its statistics going to ``group`` instead of its own buffers."""
     kept = norm.running_mean, norm.running_var, norm.num_batches_tracked, norm.momentum
     norm.running_mean, norm.running_var, norm.num_batches_tracked = group.mean, group.var, None
