@@ -29,7 +29,9 @@ def test_equals_unbounded_integer_arithmetic():
 
 def test_known_values_never_change():
     assert keys(3, seed=7, name="start", epoch=5).tolist() == [-176090943, 154471932, -1760007163]
-    assert uniform(torch.tensor([1], dtype=torch.int32), 2).tolist() == [[0.40834903717041016, 0.8217079043388367]]
+    assert uniform(torch.tensor([1], dtype=torch.int32), 2).tolist() == [
+        [0.40834903717041016, 0.8217079043388367]
+    ]
 
 
 def test_independent_of_the_batch_and_of_the_blocks():
@@ -63,7 +65,7 @@ def test_seed_name_and_epoch_each_change_every_stream():
 def test_moments_and_histogram():
     n = 1000 * 1000
     values = uniform(keys(1000), 1000).double().flatten()
-    assert 0 <= values.min()
+    assert values.min() >= 0
     assert values.max() < 1
     assert abs(values.mean() - 1 / 2) < 4.5 * (1 / 12 / n) ** 0.5
     assert abs(values.var() - 1 / 12) < 4.5 * (1 / 180 / n) ** 0.5
@@ -89,7 +91,7 @@ def test_neighbouring_images_and_pixels_are_uncorrelated(draw, rows, columns):
 
 
 def test_keys_of_another_dtype_are_refused():
-    with pytest.raises(ValueError, match="int64.*image_keys"):
+    with pytest.raises(ValueError, match=r"int64.*image_keys"):
         uniform(torch.arange(3), 2)
 
 
