@@ -135,7 +135,7 @@ def plain_batch_norm(model: nn.Module) -> nn.Module:
     if isinstance(plain, MixtureBatchNorm):
         return plain.main
     for parent in list(plain.modules()):
-        for name, child in list(parent.named_children()):
+        for name, child in list(parent._modules.items()):
             if isinstance(child, MixtureBatchNorm):
                 setattr(parent, name, child.main)
     return plain
@@ -244,10 +244,9 @@ def _convert(module: nn.Module, mode: _Mode, done: dict[int, MixtureBatchNorm]) 
     if isinstance(module, _BatchNorm):
         # A norm that the model uses in two places stays one norm.
         return done.setdefault(id(module), MixtureBatchNorm(module, mode))
-    for name, child in list(module.named_children()):
-        converted = _convert(child, mode, done)
-        if converted is not child:
-            setattr(module, name, converted)
+    for name, child in module._modules.items():  # named_children would pass over a second use
+        if child is not None:
+            module._modules[name] = _convert(child, mode, done)
     return module
 
 
