@@ -1,0 +1,279 @@
+"""Curvature as symmetric linear maps: what is multiplied, apart from the algorithms that multiply.
+
+Each operator is the average over a data set, weighted by examples, so ragged last batches count rightly. A
+product goes through the batches; the graph of a batch, which does not change from product to product, is kept
+for as many batches as the memory budget holds and is rebuilt for the others.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import LinearOperator
+from torch import Tensor
+
+from conadv_lab.mistakes import require, unknown
+from conadv_lab.sharpness.problem import Problem, first_tensor, take
+
+WRT = ("parameters", "inputs")
+LIKELIHOODS = ("categorical", "gaussian")
+Product = Callable[[list[Tensor], bool], list[Tensor]]
+
+
+class Operator:
+    """A symmetric ``(size, size)`` map, applied by ``operator @ v`` to a vector of shape ``(size,)``.
+
+    Args:
+        problem: model, loss and batches; the weights of the moment it was made.
+        wrt: ``"parameters"``, or ``"inputs"``: then the vector holds all inputs of all batches, end to end.
+        memory_budget: bytes that kept graphs may take together; 0 rebuilds them for every product.
+
+    Attributes:
+        products: how many products were made, each over the whole data set.
+    """
+
+    def __init__(self, problem: Problem, *, wrt: str = "parameters", memory_budget: int = 2**30) -> None:
+        if wrt not in WRT:
+            raise unknown("wrt", wrt, WRT)
+        require(memory_budget >= 0, "memory_budget", memory_budget, "a number of bytes of at least 0")
+        self.problem, self.wrt, self.memory_budget = problem, wrt, memory_budget
+        self.dtype, self.device = problem.dtype, problem.device
+        self.products = 0
+        self.size = problem.size if wrt == "parameters" else self._input_size()
+        self._kept: list[tuple[Product, float]] | None = None
+
+    def _input_size(self) -> int:
+        total = 0
+        with self.problem.untouched():
+            for inputs, _, _ in self.problem.data():
+                if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
+                    raise ValueError("wrt='inputs' needs batches whose inputs are one floating-point tensor")
+                total += inputs.numel()
+        return total
+
+    def __matmul__(self, vector: Tensor) -> Tensor:
+        """The product with a vector of shape ``(size,)`` or, column by column, ``(size, k)``."""
+        if vector.ndim == 2:
+            return torch.stack([self @ column for column in vector.unbind(1)], 1)
+        require(vector.shape == (self.size,), "vector's shape", tuple(vector.shape), f"({self.size},)")
+        vector = vector.to(self.device, self.dtype)
+        with self.problem.untouched(), torch.enable_grad():
+            result = self._sum(vector) if self.wrt == "parameters" else self._blocks(vector)
+        self.products += 1
+        return result
+
+    def _sum(self, vector: Tensor) -> Tensor:
+        parts = self.problem.split(vector)
+        total: Tensor | None = None
+        for product, share, kept in self._rules():
+            term = self.problem.flat(product(parts, kept))
+            term = term if share == 1.0 else term.mul_(share)
+            total = term if total is None else total.add_(term)
+        assert total is not None
+        return self.problem.reduced(total)
+
+    def _blocks(self, vector: Tensor) -> Tensor:
+        blocks, start = [], 0
+        with_data = zip(self._rules(), self.problem.data(), strict=True)
+        for (product, share, kept), (inputs, _, _) in with_data:
+            part = vector[start : start + inputs.numel()].view(inputs.shape).to(inputs.dtype)
+            blocks.append(share * product([part], kept)[0].reshape(-1).to(self.dtype))
+            start += inputs.numel()
+        return torch.cat(blocks)
+
+    def _rules(self) -> Iterator[tuple[Product, float, bool]]:
+        """Each batch's product with its share of the examples: the kept ones first, the others rebuilt."""
+        if self._kept is None:
+            self._kept = self._keep()
+        for product, share in self._kept:
+            yield product, share, True
+        if len(self._kept) == len(self.problem.batch_sizes):
+            return
+        for index, (inputs, targets, share) in enumerate(self.problem.data()):
+            if index >= len(self._kept):
+                yield self._prepare(*self._variables(inputs, targets)), share, False
+
+    def _keep(self) -> list[tuple[Product, float]]:
+        kept: list[tuple[Product, float]] = []
+        left = float(self.memory_budget)
+        per_example = 0.0
+        for index, (inputs, targets, share) in enumerate(self.problem.data()):
+            if index == 0 and left > 0:
+                per_example = self._bytes_per_example(inputs, targets)
+            left -= per_example * first_tensor(inputs).shape[0]
+            if left <= 0:
+                break
+            kept.append((self._prepare(*self._variables(inputs, targets)), share))
+        return kept
+
+    def _variables(self, inputs: Any, targets: Any) -> tuple[list[Tensor], Callable[[], Tensor], Any]:
+        """The leaves, a function that runs the model on them, and the targets."""
+        if self.wrt == "inputs":
+            leaf = inputs.detach().requires_grad_()
+            fixed = [part.detach() for part in self.problem.leaves()]
+            return [leaf], lambda: self.problem.outputs(fixed, leaf), targets
+        leaves = self.problem.leaves()
+        return leaves, lambda: self.problem.outputs(leaves, inputs), targets
+
+    def _bytes_per_example(self, inputs: Any, targets: Any) -> float:
+        """What a kept graph holds, counted on a few examples; storages of the weights are not counted."""
+        few = slice(0, min(4, first_tensor(inputs).shape[0]))
+        leaves, run, some = self._variables(take(inputs, few), take(targets, few))
+        known = {leaf.untyped_storage().data_ptr() for leaf in leaves}
+        seen: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in known:
+                seen[storage.data_ptr()] = storage.nbytes()
+            return tensor.detach()
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            rule = self._prepare(leaves, run, some)
+        total = sum(seen.values())
+        del rule
+        return total / few.stop
+
+    def _prepare(self, leaves: list[Tensor], run: Callable[[], Tensor], targets: Any) -> Product:
+        raise NotImplementedError
+
+    def dense(self) -> Tensor:
+        """The matrix itself, shape ``(size, size)``, by ``size`` products; for small problems and tests."""
+        return torch.stack(
+            [self @ row for row in torch.eye(self.size, dtype=self.dtype, device=self.device)], 1
+        )
+
+    def scipy(self) -> LinearOperator:
+        """The same map for SciPy, on NumPy vectors."""
+        kind = np.float64 if self.dtype == torch.float64 else np.float32
+
+        def matvec(vector: np.ndarray) -> np.ndarray:
+            flat = torch.from_numpy(np.ascontiguousarray(vector.reshape(-1), dtype=kind))
+            return (self @ flat).cpu().numpy()
+
+        return LinearOperator((self.size, self.size), matvec=matvec, rmatvec=matvec, dtype=kind)
+
+    def release(self) -> None:
+        """Forget the kept graphs; the next product builds them again."""
+        self._kept = None
+
+
+class Hessian(Operator):
+    """H = ∇²L, the second derivative of the mean loss, by reverse-over-reverse (Pearlmutter 1994, eq. 3).
+
+    Reparametrising the network changes it (Dinh et al. 2017): H ↦ SHS for weights scaled by S⁻¹.
+
+    >>> from torch.nn.functional import mse_loss
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> Hessian(Problem(model, mse_loss, (torch.eye(2), torch.zeros(2, 1)))).dense()
+    tensor([[1., 0.],
+            [0., 1.]])
+    """
+
+    def _prepare(self, leaves: list[Tensor], run: Callable[[], Tensor], targets: Any) -> Product:
+        loss = self.problem.criterion(run(), targets)
+        gradients = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True)
+        curved = [i for i, g in enumerate(gradients) if g is not None and g.requires_grad]
+
+        def product(vector: list[Tensor], keep: bool) -> list[Tensor]:
+            if not curved:  # a loss that is linear in these variables
+                return [torch.zeros_like(leaf) for leaf in leaves]
+            heads = [gradients[i] for i in curved]
+            tails = [vector[i] for i in curved]
+            return list(
+                torch.autograd.grad(
+                    heads, leaves, tails, retain_graph=keep, allow_unused=True, materialize_grads=True
+                )
+            )
+
+        return product
+
+
+class _OutputCurvature(Operator):
+    """Jᵀ M J, J the Jacobian of the outputs, by two backward passes and a small map M on the outputs.
+
+    The product Jv is the derivative of u ↦ Jᵀu in direction v (the double-backward trick), so nothing but
+    reverse mode is needed and every layer with a second derivative works.
+    """
+
+    def _prepare(self, leaves: list[Tensor], run: Callable[[], Tensor], targets: Any) -> Product:
+        output = run()
+        probe = torch.zeros_like(output, requires_grad=True)
+        pulled = torch.autograd.grad(output, leaves, probe, create_graph=True, allow_unused=True)
+        reached = [i for i, g in enumerate(pulled) if g is not None]
+        inner = self._inner(output.detach(), targets)
+        used = [leaves[i] for i in reached]
+
+        def product(vector: list[Tensor], keep: bool) -> list[Tensor]:
+            heads, tails = [pulled[i] for i in reached], [vector[i] for i in reached]
+            (pushed,) = torch.autograd.grad(heads, probe, tails, retain_graph=True)
+            back = torch.autograd.grad(output, used, inner(pushed), retain_graph=keep)
+            full = [torch.zeros_like(leaf) for leaf in leaves]
+            for i, part in zip(reached, back, strict=True):
+                full[i] = part
+            return full
+
+        return product
+
+    def _inner(self, output: Tensor, targets: Any) -> Callable[[Tensor], Tensor]:
+        raise NotImplementedError
+
+
+class GGN(_OutputCurvature):
+    """The generalised Gauss–Newton matrix G = E Jᵀ (∂²ℓ/∂f²) J over examples (Schraudolph 2002, sec. 3).
+
+    Positive semi-definite when the loss is convex in the outputs; the Hessian where the model is linear.
+    """
+
+    def _inner(self, output: Tensor, targets: Any) -> Callable[[Tensor], Tensor]:
+        leaf = output.requires_grad_()
+        (gradient,) = torch.autograd.grad(self.problem.criterion(leaf, targets), leaf, create_graph=True)
+
+        def inner(pushed: Tensor) -> Tensor:
+            if not gradient.requires_grad:
+                return torch.zeros_like(leaf)
+            return torch.autograd.grad(gradient, leaf, pushed, retain_graph=True)[0]
+
+        return inner
+
+
+class Fisher(_OutputCurvature):
+    """F = E_x E_{y∼p(·|x)} ∇log p ∇log pᵀ, the expectation over labels taken exactly (Martens 2020, eq. 8).
+
+    ``likelihood="categorical"`` takes the outputs as logits with classes on axis 1, M = diag(p) − ppᵀ;
+    ``"gaussian"`` takes them as means of unit variance, M = I. Label smoothing does not enter.
+    """
+
+    def __init__(self, problem: Problem, *, likelihood: str = "categorical", **options: Any) -> None:
+        if likelihood not in LIKELIHOODS:
+            raise unknown("likelihood", likelihood, LIKELIHOODS)
+        self.likelihood = likelihood
+        super().__init__(problem, **options)
+
+    def _inner(self, output: Tensor, targets: Any) -> Callable[[Tensor], Tensor]:
+        if self.likelihood == "gaussian":
+            return lambda pushed: pushed / output.shape[0]
+        require(output.ndim >= 2, "outputs' shape", tuple(output.shape), "(examples, classes, …)")
+        p = output.softmax(1)
+        count = output.numel() // output.shape[1]
+        return lambda pushed: p * (pushed - (p * pushed).sum(1, keepdim=True)) / count
+
+
+class EmpiricalFisher(_OutputCurvature):
+    """(1/N) Σₙ gₙgₙᵀ with the examples' own gradients gₙ at their labels (Kunstner et al. 2019, eq. 3).
+
+    Not a curvature: at a perfect fit it vanishes where Hessian and Fisher need not.
+    """
+
+    def _inner(self, output: Tensor, targets: Any) -> Callable[[Tensor], Tensor]:
+        leaf = output.requires_grad_()
+        (gradient,) = torch.autograd.grad(self.problem.criterion(leaf, targets), leaf)
+        count = output.shape[0]
+        residual = gradient.reshape(count, -1) * count  # of each example's own loss
+
+        def inner(pushed: Tensor) -> Tensor:
+            along = (residual * pushed.reshape(count, -1)).sum(1, keepdim=True)
+            return (residual * along / count).view_as(output)
+
+        return inner
