@@ -9,7 +9,7 @@ from conadv_lab.models.resnet import Normalised, conv
 class DigitsCNN(Normalised):
     """Six 3x3 convolutions with batch norm, pooled twice: (B, 1, 8, 8) in [0, 1] to (B, classes)."""
 
-    def __init__(self, classes: int = 10, widths: tuple[int, int, int] = (24, 48, 96)) -> None:
+    def __init__(self, classes: int = 10, widths: tuple[int, int, int] = (16, 32, 64)) -> None:
         super().__init__(mean=(0.305,), std=(0.376,))
         layers: list[nn.Module] = []
         inputs = 1

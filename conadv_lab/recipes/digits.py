@@ -10,7 +10,7 @@ def vanilla() -> Config:
     """
     return Config(
         data=Data(dataset="digits"),
-        model=Model(model="digits-cnn"),
+        model=Model(model="digits-cnn", channels_last=True),
         method=Method(method="vanilla", epsilon=0.1),
         optimization=Optimization(optimizer="sgd", lr=0.1, weight_decay=5e-4, warmup_epochs=2),
         training=Training(epochs=20, global_batch=256, threads=1, log_every=5),
