@@ -21,7 +21,7 @@ from conadv_lab.mistakes import require
 
 
 def image_keys(seed: int, name: str, epochs: Tensor, indices: Tensor) -> Tensor:
-    """One key an image, for ``uniform`` and ``signs``.
+    """One key an image, for ``uniform``, ``signs`` and ``random_bytes``.
 
     Args:
         seed: the run's seed, any integer.
@@ -59,6 +59,15 @@ def signs(keys: Tensor, count: int) -> Tensor:
         words = _scramble_(keys[rows, None] ^ positions)
         bits = words.unsqueeze(-1).bitwise_right_shift(bit).bitwise_and_(1).flatten(1)
         values[rows] = bits[:, :count].mul_(2).sub_(1)
+    return values
+
+
+def random_bytes(keys: Tensor, count: int) -> Tensor:
+    """``count`` random bytes an image: (B,) int32 keys to (B, count) uint8."""
+    values = torch.empty(len(keys), count, dtype=torch.uint8, device=keys.device)
+    positions = _positions(keys, -(-count // 4))
+    for rows in _blocks(values):
+        values[rows] = _scramble_(keys[rows, None] ^ positions).view(torch.uint8)[:, :count]
     return values
 
 

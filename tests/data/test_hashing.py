@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from conadv_lab.data.hashing import image_keys, signs, uniform
+from conadv_lab.data.hashing import image_keys, random_bytes, signs, uniform
 
 
 def keys(count: int, seed: int = 0, name: str = "test", epoch: int = 0) -> torch.Tensor:
@@ -25,6 +25,11 @@ def test_equals_unbounded_integer_arithmetic():
     assert uniform(some, 9).tolist() == expected
     bits = [[scramble(k % 2**32 ^ scramble(j // 32)) >> j % 32 & 1 for j in range(40)] for k in some.tolist()]
     assert signs(some, 40).tolist() == [[2 * b - 1 for b in row] for row in bits]
+    words = [
+        b"".join(scramble(k % 2**32 ^ scramble(j)).to_bytes(4, "little") for j in range(3))
+        for k in some.tolist()
+    ]
+    assert random_bytes(some, 10).tolist() == [list(row[:10]) for row in words]
 
 
 def test_known_values_never_change():
@@ -103,3 +108,4 @@ def test_same_bits_on_cuda():
     assert torch.equal(there.cpu(), here)
     assert torch.equal(uniform(there, 1000).cpu(), uniform(here, 1000))
     assert torch.equal(signs(there, 1000).cpu(), signs(here, 1000))
+    assert torch.equal(random_bytes(there, 1001).cpu(), random_bytes(here, 1001))
