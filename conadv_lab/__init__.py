@@ -12,6 +12,17 @@ from typing import Any
 
 _HOMES = {
     "collect": "conadv_lab.runs",
+    "ConAdv": "conadv_lab.methods.adversarial",
+    "Copy": "conadv_lab.methods.adversarial",
+    "DisAdv": "conadv_lab.methods.adversarial",
+    "lookahead": "conadv_lab.data.loader",
+    "mixture_batch_norm": "conadv_lab.models.norm",
+    "Noise": "conadv_lab.methods.adversarial",
+    "PGDAttack": "conadv_lab.methods.attack",
+    "plain_batch_norm": "conadv_lab.models.norm",
+    "Recycled": "conadv_lab.methods.adversarial",
+    "SignAttack": "conadv_lab.methods.attack",
+    "Vanilla": "conadv_lab.methods.base",
     "LAMB": "conadv_lab.optim.lamb",
     "LARS": "conadv_lab.optim.lars",
 }

@@ -1,1 +1,28 @@
-"""Recipes: Python functions that return a config."""
+"""Recipes: Python functions that return a config. The docstring gives the command, the measured result, the time."""
+
+from collections.abc import Callable
+
+from conadv_lab import references
+from conadv_lab.config import Config, is_file_reference
+from conadv_lab.mistakes import unknown
+from conadv_lab.recipes import cifar, digits
+
+Recipe = Callable[[], Config]
+
+RECIPES: dict[str, Recipe] = {**digits.RECIPES, **cifar.RECIPES}
+
+
+def find(name: str) -> Recipe:
+    """A recipe by its name, or a user's own by ``path/to/file.py:function``.
+
+    Raises:
+        ValueError: an unknown name, or a function that returns no config.
+    """
+    if not is_file_reference(name):
+        if name not in RECIPES:
+            raise unknown("recipe", name, RECIPES)
+        return RECIPES[name]
+    function = references.load(name)
+    if not callable(function) or not isinstance(function(), Config):
+        raise ValueError(f"{name} is no recipe; allowed: a function without arguments that returns a Config")
+    return function

@@ -1,0 +1,130 @@
+"""What every benchmark shares: fair timing, the machine in words, one table and one JSON format."""
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import torch
+
+from conadv_lab.mistakes import require
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured figure.
+
+    Attributes:
+        name: what was measured.
+        value: the figure.
+        unit: its unit, "ms" say.
+        peer: name of what it is compared with, or None.
+        ratio: value over the peer's value unless the benchmark says otherwise, or None.
+        spread: lower and upper quartile of the ratio; shown in the table.
+    """
+
+    name: str
+    value: float
+    unit: str
+    peer: str | None = None
+    ratio: float | None = None
+    spread: tuple[float, float] | None = None
+
+
+class Times:
+    """Seconds of each named callable, round by round."""
+
+    def __init__(self, seconds: Mapping[str, Sequence[float]]) -> None:
+        self.seconds = seconds
+
+    def median(self, name: str) -> float:
+        """Median time of a call in seconds."""
+        return median(self.seconds[name])
+
+    def row(self, name: str, peer: str | None = None) -> Row:
+        """The row of one callable in ms, its ratio being the median over the rounds' pairs with the peer."""
+        value = 1e3 * self.median(name)
+        if peer is None:
+            return Row(name, value, "ms")
+        ratios = [ours / theirs for ours, theirs in zip(self.seconds[name], self.seconds[peer], strict=True)]
+        low, middle, high = quantiles(ratios, n=4, method="inclusive")
+        return Row(name, value, "ms", peer, middle, (low, high))
+
+
+def interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int, cuda: bool = False) -> Times:
+    """Time named callables in turn, round after round, so that a machine's moods meet all alike.
+
+    The order is reversed in every second round: no callable always runs on the caches of the same neighbour.
+
+    Args:
+        calls: what to time; each is called once beforehand, untimed.
+        rounds: timed calls of each, at least 2.
+        cuda: wait for the GPU before and after each call.
+    """
+    require(rounds >= 2, "rounds", rounds, "a whole number of at least 2")
+    wait = torch.cuda.synchronize if cuda else lambda: None
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call()
+    for turn in range(rounds):
+        for name in list(calls)[:: -1 if turn % 2 else 1]:
+            wait()
+            start = time.perf_counter()
+            calls[name]()
+            wait()
+            seconds[name].append(time.perf_counter() - start)
+    return Times(seconds)
+
+
+def machine() -> dict[str, Any]:
+    """The machine in words: processor, cores and threads used, torch, and the GPU where there is one."""
+    described: dict[str, Any] = {
+        "cpu": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    if torch.cuda.is_available():
+        described["gpu"] = torch.cuda.get_device_name()
+    return described
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def arguments(description: str, rounds: int) -> argparse.ArgumentParser:
+    """A parser with the options of every benchmark; add a benchmark's own to it."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file too")
+    parser.add_argument("--rounds", type=int, default=rounds, help="timed rounds (default: %(default)s)")
+    return parser
+
+
+def publish(rows: Sequence[Row], json_file: Path | None = None) -> None:
+    """Print the rows as a table and, where asked, write them as JSON."""
+    described = machine()
+    print(" · ".join(f"{key} {value}" for key, value in described.items()))
+    width = max(len(row.name) for row in rows)
+    for row in rows:
+        line = f"{row.name:<{width}}  {row.value:>10.3f} {row.unit}"
+        if row.peer is not None and row.ratio is not None:
+            spread = f" ({row.spread[0]:.3f}–{row.spread[1]:.3f})" if row.spread else ""
+            line += f"   {row.ratio:.3f}{spread} × {row.peer}"
+        print(line)
+    if json_file is not None:
+        kept = ("name", "value", "unit", "peer", "ratio")
+        plain = [{key: asdict(row)[key] for key in kept} for row in rows]
+        json_file.write_text(json.dumps({"machine": described, "rows": plain}, indent=2) + "\n")

@@ -1,0 +1,123 @@
+"""What a training step costs: this package against a plain PyTorch loop, and the methods against vanilla.
+
+    python -m benchmarks.step [--json FILE] [--rounds N] [--models resnet18 digits-cnn] [--batch N]
+
+Rows of the first model have the methods' bare names; those of the others carry the model's name too.
+"""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from benchmarks.harness import Row, arguments, interleaved, publish
+from conadv_lab.config import Config, resolved
+from conadv_lab.models.digits import DigitsCNN
+from conadv_lab.models.resnet import resnet18, resnet20, resnet50
+from conadv_lab.recipes import digits
+from conadv_lab.runs import RunFolder
+from conadv_lab.training.build import build
+from conadv_lab.training.loop import Run
+
+METHODS = ("disadv", "conadv", "recycled", "recycled-equal")
+PLAIN = {"resnet18": resnet18, "resnet20": resnet20, "resnet50": resnet50, "digits-cnn": DigitsCNN}
+BATCHES = {"resnet18": 32, "resnet20": 128, "resnet50": 16, "digits-cnn": 256}
+LR, MOMENTUM, DECAY, STEPS = 0.05, 0.9, 5e-4, 1_000_000
+
+
+def plain_loop(model_name: str, batch: int, device: torch.device, images, labels) -> Callable[[], None]:
+    """The peer: what one writes in PyTorch without any package, the same model, data, precision and schedule."""
+    model = PLAIN[model_name]().to(device)
+    if model_name == "digits-cnn":
+        model = model.to(memory_format=torch.channels_last)
+    criterion = nn.CrossEntropyLoss()
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.SGD(groups, lr=LR, momentum=MOMENTUM)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=STEPS)
+    order = iter(())
+
+    def batches():
+        while True:
+            shuffled = torch.randperm(len(labels))
+            for first in range(0, len(labels) - batch + 1, batch):
+                yield shuffled[first : first + batch]
+
+    order = batches()
+
+    def step() -> None:
+        chosen = next(order).to(device)
+        x = images[chosen].float() / 255
+        loss = criterion(model(x), labels[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+        if not torch.isfinite(loss):  # a loop that one would trust with a long run looks at its loss
+            raise ArithmeticError("loss")
+
+    return step
+
+
+def our_run(model_name: str, method: str, batch: int, folder: Path) -> Run:
+    """A run of this package, started; every ``train_step`` is a whole step with all that belongs to it."""
+    base = digits.vanilla() if model_name == "digits-cnn" else Config()
+    dataset = {} if model_name == "digits-cnn" else {"dataset": "synthetic", "synthetic_images": 2_048}
+    config = base.replace(
+        **dataset,
+        model=model_name,
+        method=method,
+        epsilon=0.01,
+        global_batch=batch,
+        lr=LR,
+        momentum=MOMENTUM,
+        weight_decay=DECAY,
+        warmup_epochs=0,
+        steps=STEPS,
+        log_every=STEPS,
+        checkpoint_every=STEPS,
+        threads=None,
+    )
+    run = Run(build(resolved(config)), RunFolder(folder / method), "none")
+    run.start()
+    return run
+
+
+def measure(model_name: str, batch: int | None, rounds: int, suffix: str) -> list[Row]:
+    batch = batch or BATCHES[model_name]
+    with tempfile.TemporaryDirectory() as scratch:
+        runs = {m: our_run(model_name, m, batch, Path(scratch)) for m in ("vanilla", *METHODS)}
+        parts = runs["vanilla"].parts
+        images, labels = parts.train_set.fetch(torch.arange(min(len(parts.train_set), 2_048)))
+        calls: dict[str, Callable[[], None]] = {name: run.train_step for name, run in runs.items()}
+        calls["plain loop"] = plain_loop(model_name, batch, parts.device, images, labels)
+        # The forms that recycle are themselves only from their second step on; allocators settle meanwhile.
+        for _ in range(3):
+            for call in calls.values():
+                call()
+        times = interleaved(calls, rounds, cuda=parts.device.type == "cuda")
+    rows = [_named(times.row("vanilla", "plain loop"), f"overhead{suffix}")]
+    rows += [_named(times.row(method, "vanilla"), f"{method}{suffix}") for method in METHODS]
+    return rows
+
+
+def _named(row: Row, name: str) -> Row:
+    return Row(name, row.value, row.unit, row.peer, row.ratio, row.spread)
+
+
+def main() -> None:
+    parser = arguments(__doc__ or "", rounds=9)
+    parser.add_argument("--models", nargs="+", choices=PLAIN, default=["resnet18", "digits-cnn"])
+    parser.add_argument("--batch", type=int, help="images of a step, in place of the model's own default")
+    options = parser.parse_args()
+    rows: list[Row] = []
+    for i, name in enumerate(options.models):
+        rows += measure(name, options.batch, options.rounds, "" if i == 0 else f" {name}")
+    publish(rows, options.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""Turning words of a command line into a config: every field an option, its default the recipe's."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, make_dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from conadv_lab.config import Config
+
+
+@dataclass(frozen=True)
+class Options:
+    """Of this command"""
+
+    out: Path | None = None
+    """The run folder; None: runs/RECIPE-METHOD-bBATCH-sSEED."""
+    resume: bool = False
+    """Continue the run in the folder from its newest checkpoint."""
+
+
+def parse_config(
+    recipe: Callable[[], Config], words: Sequence[str], prog: str, options: Any = None
+) -> tuple[Config, Any]:
+    """The recipe's config with the options among ``words`` applied, and the command's own options.
+
+    Raises:
+        SystemExit: status 2 with the parser's message, or 0 after ``--help``.
+    """
+    own = options or Options()
+    command = make_dataclass(
+        "Command",
+        [
+            ("options", type(own), field(default_factory=lambda: own)),
+            ("config", Config, field(default_factory=recipe)),
+        ],
+        frozen=True,
+    )
+    parsed = tyro.cli(
+        command,
+        args=list(words),
+        prog=prog,
+        description=recipe.__doc__ or "",
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    return parsed.config, parsed.options

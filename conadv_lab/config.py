@@ -1,0 +1,335 @@
+"""The whole configuration of a run: one small dataclass a room, plain values only, no torch.
+
+On the command line the sections' fields are options of one flat list (``--lr``, ``--epsilon``), so their names
+are unique. A None is filled in by `resolved`, and the filled-in value is what a run folder records.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from conadv_lab.mistakes import require, unknown
+from conadv_lab.optim.schedule import scaled_lr
+
+METHODS = (
+    "vanilla",
+    "disadv",
+    "conadv",
+    "recycled",
+    "noise",
+    "copy",
+    "recycled-equal",
+    "noise-equal",
+    "copy-equal",
+)
+DATASETS = ("digits", "cifar10", "cifar100", "synthetic")
+MODELS = ("digits-cnn", "resnet18", "resnet20", "resnet50")
+OPTIMIZERS = ("sgd", "lars", "lamb")
+ATTACKED = ("disadv", "conadv")
+MOVED = ("recycled", "noise", "recycled-equal", "noise-equal")
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is trained on."""
+
+    dataset: str = "digits"
+    """digits, cifar10, cifar100, synthetic, or path/to/file.py:function."""
+    data_dir: str = "data"
+    """Folder of the CIFAR archives or of their unpacked layouts."""
+    download: bool = False
+    """Fetch the official archive when it is not in data_dir."""
+    train_images: int | None = None
+    """Train on the first so many images of a fixed shuffle; None for all."""
+    synthetic_images: int = 10_000
+    """Size of the synthetic training set."""
+    synthetic_pixels: int = 32
+    """Height and width of synthetic images."""
+    crop: int = 0
+    """Padding in pixels of the random crop; 0 for none."""
+    flip: bool = False
+    """Flip every second image left to right."""
+    cutout: int = 0
+    """Side in pixels of the square that is blanked out; 0 for none."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is trained."""
+
+    model: str = "digits-cnn"
+    """digits-cnn, resnet18, resnet20, resnet50, or path/to/file.py:function."""
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"
+    """bfloat16 is autocast, with weights in float32."""
+    channels_last: bool = False
+    """Memory layout NHWC, faster for convolutions on most devices."""
+    compile: bool = False
+    """torch.compile the network."""
+    ema: float = 0.0
+    """Decay of an exponential average of the weights that is evaluated instead of them; 0 for none."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a step's gradient is made."""
+
+    method: str = "conadv"
+    """vanilla, disadv, conadv, recycled, noise, copy, their -equal forms, or path/to/file.py:function."""
+    epsilon: float = 1 / 255
+    """Radius of the attack's ball, for images in [0, 1]. The paper's value is unknown."""
+    attack_step: float | None = None
+    """Length of one attack step; None is epsilon."""
+    attack_steps: int = 1
+    """Steps of the attack; 1 in the L∞ ball is a sign attack that keeps one bit a pixel."""
+    norm: Literal["linf", "l2"] = "linf"
+    """Norm of the attack's ball."""
+    random_start: bool = True
+    """Start the attack at a uniform point of the ball."""
+    attack_branch: Literal["adversarial", "main"] = "adversarial"
+    """Batch norm branch that is attacked."""
+    attack_statistics: Literal["running", "batch"] = "running"
+    """Batch norm statistics that the attack sees."""
+    staleness: int = 1
+    """τ: how many steps old the weights are that a batch is attacked with (conadv)."""
+    first: Literal["initial", "clean"] = "initial"
+    """What the first τ steps train on: images attacked with the initial weights, or clean ones alone."""
+    weights: tuple[float, float] | None = None
+    """Weights of clean and adversarial loss; None: (0.5, 0.5) for sgd and equal-cost forms, else (1, 1)."""
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """Optimiser and learning-rate schedule."""
+
+    optimizer: str = "sgd"
+    """sgd, lars or lamb."""
+    lr: float | None = None
+    """Peak learning rate, after scaling; None: base_lr scaled by lr_rule from base_batch."""
+    base_lr: float = 0.1
+    """Learning rate at base_batch."""
+    base_batch: int = 256
+    """Global batch that base_lr is meant for."""
+    lr_rule: Literal["none", "linear", "sqrt"] = "none"
+    """How the learning rate grows with the global batch."""
+    momentum: float = 0.9
+    """Momentum of sgd and lars."""
+    nesterov: bool = False
+    """Nesterov momentum (sgd)."""
+    weight_decay: float = 5e-4
+    """L2 decay, off batch norm and biases."""
+    trust_coefficient: float = 0.001
+    """η of lars."""
+    lars_variant: Literal["A", "B", "C"] = "B"
+    """Which public definition of lars."""
+    schedule: Literal["cosine", "polynomial", "step", "constant"] = "cosine"
+    """Decay after the warm-up."""
+    warmup_epochs: float = 0.0
+    """Epochs of linear warm-up."""
+    end_lr: float = 0.0
+    """Learning rate at the end of cosine and polynomial decay."""
+    power: float = 2.0
+    """Power of polynomial decay."""
+    milestone_epochs: tuple[float, ...] = ()
+    """Epochs at which step decay multiplies by decay_factor."""
+    decay_factor: float = 0.1
+    """Factor of step decay."""
+    label_smoothing: float = 0.0
+    """Label smoothing of the training criterion, which the attack uses too."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """Length, batch, and what is written down."""
+
+    epochs: float = 20.0
+    """Passes over the training set as clean images."""
+    steps: int | None = None
+    """Number of steps, in place of epochs."""
+    global_batch: int = 256
+    """Images of a step; the clean ones, but for equal-cost forms, which take half clean and half altered."""
+    micro_batch: int | None = None
+    """Images of one forward, and the ghost batch of batch norm; None: all clean images of a step."""
+    seed: int = 0
+    """Decides initial weights, order, augmentation and random starts."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 …; auto takes a GPU where there is one."""
+    threads: int | None = None
+    """CPU threads of torch; results are bitwise equal for equal numbers. None: all cores."""
+    deterministic: bool = False
+    """Deterministic algorithms on CUDA, slower."""
+    log_every: int = 10
+    """Steps between two lines of metrics."""
+    checkpoint_every: int = 200
+    """Steps between two checkpoints; the last step always has one."""
+    evaluate_every: int = 0
+    """Steps between two evaluations on the test set; 0: at the end alone."""
+    bn_recalibrate: int = 10_000
+    """Training images that the main statistics are re-estimated on before an evaluation; 0 for none."""
+    pgd_images: int = 0
+    """Test images of a 10-step PGD accuracy at each evaluation; 0 for none."""
+    probe_every: int = 0
+    """Steps between two measurements of the sign agreement of stale and fresh attacks; 0 for none."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """All of a run."""
+
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    method: Method = field(default_factory=Method)
+    optimization: Optimization = field(default_factory=Optimization)
+    training: Training = field(default_factory=Training)
+
+    def replace(self, **fields: Any) -> "Config":
+        """A copy with other values, each named as on the command line.
+
+        >>> Config().replace(lr=0.2, method="disadv").optimization.lr
+        0.2
+        """
+        sections = {name: dataclasses.asdict(getattr(self, name)) for name in _SECTIONS}
+        homes = {name: section for section, values in sections.items() for name in values}
+        for name, value in fields.items():
+            if name not in homes:
+                raise unknown("field", name, homes)
+            sections[homes[name]][name] = value
+        return Config.from_dict(sections)
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_dict(sections: dict[str, dict[str, Any]]) -> "Config":
+        """The config that `to_dict` described, also after a trip through JSON."""
+        built = {}
+        for name, kind in _SECTIONS.items():
+            values = dict(sections.get(name, {}))
+            allowed = {f.name for f in dataclasses.fields(kind)}
+            for key in values:
+                if key not in allowed:
+                    raise unknown(f"field of the config's section {name!r}", key, allowed)
+            # JSON has lists where the dataclasses have tuples.
+            built[name] = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        return Config(**built)
+
+
+_SECTIONS: dict[str, type] = {
+    "data": Data,
+    "model": Model,
+    "method": Method,
+    "optimization": Optimization,
+    "training": Training,
+}
+
+
+def is_file_reference(name: str) -> bool:
+    """Whether a name is a user's own ``path/to/file.py:function``."""
+    return ".py:" in name
+
+
+def clean_batch(config: Config) -> int:
+    """New clean images of a step: the global batch, or half of it for the built-in equal-cost forms."""
+    batch = config.training.global_batch
+    return batch // 2 if config.method.method.endswith("-equal") else batch
+
+
+def resolved(config: Config) -> Config:
+    """The config with every None that does not depend on machine or data filled in; checked.
+
+    Raises:
+        ValueError: an impossible value or combination.
+    """
+    check(config)
+    optimization, method, training = config.optimization, config.method, config.training
+    filled: dict[str, Any] = {}
+    if optimization.lr is None:
+        filled["lr"] = scaled_lr(
+            optimization.base_lr, training.global_batch, optimization.base_batch, optimization.lr_rule
+        )
+    if method.weights is None:
+        halves = optimization.optimizer == "sgd" or method.method.endswith("-equal")
+        filled["weights"] = (0.5, 0.5) if halves else (1.0, 1.0)
+    if method.attack_step is None:
+        filled["attack_step"] = method.epsilon
+    if training.micro_batch is None:
+        filled["micro_batch"] = clean_batch(config)
+    return config.replace(**filled)
+
+
+def check(config: Config) -> None:
+    """Raise ``ValueError`` at the first value or combination that cannot work."""
+    _check_names(config)
+    _check_numbers(config)
+    _check_combinations(config)
+
+
+def _check_names(config: Config) -> None:
+    for what, value, allowed in (
+        ("dataset", config.data.dataset, DATASETS),
+        ("model", config.model.model, MODELS),
+        ("method", config.method.method, METHODS),
+        ("optimizer", config.optimization.optimizer, OPTIMIZERS),
+    ):
+        own = what != "optimizer" and is_file_reference(value)
+        if value not in allowed and not own:
+            raise unknown(what, value, allowed)
+
+
+def _check_numbers(config: Config) -> None:
+    whole_from_1 = "a whole number of at least 1"
+    whole_from_0 = "a whole number of at least 0"
+    data, model, method = config.data, config.model, config.method
+    optimization, training = config.optimization, config.training
+    largest = 1.0 if method.norm == "linf" else float("inf")
+    for name, value, fine, allowed in (
+        ("train_images", data.train_images, (data.train_images or 1) >= 1, whole_from_1),
+        ("synthetic_images", data.synthetic_images, data.synthetic_images >= 1, whole_from_1),
+        ("synthetic_pixels", data.synthetic_pixels, data.synthetic_pixels >= 1, whole_from_1),
+        ("crop", data.crop, data.crop >= 0, whole_from_0),
+        ("cutout", data.cutout, data.cutout >= 0, whole_from_0),
+        ("ema", model.ema, 0 <= model.ema < 1, "at least 0 and below 1"),
+        ("epsilon", method.epsilon, 0 <= method.epsilon <= largest, f"0 to {largest:g}"),
+        ("attack_step", method.attack_step, method.attack_step is None or method.attack_step >= 0, "at least 0"),
+        ("attack_steps", method.attack_steps, method.attack_steps >= 1, whole_from_1),
+        ("staleness", method.staleness, method.staleness >= 0, whole_from_0),
+        ("lr", optimization.lr, optimization.lr is None or 0 <= optimization.lr < float("inf"), "at least 0"),
+        ("base_lr", optimization.base_lr, 0 <= optimization.base_lr < float("inf"), "at least 0"),
+        ("base_batch", optimization.base_batch, optimization.base_batch >= 1, whole_from_1),
+        ("momentum", optimization.momentum, 0 <= optimization.momentum < 1, "at least 0 and below 1"),
+        ("weight_decay", optimization.weight_decay, optimization.weight_decay >= 0, "at least 0"),
+        ("trust_coefficient", optimization.trust_coefficient, optimization.trust_coefficient > 0, "above 0"),
+        ("warmup_epochs", optimization.warmup_epochs, optimization.warmup_epochs >= 0, "at least 0"),
+        ("label_smoothing", optimization.label_smoothing, 0 <= optimization.label_smoothing < 1, "0 up to below 1"),
+        ("epochs", training.epochs, 0 < training.epochs < float("inf"), "above 0"),
+        ("steps", training.steps, training.steps is None or training.steps >= 1, whole_from_1),
+        ("global_batch", training.global_batch, training.global_batch >= 1, whole_from_1),
+        ("micro_batch", training.micro_batch, (training.micro_batch or 1) >= 1 and training.micro_batch != 0,
+         whole_from_1),
+        ("seed", training.seed, training.seed >= 0, whole_from_0),
+        ("threads", training.threads, training.threads is None or training.threads >= 1, whole_from_1),
+        ("log_every", training.log_every, training.log_every >= 1, whole_from_1),
+        ("checkpoint_every", training.checkpoint_every, training.checkpoint_every >= 1, whole_from_1),
+        ("evaluate_every", training.evaluate_every, training.evaluate_every >= 0, whole_from_0),
+        ("bn_recalibrate", training.bn_recalibrate, training.bn_recalibrate >= 0, whole_from_0),
+        ("pgd_images", training.pgd_images, training.pgd_images >= 0, whole_from_0),
+        ("probe_every", training.probe_every, training.probe_every >= 0, whole_from_0),
+    ):  # fmt: skip
+        require(fine, name, value, allowed)
+
+
+def _check_combinations(config: Config) -> None:
+    method, training, optimization = config.method, config.training, config.optimization
+    if method.method.endswith("-equal") and training.global_batch % 2:
+        raise ValueError(
+            f"global_batch is {training.global_batch}; allowed for {method.method}: an even number, "
+            "half clean and half altered images"
+        )
+    if training.micro_batch is not None and training.micro_batch > clean_batch(config):
+        raise ValueError(
+            f"micro_batch is {training.micro_batch}; allowed: at most {clean_batch(config)}, "
+            "the clean images of a step"
+        )
+    if optimization.nesterov and (optimization.optimizer != "sgd" or optimization.momentum == 0):
+        raise ValueError("nesterov is True; allowed: with optimizer sgd and a momentum above 0 only")
+    if method.weights is not None and (min(method.weights) < 0 or sum(method.weights) == 0):
+        raise ValueError(f"weights are {method.weights}; allowed: two numbers of at least 0, not both 0")

@@ -1,0 +1,32 @@
+"""scikit-learn's handwritten digits (Alpaydin, Kaynak 1998): 1797 real images that need no download."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from conadv_lab.data.hashing import image_keys
+
+
+def load_digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The digits, split in two halves that are always the same and hold each class evenly.
+
+    The values 0 … 16 become round(value · 255 / 16), so that images are uint8 as everywhere.
+
+    Returns:
+        train images (898, 1, 8, 8) uint8, train labels (898,) int64, test images (899, 1, 8, 8) uint8, test
+        labels (899,) int64.
+
+    >>> train_images, train_labels, test_images, test_labels = load_digits()
+    >>> train_images.shape, test_images.shape
+    (torch.Size([898, 1, 8, 8]), torch.Size([899, 1, 8, 8]))
+    """
+    from sklearn import datasets  # a second of import that other data sets need not pay
+
+    bundle = datasets.load_digits()
+    images = torch.from_numpy(np.rint(bundle.images * (255 / 16)).astype(np.uint8))[:, None]
+    labels = torch.from_numpy(bundle.target.astype(np.int64))
+    # Every other image of the list ordered by class, then by hash: each class is halved to within one image.
+    order = image_keys(0, "digits split", torch.tensor(0), torch.arange(len(labels))).argsort()
+    order = order[labels[order].argsort(stable=True)]
+    train, test = order[1::2].sort().values, order[0::2].sort().values
+    return images[train], labels[train], images[test], labels[test]

@@ -1,0 +1,171 @@
+"""The stream of global steps: each with its own images, those of the steps ahead and those of the step before."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from conadv_lab.data.order import places
+from conadv_lab.mistakes import require
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch, and who its images are.
+
+    Attributes:
+        images: (m, C, H, W) float in [0, 1].
+        labels: (m,) int64.
+        epochs, indices: (m,) int64, the pass and the place in the data set: what random numbers depend on.
+        share: this micro-batch's part of its step's images, so that the shares of a step add up to 1.
+    """
+
+    images: Tensor
+    labels: Tensor
+    epochs: Tensor
+    indices: Tensor
+    share: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """One global step.
+
+    Attributes:
+        number: from 0.
+        ahead: how many steps ahead may be asked for.
+        last: number of the last step that will be trained on.
+    """
+
+    number: int
+    ahead: int
+    last: int
+    fetch: Callable[[int], Iterable[Batch]]
+
+    def batches(self, offset: int = 0) -> Iterable[Batch]:
+        """Micro-batches of step ``number + offset``; -1 is the step before. Made when iterated over."""
+        require(
+            -1 <= offset <= self.ahead, "offset", offset, f"-1 to {self.ahead}, as this stream looks ahead"
+        )
+        wanted = self.number + offset
+        require(0 <= wanted <= self.last, "step", wanted, f"0 to {self.last}, the steps of this stream")
+        return self.fetch(wanted)
+
+
+class ImageSet(Protocol):
+    """A data set whose images can be fetched by index."""
+
+    classes: int
+
+    def __len__(self) -> int: ...
+
+    def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """(m,) int64 to images (m, C, H, W), uint8 or float in [0, 1], and (m,) int64 labels, on the device."""
+
+
+Augmentation = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class Stream:
+    """Steps over an `ImageSet`, in an order and augmentation that only (seed, epoch, index) decide.
+
+    Args:
+        images: the set.
+        seed: the run's.
+        batch: new clean images a step.
+        steps: how many steps will be trained on.
+        micro_batch: largest number of images in one forward, and the ghost batch of batch norm.
+        first_batch: new clean images of step 0, where it differs (the equal-cost forms take B, then B/2).
+        augment: (images, epochs, indices) to images; None for the images as they are.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        *,
+        seed: int,
+        batch: int,
+        steps: int,
+        micro_batch: int | None = None,
+        first_batch: int | None = None,
+        augment: Augmentation | None = None,
+    ) -> None:
+        self.images, self.seed, self.steps, self.augment = images, seed, steps, augment
+        self.batch, self.first_batch = batch, first_batch or batch
+        self.micro_batch = min(micro_batch or batch, batch)
+
+    def step(self, number: int, ahead: int = 0) -> Step:
+        return Step(number, ahead, self.steps - 1, self._batches)
+
+    def first_place(self, number: int) -> int:
+        """How many clean images come before step ``number``."""
+        return 0 if number == 0 else self.first_batch + (number - 1) * self.batch
+
+    def _batches(self, number: int) -> Iterator[Batch]:
+        start, stop = self.first_place(number), self.first_place(number + 1)
+        # A longer first step is cut as a row of ordinary ones, so that its leading groups match the next step's.
+        for part in range(start, stop, self.batch):
+            end = min(part + self.batch, stop)
+            for first in range(part, end, self.micro_batch):
+                last = min(first + self.micro_batch, end)
+                yield self._batch(first, last, (last - first) / (stop - start))
+
+    def _batch(self, first: int, last: int, share: float) -> Batch:
+        epochs, indices = places(self.seed, len(self.images), first, last)
+        images, labels = self.images.fetch(indices)
+        epochs, indices = epochs.to(images.device), indices.to(images.device)
+        images = as_float(images)
+        if self.augment is not None:
+            images = self.augment(images, epochs, indices)
+        return Batch(images, labels, epochs, indices, share)
+
+
+def as_float(images: Tensor) -> Tensor:
+    """uint8 0 … 255 to float32 in [0, 1]; floats as they are."""
+    return images.to(torch.float32).div_(255) if images.dtype == torch.uint8 else images
+
+
+def lookahead(loader: Iterable[Any], steps: int, ahead: int = 0) -> Iterator[Step]:
+    """Steps over anybody's loader of ``(images, labels)``, each with the batches of the next ``ahead`` steps.
+
+    The loader is begun again when it ends, so the queue crosses epochs. Images must be floats in [0, 1], on
+    the model's device. A step keeps ``ahead + 2`` batches alive. An image's index, which random starts depend
+    on, is its place in the loader's epoch.
+
+    Raises:
+        ValueError: a negative number, or a loader without batches.
+
+    >>> loader = [(torch.zeros(4, 1, 2, 2), torch.zeros(4).long())] * 3
+    >>> [len(list(step.batches())[0].labels) for step in lookahead(loader, steps=5, ahead=1)]
+    [4, 4, 4, 4, 4]
+    """
+    require(steps >= 0, "steps", steps, "a whole number of at least 0")
+    require(ahead >= 0, "ahead", ahead, "a whole number of at least 0")
+    source = islice(_endless(loader), steps)
+    held: dict[int, Batch] = {}
+    for number in range(steps):
+        for wanted in range(number, min(number + ahead, steps - 1) + 1):
+            if wanted not in held:
+                held[wanted] = next(source)
+        held.pop(number - 2, None)
+        yield Step(number, ahead, steps - 1, _from(dict(held)))
+
+
+def _from(held: dict[int, Batch]) -> Callable[[int], list[Batch]]:
+    return lambda number: [held[number]]
+
+
+def _endless(loader: Iterable[Any]) -> Iterator[Batch]:
+    epoch = 0
+    while True:
+        seen = 0
+        for images, labels in loader:
+            require(images.is_floating_point(), "the images' dtype", str(images.dtype), "floats in [0, 1]")
+            indices = torch.arange(seen, seen + len(images), device=images.device)
+            seen += len(images)
+            yield Batch(images, labels, torch.full_like(indices, epoch), indices, 1.0)
+        require(seen > 0, "the loader", "empty", "at least one batch of (images, labels)")
+        epoch += 1

@@ -1,0 +1,237 @@
+"""What ``make demo`` runs: every method on real digits at three batch sizes, and a report of what came out."""
+
+import argparse
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from importlib.resources import files
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from conadv_lab.config import Config, resolved
+from conadv_lab.recipes import digits
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BATCHES = (64, 256, 898)
+EPOCHS = 20
+LEARNING_RATES = (0.05, 0.1, 0.2, 0.4, 0.8)
+SEEDS = (0, 1, 2)
+TUNING_SEEDS = (100, 101)
+CURVATURE_IMAGES = 256
+EQUAL_ARITHMETIC = 8 / 3
+PAIRED = ("vanilla", "copy", "noise", "disadv", "conadv", "recycled")
+EQUAL_COST = ("copy-equal", "noise-equal", "recycled-equal")
+GRID_FILE = "demo_grid.csv"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method at one batch in one arm of the comparison."""
+
+    method: str
+    arm: str
+    global_batch: int
+    steps: int
+
+    def config(self, lr: float, seed: int) -> Config:
+        recipe = digits.vanilla()
+        return recipe.replace(
+            method=self.method,
+            global_batch=self.global_batch,
+            steps=self.steps,
+            lr=lr,
+            seed=seed,
+            log_every=1_000_000,
+            checkpoint_every=1_000_000,
+        )
+
+
+def cells() -> list[Cell]:
+    """All cells of the demo: equal epochs, equal steps at equal cost, and equal arithmetic at the largest batch."""
+    planned = []
+    for batch in BATCHES:
+        steps = _steps(EPOCHS, batch)
+        planned += [Cell(method, "equal-epochs", batch, steps) for method in PAIRED]
+        planned += [Cell(method, "equal-steps", batch, steps) for method in ("vanilla", *EQUAL_COST)]
+    largest = BATCHES[-1]
+    planned.append(
+        Cell("vanilla", "equal-arithmetic", largest, round(EQUAL_ARITHMETIC * _steps(EPOCHS, largest)))
+    )
+    return planned
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m conadv_lab.demo", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the report and the runs")
+    parser.add_argument("--tune", action="store_true", help="measure the grid of learning rates anew (long)")
+    options = parser.parse_args(arguments)
+    started = time.monotonic()
+    if options.tune:
+        tune(options.out.with_name("demo-grid"))
+        return 0
+    best = best_learning_rates()
+    results = run_all([(cell, best[_key(cell)], seed) for cell in cells() for seed in SEEDS], options.out / "runs")
+    rows = [_row(cell, best[_key(cell)], [results[cell, best[_key(cell)], s] for s in SEEDS]) for cell in cells()]
+    summary = {"seconds": round(time.monotonic() - started, 1), "rows": rows}
+    from conadv_lab.demo_report import print_table, write_report
+    from conadv_lab.runs import write_json
+
+    write_json(options.out / "summary.json", summary)
+    write_report(options.out / "report.html", summary, grid())
+    print_table(rows)
+    print(f"{summary['seconds']} s; report: {options.out / 'report.html'}")
+    return 0
+
+
+Job = tuple[Cell, float, int]
+
+
+def run_all(jobs: Iterable[Job], folder: Path) -> dict[Job, dict[str, Any]]:
+    """Run what is not there yet, a process a core; a cell that two arms share is run once."""
+    jobs = list(jobs)
+    folders = {job: folder / _folder_name(job) for job in jobs}
+    # The long ones first, so that no core waits at the end for one that another has just begun.
+    todo = sorted({folders[job]: job for job in jobs}.items(), key=lambda item: -_price(item[1]))
+    workers = max(1, min(len(todo), os.cpu_count() or 1))
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        futures = [pool.submit(run_one, job, path) for path, job in todo]
+        for done in _progress(as_completed(futures), len(futures)):
+            done.result()
+    return {job: json.loads((path / "sharpness.json").read_text())["figures"] for job, path in folders.items()}
+
+
+def run_one(job: Job, path: Path) -> None:
+    """Train, measure the top eigenvalue, and leave both in the run folder."""
+    from conadv_lab.runs import RunFolder, write_json
+    from conadv_lab.training.evaluate import fixed_images
+    from conadv_lab.training.loop import train
+    from conadv_lab.training.restore import restore
+
+    cell, lr, seed = job
+    if (path / "sharpness.json").exists():
+        return
+    train(cell.config(lr, seed), path, resume=True, progress="none")
+    from conadv_lab import sharpness
+
+    parts, judged = restore(path)
+    facts = {"split": "train", "augmentation": "none", "learning_rate": lr}
+    batch = fixed_images(parts.train_set, CURVATURE_IMAGES)
+    report = sharpness.measure(judged, parts.criterion, [batch], measures=("top_eigenvalue",), facts=facts)
+    result = RunFolder(path).result() or {}
+    top = report["top_eigenvalue"].value
+    figures = {key: result[key] for key in ("test_accuracy", "train_test_gap", "epochs_seen")}
+    figures |= {"top_eigenvalue": top, "lr_times_eigenvalue": lr * top}
+    figures |= {"gradient_evaluations": result["gradient_evaluations"]}
+    write_json(path / "sharpness.json", report.to_dict() | {"figures": figures})
+
+
+def grid() -> list[dict[str, Any]]:
+    """The tuning runs: mean test accuracy of every cell at every learning rate."""
+    import csv
+
+    with (files("conadv_lab") / GRID_FILE).open() as file:
+        rows = list(csv.DictReader(file))
+    return [
+        {
+            "method": row["method"],
+            "arm": row["arm"],
+            "global_batch": int(row["global_batch"]),
+            "lr": float(row["lr"]),
+            "test_accuracy": float(row["test_accuracy"]),
+        }
+        for row in rows
+    ]
+
+
+def best_learning_rates() -> dict[tuple[str, str, int], float]:
+    """The learning rate of highest mean accuracy in the grid, for every cell; the smaller one of equals."""
+    best: dict[tuple[str, str, int], dict[str, Any]] = {}
+    for row in sorted(grid(), key=lambda row: row["lr"]):
+        key = row["method"], row["arm"], row["global_batch"]
+        if key not in best or row["test_accuracy"] > best[key]["test_accuracy"]:
+            best[key] = row
+    return {key: row["lr"] for key, row in best.items()}
+
+
+def tune(folder: Path) -> None:
+    """Measure the grid with seeds that the demo does not use, and write it into the package."""
+    jobs = [(cell, lr, seed) for cell in cells() for lr in LEARNING_RATES for seed in TUNING_SEEDS]
+    results = run_all(jobs, folder)
+    lines = ["method,arm,global_batch,lr,seeds,test_accuracy"]
+    for cell in cells():
+        for lr in LEARNING_RATES:
+            found = [results[cell, lr, seed]["test_accuracy"] for seed in TUNING_SEEDS]
+            lines.append(
+                f"{cell.method},{cell.arm},{cell.global_batch},{lr},{len(found)},{sum(found) / len(found):.3f}"
+            )
+    Path(str(files("conadv_lab") / GRID_FILE)).write_text("\n".join(lines) + "\n")
+
+
+def _row(cell: Cell, lr: float, figures: list[dict[str, Any]]) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "method": cell.method,
+        "arm": cell.arm,
+        "global_batch": cell.global_batch,
+        "epochs": round(figures[0]["epochs_seen"], 3),
+        "steps": cell.steps,
+        "lr": lr,
+        "seeds": len(figures),
+    }
+    for name in ("test_accuracy", "train_test_gap", "top_eigenvalue", "lr_times_eigenvalue"):
+        row[name] = _mean_std([figure[name] for figure in figures])
+    return row | {"gradient_evaluations": figures[0]["gradient_evaluations"]}
+
+
+def _mean_std(values: list[float]) -> dict[str, float]:
+    mean = sum(values) / len(values)
+    variance = sum((value - mean) ** 2 for value in values) / max(1, len(values) - 1)
+    return {"mean": mean, "std": math.sqrt(variance)}
+
+
+def _steps(epochs: float, batch: int) -> int:
+    return round(epochs * 898 / batch)
+
+
+def _key(cell: Cell) -> tuple[str, str, int]:
+    return cell.method, cell.arm, cell.global_batch
+
+
+def _price(job: Job) -> float:
+    cell, _, _ = job
+    passes = {"vanilla": 1.0, "disadv": 8 / 3, "conadv": 8 / 3}.get(cell.method, 2.0)
+    # Small batches cost more per image, and more per step.
+    return cell.steps * (cell.global_batch + 40) * (1.0 if cell.method in EQUAL_COST else passes)
+
+
+def _folder_name(job: Job) -> str:
+    """Named by what is run, so that a changed demo never takes an older run for its own."""
+    cell, lr, seed = job
+    config = resolved(cell.config(lr, seed))
+    digest = sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest()[:8]
+    return f"{cell.method}-b{cell.global_batch}-{cell.steps}steps-lr{lr:g}-s{seed}-{digest}"
+
+
+def _progress(done: Iterable[Any], total: int) -> Iterator[Any]:
+    """A bar on a terminal, a line every tenth of the way elsewhere."""
+    from tqdm import tqdm
+
+    if sys.stderr.isatty():
+        yield from tqdm(done, total=total, unit="run")
+        return
+    for count, item in enumerate(done, 1):
+        if count * 10 // total > (count - 1) * 10 // total:
+            print(f"{count} of {total} runs", flush=True)
+        yield item
+
+
+if __name__ == "__main__":
+    sys.exit(main())

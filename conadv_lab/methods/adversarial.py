@@ -1,0 +1,274 @@
+"""ConAdv and its relatives: clean images through the main branch, altered ones through the adversarial branch."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from conadv_lab.data.hashing import image_keys, signs
+from conadv_lab.data.loader import Batch, Step
+from conadv_lab.methods.attack import Attack
+from conadv_lab.methods.base import (
+    Criterion,
+    Losses,
+    MeanCheck,
+    Method,
+    total,
+    train_on,
+    train_on_clean,
+)
+from conadv_lab.methods.signs import pack, unpack
+from conadv_lab.mistakes import require, unknown
+from conadv_lab.models.norm import has_batch_norm, one_update
+
+Weights = tuple[float, float]
+HALVES: Weights = (0.5, 0.5)
+
+
+class TwoBranches(Method):
+    """Base of the methods that train on clean and altered images: loss = w₁ · mean(clean) + w₂ · mean(altered)."""
+
+    def __init__(self, weights: Weights) -> None:
+        fine = len(weights) == 2 and all(isinstance(w, (int, float)) and w >= 0 for w in weights)
+        require(fine and sum(weights) > 0, "weights", weights, "two numbers of at least 0, not both 0")
+        self.weights = weights
+        self._check = MeanCheck()
+        self._checked_model: nn.Module | None = None
+
+    def _checked(self, model: nn.Module, step: Step, criterion: Criterion) -> Criterion:
+        if model is not self._checked_model:
+            if has_batch_norm(model):
+                raise ValueError(
+                    "the model has batch norm without an adversarial branch; "
+                    "convert it first: model = conadv_lab.mixture_batch_norm(model)"
+                )
+            self._checked_model = model
+        if step.ahead < self.lookahead:
+            raise ValueError(
+                f"the steps look {step.ahead} ahead; {type(self).__name__} needs lookahead(…, ahead={self.lookahead})"
+            )
+        return self._check(criterion)
+
+
+class ConAdv(TwoBranches):
+    """Concurrent adversarial learning: train on images that were attacked with the weights of τ steps ago.
+
+    Liu et al., "Concurrent Adversarial Learning for Large-Batch Training", ICLR 2022, Algorithm 1. At step t the
+    batch of step t + τ is attacked first, with weights and running statistics as they are, and kept; then the
+    step trains on its clean images and on those attacked at step t − τ. No old weights are stored. Nothing in a
+    step waits for its own attack, so that it can run beside the training.
+
+    Args:
+        attack: how an image is attacked.
+        staleness: τ ≥ 0; 0 is DisAdv.
+        weights: of the clean and the adversarial mean loss; (1, 1) as in Algorithm 1. A step without
+            adversarial images weighs its clean loss 1.
+        first: what the first τ steps train on, which the paper does not say: ``"initial"`` is images attacked
+            with the initial weights, ``"clean"`` is clean images alone.
+    """
+
+    def __init__(
+        self,
+        attack: Attack,
+        staleness: int = 1,
+        weights: Weights = (1, 1),
+        first: Literal["initial", "clean"] = "initial",
+    ) -> None:
+        super().__init__(weights)
+        require(
+            isinstance(staleness, int) and staleness >= 0,
+            "staleness",
+            staleness,
+            "a whole number of at least 0",
+        )
+        if first not in ("initial", "clean"):
+            raise unknown("first", str(first), ["initial", "clean"])
+        self.attack, self.staleness, self.first = attack, staleness, first
+        self.lookahead = staleness
+        self.gradient_evaluations = (6 + 2 * attack.steps) / 3
+        self.depth = 1 if staleness else 1 + attack.steps
+        self.pending: dict[int, list[Tensor]] = {}
+
+    def backward(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
+        criterion = self._checked(model, step, criterion)
+        self._attack_ahead(model, step, criterion)
+        pending = self.pending.pop(step.number, None)
+        with one_update(model):
+            if pending is None:
+                return Losses(train_on_clean(model, step, criterion, weight=1.0))
+            clean, adversarial = [], []
+            for batch, kept in zip(step.batches(), pending, strict=True):
+                clean.append(train_on(model, batch.images, batch, criterion, self.weights[0], "main"))
+                images = self.attack.apply(batch, kept)
+                adversarial.append(train_on(model, images, batch, criterion, self.weights[1], "adversarial"))
+            return Losses(total(clean), total(adversarial))
+
+    def sign_agreement(self, model: nn.Module, step: Step, criterion: Criterion) -> float | None:
+        """Share of pixels where the pending, stale sign equals a fresh one; a probe, called before `backward`.
+
+        None where there is no pending sign attack for this step. Costs one attack.
+        """
+        pending = self.pending.get(step.number)
+        if pending is None or pending[0].dtype != torch.uint8:
+            return None
+        agreement = 0.0
+        for batch, kept in zip(step.batches(), pending, strict=True):
+            fresh = unpack(self.attack.perturb(model, batch, criterion), batch.images)
+            same = unpack(kept, batch.images) == fresh
+            agreement += batch.share * same.float().mean().item()
+        return agreement
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"pending": dict(self.pending)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.pending = dict(state["pending"])
+
+    def _attack_ahead(self, model: nn.Module, step: Step, criterion: Criterion) -> None:
+        """Attack what will be trained on within τ steps and is not attacked yet: τ + 1 batches at first, then one."""
+        for number in range(step.number, min(step.number + self.staleness, step.last) + 1):
+            clean_start = self.first == "clean" and number < self.staleness
+            if number not in self.pending and not clean_start:
+                batches = step.batches(number - step.number)
+                self.pending[number] = [self.attack.perturb(model, b, criterion) for b in batches]
+
+
+class DisAdv(ConAdv):
+    """Distributed adversarial training: attack a batch with today's weights, then train on it. ConAdv with τ = 0.
+
+    >>> from conadv_lab.methods.attack import SignAttack
+    >>> DisAdv(SignAttack(1 / 255)).depth
+    2
+    """
+
+    def __init__(self, attack: Attack, weights: Weights = (1, 1)) -> None:
+        super().__init__(attack, staleness=0, weights=weights)
+
+
+class Recycled(TwoBranches):
+    """Recycled ConAdv: the clean backward of step t also gives ∇ₓL; step t + 1 trains on x_t moved along its sign.
+
+    Ours, not the paper's. Staleness 1 and depth 1 without an attack pass: x̂ = clip[0,1](x + ε · sign(∇ₓL)), the
+    gradient through the main branch as it trains. The first step trains on clean images alone, with weight 1.
+
+    Args:
+        epsilon: length of the move, in image units.
+        equal_cost: of a global batch B, half are new clean images and half are the step before's, moved; each
+            half has weight ½, and a step costs what a vanilla step costs.
+        weights: of the clean and the adversarial mean loss; None is (1, 1), or (½, ½) at equal cost.
+    """
+
+    def __init__(self, epsilon: float, equal_cost: bool = False, weights: Weights | None = None) -> None:
+        super().__init__(_weights(weights, equal_cost))
+        require(isinstance(epsilon, (int, float)) and 0 <= epsilon <= 1, "epsilon", epsilon, "0 to 1")
+        self.epsilon, self.equal_cost = epsilon, equal_cost
+        self.clean_fraction, self.gradient_evaluations = _cost(equal_cost)
+        self.pending: list[Tensor] = []
+
+    def backward(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
+        criterion = self._checked(model, step, criterion)
+        clean, gradients, shares = [], [], []
+        with one_update(model):
+            for batch in step.batches():
+                shares.append(batch.share)
+                images = batch.images.detach().requires_grad_()
+                weight = self.weights[0] if self.pending else 1.0
+                clean.append(train_on(model, images, batch, criterion, weight, "main"))
+                assert images.grad is not None
+                gradients.append(pack(images.grad))
+            adversarial = []
+            if self.pending:
+                for batch, kept in zip(previous(step, shares), self.pending, strict=False):
+                    moved = unpack(kept, batch.images).mul_(self.epsilon).add_(batch.images).clamp_(0, 1)
+                    adversarial.append(
+                        train_on(model, moved, batch, criterion, self.weights[1], "adversarial")
+                    )
+        self.pending = gradients
+        return Losses(total(clean), total(adversarial) if adversarial else None)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"pending": list(self.pending)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.pending = list(state["pending"])
+
+
+class _Control(TwoBranches):
+    """A control: as its rival, but the altered images come from no gradient.
+
+    Paired, a step trains on its own images and their altered form, as ConAdv does. At equal cost it trains on
+    B/2 new images and on the step before's, altered, as recycled ConAdv does.
+    """
+
+    def __init__(self, equal_cost: bool, weights: Weights | None) -> None:
+        super().__init__(_weights(weights, equal_cost))
+        self.equal_cost = equal_cost
+        self.clean_fraction, self.gradient_evaluations = _cost(equal_cost)
+
+    def alter(self, batch: Batch) -> Tensor:
+        raise NotImplementedError
+
+    def backward(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
+        criterion = self._checked(model, step, criterion)
+        alone = self.equal_cost and step.number == 0
+        clean, altered, shares = [], [], []
+        with one_update(model):
+            for batch in step.batches():
+                shares.append(batch.share)
+                weight = 1.0 if alone else self.weights[0]
+                clean.append(train_on(model, batch.images, batch, criterion, weight, "main"))
+                if not self.equal_cost:
+                    altered.append(self._train_on_altered(model, batch, criterion))
+            if self.equal_cost and not alone:
+                others = previous(step, shares)
+                altered = [self._train_on_altered(model, batch, criterion) for batch in others]
+        return Losses(total(clean), total(altered) if altered else None)
+
+    def _train_on_altered(self, model: nn.Module, batch: Batch, criterion: Criterion) -> Tensor:
+        return train_on(model, self.alter(batch), batch, criterion, self.weights[1], "adversarial")
+
+
+class Noise(_Control):
+    """Control: random signs of length ε in place of the attack, fixed by (seed, epoch, image)."""
+
+    def __init__(
+        self, epsilon: float, equal_cost: bool = False, weights: Weights | None = None, seed: int = 0
+    ) -> None:
+        super().__init__(equal_cost, weights)
+        require(isinstance(epsilon, (int, float)) and 0 <= epsilon <= 1, "epsilon", epsilon, "0 to 1")
+        self.epsilon, self.seed = epsilon, seed
+
+    def alter(self, batch: Batch) -> Tensor:
+        keys = image_keys(self.seed, "noise", batch.epochs, batch.indices)
+        noise = signs(keys, batch.images[0].numel()).view(batch.images.shape)
+        return noise.to(batch.images.dtype).mul_(self.epsilon).add_(batch.images).clamp_(0, 1)
+
+
+class Copy(_Control):
+    """Control: the same images once more, unchanged, through the adversarial branch."""
+
+    def __init__(self, equal_cost: bool = False, weights: Weights | None = None) -> None:
+        super().__init__(equal_cost, weights)
+
+    def alter(self, batch: Batch) -> Tensor:
+        return batch.images
+
+
+def previous(step: Step, shares: list[float]) -> Iterable[Batch]:
+    """The leading micro-batches of the step before, as many as ``shares`` and weighed by them.
+
+    An equal-cost run's step 0 has twice the groups of step 1, which therefore uses the first half of them.
+    """
+    for batch, share in zip(step.batches(-1), shares, strict=False):
+        yield replace(batch, share=share)
+
+
+def _weights(weights: Weights | None, equal_cost: bool) -> Weights:
+    return weights if weights is not None else HALVES if equal_cost else (1, 1)
+
+
+def _cost(equal_cost: bool) -> tuple[float, float]:
+    """(clean fraction, gradient evaluations) of a method with two training passes and no attack pass."""
+    return (0.5, 1.0) if equal_cost else (1.0, 2.0)

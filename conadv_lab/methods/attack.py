@@ -1,0 +1,227 @@
+"""Attacks on images: what is computed with some weights (`perturb`) and what is kept until it is used (`apply`).
+
+An attack changes neither the weights' gradients nor the running statistics. Images are floats in [0, 1], and so
+are ε and step. The direction is ascent on the true label (Goodfellow et al. 2015, Madry et al. 2018).
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from conadv_lab.data.hashing import image_keys, uniform
+from conadv_lab.data.loader import Batch
+from conadv_lab.methods.base import Criterion
+from conadv_lab.methods.signs import pack, unpack
+from conadv_lab.mistakes import require, unknown
+from conadv_lab.models.norm import Branch, Statistics, adversarial_updates, branch_of
+
+WARM_UPDATES = 10
+"""Updates of the adversarial branch before its running statistics are trusted; batch statistics until then."""
+
+
+class Attack:
+    """Base of the attacks.
+
+    Args:
+        epsilon: radius of the ball, in image units.
+        step: length of one step; None is ``epsilon``.
+        random_start: begin at a uniform point of the ball, which depends on (seed, epoch, image) alone.
+        seed: of the random start.
+        branch: batch norm branch that is attacked.
+        statistics: ``"running"`` attacks the network as it evaluates, ``"batch"`` as it trains.
+    """
+
+    steps = 1
+
+    def __init__(
+        self,
+        epsilon: float,
+        step: float | None = None,
+        random_start: bool = True,
+        seed: int = 0,
+        *,
+        branch: Branch = "adversarial",
+        statistics: Statistics = "running",
+    ) -> None:
+        require(
+            _is_number(epsilon) and 0 <= epsilon <= 1, "epsilon", epsilon, "0 to 1, as images are in [0, 1]"
+        )
+        require(step is None or (_is_number(step) and step > 0), "step", step, "a number above 0, or None")
+        if branch not in ("main", "adversarial"):
+            raise unknown("branch", str(branch), ["main", "adversarial"])
+        if statistics not in ("running", "batch"):
+            raise unknown("batch norm statistics", str(statistics), ["running", "batch"])
+        self.epsilon = float(epsilon)
+        self.step = self.epsilon if step is None else float(step)
+        self.random_start, self.seed = random_start, seed
+        self.branch, self.statistics = branch, statistics
+
+    def perturb(self, model: nn.Module, batch: Batch, criterion: Criterion) -> Tensor:
+        """What has to be kept of an attack on ``batch`` with the model as it is now."""
+        raise NotImplementedError
+
+    def apply(self, batch: Batch, kept: Tensor) -> Tensor:
+        """The adversarial images of ``batch`` from what `perturb` kept."""
+        raise NotImplementedError
+
+    def gradient(self, model: nn.Module, images: Tensor, labels: Tensor, criterion: Criterion) -> Tensor:
+        """Input gradient (B, C, H, W) of the attacked branch."""
+        statistics: Statistics = self.statistics
+        updates = adversarial_updates(model)
+        if self.branch == "adversarial" and updates is not None and updates < WARM_UPDATES:
+            statistics = "batch"
+        return input_gradient(model, images, labels, criterion, self.branch, statistics)
+
+
+class SignAttack(Attack):
+    """One step of length ``step`` along the sign of the input gradient: one bit a pixel is kept.
+
+    x̂ = clip[0,1](x + clip[−ε,ε](u + step · sign(∇ₓL(clip[0,1](x + u))))), u the random start or 0, sign(0) = +1.
+    Goodfellow et al., "Explaining and Harnessing Adversarial Examples", ICLR 2015; the random start as in
+    Wong et al., "Fast is better than free", ICLR 2020.
+
+    >>> SignAttack(epsilon=4)
+    Traceback (most recent call last):
+    ValueError: epsilon is 4; allowed: 0 to 1, as images are in [0, 1]
+    """
+
+    def perturb(self, model: nn.Module, batch: Batch, criterion: Criterion) -> Tensor:
+        start = self._start(batch)
+        images = batch.images if start is None else (batch.images + start).clamp_(0, 1)
+        return pack(self.gradient(model, images, batch.labels, criterion))
+
+    def apply(self, batch: Batch, kept: Tensor) -> Tensor:
+        delta = unpack(kept, batch.images).mul_(self.step)
+        start = self._start(batch)
+        if start is not None:
+            delta.add_(start)
+        return delta.clamp_(-self.epsilon, self.epsilon).add_(batch.images).clamp_(0, 1)
+
+    def _start(self, batch: Batch) -> Tensor | None:
+        return linf_start(batch, self.epsilon, self.seed) if self.random_start else None
+
+
+class PGDAttack(Attack):
+    """k projected steps in the L∞ or L2 ball; the perturbation is kept as floats, 4 bytes a value.
+
+    Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018. The random start in
+    the L2 ball uses logarithms and cosines, whose last bits may differ between a CPU and CUDA.
+    """
+
+    def __init__(
+        self,
+        epsilon: float,
+        step: float | None = None,
+        random_start: bool = True,
+        seed: int = 0,
+        *,
+        steps: int = 10,
+        norm: Literal["linf", "l2"] = "linf",
+        branch: Branch = "adversarial",
+        statistics: Statistics = "running",
+    ) -> None:
+        require(isinstance(steps, int) and steps >= 1, "steps", steps, "a whole number of at least 1")
+        if norm not in ("linf", "l2"):
+            raise unknown("norm", str(norm), ["linf", "l2"])
+        # An L2 ball that reaches across images has a radius above 1, so its bound is the image's diagonal.
+        require(_is_number(epsilon) and epsilon >= 0, "epsilon", epsilon, "a number of at least 0")
+        bounded = min(epsilon, 1.0) if norm == "l2" else epsilon
+        super().__init__(bounded, step, random_start, seed, branch=branch, statistics=statistics)
+        self.epsilon = float(epsilon)
+        self.step = self.epsilon if step is None else float(step)
+        self.steps, self.norm = steps, norm
+
+    def perturb(self, model: nn.Module, batch: Batch, criterion: Criterion) -> Tensor:
+        delta = self._start(batch)
+        for _ in range(self.steps):
+            images = (batch.images + delta).clamp_(0, 1)
+            gradient = self.gradient(model, images, batch.labels, criterion)
+            delta = self._project(delta + self.step * self._direction(gradient))
+            delta = (batch.images + delta).clamp_(0, 1) - batch.images
+        return delta
+
+    def apply(self, batch: Batch, kept: Tensor) -> Tensor:
+        return (batch.images + kept).clamp_(0, 1)
+
+    def _start(self, batch: Batch) -> Tensor:
+        if not self.random_start:
+            return torch.zeros_like(batch.images)
+        start = linf_start if self.norm == "linf" else l2_start
+        return start(batch, self.epsilon, self.seed)
+
+    def _direction(self, gradient: Tensor) -> Tensor:
+        if self.norm == "linf":
+            return torch.where(gradient >= 0, 1.0, -1.0).to(gradient.dtype)
+        return gradient / _lengths(gradient).clamp_min(torch.finfo(gradient.dtype).tiny)
+
+    def _project(self, delta: Tensor) -> Tensor:
+        if self.norm == "linf":
+            return delta.clamp_(-self.epsilon, self.epsilon)
+        return delta * (self.epsilon / _lengths(delta).clamp_min(1e-12)).clamp_max(1.0)
+
+
+def input_gradient(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    criterion: Criterion,
+    branch: Branch,
+    statistics: Statistics,
+) -> Tensor:
+    """∇ₓ of the mean loss, (B, C, H, W), in evaluation mode but for the statistics asked for.
+
+    No weight gradient is computed, and the running statistics stay as they are.
+    """
+    images = images.detach().requires_grad_()
+    with _frozen(model), branch_of(model, branch, statistics), torch.enable_grad():
+        (gradient,) = torch.autograd.grad(criterion(model(images), labels), images)
+    return gradient
+
+
+def linf_start(batch: Batch, epsilon: float, seed: int) -> Tensor:
+    """Uniform in the L∞ ball: the same bits on any device, for any split over micro-batches and ranks."""
+    keys = image_keys(seed, "start", batch.epochs, batch.indices)
+    values = uniform(keys, batch.images[0].numel()).view(batch.images.shape)
+    return values.mul_(2 * epsilon).sub_(epsilon).to(batch.images.dtype)
+
+
+def l2_start(batch: Batch, epsilon: float, seed: int) -> Tensor:
+    """Uniform in the L2 ball: a normal direction (Box and Muller 1958), a radius of ε · u^(1/d)."""
+    keys = image_keys(seed, "start", batch.epochs, batch.indices)
+    size = batch.images[0].numel()
+    draws = uniform(keys, 2 * size + 1)
+    lengths = (-2 * torch.log1p(-draws[:, :size])).sqrt_()
+    normal = lengths.mul_(torch.cos(2 * math.pi * draws[:, size:-1]))
+    radii = epsilon * draws[:, -1:] ** (1 / size)
+    normal = normal * (radii / normal.norm(dim=1, keepdim=True).clamp_min(1e-12))
+    return normal.view(batch.images.shape).to(batch.images.dtype)
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without weight gradients, each module and parameter put back as it was."""
+    training = [module for module in model.modules() if module.training]
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for module in training:
+        module.training = False
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+        for parameter in learning:
+            parameter.requires_grad_(True)
+
+
+def _lengths(images: Tensor) -> Tensor:
+    return images.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)

@@ -1,0 +1,124 @@
+"""What a method is: the one place where methods differ is how a step's gradient is made."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from conadv_lab.data.loader import Batch, Step
+from conadv_lab.models.norm import Branch, branch_of, one_update
+
+Criterion = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Mean losses of a step, detached and on the device; ``adversarial`` is None where none was trained on."""
+
+    clean: Tensor
+    adversarial: Tensor | None = None
+
+
+class Method:
+    """Base of all methods. ``backward`` adds the gradient of one global step to the parameters' ``.grad``.
+
+    Attributes:
+        lookahead: how many steps ahead the stream must let it see.
+        clean_fraction: new clean images of a step over the global batch B: 1, or ½ for equal-cost forms.
+        gradient_evaluations: passes (forward, input gradient, weight gradient) / 3, per image of B.
+        depth: gradient computations of a step that must follow one another.
+    """
+
+    lookahead: int = 0
+    clean_fraction: float = 1.0
+    gradient_evaluations: float = 1.0
+    depth: int = 1
+
+    def backward(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs beside weights: tensors and plain values only."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+
+
+class Vanilla(Method):
+    """Mini-batch gradient descent: the mean loss of the clean images.
+
+    >>> Vanilla().gradient_evaluations
+    1.0
+    """
+
+    def __init__(self) -> None:
+        self._check = MeanCheck()
+
+    def backward(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
+        criterion = self._check(criterion)
+        with one_update(model):
+            return Losses(train_on_clean(model, step, criterion, weight=1.0))
+
+
+def train_on(
+    model: nn.Module, images: Tensor, batch: Batch, criterion: Criterion, weight: float, branch: Branch
+) -> Tensor:
+    """Forward and backward of one micro-batch; returns its share of the step's unweighted mean loss."""
+    with branch_of(model, branch):
+        loss = criterion(model(images), batch.labels)
+    scale = weight * batch.share
+    (loss if scale == 1 else loss * scale).backward()
+    return loss.detach() * batch.share
+
+
+def train_on_clean(model: nn.Module, step: Step, criterion: Criterion, weight: float) -> Tensor:
+    """Train on the step's own images through the main branch; returns their mean loss."""
+    parts = [train_on(model, b.images, b, criterion, weight, "main") for b in step.batches()]
+    return total(parts)
+
+
+def total(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
+
+
+class MeanCheck:
+    """Wraps a criterion, and refuses at its first use one that is not a mean over the images.
+
+    With a sum, the weights of clean and adversarial losses and of micro-batches would mean something else.
+    """
+
+    def __init__(self) -> None:
+        self._checked: Criterion | None = None
+
+    def __call__(self, criterion: Criterion) -> Criterion:
+        return criterion if criterion is self._checked else self._checking(criterion)
+
+    def _checking(self, criterion: Criterion) -> Criterion:
+        def checked(outputs: Tensor, labels: Tensor) -> Tensor:
+            loss = criterion(outputs, labels)
+            if self._checked is not criterion:
+                check_mean(criterion, outputs.detach(), labels)
+                self._checked = criterion
+            return loss
+
+        return checked
+
+
+@torch.no_grad()
+def check_mean(criterion: Criterion, outputs: Tensor, labels: Tensor) -> None:
+    """Raise ``ValueError`` unless the loss is a number, and the same number for every image twice."""
+    once = criterion(outputs, labels)
+    if once.ndim != 0:
+        raise ValueError(
+            f"the criterion returned a tensor of shape {tuple(once.shape)}; "
+            "allowed: one mean over the images (reduction='mean')"
+        )
+    twice = criterion(torch.cat([outputs, outputs]), torch.cat([labels, labels]))
+    if torch.isfinite(once) and not torch.allclose(once, twice, rtol=1e-3, atol=1e-5):
+        raise ValueError(
+            f"the criterion gave {once.item():.4g} for a batch and {twice.item():.4g} for the batch twice; "
+            "allowed: a mean over the images (reduction='mean'), not a sum"
+        )

@@ -1,0 +1,295 @@
+"""Mixture batch norm: one batch norm for clean images and one for adversarial images, in any network.
+
+Adversarial images have other activation statistics than clean ones, so each kind is normalised by a branch
+of its own (Xie et al., "Adversarial Examples Improve Image Recognition", CVPR 2020). Only the main branch is
+used after training.
+"""
+
+import copy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from conadv_lab.mistakes import require
+
+Branch = Literal["main", "adversarial"]
+Statistics = Literal["batch", "running"]
+
+
+@dataclass
+class _Mode:
+    """What all mixture norms of one model share: which branch, which statistics, and an open global step."""
+
+    branch: Branch | int = "main"
+    statistics: Statistics | None = None
+    in_step: bool = False
+    touched: list["_Group"] = field(default_factory=list)
+    adversarial_updates: int | None = None
+
+
+@dataclass
+class _Group:
+    """Average of the batch statistics of one branch's ghost groups since the global step was opened."""
+
+    branch: Branch
+    norm: Any  # a _BatchNorm that tracks statistics: torch types its buffers as optional
+    mean: Tensor
+    var: Tensor
+    count: int = 0
+
+    def fits(self, norm: Any) -> bool:
+        stored, wanted = self.mean, norm.running_mean
+        return self.norm is norm and stored.device == wanted.device and stored.dtype == wanted.dtype
+
+
+class MixtureBatchNorm(nn.Module):
+    """Two batch norms with the same input shape; the model's context says which one an image goes through.
+
+    The children ``main`` and ``adversarial`` are ordinary batch norms of the type that was converted, so
+    ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` keeps both. Other attributes are those of ``main``.
+    """
+
+    def __init__(self, norm: _BatchNorm, mode: _Mode) -> None:
+        super().__init__()
+        self.main = norm
+        self.adversarial = copy.deepcopy(norm)
+        self.mode = mode
+        self._groups: dict[str, _Group] = {}
+        self.register_load_state_dict_post_hook(_forget_updates)
+
+    def __getattr__(self, name: str):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "main":
+                raise
+            return getattr(self.main, name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = self.mode.branch
+        if not isinstance(branch, int):
+            return self._normalise(branch, x)
+        if branch >= len(x):
+            return self._normalise("main", x)
+        if branch == 0:
+            return self._normalise("adversarial", x)
+        clean, other = x[:branch], x[branch:]
+        return torch.cat([self._normalise("main", clean), self._normalise("adversarial", other)])
+
+    def _normalise(self, branch: Branch, x: Tensor) -> Tensor:
+        norm = self.main if branch == "main" else self.adversarial
+        statistics = self.mode.statistics
+        if statistics == "batch":
+            return F.batch_norm(x, None, None, norm.weight, norm.bias, True, 0.0, norm.eps)
+        if statistics is None and norm.training and norm.running_mean is not None:
+            if self.mode.in_step:
+                return self._accumulate(branch, norm, x)
+            self.mode.adversarial_updates = None
+            return norm(x)
+        norm._check_input_dim(x)
+        use_batch = norm.running_mean is None
+        return F.batch_norm(
+            x, norm.running_mean, norm.running_var, norm.weight, norm.bias, use_batch, 0.0, norm.eps
+        )
+
+    def _accumulate(self, branch: Branch, norm: Any, x: Tensor) -> Tensor:
+        """Normalise by the batch and add its statistics to the average of this step's groups."""
+        group = self._groups.get(branch)
+        if group is None or not group.fits(norm):
+            mean, var = torch.zeros_like(norm.running_mean), torch.zeros_like(norm.running_var)
+            group = self._groups[branch] = _Group(branch, norm, mean, var)
+        if group.count == 0:
+            self.mode.touched.append(group)
+        group.count += 1
+        # A momentum of 1/k turns the exponential average that batch_norm keeps into a plain one.
+        momentum = 1.0 / group.count
+        if _spans_ranks(norm):
+            return _with_buffers(norm, group, momentum, x)
+        norm._check_input_dim(x)
+        return F.batch_norm(x, group.mean, group.var, norm.weight, norm.bias, True, momentum, norm.eps)
+
+
+def mixture_batch_norm(model: nn.Module) -> nn.Module:
+    """Give every batch norm of ``model`` (1d, 2d, 3d, Sync) an adversarial branch; changes and returns it.
+
+    Both branches start from the weights and running statistics found. A model that was converted before, or
+    that has no batch norm, is returned as it is.
+
+    >>> net = mixture_batch_norm(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)))
+    >>> sorted(name for name, _ in net.named_parameters() if name.startswith("1."))
+    ['1.adversarial.bias', '1.adversarial.weight', '1.main.bias', '1.main.weight']
+    """
+    mode = _mode(model) or _Mode()
+    return _convert(model, mode, {})
+
+
+def plain_batch_norm(model: nn.Module) -> nn.Module:
+    """A deep copy of ``model`` without the adversarial branch: what is exported and used for inference."""
+    plain = copy.deepcopy(model)
+    if isinstance(plain, MixtureBatchNorm):
+        return plain.main
+    for parent in list(plain.modules()):
+        for name, child in list(parent._modules.items()):
+            if isinstance(child, MixtureBatchNorm):
+                setattr(parent, name, child.main)
+    return plain
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether a batch norm outside a mixture is left in ``model``."""
+    inside = {id(n) for m in model.modules() if isinstance(m, MixtureBatchNorm) for n in m.children()}
+    return any(isinstance(m, _BatchNorm) and id(m) not in inside for m in model.modules())
+
+
+@contextmanager
+def branch_of(model: nn.Module, branch: Branch | int, statistics: Statistics | None = None) -> Iterator[None]:
+    """Send images through one branch, or the first ``branch`` images of a batch through the main one.
+
+    Args:
+        model: a model converted by `mixture_batch_norm`; one without batch norm is left alone.
+        branch: ``"main"``, ``"adversarial"``, or the number of leading images that are clean.
+        statistics: None follows ``train()`` and ``eval()``; ``"running"`` and ``"batch"`` force one kind and
+            leave the running statistics as they are.
+    """
+    require(
+        branch in ("main", "adversarial") or (isinstance(branch, int) and branch >= 0),
+        "branch",
+        branch,
+        "'main', 'adversarial' or a number of clean images",
+    )
+    mode = _mode(model)
+    if mode is None:
+        yield
+        return
+    before = mode.branch, mode.statistics
+    mode.branch, mode.statistics = branch, statistics
+    try:
+        yield
+    finally:
+        mode.branch, mode.statistics = before
+
+
+@contextmanager
+def one_update(model: nn.Module, momentum: float | None = None) -> Iterator[None]:
+    """Update running statistics once, on leaving, with the average over all groups seen inside.
+
+    So the statistics do not depend on how a global batch is cut into the same groups. Outside this context a
+    mixture norm updates at every training forward, as an ordinary batch norm does. After an exception the
+    running statistics are as they were.
+
+    Args:
+        momentum: weight of the new average; None takes each norm's own.
+    """
+    mode = _mode(model)
+    if mode is None:
+        yield
+        return
+    require(not mode.in_step, "one_update", "nested", "one open global step a model")
+    mode.in_step = True
+    try:
+        yield
+        _commit(mode, momentum)
+    finally:
+        for group in mode.touched:
+            group.count = 0
+        mode.touched.clear()
+        mode.in_step = False
+
+
+@torch.no_grad()
+def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Replace the main branch's running statistics by their average over ``batches`` of images (B, C, H, W).
+
+    Few-step runs otherwise are judged on averages that have not warmed up. Train or eval mode is kept.
+    """
+    if _mode(model) is None:
+        return
+    training = [(module, module.training) for module in model.modules()]
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    model.eval()
+    for norm in norms:
+        norm.training = True
+    try:
+        with branch_of(model, "main"), one_update(model, momentum=1.0):
+            for images in batches:
+                model(images)
+    finally:
+        for module, flag in training:
+            module.training = flag
+
+
+def adversarial_updates(model: nn.Module) -> int | None:
+    """How often the adversarial branch's running statistics were updated; None without mixture batch norm."""
+    mode = _mode(model)
+    if mode is None:
+        return None
+    if mode.adversarial_updates is None:
+        # Kept as a number because reading the buffer would make the host wait for the device in every step.
+        tracked = next(m for m in model.modules() if isinstance(m, MixtureBatchNorm))
+        counter = tracked.adversarial.num_batches_tracked
+        mode.adversarial_updates = 0 if counter is None else int(counter)
+    return mode.adversarial_updates
+
+
+def _convert(module: nn.Module, mode: _Mode, done: dict[int, MixtureBatchNorm]) -> nn.Module:
+    if isinstance(module, MixtureBatchNorm):
+        module.mode = mode
+        return module
+    if isinstance(module, _BatchNorm):
+        # A norm that the model uses in two places stays one norm.
+        return done.setdefault(id(module), MixtureBatchNorm(module, mode))
+    for name, child in module._modules.items():  # named_children would pass over a second use
+        if child is not None:
+            module._modules[name] = _convert(child, mode, done)
+    return module
+
+
+def _mode(model: nn.Module) -> _Mode | None:
+    norm = next((m for m in model.modules() if isinstance(m, MixtureBatchNorm)), None)
+    return None if norm is None else norm.mode
+
+
+def _commit(mode: _Mode, momentum: float | None) -> None:
+    """One exponential-average step of every touched norm; ``momentum=None`` in a norm means a plain average."""
+    if not mode.touched:
+        return
+    torch._foreach_add_([group.norm.num_batches_tracked for group in mode.touched], 1)
+    by_weight: dict[float, tuple[list[Tensor], list[Tensor]]] = {}
+    for group in mode.touched:
+        norm = group.norm
+        weight = momentum if momentum is not None else norm.momentum
+        weight = 1.0 / int(norm.num_batches_tracked) if weight is None else weight
+        old, new = by_weight.setdefault(weight, ([], []))
+        old += [norm.running_mean, norm.running_var]
+        new += [group.mean, group.var]
+    with torch.no_grad():
+        for weight, (old, new) in by_weight.items():
+            torch._foreach_lerp_(old, new, weight)
+    if mode.adversarial_updates is not None and any(g.branch == "adversarial" for g in mode.touched):
+        mode.adversarial_updates += 1
+
+
+def _spans_ranks(norm: _BatchNorm) -> bool:
+    ready = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return isinstance(norm, nn.SyncBatchNorm) and ready and torch.distributed.get_world_size() > 1
+
+
+def _with_buffers(norm: Any, group: _Group, momentum: float, x: Tensor) -> Tensor:
+    """Call a synchronised norm, its statistics going to ``group`` instead of its own buffers."""
+    kept = norm.running_mean, norm.running_var, norm.num_batches_tracked, norm.momentum
+    norm.running_mean, norm.running_var, norm.num_batches_tracked = group.mean, group.var, None
+    norm.momentum = momentum
+    try:
+        return norm(x)
+    finally:
+        norm.running_mean, norm.running_var, norm.num_batches_tracked, norm.momentum = kept
+
+
+def _forget_updates(module: MixtureBatchNorm, _keys: object) -> None:
+    module.mode.adversarial_updates = None

@@ -1,0 +1,111 @@
+"""LAMB: layer-wise adaptive moments (You et al., ICLR 2020, arXiv 1904.00962)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from conadv_lab.mistakes import require
+from conadv_lab.optim.tensors import norms, with_gradients
+
+
+class LAMB(Optimizer):
+    """Adam whose step in each tensor has the length of the weight (Algorithm 2, with φ(z) = z).
+
+    With g the gradient and d the weight decay, at step t for each tensor
+
+        m ← β₁ m + (1 − β₁) g        m̂ = m / (1 − β₁ᵗ)
+        v ← β₂ v + (1 − β₂) g²       v̂ = v / (1 − β₂ᵗ)
+        u = m̂ / (√v̂ + eps) + d w     w ← w − lr λ u,  λ = ‖w‖ / ‖u‖
+
+    λ is 1 where ‖w‖ = 0 or ‖u‖ = 0, so a tensor that starts at zero learns. Groups with ``adapt=False``
+    (batch norm, biases: see ``parameter_groups``) take λ = 1, that is Adam, and no weight decay unless the
+    group names one. Nothing waits for the device. Gradients are only read.
+
+    Args:
+        params: tensors or groups, as for every torch optimiser; a group may set any argument below.
+        lr: learning rate, at least 0; the group's entry ``lr`` may change at every step.
+        betas: (β₁, β₂), both in [0, 1).
+        eps: added to the root, above 0.
+        weight_decay: d, at least 0.
+
+    Raises:
+        ValueError: an argument outside its range, or a sparse gradient.
+
+    >>> weight = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
+    >>> optimizer = LAMB([weight], lr=0.1, weight_decay=0.0)
+    >>> weight.grad = torch.tensor([0.0, 100.0])  # its length does not matter
+    >>> optimizer.step()
+    >>> weight.data  # one step of 0.1 × 5
+    tensor([3.0000, 3.5000])
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.01,
+    ) -> None:
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "adapt": True}
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, checked; without adaptation its weight decay is 0 unless it names one."""
+        if not param_group.get("adapt", True):
+            param_group.setdefault("weight_decay", 0.0)
+        group = {**self.defaults, **param_group}
+        for name in ("lr", "weight_decay"):
+            require(group[name] >= 0, name, group[name], "a number of at least 0")
+        require(group["eps"] > 0, "eps", group["eps"], "a number above 0")
+        require(all(0 <= beta < 1 for beta in group["betas"]), "betas", group["betas"], "numbers in [0, 1)")
+        super().add_param_group(param_group)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Take one step; a closure is run first, with gradients on, and its loss is returned."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for params, grads in with_gradients(group["params"]):
+                updates = _updates(group, params, grads, [self._moments(param) for param in params])
+                if group["adapt"]:
+                    weight, update = norms(params), norms(updates)
+                    ratio = torch.where((weight > 0) & (update > 0), weight / update, 1.0)
+                    torch._foreach_addcmul_(params, updates, ratio.mul_(-group["lr"]).unbind())
+                else:
+                    torch._foreach_add_(params, updates, alpha=-group["lr"])
+        return loss
+
+    def _moments(self, param: Tensor) -> dict[str, Any]:
+        state = self.state[param]
+        if not state:
+            state["step"] = 0
+            state["mean"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+            state["square"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+        state["step"] += 1
+        return state
+
+
+def _updates(
+    group: dict[str, Any], params: list[Tensor], grads: list[Tensor], states: list[dict[str, Any]]
+) -> list[Tensor]:
+    """u for each parameter, the moments being brought up to date."""
+    beta_mean, beta_square = group["betas"]
+    means, squares = [state["mean"] for state in states], [state["square"] for state in states]
+    torch._foreach_lerp_(means, grads, 1 - beta_mean)
+    torch._foreach_mul_(squares, beta_square)
+    torch._foreach_addcmul_(squares, grads, grads, 1 - beta_square)
+    updates = torch._foreach_div(squares, [1 - beta_square ** state["step"] for state in states])
+    torch._foreach_sqrt_(updates)
+    torch._foreach_add_(updates, group["eps"])
+    torch._foreach_mul_(updates, [1 - beta_mean ** state["step"] for state in states])
+    updates = torch._foreach_div(means, updates)
+    if group["weight_decay"]:
+        torch._foreach_add_(updates, params, alpha=group["weight_decay"])
+    return list(updates)

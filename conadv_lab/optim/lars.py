@@ -1,0 +1,146 @@
+"""LARS: layer-wise adaptive rate scaling (You, Gitman, Ginsburg 2017, arXiv 1708.03888) in three variants."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from conadv_lab.mistakes import require, unknown
+from conadv_lab.optim.tensors import blocks, norms, with_gradients
+
+
+class LARS(Optimizer):
+    """Momentum SGD whose step in each tensor is scaled by the trust ratio λ of weight and gradient.
+
+    With g the gradient, m the momentum, d the weight decay and η the trust coefficient, for each tensor
+
+        λ = η ‖w‖ / (‖g‖ + d ‖w‖ + eps), and 1 where ‖w‖ = 0 or ‖g‖ = 0
+
+        A   v ← m v + lr λ (g + d w)    w ← w − v         You et al. 2017 (Algorithm 1); MLPerf's reference
+        B   v ← m v + λ (g + d w)       w ← w − lr v      most PyTorch ports; MLPerf's winners, to rounding
+        C   v ← m v + g + d w           w ← w − lr λ v    NUS-HPC-AI; λ at most ``clamp``
+
+    A, B and C are the same while lr and λ stay what they are, and differ from the first change on. The
+    velocity v starts at zero. A zero weight or a zero gradient gives λ = 1, that is plain momentum SGD: a
+    tensor that starts at zero learns. Without weight decay the first step has length lr η ‖w‖.
+
+    Groups with ``adapt=False`` (batch norm, biases: see ``parameter_groups``) take λ = 1 and no weight decay
+    unless the group names one. Nothing waits for the device: λ stays a tensor there. Gradients are only read.
+
+    Args:
+        params: tensors or groups, as for every torch optimiser; a group may set any argument below.
+        lr: learning rate, at least 0; the group's entry ``lr`` may change at every step.
+        momentum: m, in [0, 1).
+        weight_decay: d, at least 0.
+        trust_coefficient: η, above 0.
+        variant: "A", "B" or "C".
+        eps: added to the ratio's denominator, at least 0.
+        clamp: the largest λ of variant C, above 0; A and B have no limit.
+
+    Raises:
+        ValueError: an argument outside its range, an unknown variant, or a sparse gradient.
+
+    >>> weight = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
+    >>> optimizer = LARS([weight], lr=2.0, weight_decay=0.0)
+    >>> weight.grad = torch.tensor([0.0, 100.0])  # its length does not matter
+    >>> optimizer.step()
+    >>> weight.data  # one step of 2 × 0.001 × 5
+    tensor([3.0000, 3.9900])
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-4,
+        trust_coefficient: float = 0.001,
+        variant: str = "B",
+        eps: float = 1e-8,
+        clamp: float = 50.0,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "trust_coefficient": trust_coefficient,
+            "variant": variant,
+            "eps": eps,
+            "clamp": clamp,
+            "adapt": True,
+        }
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, checked; without adaptation its weight decay is 0 unless it names one."""
+        if not param_group.get("adapt", True):
+            param_group.setdefault("weight_decay", 0.0)
+        _check({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Take one step; a closure is run first, with gradients on, and its loss is returned."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for params, grads in with_gradients(group["params"]):
+                velocities = [self._velocity(param) for param in params]
+                if group["adapt"]:
+                    factors = _factors(group, params, grads)
+                    for cut in blocks(factors, params, grads, velocities):
+                        _adaptive_step(group, *cut)
+                else:
+                    _plain_step(group, params, grads, velocities)
+        return loss
+
+    def _velocity(self, param: Tensor) -> Tensor:
+        state = self.state[param]
+        if "velocity" not in state:
+            state["velocity"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+        return state["velocity"]
+
+
+def _check(group: dict[str, Any]) -> None:
+    if group["variant"] not in ("A", "B", "C"):
+        raise unknown("LARS variant", str(group["variant"]), ("A", "B", "C"))
+    for name in ("lr", "weight_decay", "eps"):
+        require(group[name] >= 0, name, group[name], "a number of at least 0")
+    for name in ("trust_coefficient", "clamp"):
+        require(group[name] > 0, name, group[name], "a number above 0")
+    require(0 <= group["momentum"] < 1, "momentum", group["momentum"], "a number in [0, 1)")
+
+
+def _factors(group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> tuple[Tensor, ...]:
+    """One 0-d tensor a parameter: what multiplies g + d w (A: lr λ, B: λ) or the velocity (C: −lr λ)."""
+    weight, gradient = norms(params), norms(grads)
+    ratio = group["trust_coefficient"] * weight / (gradient + group["weight_decay"] * weight + group["eps"])
+    if group["variant"] == "C":
+        ratio.clamp_(max=group["clamp"])
+    ratio = torch.where((weight > 0) & (gradient > 0), ratio, 1.0)
+    return ratio.mul_({"A": group["lr"], "B": 1.0, "C": -group["lr"]}[group["variant"]]).unbind()
+
+
+def _adaptive_step(group: dict[str, Any], factors: Any, params: Any, grads: Any, velocities: Any) -> None:
+    decay = group["weight_decay"]
+    pull = torch._foreach_add(grads, params, alpha=decay) if decay else grads
+    torch._foreach_mul_(velocities, group["momentum"])
+    if group["variant"] == "C":
+        torch._foreach_add_(velocities, pull)
+        torch._foreach_addcmul_(params, velocities, factors)
+    else:
+        torch._foreach_addcmul_(velocities, pull, factors)
+        torch._foreach_add_(params, velocities, alpha=-1.0 if group["variant"] == "A" else -group["lr"])
+
+
+def _plain_step(group: dict[str, Any], params: Any, grads: Any, velocities: Any) -> None:
+    into_velocity = group["lr"] if group["variant"] == "A" else 1.0
+    decay = group["weight_decay"]
+    pull = torch._foreach_add(grads, params, alpha=decay) if decay else grads
+    torch._foreach_mul_(velocities, group["momentum"])
+    torch._foreach_add_(velocities, pull, alpha=into_velocity)
+    torch._foreach_add_(params, velocities, alpha=-1.0 if group["variant"] == "A" else -group["lr"])

@@ -1,0 +1,97 @@
+"""CIFAR-10 with residual networks; archives are looked for in ``--data-dir`` and fetched with ``--download``."""
+
+from conadv_lab.config import Config, Data, Method, Model, Optimization, Training
+
+
+def resnet18_128() -> Config:
+    """CIFAR-10, ResNet-18, batch 128, 30 epochs: the small-batch reference.
+
+    Command: python -m conadv_lab.train cifar10-resnet18-128 --data-dir DIR
+    Result: not measured. Time on a GPU: not measured.
+    """
+    return Config(
+        data=Data(dataset="cifar10", crop=4, flip=True, cutout=8),
+        model=Model(model="resnet18", precision="bfloat16", channels_last=True),
+        method=Method(method="vanilla", epsilon=2 / 255),
+        optimization=Optimization(
+            optimizer="sgd",
+            base_lr=0.05,
+            base_batch=128,
+            lr_rule="linear",
+            nesterov=True,
+            weight_decay=5e-4,
+            warmup_epochs=3,
+        ),
+        training=Training(epochs=30, global_batch=128, log_every=50, checkpoint_every=2000),
+    )
+
+
+def resnet18_512() -> Config:
+    """CIFAR-10, ResNet-18, batch 512, 24 epochs: meant for 94 % in under two minutes on one GPU.
+
+    Command: python -m conadv_lab.train cifar10-resnet18-512 --data-dir DIR
+    Result: not measured. Time on a GPU: not measured.
+    """
+    return resnet18_128().replace(epochs=24, global_batch=512, label_smoothing=0.1)
+
+
+def resnet18_2k() -> Config:
+    """CIFAR-10, ResNet-18, batch 2,048 with LARS.
+
+    Command: python -m conadv_lab.train cifar10-resnet18-2k --data-dir DIR
+    Result: not measured. Time on a GPU: not measured.
+    """
+    return _large(2_048)
+
+
+def resnet18_8k() -> Config:
+    """CIFAR-10, ResNet-18, batch 8,192 with LARS.
+
+    Command: python -m conadv_lab.train cifar10-resnet18-8k --data-dir DIR
+    Result: not measured. Time on a GPU: not measured.
+    """
+    return _large(8_192)
+
+
+def resnet20_cpu() -> Config:
+    """CIFAR-10, ResNet-20, batch 128, 8 epochs: for two CPU cores.
+
+    Command: python -m conadv_lab.train cifar10-resnet20-cpu --data-dir DIR
+    """
+    return resnet18_128().replace(
+        model="resnet20",
+        precision="float32",
+        epochs=8,
+        warmup_epochs=1,
+        base_lr=0.1,
+        cutout=0,
+        log_every=20,
+        checkpoint_every=200,
+    )
+
+
+def _large(batch: int) -> Config:
+    """LARS with square-root scaling, as the NUS recipe scales ImageNet; its values are ours, not tuned."""
+    return resnet18_128().replace(
+        optimizer="lars",
+        lars_variant="C",
+        nesterov=False,
+        base_lr=4.0,
+        base_batch=512,
+        lr_rule="sqrt",
+        weight_decay=1e-4,
+        warmup_epochs=5,
+        global_batch=batch,
+        micro_batch=min(batch, 2_048),
+        label_smoothing=0.1,
+        log_every=10,
+    )
+
+
+RECIPES = {
+    "cifar10-resnet18-128": resnet18_128,
+    "cifar10-resnet18-512": resnet18_512,
+    "cifar10-resnet18-2k": resnet18_2k,
+    "cifar10-resnet18-8k": resnet18_8k,
+    "cifar10-resnet20-cpu": resnet20_cpu,
+}

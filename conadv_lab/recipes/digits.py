@@ -1,0 +1,58 @@
+"""scikit-learn's digits: 898 training images of 8x8 pixels, embedded, small enough for one core."""
+
+from conadv_lab.config import Config, Data, Method, Model, Optimization, Training
+
+
+def vanilla() -> Config:
+    """Digits, plain SGD at batch 256: the baseline.
+
+    Command: python -m conadv_lab.train digits-vanilla
+    """
+    return Config(
+        data=Data(dataset="digits"),
+        model=Model(model="digits-cnn", channels_last=True),
+        method=Method(method="vanilla", epsilon=0.1),
+        optimization=Optimization(optimizer="sgd", lr=0.1, weight_decay=5e-4, warmup_epochs=2),
+        training=Training(epochs=20, global_batch=256, threads=1, log_every=5),
+    )
+
+
+def conadv() -> Config:
+    """Digits with ConAdv, τ = 1, at batch 256.
+
+    Command: python -m conadv_lab.train digits-conadv
+    """
+    return vanilla().replace(method="conadv")
+
+
+def disadv() -> Config:
+    """Digits with DisAdv, the attack before the step, at batch 256.
+
+    Command: python -m conadv_lab.train digits-disadv
+    """
+    return vanilla().replace(method="disadv")
+
+
+def recycled() -> Config:
+    """Digits with recycled ConAdv, the attack taken from the step before, at batch 256.
+
+    Command: python -m conadv_lab.train digits-recycled
+    """
+    return vanilla().replace(method="recycled")
+
+
+def recycled_equal() -> Config:
+    """Digits with recycled ConAdv at a vanilla step's price: of 256 images half are new, half recycled.
+
+    Command: python -m conadv_lab.train digits-recycled-equal
+    """
+    return vanilla().replace(method="recycled-equal")
+
+
+RECIPES = {
+    "digits-vanilla": vanilla,
+    "digits-conadv": conadv,
+    "digits-disadv": disadv,
+    "digits-recycled": recycled,
+    "digits-recycled-equal": recycled_equal,
+}

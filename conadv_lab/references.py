@@ -1,0 +1,38 @@
+"""A user's own method, recipe, model or data set: ``path/to/file.py:function``."""
+
+import importlib.util
+import sys
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from conadv_lab.mistakes import unknown
+
+
+def load(reference: str) -> Any:
+    """The function that ``path/to/file.py:function`` names.
+
+    Raises:
+        ValueError: no such file, or no such name in it.
+    """
+    place, _, name = reference.rpartition(":")
+    path = Path(place).expanduser().resolve()
+    if not path.is_file():
+        raise ValueError(f"{reference!r} names no file: {path} does not exist; allowed: path/to/file.py:function")
+    # One module a file, so that two references to it share their classes.
+    module_name = "conadv_lab_user_" + sha256(str(path).encode()).hexdigest()[:12]
+    module = sys.modules.get(module_name)
+    if module is None:
+        spec = importlib.util.spec_from_file_location(module_name, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module_name] = module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[module_name]
+            raise
+    if not hasattr(module, name):
+        own = [key for key in vars(module) if not key.startswith("_")]
+        raise unknown(f"name in {path.name}", name, own)
+    return getattr(module, name)

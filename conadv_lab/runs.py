@@ -1,0 +1,241 @@
+"""A run is a folder: this module writes it, reads it and gathers many into a table.
+
+``config.json`` the resolved config · ``manifest.json`` where it came from · ``metrics.jsonl`` one line a logged
+step · ``checkpoints/step_00000123/`` with ``COMMIT.json`` · ``result.json`` once it is finished.
+"""
+
+import glob
+import io
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import warnings
+from datetime import UTC, datetime
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from conadv_lab.config import Config
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+KEPT_CHECKPOINTS = 2
+PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "pandas", "conadv-lab")
+
+
+class RunFolder:
+    """The files of one run below ``path``; nothing is written before `create`."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def __repr__(self) -> str:
+        return f"RunFolder({str(self.path)!r})"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def create(self, config: Config, manifest: dict[str, Any]) -> None:
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        for leftover in self.checkpoints.glob(".partial-*"):
+            shutil.rmtree(leftover)
+        write_json(self.path / "manifest.json", manifest)
+        write_json(self.path / "config.json", config.to_dict())
+
+    def config(self) -> Config:
+        return Config.from_dict(self._json("config.json"))
+
+    def manifest(self) -> dict[str, Any]:
+        return self._json("manifest.json")
+
+    def result(self) -> dict[str, Any] | None:
+        """Final figures, or None while the run is not finished."""
+        return self._json("result.json") if (self.path / "result.json").exists() else None
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The logged lines; a last line that a kill cut short is left out."""
+        if not self.metrics_file.exists():
+            return []
+        lines = self.metrics_file.read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def committed(self) -> list[Path]:
+        """Committed checkpoints, the newest first."""
+        return sorted((commit.parent for commit in self.checkpoints.glob("step_*/COMMIT.json")), reverse=True)
+
+    def save_checkpoint(self, step: int, state: dict[str, Any]) -> Path:
+        """Write a checkpoint beside, sync it, hash it in its commit file, and only then give it its name.
+
+        Raises:
+            OSError: the disk is full or not writable; earlier checkpoints are as they were.
+        """
+        import torch
+
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        final = self.checkpoints / f"step_{step:08d}"
+        partial = self.checkpoints / f".partial-{step:08d}-{os.getpid()}"
+        metrics_bytes = self.metrics_file.stat().st_size if self.metrics_file.exists() else 0
+        commit = {
+            "step": step,
+            "metrics_bytes": metrics_bytes,
+            "files": {"state.pt": sha256(buffer.getbuffer()).hexdigest()},
+        }
+        try:
+            partial.mkdir(parents=True)
+            write_synced(partial / "state.pt", buffer.getbuffer())
+            write_synced(partial / "COMMIT.json", json.dumps(commit, indent=1).encode())
+            sync_folder(partial)
+            if final.exists():
+                shutil.rmtree(final)
+            partial.rename(final)
+            sync_folder(self.checkpoints)
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            kept = [folder.name for folder in self.committed()]
+            raise OSError(
+                error.errno,
+                f"the checkpoint of step {step} could not be saved in {self.checkpoints} ({error.strerror}); "
+                f"intact: {', '.join(kept) or 'none'}. Make room and continue with --resume",
+            ) from error
+        for old in self.committed()[KEPT_CHECKPOINTS:]:
+            shutil.rmtree(old)
+        return final
+
+    def load_checkpoint(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """(commit, state) of the newest intact checkpoint, or None; a damaged one is skipped with a warning."""
+        for folder in self.committed():
+            try:
+                return read_checkpoint(folder)
+            except ValueError as error:
+                warnings.warn(f"{error}; trying the one before", stacklevel=2)
+        return None
+
+    def append_metrics(self, line: dict[str, Any]) -> None:
+        with self.metrics_file.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def cut_metrics(self, size: int) -> None:
+        """Drop what was logged after the checkpoint that a run continues from, so that no step stands twice."""
+        if self.metrics_file.exists():
+            os.truncate(self.metrics_file, size)
+
+    def _json(self, name: str) -> dict[str, Any]:
+        file = self.path / name
+        if not file.is_file():
+            raise ValueError(f"{self.path} is no run folder: it has no {name}")
+        return json.loads(file.read_text())
+
+
+def read_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(commit, state) of one checkpoint folder, its hash checked, unpickling tensors and plain values only.
+
+    Raises:
+        ValueError: a file is missing, cut short or altered.
+    """
+    import torch
+
+    commit_file = folder / "COMMIT.json"
+    if not commit_file.is_file():
+        raise ValueError(f"{folder} is no checkpoint: it has no COMMIT.json")
+    try:
+        commit = json.loads(commit_file.read_text())
+        wanted = commit["files"]["state.pt"]
+        content = (folder / "state.pt").read_bytes()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"checkpoint {folder} is damaged: {type(error).__name__}: {error}") from error
+    if sha256(content).hexdigest() != wanted:
+        raise ValueError(f"checkpoint {folder} is damaged: state.pt does not match the hash in COMMIT.json")
+    return commit, torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write beside and rename, so that a reader never sees half a file."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write_synced(beside, (json.dumps(content, indent=1) + "\n").encode())
+        beside.replace(path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def write_synced(path: Path, content: bytes | memoryview) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def manifest(data_fingerprint: str) -> dict[str, Any]:
+    """When, from which code, with which packages and on which machine a run was started."""
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
+        "data": data_fingerprint,
+    }
+
+
+def collect(pattern: str | Path | list[str | Path]) -> "pd.DataFrame":
+    """One row a run: its config's fields, its final figures, its state; for ``"runs/*"`` or a list of folders.
+
+    Folders that are no runs are passed over. A run that is not finished has no figures, and state ``unfinished``.
+    """
+    import pandas as pd
+
+    patterns = pattern if isinstance(pattern, list) else [pattern]
+    paths = sorted({match for item in patterns for match in glob.glob(str(item), recursive=True)})
+    rows = []
+    for path in paths:
+        if not (Path(path) / "config.json").is_file():
+            continue
+        folder = RunFolder(path)
+        result = folder.result()
+        row: dict[str, Any] = {"run": path, "state": "unfinished" if result is None else "done"}
+        for section in folder.config().to_dict().values():
+            row |= section
+        rows.append(row | (result or {}))
+    return pd.DataFrame(rows)
+
+
+def _commit() -> str | None:
+    """The git commit of the package's own checkout, with ``+`` where the tree differs from it."""
+    here = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(here), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", str(here)) else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except Exception:
+        return None

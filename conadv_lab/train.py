@@ -1,0 +1,88 @@
+"""Train one recipe here: ``python -m conadv_lab.train RECIPE [--field value …] [--out DIR] [--resume]``."""
+
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from conadv_lab.config import Config, resolved
+
+USAGE = """usage: python -m conadv_lab.train RECIPE [--out DIR] [--resume] [--field value ...]
+       python -m conadv_lab.train --list            the recipes, one a line
+       python -m conadv_lab.train RECIPE --help     every field, with its default in this recipe
+
+RECIPE is a name or path/to/file.py:function. Exit status: 0 done, 2 a mistake in what was asked,
+1 a failure, 75 stopped on request and resumable.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    try:
+        if "--list" in words:
+            return _list()
+        if not words or words[0] in ("-h", "--help"):
+            print(USAGE)
+            return 0 if words else 2
+        config, out, resume = parse(words)
+        resolved(config)
+        return _train(config, out, resume)
+    except ValueError as mistake:
+        print(f"error: {mistake}", file=sys.stderr)
+        return 2
+
+
+def parse(words: Sequence[str]) -> tuple[Config, Path, bool]:
+    """(config, run folder, resume) from the words of a command line.
+
+    Raises:
+        ValueError: an unknown recipe.
+        SystemExit: an unknown field or a value of the wrong type, told by the parser (status 2).
+    """
+    from conadv_lab.cli import parse_config
+    from conadv_lab.recipes import find
+
+    recipe = find(words[0])
+    config, options = parse_config(recipe, words[1:], prog=f"conadv_lab.train {words[0]}")
+    return config, options.out or _folder(words[0], config), options.resume
+
+
+def _folder(recipe: str, config: Config) -> Path:
+    name = recipe.rpartition(":")[2] if ":" in recipe else recipe
+    method, training = config.method.method.rpartition(":")[2], config.training
+    return Path("runs") / f"{name}-{method}-b{training.global_batch}-s{training.seed}"
+
+
+def _list() -> int:
+    from conadv_lab.recipes import RECIPES
+
+    width = max(map(len, RECIPES))
+    for name, recipe in RECIPES.items():
+        print(f"{name:{width}}  {_sentence(recipe)}")
+    return 0
+
+
+def _sentence(recipe: Callable[[], Config]) -> str:
+    return (recipe.__doc__ or "").strip().splitlines()[0]
+
+
+def _train(config: Config, out: Path, resume: bool) -> int:
+    from conadv_lab.training.loop import NotFinite, StoppedOnRequest, train
+
+    try:
+        folder = train(config, out, resume=resume)
+    except StoppedOnRequest as stop:
+        print(stop, file=sys.stderr)
+        print(out)
+        return 75
+    except (NotFinite, OSError) as failure:
+        print(f"error: {failure}", file=sys.stderr)
+        return 1
+    print(folder.path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,221 @@
+"""From a config to the objects of a run. Everything that can be wrong is found here, before anything is written."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from conadv_lab import references
+from conadv_lab.config import Config, clean_batch, is_file_reference
+from conadv_lab.data.augment import augment
+from conadv_lab.data.hashing import image_keys
+from conadv_lab.data.loader import Augmentation, ImageSet, Stream, as_float
+from conadv_lab.data.sets import load_sets
+from conadv_lab.methods.base import Method, Vanilla
+from conadv_lab.models.norm import mixture_batch_norm
+from conadv_lab.optim.groups import parameter_groups
+from conadv_lab.optim.schedule import Schedule
+from conadv_lab.seeds import derived_seed, generator
+
+EVALUATION_BATCH = 500
+
+
+@dataclass
+class Parts:
+    """The objects of one run."""
+
+    config: Config
+    device: torch.device
+    train_set: ImageSet
+    test_set: ImageSet
+    model: nn.Module
+    method: Method
+    optimizer: Optimizer
+    schedule: Schedule
+    criterion: nn.Module
+    stream: Stream
+
+    def calibration(self) -> Iterator[Tensor]:
+        """Training images without augmentation on which the main statistics are re-estimated."""
+        count = min(self.config.training.bn_recalibrate, len(self.train_set))
+        chosen = torch.randperm(len(self.train_set), generator=generator(0, "calibration"))[:count]
+        # Groups of one size: a small last one would weigh as much as a full one in the average.
+        groups = max(1, round(count / EVALUATION_BATCH))
+        return (as_float(self.train_set.fetch(part)[0]) for part in chosen.tensor_split(groups) if len(part))
+
+
+def build(config: Config) -> Parts:
+    """All objects of a resolved config, the model with initial weights.
+
+    Raises:
+        ValueError: whatever the config asks for and cannot have.
+    """
+    device = pick_device(config.training.device)
+    torch.set_num_threads(config.training.threads or os.cpu_count() or 1)
+    if config.training.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    train_set, test_set = load_sets(config, device)
+    model = build_model(config, train_set.classes).to(device)
+    method = build_method(config)
+    stream = build_stream(config, method, train_set)
+    groups = parameter_groups(model, config.optimization.weight_decay)
+    criterion = nn.CrossEntropyLoss(label_smoothing=config.optimization.label_smoothing)
+    return Parts(
+        config,
+        device,
+        train_set,
+        test_set,
+        model,
+        method,
+        build_optimizer(config, groups),
+        build_schedule(config, stream, len(train_set)),
+        criterion,
+        stream,
+    )
+
+
+def pick_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device is {name!r}; allowed: auto, cpu, cuda, cuda:0 …") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is {name!r}, but torch sees no GPU; allowed here: auto, cpu")
+    return device
+
+
+def build_model(config: Config, classes: int) -> nn.Module:
+    """The network with mixture batch norm, its weights decided by the run's seed alone."""
+    name = config.model.model
+    with torch.random.fork_rng():
+        torch.manual_seed(derived_seed(config.training.seed, "weights"))
+        if is_file_reference(name):
+            model = references.load(name)(config)
+            if not isinstance(model, nn.Module):
+                raise ValueError(f"{name} returned a {type(model).__name__}; allowed: a torch.nn.Module")
+        elif name == "digits-cnn":
+            from conadv_lab.models.digits import DigitsCNN
+
+            model = DigitsCNN(classes)
+        else:
+            from conadv_lab.models import resnet
+
+            model = getattr(resnet, name)(classes)
+    model = mixture_batch_norm(model)
+    if config.model.precision == "float64":
+        model = model.double()
+    return model.to(memory_format=torch.channels_last) if config.model.channels_last else model
+
+
+def build_method(config: Config) -> Method:
+    """The method of a resolved config; the seed of random starts is derived from the run's."""
+    from conadv_lab.methods import adversarial
+
+    section, seed = config.method, config.training.seed
+    assert section.weights is not None, "the config is not resolved"
+    name, weights = section.method, section.weights
+    if is_file_reference(name):
+        method = references.load(name)(config)
+        if not isinstance(method, Method):
+            raise ValueError(f"{name} returned a {type(method).__name__}; allowed: a conadv_lab Method")
+        return method
+    equal = name.endswith("-equal")
+    if name == "vanilla":
+        return Vanilla()
+    if name == "disadv":
+        return adversarial.DisAdv(_attack(config), weights)
+    if name == "conadv":
+        return adversarial.ConAdv(_attack(config), section.staleness, weights, section.first)
+    if name.startswith("recycled"):
+        return adversarial.Recycled(section.epsilon, equal, weights)
+    if name.startswith("noise"):
+        return adversarial.Noise(section.epsilon, equal, weights, seed)
+    return adversarial.Copy(equal, weights)
+
+
+def _attack(config: Config):
+    from conadv_lab.methods.attack import PGDAttack, SignAttack
+
+    section = config.method
+    common = {"branch": section.attack_branch, "statistics": section.attack_statistics}
+    step = section.attack_step or None
+    values = (section.epsilon, step, section.random_start, config.training.seed)
+    if section.attack_steps == 1 and section.norm == "linf":
+        return SignAttack(*values, **common)
+    return PGDAttack(*values, steps=section.attack_steps, norm=section.norm, **common)
+
+
+def build_stream(config: Config, method: Method, train_set: ImageSet) -> Stream:
+    training = config.training
+    batch = round(training.global_batch * method.clean_fraction)
+    steps = training.steps or max(1, round(training.epochs * len(train_set) / batch))
+    return Stream(
+        train_set,
+        seed=training.seed,
+        batch=batch,
+        first_batch=training.global_batch,
+        steps=steps,
+        micro_batch=training.micro_batch,
+        augment=_augmentation(config),
+    )
+
+
+def _augmentation(config: Config) -> Augmentation | None:
+    data, seed = config.data, config.training.seed
+    double = config.model.precision == "float64"
+    if not (data.crop or data.flip or data.cutout):
+        return (lambda images, epochs, indices: images.double()) if double else None
+
+    def augmented(images: Tensor, epochs: Tensor, indices: Tensor) -> Tensor:
+        keys = image_keys(seed, "augment", epochs, indices)
+        images = augment(images, keys, crop=data.crop, flip=data.flip, cutout=data.cutout)
+        return images.double() if double else images
+
+    return augmented
+
+
+def build_optimizer(config: Config, groups: list) -> Optimizer:
+    section = config.optimization
+    assert section.lr is not None, "the config is not resolved"
+    if section.optimizer == "sgd":
+        plain = [{k: v for k, v in group.items() if k != "adapt"} for group in groups]
+        return torch.optim.SGD(plain, lr=section.lr, momentum=section.momentum, nesterov=section.nesterov)
+    if section.optimizer == "lars":
+        from conadv_lab.optim.lars import LARS
+
+        return LARS(
+            groups,
+            lr=section.lr,
+            momentum=section.momentum,
+            weight_decay=section.weight_decay,
+            trust_coefficient=section.trust_coefficient,
+            variant=section.lars_variant,
+        )
+    from conadv_lab.optim.lamb import LAMB
+
+    return LAMB(groups, lr=section.lr, weight_decay=section.weight_decay)
+
+
+def build_schedule(config: Config, stream: Stream, images: int) -> Schedule:
+    section = config.optimization
+    assert section.lr is not None, "the config is not resolved"
+
+    def steps_of(epochs: float) -> int:
+        return round(epochs * images / clean_batch(config))
+
+    return Schedule(
+        lr=section.lr,
+        steps=stream.steps,
+        warmup=steps_of(section.warmup_epochs),
+        decay=section.schedule,
+        end=section.end_lr,
+        power=section.power,
+        milestones=tuple(steps_of(epochs) for epochs in section.milestone_epochs),
+        factor=section.decay_factor,
+    )

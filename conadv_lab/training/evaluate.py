@@ -1,0 +1,90 @@
+"""How good a model is: accuracy and loss of the main branch, clean and under attack."""
+
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from conadv_lab.data.loader import Batch, ImageSet, as_float
+from conadv_lab.methods.attack import PGDAttack
+from conadv_lab.models.norm import branch_of, recalibrate
+from conadv_lab.training.build import EVALUATION_BATCH, Parts
+
+
+def calibrated_copy(parts: Parts, model: nn.Module) -> nn.Module:
+    """A copy of ``model`` in evaluation mode, its main statistics re-estimated; the original goes on untouched."""
+    judged = copy.deepcopy(model)
+    if parts.config.training.bn_recalibrate:
+        dtype = next(judged.parameters()).dtype
+        recalibrate(judged, (images.to(dtype) for images in parts.calibration()))
+    return judged.eval()
+
+
+def evaluate(parts: Parts, judged: nn.Module, train_images: int = 10_000) -> dict[str, float]:
+    """Accuracies in percent and mean losses of a model in evaluation mode, on the test and the training set.
+
+    The training set is judged without augmentation, on its first ``train_images`` images at most.
+    """
+    test_accuracy, test_loss = accuracy_and_loss(judged, parts.test_set)
+    train_accuracy, train_loss = accuracy_and_loss(judged, parts.train_set, train_images)
+    figures = {
+        "test_accuracy": test_accuracy,
+        "train_accuracy": train_accuracy,
+        "train_test_gap": train_accuracy - test_accuracy,
+        "test_loss": test_loss,
+        "train_loss": train_loss,
+    }
+    if parts.config.training.pgd_images:
+        figures["pgd_accuracy"] = pgd_accuracy(parts, judged)
+    return figures
+
+
+@torch.no_grad()
+def accuracy_and_loss(
+    judged: nn.Module, images: ImageSet, limit: int | None = None
+) -> tuple[float, float]:
+    """Accuracy in percent and mean cross-entropy, without label smoothing."""
+    dtype = next(judged.parameters()).dtype
+    right, loss, seen = 0, 0.0, 0
+    for batch in batches(images, limit):
+        outputs = judged(batch.images.to(dtype))
+        right += int((outputs.argmax(1) == batch.labels).sum())
+        loss += float(nn.functional.cross_entropy(outputs, batch.labels, reduction="sum"))
+        seen += len(batch.labels)
+    return 100 * right / seen, loss / seen
+
+
+def pgd_accuracy(parts: Parts, judged: nn.Module) -> float:
+    """Accuracy in percent on test images attacked by 10 steps of ε/4 through the main branch.
+
+    A single-step method whose robustness collapses (Wong et al. 2020) shows here, and in no other figure.
+    """
+    config = parts.config
+    epsilon = config.method.epsilon
+    attack = PGDAttack(epsilon, (epsilon / 4) or None, seed=config.training.seed, branch="main")
+    dtype = next(judged.parameters()).dtype
+    right = seen = 0
+    for batch in batches(parts.test_set, config.training.pgd_images):
+        batch = Batch(batch.images.to(dtype), batch.labels, batch.epochs, batch.indices, batch.share)
+        images = attack.apply(batch, attack.perturb(judged, batch, parts.criterion))
+        with torch.no_grad(), branch_of(judged, "main"):
+            right += int((judged(images).argmax(1) == batch.labels).sum())
+        seen += len(batch.labels)
+    return 100 * right / seen
+
+
+def batches(images: ImageSet, limit: int | None = None) -> Iterator[Batch]:
+    """The set in its own order, in evaluation batches, as floats."""
+    count = len(images) if limit is None else min(limit, len(images))
+    for first in range(0, count, EVALUATION_BATCH):
+        indices = torch.arange(first, min(first + EVALUATION_BATCH, count))
+        pixels, labels = images.fetch(indices)
+        indices = indices.to(labels.device)
+        yield Batch(as_float(pixels), labels, torch.zeros_like(indices), indices, len(labels) / count)
+
+
+def fixed_images(images: ImageSet, count: int) -> tuple[Tensor, Tensor]:
+    """The first ``count`` images of a set as floats, with labels: what curvature is measured on."""
+    pixels, labels = images.fetch(torch.arange(min(count, len(images))))
+    return as_float(pixels), labels

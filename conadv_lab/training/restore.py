@@ -1,0 +1,38 @@
+"""From a run folder back to its objects, to measure or to export what was trained."""
+
+from pathlib import Path
+
+from torch import nn
+
+from conadv_lab.models.norm import plain_batch_norm
+from conadv_lab.runs import RunFolder
+from conadv_lab.training.build import Parts, build
+from conadv_lab.training.evaluate import calibrated_copy
+from conadv_lab.training.loop import load_weights
+
+
+def restore(path: str | Path, **changes: object) -> tuple[Parts, nn.Module]:
+    """(parts, judged model) of a run's newest intact checkpoint.
+
+    The model is in evaluation mode with its main statistics re-estimated, as the run's own figures are, and
+    without the adversarial branch; where the run kept an average of its weights, it is that average.
+
+    Args:
+        path: the run folder.
+        changes: fields of the config to override, such as ``device="cpu"`` or ``data_dir=…``.
+
+    Raises:
+        ValueError: no run folder, no intact checkpoint, or a checkpoint of another model.
+    """
+    folder = RunFolder(path)
+    parts = build(folder.config().replace(**changes))
+    loaded = folder.load_checkpoint()
+    if loaded is None:
+        raise ValueError(f"{folder.path} has no intact checkpoint")
+    _, state = loaded
+    weights = state["model"]
+    if state["ema"] is not None:
+        prefix = "module."
+        weights = {k.removeprefix(prefix): v for k, v in state["ema"].items() if k.startswith(prefix)}
+    load_weights(parts.model, weights, str(folder.path))
+    return parts, plain_batch_norm(calibrated_copy(parts, parts.model))

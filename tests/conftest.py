@@ -1,0 +1,33 @@
+"""Small sets and networks that many tests share; every test runs on one thread, so that it is repeatable."""
+
+import pytest
+import torch
+from torch import nn
+
+from conadv_lab.data.sets import TensorSet
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+def image_set(count: int = 50, classes: int = 4, size: int = 6, channels: int = 2, seed: int = 0) -> TensorSet:
+    draw = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (count, channels, size, size), generator=draw, dtype=torch.uint8)
+    return TensorSet(images, torch.randint(0, classes, (count,), generator=draw), classes)
+
+
+def small_cnn(classes: int = 4, channels: int = 2, seed: int = 0) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Conv2d(channels, 6, 3, padding=1),
+            nn.BatchNorm2d(6),
+            nn.ReLU(),
+            nn.Conv2d(6, 8, 3, stride=2, padding=1),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(8 * 9, classes),
+        )
