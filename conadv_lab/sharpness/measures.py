@@ -10,7 +10,16 @@ from torch import nn
 from tqdm import tqdm
 
 from conadv_lab.mistakes import unknown
-from conadv_lab.sharpness import average, gradients, images, keskar, layers, spectrum, worst  # noqa: F401 - they fill the registry
+from conadv_lab.sharpness import (  # noqa: F401 - they fill the registry
+    average,
+    gradients,
+    images,
+    keskar,
+    landscape,
+    layers,
+    spectrum,
+    worst,
+)
 from conadv_lab.sharpness.journal import Journal
 from conadv_lab.sharpness.problem import Batch, Criterion, Problem
 from conadv_lab.sharpness.results import Measure, Report
