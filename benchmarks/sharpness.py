@@ -33,17 +33,17 @@ from conadv_lab.sharpness.exact import exact_trace
 from conadv_lab.sharpness.operators import Hessian
 from conadv_lab.sharpness.problem import Problem
 
-TOP, EIGEN_ERROR, TRACE_ERROR = 5, 1e-3, 0.01
+EXAMPLES, TOP, EIGEN_ERROR, TRACE_ERROR = 256, 5, 1e-3, 0.01
 SEEDS = range(3)
 
 
 def trained_cnn(epochs: int) -> tuple[nn.Module, Tensor, Tensor]:
-    """A trained network of about 2,000 weights, and 500 digits with their labels."""
+    """A trained network of about 2,000 weights, and 256 digits with their labels."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    inputs = torch.tensor(digits.images[:500], dtype=torch.float32)[:, None] / 16
-    labels = torch.tensor(digits.target[:500])
+    inputs = torch.tensor(digits.images[:EXAMPLES], dtype=torch.float32)[:, None] / 16
+    labels = torch.tensor(digits.target[:EXAMPLES])
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
@@ -52,7 +52,7 @@ def trained_cnn(epochs: int) -> tuple[nn.Module, Tensor, Tensor]:
     )  # fmt: skip
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     for _ in range(epochs):
-        for chosen in torch.randperm(500).split(50):
+        for chosen in torch.randperm(EXAMPLES).split(32):
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(inputs[chosen]), labels[chosen]).backward()
             optimizer.step()
@@ -221,10 +221,14 @@ def main(arguments_: argparse.Namespace) -> None:
     print(
         f"{problem.size} weights, λ₁ = {truth[0]:.4g}, trace = {truth.sum():.4g}, loss {problem.initial_loss:.3g}"
     )
+    print("PyHessian's eigenvalues …", flush=True)
     eigen = [their_eigenvalues(problem, truth, s) for s in SEEDS]
+    print("PyHessian's traces …", flush=True)
     traces = [their_trace(problem, dense, s) for s in SEEDS]
+    print("PyHessian's densities …", flush=True)
     densities = [their_density(problem, truth, s) for s in SEEDS]
     wanted = float(np.mean([distance for _, distance in densities]))
+    print("ours …", flush=True)
     check = not arguments_.no_check
     probes = enough_probes(model, batch, truth, wanted, check)
     ours = [Ours(model, batch, s, probes, check) for s in SEEDS]

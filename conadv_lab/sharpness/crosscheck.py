@@ -75,7 +75,7 @@ def pyhessian(problem: Problem, seed: int = 0) -> Iterator[Any]:
     source = {"data": batches[0]} if len(batches) == 1 else {"dataloader": batches}
     with problem.untouched(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of backward(create_graph=True), whose leak is stopped below
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         theirs = hessian(model, problem.criterion, cuda=problem.device.type == "cuda", **source)
         try:
             if len(batches) > 1:  # its constructor takes the parameters from gradients, which a loader lacks

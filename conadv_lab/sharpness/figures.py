@@ -150,7 +150,7 @@ def pictures(reports: Sequence[tuple[str, Report]]) -> Iterator[tuple[str, str, 
 def svg(figure: Figure) -> str:
     """The figure as SVG for a page: no size of its own, text in the page's colour."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     text = buffer.getvalue()
     text = text[text.index("<svg") :].replace(NEUTRAL, "currentColor")
     return re.sub(

@@ -6,6 +6,7 @@ for as many batches as the memory budget holds and is rebuilt for the others.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,9 @@ class Operator:
             return torch.stack([self @ column for column in vector.unbind(1)], 1)
         require(vector.shape == (self.size,), "vector's shape", tuple(vector.shape), f"({self.size},)")
         vector = vector.to(self.device, self.dtype)
-        with self.problem.untouched(), torch.enable_grad():
+        # Kept graphs alone run neither model nor loader: nothing could be touched.
+        all_kept = self.wrt == "parameters" and len(self._kept or ()) == len(self.problem.batch_sizes)
+        with nullcontext() if all_kept else self.problem.untouched(), torch.enable_grad():
             result = self._sum(vector) if self.wrt == "parameters" else self._blocks(vector)
         self.products += 1
         return result

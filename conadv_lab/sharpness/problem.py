@@ -74,6 +74,15 @@ def _generators(batches: Any) -> list[torch.Generator]:
     return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
 
 
+def _seed_all(seed: int) -> None:
+    # Not torch.manual_seed: before CUDA starts, each call of that queues a stack trace for ever.
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - augmentations of others may draw from it
+
+
 @contextmanager
 def untouched(model: nn.Module, batches: Any, bn: str, seed: int) -> Iterator[None]:
     """Set modes and random state for one evaluation, and put everything back, also after an exception.
@@ -89,9 +98,7 @@ def untouched(model: nn.Module, batches: Any, bn: str, seed: int) -> Iterator[No
     try:
         for module, _ in modes:
             module.training = bn == "train" and isinstance(module, _BatchNorm)
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002 - augmentations of others may draw from it
+        _seed_all(seed)
         yield
     finally:
         for module, mode in modes:
