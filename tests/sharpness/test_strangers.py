@@ -54,3 +54,13 @@ def test_the_loaders_own_shuffling_is_the_same_for_every_product():
     assert len(partly._kept) == 2
     assert torch.equal(first, partly @ vector)
     torch.testing.assert_close(first, Hessian(problem, memory_budget=0) @ vector)
+
+
+def test_a_shuffling_loader_keeps_its_order_in_the_inputs_too():
+    x, y = (torch.cat(part) for part in zip(*ragged_batches("mlp"), strict=True))
+    loader = DataLoader(TensorDataset(x, y), batch_size=8, shuffle=True)
+    problem = Problem(mlp().double(), nn.CrossEntropyLoss(), loader)
+    each = Hessian(problem, wrt="inputs")._bytes_per_example(x, y)
+    kept, partly = (Hessian(problem, wrt="inputs", memory_budget=b) for b in (2**30, int(18 * each)))
+    vector = torch.randn(kept.size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(kept @ vector, partly @ vector)
