@@ -112,7 +112,7 @@ def test_a_run_and_its_checkpoint(tmp_path):
     from conadv_lab.config import Config
     from conadv_lab.training.loop import train
 
-    config = Config().replace(epochs=1.0, global_batch=128, device="cpu")
+    config = Config().replace(epochs=1.0, global_batch=128, device="cpu", threads=1)
     run = train(config, tmp_path / "run", progress="none").path
     out = tmp_path / "out.json"
     words = ["--measures", "top_eigenvalue", "--examples", "64", "--json", str(out)]
