@@ -39,7 +39,7 @@ def plain_loop(
     """The peer: what one writes in PyTorch without any package, the same model, data, precision and schedule."""
     model = PLAIN[model_name]().to(device)
     if model_name == "digits-cnn":
-        model = model.to(memory_format=torch.channels_last)
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     criterion = nn.CrossEntropyLoss()
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]

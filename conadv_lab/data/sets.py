@@ -81,8 +81,8 @@ def load_sets(config: Config, device: torch.device) -> tuple[ImageSet, ImageSet]
         from conadv_lab.data.synthetic import Synthetic
 
         shape = (3, data.synthetic_pixels, data.synthetic_pixels)
-        train = Synthetic(data.synthetic_images, shape, device=device)
-        return train, Synthetic(1_000, shape, seed=1, device=device)
+        made = Synthetic(data.synthetic_images, shape, device=device)
+        return made, Synthetic(1_000, shape, seed=1, device=device)
     train, test = _real_sets(config)
     if data.train_images is not None:
         if data.train_images > len(train):

@@ -113,7 +113,9 @@ def build_model(config: Config, classes: int) -> nn.Module:
     model = mixture_batch_norm(model)
     if config.model.precision == "float64":
         model = model.double()
-    return model.to(memory_format=torch.channels_last) if config.model.channels_last else model
+    if config.model.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
 
 
 def build_method(config: Config) -> Method:
