@@ -141,7 +141,7 @@ def own(tmp_path) -> str:
 
 
 def test_a_users_own_recipe_model_data_and_method_are_files(own, capsys, tmp_path):
-    status, out, err = run(capsys, f"{own}:recipe", "--out", str(tmp_path / "run"))
+    status, _out, err = run(capsys, f"{own}:recipe", "--out", str(tmp_path / "run"))
     assert status == 0, err
     status, _, _ = run(capsys, f"{own}:recipe", "--out", str(tmp_path / "other"), "--method", "conadv")
     assert status == 0
