@@ -6,11 +6,12 @@ Rows of the first model have the methods' bare names; those of the others carry 
 """
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.harness import Row, arguments, interleaved, publish
 from conadv_lab.config import Config, resolved
@@ -22,25 +23,31 @@ from conadv_lab.training.build import build
 from conadv_lab.training.loop import Run
 
 METHODS = ("disadv", "conadv", "recycled", "recycled-equal")
-PLAIN = {"resnet18": resnet18, "resnet20": resnet20, "resnet50": resnet50, "digits-cnn": DigitsCNN}
+PLAIN: dict[str, Callable[[], nn.Module]] = {
+    "resnet18": resnet18,
+    "resnet20": resnet20,
+    "resnet50": resnet50,
+    "digits-cnn": DigitsCNN,
+}
 BATCHES = {"resnet18": 32, "resnet20": 128, "resnet50": 16, "digits-cnn": 256}
 LR, MOMENTUM, DECAY, STEPS = 0.05, 0.9, 5e-4, 1_000_000
 
 
-def plain_loop(model_name: str, batch: int, device: torch.device, images, labels) -> Callable[[], None]:
+def plain_loop(
+    model_name: str, batch: int, device: torch.device, images: Tensor, labels: Tensor
+) -> Callable[[], None]:
     """The peer: what one writes in PyTorch without any package, the same model, data, precision and schedule."""
     model = PLAIN[model_name]().to(device)
     if model_name == "digits-cnn":
-        model = model.to(memory_format=torch.channels_last)
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     criterion = nn.CrossEntropyLoss()
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.SGD(groups, lr=LR, momentum=MOMENTUM)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=STEPS)
-    order = iter(())
 
-    def batches():
+    def batches() -> Iterator[Tensor]:
         while True:
             shuffled = torch.randperm(len(labels))
             for first in range(0, len(labels) - batch + 1, batch):
@@ -65,7 +72,9 @@ def plain_loop(model_name: str, batch: int, device: torch.device, images, labels
 def our_run(model_name: str, method: str, batch: int, folder: Path) -> Run:
     """A run of this package, started; every ``train_step`` is a whole step with all that belongs to it."""
     base = digits.vanilla() if model_name == "digits-cnn" else Config()
-    dataset = {} if model_name == "digits-cnn" else {"dataset": "synthetic", "synthetic_images": 2_048}
+    dataset: dict[str, Any] = (
+        {} if model_name == "digits-cnn" else {"dataset": "synthetic", "synthetic_images": 2_048}
+    )
     config = base.replace(
         **dataset,
         model=model_name,

@@ -37,7 +37,7 @@ def parse_config(
         ],
         frozen=True,
     )
-    parsed = tyro.cli(
+    parsed: Any = tyro.cli(
         command,
         args=list(words),
         prog=prog,

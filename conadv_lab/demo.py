@@ -6,24 +6,22 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import sha256
 from importlib.resources import files
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from conadv_lab.config import Config, resolved
 from conadv_lab.recipes import digits
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 BATCHES = (64, 256, 898)
-EPOCHS = 20
-LEARNING_RATES = (0.05, 0.1, 0.2, 0.4, 0.8)
+EPOCHS = 16
+WARMUP_EPOCHS = 2
+LEARNING_RATES = (0.1, 0.2, 0.4, 0.8)
 SEEDS = (0, 1, 2)
 TUNING_SEEDS = (100, 101)
 CURVATURE_IMAGES = 256
@@ -48,6 +46,8 @@ class Cell:
             method=self.method,
             global_batch=self.global_batch,
             steps=self.steps,
+            # In steps, so that equal-cost forms, whose epochs are half as long, warm up as the others do.
+            warmup_steps=_steps(WARMUP_EPOCHS, self.global_batch),
             lr=lr,
             seed=seed,
             log_every=1_000_000,
@@ -71,7 +71,9 @@ def cells() -> list[Cell]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m conadv_lab.demo", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the report and the runs")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/demo"), help="folder of the report and the runs"
+    )
     parser.add_argument("--tune", action="store_true", help="measure the grid of learning rates anew (long)")
     options = parser.parse_args(arguments)
     started = time.monotonic()
@@ -79,8 +81,9 @@ def main(arguments: list[str] | None = None) -> int:
         tune(options.out.with_name("demo-grid"))
         return 0
     best = best_learning_rates()
-    results = run_all([(cell, best[_key(cell)], seed) for cell in cells() for seed in SEEDS], options.out / "runs")
-    rows = [_row(cell, best[_key(cell)], [results[cell, best[_key(cell)], s] for s in SEEDS]) for cell in cells()]
+    jobs = {cell: [(cell, best[_key(cell)], seed) for seed in SEEDS] for cell in cells()}
+    results = run_all((job for own in jobs.values() for job in own), options.out / "runs", train_and_measure)
+    rows = [_row(cell, best[_key(cell)], [results[job] for job in own]) for cell, own in jobs.items()]
     summary = {"seconds": round(time.monotonic() - started, 1), "rows": rows}
     from conadv_lab.demo_report import print_table, write_report
     from conadv_lab.runs import write_json
@@ -93,45 +96,50 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 Job = tuple[Cell, float, int]
+Figures = dict[str, Any]
 
 
-def run_all(jobs: Iterable[Job], folder: Path) -> dict[Job, dict[str, Any]]:
-    """Run what is not there yet, a process a core; a cell that two arms share is run once."""
-    jobs = list(jobs)
+def run_all(jobs: Iterable[Job], folder: Path, work: Callable[[Job, Path], Figures]) -> dict[Job, Figures]:
+    """Do what is not done yet, a process a core; a cell that two arms share is run once."""
     folders = {job: folder / _folder_name(job) for job in jobs}
     # The long ones first, so that no core waits at the end for one that another has just begun.
-    todo = sorted({folders[job]: job for job in jobs}.items(), key=lambda item: -_price(item[1]))
+    todo = sorted({path: job for job, path in folders.items()}.items(), key=lambda item: -_price(item[1]))
     workers = max(1, min(len(todo), os.cpu_count() or 1))
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(run_one, job, path) for path, job in todo]
-        for done in _progress(as_completed(futures), len(futures)):
-            done.result()
-    return {job: json.loads((path / "sharpness.json").read_text())["figures"] for job, path in folders.items()}
+        futures = {pool.submit(work, job, path): path for path, job in todo}
+        figures = {futures[done]: done.result() for done in _progress(as_completed(futures), len(futures))}
+    return {job: figures[path] for job, path in folders.items()}
 
 
-def run_one(job: Job, path: Path) -> None:
-    """Train, measure the top eigenvalue, and leave both in the run folder."""
-    from conadv_lab.runs import RunFolder, write_json
-    from conadv_lab.training.evaluate import fixed_images
+def train_one(job: Job, path: Path) -> Figures:
+    """Train, and give the run's own final figures."""
     from conadv_lab.training.loop import train
-    from conadv_lab.training.restore import restore
 
     cell, lr, seed = job
-    if (path / "sharpness.json").exists():
-        return
-    train(cell.config(lr, seed), path, resume=True, progress="none")
-    from conadv_lab import sharpness
+    folder = train(cell.config(lr, seed), path, resume=True, progress="none")
+    return folder.result() or {}
 
-    parts, judged = restore(path)
-    facts = {"split": "train", "augmentation": "none", "learning_rate": lr}
-    batch = fixed_images(parts.train_set, CURVATURE_IMAGES)
-    report = sharpness.measure(judged, parts.criterion, [batch], measures=("top_eigenvalue",), facts=facts)
-    result = RunFolder(path).result() or {}
-    top = report["top_eigenvalue"].value
-    figures = {key: result[key] for key in ("test_accuracy", "train_test_gap", "epochs_seen")}
-    figures |= {"top_eigenvalue": top, "lr_times_eigenvalue": lr * top}
-    figures |= {"gradient_evaluations": result["gradient_evaluations"]}
-    write_json(path / "sharpness.json", report.to_dict() | {"figures": figures})
+
+def train_and_measure(job: Job, path: Path) -> Figures:
+    """Train, measure the top eigenvalue, leave both in the run folder, and give the figures of the report."""
+    from conadv_lab import sharpness
+    from conadv_lab.runs import write_json
+    from conadv_lab.training.evaluate import fixed_images
+    from conadv_lab.training.restore import restore
+
+    _, lr, _ = job
+    figures = train_one(job, path)
+    measured = path / "sharpness.json"
+    if not measured.exists():
+        parts, judged = restore(path)
+        facts = {"split": "train", "augmentation": "none", "learning_rate": lr}
+        batch = fixed_images(parts.train_set, CURVATURE_IMAGES)
+        report = sharpness.measure(
+            judged, parts.criterion, [batch], measures=("top_eigenvalue",), facts=facts
+        )
+        write_json(measured, report.to_dict())
+    (top,) = json.loads(measured.read_text())["measures"]
+    return figures | {"top_eigenvalue": top["value"], "lr_times_eigenvalue": lr * top["value"]}
 
 
 def grid() -> list[dict[str, Any]]:
@@ -165,7 +173,7 @@ def best_learning_rates() -> dict[tuple[str, str, int], float]:
 def tune(folder: Path) -> None:
     """Measure the grid with seeds that the demo does not use, and write it into the package."""
     jobs = [(cell, lr, seed) for cell in cells() for lr in LEARNING_RATES for seed in TUNING_SEEDS]
-    results = run_all(jobs, folder)
+    results = run_all(jobs, folder, train_one)
     lines = ["method,arm,global_batch,lr,seeds,test_accuracy"]
     for cell in cells():
         for lr in LEARNING_RATES:

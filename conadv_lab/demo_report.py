@@ -89,16 +89,16 @@ def findings(rows: list[dict[str, Any]]) -> list[str]:
     return [*sentences, _difference(rows, largest, *pair)]
 
 
-def _difference(
-    rows: list[dict[str, Any]], batch: int, one: tuple[str, str], other: tuple[str, str]
-) -> str:
+def _difference(rows: list[dict[str, Any]], batch: int, one: tuple[str, str], other: tuple[str, str]) -> str:
     def find(method: str, arm: str) -> dict[str, Any]:
         return next(r for r in rows if (r["method"], r["arm"], r["global_batch"]) == (method, arm, batch))
 
     a, b = find(*one), find(*other)
     means = a["test_accuracy"]["mean"] - b["test_accuracy"]["mean"]
     error = math.sqrt((a["test_accuracy"]["std"] ** 2 + b["test_accuracy"]["std"] ** 2) / a["seeds"])
-    clear = "more than twice its standard error" if abs(means) > 2 * error else "within twice its standard error"
+    clear = (
+        "more than twice its standard error" if abs(means) > 2 * error else "within twice its standard error"
+    )
     flat = a["top_eigenvalue"]["mean"] / max(b["top_eigenvalue"]["mean"], 1e-12)
     arithmetic = " at equal arithmetic" if other[1] == "equal-arithmetic" else ""
     return (
@@ -135,7 +135,9 @@ def _grid_table(grid: list[dict[str, Any]]) -> dict[str, Any]:
     rates = sorted({row["lr"] for row in grid})
     lines: dict[tuple[str, str, int], dict[float, float]] = {}
     for row in grid:
-        lines.setdefault((row["arm"], row["method"], row["global_batch"]), {})[row["lr"]] = row["test_accuracy"]
+        lines.setdefault((row["arm"], row["method"], row["global_batch"]), {})[row["lr"]] = row[
+            "test_accuracy"
+        ]
     return {
         "rates": rates,
         "lines": [

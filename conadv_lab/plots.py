@@ -56,7 +56,9 @@ def figure_against_batch(
             label=method,
         )
     axes.set_xticks(range(len(batches)), [f"{batch:,}" for batch in batches])
-    axes.set_xlabel(f"global batch (images); n = {int(rows['seeds'].min())} seeds, bars ± 1 standard deviation")
+    axes.set_xlabel(
+        f"global batch (images); n = {int(rows['seeds'].min())} seeds, bars ± 1 standard deviation"
+    )
     axes.set_ylabel(label)
     if log:
         axes.set_yscale("log")

@@ -18,13 +18,16 @@ def load(reference: str) -> Any:
     place, _, name = reference.rpartition(":")
     path = Path(place).expanduser().resolve()
     if not path.is_file():
-        raise ValueError(f"{reference!r} names no file: {path} does not exist; allowed: path/to/file.py:function")
+        raise ValueError(
+            f"{reference!r} names no file: {path} does not exist; allowed: path/to/file.py:function"
+        )
     # One module a file, so that two references to it share their classes.
     module_name = "conadv_lab_user_" + sha256(str(path).encode()).hexdigest()[:12]
     module = sys.modules.get(module_name)
     if module is None:
         spec = importlib.util.spec_from_file_location(module_name, path)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[module_name] = module
         try:

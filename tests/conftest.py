@@ -12,7 +12,9 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
-def image_set(count: int = 50, classes: int = 4, size: int = 6, channels: int = 2, seed: int = 0) -> TensorSet:
+def image_set(
+    count: int = 50, classes: int = 4, size: int = 6, channels: int = 2, seed: int = 0
+) -> TensorSet:
     draw = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (count, channels, size, size), generator=draw, dtype=torch.uint8)
     return TensorSet(images, torch.randint(0, classes, (count,), generator=draw), classes)

@@ -58,7 +58,8 @@ class Step:
 class ImageSet(Protocol):
     """A data set whose images can be fetched by index."""
 
-    classes: int
+    @property
+    def classes(self) -> int: ...
 
     def __len__(self) -> int: ...
 

@@ -41,8 +41,10 @@ class TensorSet:
                     f"{int(broken.nonzero()[0])}; allowed: floats in [0, 1]"
                 )
             if len(images) and (images.min() < 0 or images.max() > 1):
-                raise ValueError(f"images reach from {images.min():.4g} to {images.max():.4g}; allowed: [0, 1]")
-        if len(labels) and not (0 <= int(labels.min()) and int(labels.max()) < self.classes):
+                raise ValueError(
+                    f"images reach from {images.min():.4g} to {images.max():.4g}; allowed: [0, 1]"
+                )
+        if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= self.classes):
             raise ValueError(
                 f"labels reach from {int(labels.min())} to {int(labels.max())}; allowed: 0 to {self.classes - 1}"
             )
@@ -76,16 +78,17 @@ def load_sets(config: Config, device: torch.device) -> tuple[ImageSet, ImageSet]
     """
     data = config.data
     if data.dataset == "synthetic":
-        from conadv_lab.data.synthetic import SyntheticSet
+        from conadv_lab.data.synthetic import Synthetic
 
         shape = (3, data.synthetic_pixels, data.synthetic_pixels)
-        train = SyntheticSet(data.synthetic_images, shape, classes=10, device=device)
-        test = SyntheticSet(1_000, shape, classes=10, seed=1, device=device)
-        return train, test
+        made = Synthetic(data.synthetic_images, shape, device=device)
+        return made, Synthetic(1_000, shape, seed=1, device=device)
     train, test = _real_sets(config)
     if data.train_images is not None:
         if data.train_images > len(train):
-            raise ValueError(f"train_images is {data.train_images}; allowed: 1 to {len(train)}, the set's size")
+            raise ValueError(
+                f"train_images is {data.train_images}; allowed: 1 to {len(train)}, the set's size"
+            )
         train = train.subset(data.train_images)
     if config.training.global_batch > len(train):
         raise ValueError(
@@ -101,7 +104,9 @@ def _real_sets(config: Config) -> tuple[TensorSet, TensorSet]:
         train, test = references.load(name)(config)
         for part in (train, test):
             if not isinstance(part, TensorSet):
-                raise ValueError(f"{name} returned a {type(part).__name__}; allowed: two TensorSets, train and test")
+                raise ValueError(
+                    f"{name} returned a {type(part).__name__}; allowed: two TensorSets, train and test"
+                )
         return train, test
     if name == "digits":
         from conadv_lab.data.digits import load_digits

@@ -18,6 +18,7 @@ class Synthetic:
         shape: (channels, height, width).
         classes: labels are 0 … classes − 1, evenly drawn.
         seed: sets of other seeds hold other images.
+        device: where the images are made.
 
     Raises:
         ValueError: a size, shape or class count that is not positive, or a size above the limit.
@@ -31,6 +32,7 @@ class Synthetic:
     shape: tuple[int, int, int] = (3, 32, 32)
     classes: int = 10
     seed: int = 0
+    device: torch.device | str = "cpu"
 
     def __post_init__(self) -> None:
         require(1 <= self.size < 2**31, "size", self.size, "a whole number from 1 to 2147483647")
@@ -42,7 +44,7 @@ class Synthetic:
         return self.size
 
     def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, C, H, W) uint8 and labels (B,) int64 of indices (B,), on the indices' device.
+        """Images (B, C, H, W) uint8 and labels (B,) int64 of indices (B,), on the set's device.
 
         Raises:
             ValueError: an index outside 0 … size − 1.
@@ -51,6 +53,7 @@ class Synthetic:
             raise ValueError(
                 f"indices reach {indices.min()} … {indices.max()}; allowed: 0 to {self.size - 1}"
             )
+        indices = indices.to(self.device)
         whole = torch.zeros((), dtype=torch.int64, device=indices.device)
         channels, height, width = self.shape
         pixels = random_bytes(image_keys(self.seed, "pixels", whole, indices), channels * height * width)

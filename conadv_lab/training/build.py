@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,8 @@ from conadv_lab.data.augment import augment
 from conadv_lab.data.hashing import image_keys
 from conadv_lab.data.loader import Augmentation, ImageSet, Stream, as_float
 from conadv_lab.data.sets import load_sets
+from conadv_lab.methods import adversarial
+from conadv_lab.methods.attack import Attack, PGDAttack, SignAttack
 from conadv_lab.methods.base import Method, Vanilla
 from conadv_lab.models.norm import mixture_batch_norm
 from conadv_lab.optim.groups import parameter_groups
@@ -110,13 +113,13 @@ def build_model(config: Config, classes: int) -> nn.Module:
     model = mixture_batch_norm(model)
     if config.model.precision == "float64":
         model = model.double()
-    return model.to(memory_format=torch.channels_last) if config.model.channels_last else model
+    if config.model.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
 
 
 def build_method(config: Config) -> Method:
     """The method of a resolved config; the seed of random starts is derived from the run's."""
-    from conadv_lab.methods import adversarial
-
     section, seed = config.method, config.training.seed
     assert section.weights is not None, "the config is not resolved"
     name, weights = section.method, section.weights
@@ -139,16 +142,14 @@ def build_method(config: Config) -> Method:
     return adversarial.Copy(equal, weights)
 
 
-def _attack(config: Config):
-    from conadv_lab.methods.attack import PGDAttack, SignAttack
-
+def _attack(config: Config) -> Attack:
     section = config.method
-    common = {"branch": section.attack_branch, "statistics": section.attack_statistics}
-    step = section.attack_step or None
-    values = (section.epsilon, step, section.random_start, config.training.seed)
-    if section.attack_steps == 1 and section.norm == "linf":
-        return SignAttack(*values, **common)
-    return PGDAttack(*values, steps=section.attack_steps, norm=section.norm, **common)
+    kind: Any = SignAttack
+    more: dict[str, Any] = {"branch": section.attack_branch, "statistics": section.attack_statistics}
+    if section.attack_steps > 1 or section.norm == "l2":
+        kind, more = PGDAttack, more | {"steps": section.attack_steps, "norm": section.norm}
+    step = section.attack_step or None  # ε = 0 leaves no step to take
+    return kind(section.epsilon, step, section.random_start, config.training.seed, **more)
 
 
 def build_stream(config: Config, method: Method, train_set: ImageSet) -> Stream:
@@ -209,10 +210,11 @@ def build_schedule(config: Config, stream: Stream, images: int) -> Schedule:
     def steps_of(epochs: float) -> int:
         return round(epochs * images / clean_batch(config))
 
+    warmup = section.warmup_steps
     return Schedule(
         lr=section.lr,
         steps=stream.steps,
-        warmup=steps_of(section.warmup_epochs),
+        warmup=steps_of(section.warmup_epochs) if warmup is None else warmup,
         decay=section.schedule,
         end=section.end_lr,
         power=section.power,

@@ -41,9 +41,7 @@ def evaluate(parts: Parts, judged: nn.Module, train_images: int = 10_000) -> dic
 
 
 @torch.no_grad()
-def accuracy_and_loss(
-    judged: nn.Module, images: ImageSet, limit: int | None = None
-) -> tuple[float, float]:
+def accuracy_and_loss(judged: nn.Module, images: ImageSet, limit: int | None = None) -> tuple[float, float]:
     """Accuracy in percent and mean cross-entropy, without label smoothing."""
     dtype = next(judged.parameters()).dtype
     right, loss, seen = 0, 0.0, 0

@@ -62,7 +62,9 @@ def train(config: Config, out: str | Path, *, resume: bool = False, progress: Pr
             run.train_step()
             if requests and run.step < run.parts.stream.steps:
                 run.save()
-                raise StoppedOnRequest(f"stopped by {requests[0]} after step {run.step}; continue with --resume")
+                raise StoppedOnRequest(
+                    f"stopped by {requests[0]} after step {run.step}; continue with --resume"
+                )
         run.finish()
     return folder
 
@@ -217,7 +219,8 @@ class Run:
                 raise NotFinite(
                     f"the {name} loss is {loss.item()} at step {number} "
                     f"(epoch {self._epoch(number):.2f}, lr {self.parts.schedule(number):.4g}); "
-                    f"last checkpoint: {saved[0] if saved else 'none'}. A lower --lr or a longer --warmup-epochs may help"
+                    f"last checkpoint: {saved[0] if saved else 'none'}. "
+                    "A lower --lr or a longer --warmup-epochs may help"
                 )
 
     def _epoch(self, number: int) -> float:

@@ -130,7 +130,7 @@ def two_halves(micro_batch: int, equal: bool, weights, moved_of, same_batch: boo
         fresh, clean_losses = [], []
         with one_update(model):
             order = []
-            for i, batch in enumerate(batches):
+            for i in range(len(batches)):
                 order.append(("clean", i))
                 if same_batch:
                     order.append(("other", i))
@@ -162,7 +162,9 @@ def along_gradient(batch, gradient):
 
 def with_noise(batch, _gradient):
     keys = image_keys(0, "noise", batch.epochs, batch.indices)
-    return (signs(keys, batch.images[0].numel()).view(batch.images.shape) * EPSILON + batch.images).clamp(0, 1)
+    return (signs(keys, batch.images[0].numel()).view(batch.images.shape) * EPSILON + batch.images).clamp(
+        0, 1
+    )
 
 
 def unchanged(batch, _gradient):

@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from conadv_lab import runs
 from conadv_lab.config import Config
@@ -25,7 +24,13 @@ METHODS = ["vanilla", "disadv", "conadv", "recycled", "recycled-equal", "noise-e
 
 def tiny(**changes) -> Config:
     recipe = digits.vanilla().replace(
-        train_images=90, global_batch=32, steps=11, warmup_epochs=1, log_every=2, checkpoint_every=4, threads=1
+        train_images=90,
+        global_batch=32,
+        steps=11,
+        warmup_epochs=1,
+        log_every=2,
+        checkpoint_every=4,
+        threads=1,
     )
     return recipe.replace(**{"bn_recalibrate": 90, **changes})
 
@@ -46,9 +51,10 @@ def train_killed_before(step: int, config: Config, out: Path, monkeypatch) -> No
             raise Killed
         original(run)
 
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr(loop.Run, "train_step", until)
-        train(config, out, resume=True, progress="none")
+        with pytest.raises(Killed):
+            train(config, out, resume=True, progress="none")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -71,9 +77,7 @@ def test_resumed_is_bitwise_as_if_never_stopped(method, tmp_path, monkeypatch):
 def test_seeds_and_methods_give_different_runs(tmp_path):
     """The bitwise test could not fail if all runs were alike."""
     names = [("vanilla", 0), ("vanilla", 1), ("conadv", 0), ("recycled", 0)]
-    digests = {
-        digest(train(tiny(method=m, seed=s), tmp_path / f"{m}{s}", progress="none")) for m, s in names
-    }
+    digests = {digest(train(tiny(method=m, seed=s), tmp_path / f"{m}{s}", progress="none")) for m, s in names}
     assert len(digests) == len(names)
 
 
@@ -181,7 +185,7 @@ def test_a_checkpoint_of_another_model_is_named(tmp_path):
     train(tiny(), tmp_path / "run", progress="none")
     config_file = tmp_path / "run" / "config.json"
     config_file.write_text(config_file.read_text().replace("digits-cnn", "resnet20"))
-    with pytest.raises(ValueError, match="is of another model: .*missing, such as"):
+    with pytest.raises(ValueError, match=r"is of another model: .*missing, such as"):
         restore(tmp_path / "run")
 
 
@@ -230,7 +234,9 @@ def test_every_setting_trains(what, changes, tmp_path):
 
 def test_weights_are_halves_for_sgd_and_ones_for_lars(tmp_path):
     for optimizer, expected in (("sgd", (0.5, 0.5)), ("lars", (1.0, 1.0))):
-        folder = train(tiny(method="conadv", optimizer=optimizer, steps=1, warmup_epochs=0), tmp_path / optimizer)
+        folder = train(
+            tiny(method="conadv", optimizer=optimizer, steps=1, warmup_epochs=0), tmp_path / optimizer
+        )
         assert folder.config().method.weights == expected
 
 

@@ -1,0 +1,197 @@
+"""The command: what it prints, its exit status, and that a mistake writes nothing."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from conadv_lab import train
+from conadv_lab.config import Config, resolved
+from conadv_lab.recipes import RECIPES
+
+SHORT = ["--train-images", "60", "--global-batch", "20", "--steps", "3", "--warmup-epochs", "0"]
+
+
+def run(capsys, *words: str) -> tuple[int, str, str]:
+    try:
+        status = train.main(list(words))
+    except SystemExit as stop:  # the parser's own
+        status = int(stop.code or 0)
+    printed = capsys.readouterr()
+    return status, printed.out, printed.err
+
+
+def test_a_run_prints_its_folder_last(capsys, tmp_path):
+    status, out, _ = run(capsys, "digits-conadv", *SHORT, "--out", str(tmp_path / "run"))
+    assert status == 0
+    assert out.splitlines()[-1] == str(tmp_path / "run")
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {"config.json", "manifest.json", "metrics.jsonl", "checkpoints", "result.json"}
+    assert len(json.loads((tmp_path / "run" / "result.json").read_text())["parameters_sha256"]) == 64
+
+
+def test_without_out_the_folder_is_named_by_what_is_run(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, out, _ = run(capsys, "digits-conadv", *SHORT, "--method", "recycled", "--seed", "3")
+    assert status == 0
+    assert out.splitlines()[-1] == str(Path("runs") / "digits-conadv-recycled-b20-s3")
+
+
+def test_list_names_every_recipe_with_a_sentence(capsys):
+    status, out, _ = run(capsys, "--list")
+    assert status == 0
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines] == list(RECIPES)
+    assert all(line.rstrip().endswith(".") and len(line.split()) > 4 for line in lines)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_possible_and_states_its_command(name):
+    config = resolved(RECIPES[name]())
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert f"python -m conadv_lab.train {name}" in RECIPES[name].__doc__
+
+
+MISTAKES = {
+    "unknown recipe": (["digits-conav"], r"unknown recipe 'digits-conav'.*Did you mean 'digits-conadv'"),
+    "unknown field": (["digits-conadv", "--stalenes", "2"], r"--stalenes(.|\n)*--staleness"),
+    "no number": (["digits-conadv", "--lr", "fast"], "fast"),
+    "unknown method": (["digits-conadv", "--method", "conav"], r"unknown method 'conav'.*'conadv'"),
+    "unknown model": (["digits-conadv", "--model", "resnet81"], r"unknown model 'resnet81'.*'resnet18'"),
+    "unknown dataset": (["digits-conadv", "--dataset", "digit"], r"unknown dataset 'digit'.*'digits'"),
+    "unknown optimizer": (["digits-conadv", "--optimizer", "lar"], r"unknown optimizer 'lar'.*'lars'"),
+    "unknown schedule": (["digits-conadv", "--schedule", "cosin"], r"'cosin'(.|\n)*cosine"),
+    "batch 0": (["digits-conadv", "--global-batch", "0"], r"global_batch is 0; allowed: a whole number of at least 1"),
+    "batch above the set": (["digits-conadv", "--global-batch", "900"], r"global_batch is 900; allowed: 1 to 898"),
+    "micro-batch above the batch": (
+        ["digits-conadv", "--micro-batch", "512"], r"micro_batch is 512; allowed: at most 256"),
+    "odd batch at equal cost": (
+        ["digits-recycled-equal", "--global-batch", "33"], r"global_batch is 33;.*an even number"),
+    "negative epsilon": (["digits-conadv", "--epsilon", "-0.1"], r"epsilon is -0.1; allowed: 0 to 1"),
+    "epsilon beyond the range": (["digits-conadv", "--epsilon", "8"], r"epsilon is 8.0; allowed: 0 to 1"),
+    "epsilon nan": (["digits-conadv", "--epsilon", "nan"], r"epsilon is nan"),
+    "negative staleness": (["digits-conadv", "--staleness", "-1"], r"staleness is -1"),
+    "half a step": (["digits-conadv", "--staleness", "1.5"], r"1\.5"),
+    "negative lr": (["digits-conadv", "--lr", "-0.1"], r"lr is -0.1; allowed: at least 0"),
+    "weights": (["digits-conadv", "--weights", "0", "0"], r"weights are \(0.0, 0.0\)"),
+    "warm-up longer than the run": (["digits-conadv", "--warmup-epochs", "99"], r"warmup"),
+    "nesterov with lars": (["digits-conadv", "--optimizer", "lars", "--nesterov"], r"nesterov is True"),
+    "no gpu": (["digits-conadv", "--device", "cuda:7"], r"device is 'cuda:7'|CUDA"),
+    "no device": (["digits-conadv", "--device", "gpu"], r"device is 'gpu'"),
+    "no archive": (["cifar10-resnet20-cpu", "--data-dir", "/nowhere"], r"/nowhere"),
+    "no such file": (["digits-conadv", "--model", "nowhere.py:net"], r"nowhere.py does not exist"),
+    "no such recipe file": (["nowhere.py:recipe"], r"nowhere.py does not exist"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_exits_2_with_a_sentence_and_writes_nothing(name, capsys, tmp_path, monkeypatch):
+    words, message = MISTAKES[name]
+    monkeypatch.chdir(tmp_path)
+    status, out, err = run(capsys, *words, "--out", "run")
+    assert status == 2, out + err
+    assert re.search(message, out + err), out + err
+    assert list(tmp_path.iterdir()) == []
+
+
+OWN = '''
+import numpy as np, torch
+from torch import nn
+from conadv_lab.config import Config
+from conadv_lab.data.sets import TensorSet
+from conadv_lab.methods.base import Losses, Method, train_on_clean
+from conadv_lab.recipes.digits import vanilla
+
+def recipe():
+    """Mine."""
+    return vanilla().replace(model=f"{__file__}:net", dataset=f"{__file__}:data", method=f"{__file__}:slow",
+                             global_batch=20, steps=4, warmup_epochs=0)
+
+def net(config):
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 3))
+
+def data(config):
+    draw = torch.Generator().manual_seed(0)
+    def part(n):
+        return TensorSet(torch.rand(n, 1, 8, 8, generator=draw), torch.arange(n) % 3, 3)
+    return part(60), part(30)
+
+def broken_data(config):
+    train, test = data(config)
+    train.images[7, 0, 0, 0] = float("nan")
+    return TensorSet(train.images, train.labels, 3), test
+
+class Slow(Method):
+    def backward(self, model, step, criterion):
+        return Losses(train_on_clean(model, step, criterion, weight=0.5))
+
+def slow(config):
+    return Slow()
+
+def no_method(config):
+    return 3
+'''
+
+
+@pytest.fixture
+def own(tmp_path) -> str:
+    (tmp_path / "own.py").write_text(OWN)
+    return str(tmp_path / "own.py")
+
+
+def test_a_users_own_recipe_model_data_and_method_are_files(own, capsys, tmp_path):
+    status, _out, err = run(capsys, f"{own}:recipe", "--out", str(tmp_path / "run"))
+    assert status == 0, err
+    status, _, _ = run(capsys, f"{own}:recipe", "--out", str(tmp_path / "other"), "--method", "conadv")
+    assert status == 0
+    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("run", "other")]
+    assert results[0]["parameters_sha256"] != results[1]["parameters_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--method", "{own}:no_method"], "returned a int; allowed: a conadv_lab Method"),
+        (["--model", "{own}:data"], "returned a tuple; allowed: a torch.nn.Module"),
+        (["--dataset", "{own}:broken_data"], "hold NaN or infinity, the first at index 7"),
+        (["--model", "{own}:nte"], "Did you mean 'net'"),
+    ],
+)
+def test_mistakes_in_a_users_file_are_told(words, message, own, capsys, tmp_path):
+    words = [word.replace("{own}", own) for word in words]
+    status, _, err = run(capsys, f"{own}:recipe", *words, "--out", str(tmp_path / "run"))
+    assert status == 2
+    assert message in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_bug_is_no_mistake_of_the_user(own, capsys, tmp_path):
+    Path(own).write_text(OWN.replace("nn.Linear(4 * 36, 3)", "nn.Linear(5, 3)"))
+    with pytest.raises(RuntimeError):
+        run(capsys, f"{own}:recipe", "--out", str(tmp_path / "run"))
+
+
+def test_not_finite_exits_1(capsys, tmp_path):
+    words = ["digits-vanilla", *SHORT, "--lr", "1e30", "--steps", "9", "--out", str(tmp_path / "run")]
+    status, _, err = run(capsys, *words)
+    assert status == 1
+    assert "the clean loss is" in err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_exits_1_with_a_sentence(capsys, tmp_path, monkeypatch):
+    from conadv_lab import runs
+
+    original = runs.write_synced
+
+    def full(path, content):
+        original(Path("/dev/full") if path.name == "state.pt" else path, content)
+
+    monkeypatch.setattr(runs, "write_synced", full)
+    monkeypatch.setattr(runs.os, "fsync", lambda handle: None)
+    status, _, err = run(capsys, "digits-vanilla", *SHORT, "--out", str(tmp_path / "run"))
+    assert status == 1
+    assert "No space left on device" in err
+    assert "--resume" in err
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
