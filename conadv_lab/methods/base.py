@@ -87,8 +87,8 @@ def train_on_both(
     """
     count = len(clean.labels)
     with branch_of(model, count):
-        outputs = model(torch.cat([clean.images, altered.images]))
-    losses = criterion(outputs[:count], clean.labels), criterion(outputs[count:], altered.labels)
+        outputs = model(torch.cat([clean.images, altered.images])).split((count, len(altered.labels)))
+    losses = criterion(outputs[0], clean.labels), criterion(outputs[1], altered.labels)
     (losses[0] * (weights[0] * clean.share) + losses[1] * (weights[1] * altered.share)).backward()
     return losses[0].detach() * clean.share, losses[1].detach() * altered.share
 
