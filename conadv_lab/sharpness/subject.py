@@ -76,7 +76,7 @@ def _run(
     from conadv_lab.training.restore import restore
 
     folder = RunFolder(run)
-    parts, model = restore(run) if checkpoint is None else _checkpoint(run, checkpoint)
+    parts, model = restore(run, checkpoint)
     images, labels = fixed_images(parts.train_set if split == "train" else parts.test_set, examples)
     batches: list[Batch] = list(zip(images.split(batch_size), labels.split(batch_size), strict=True))
     config, result = resolved(folder.config()), folder.result() or {}
@@ -96,24 +96,3 @@ def _run(
         k: result[k] for k in ("test_accuracy", "train_test_gap") if checkpoint is None and k in result
     }
     return Subject(place, model, parts.criterion, batches, facts | figures)
-
-
-def _checkpoint(run: Path, checkpoint: Path) -> tuple[Any, nn.Module]:
-    """As `restore`, of one checkpoint and not the newest."""
-    from conadv_lab.models.norm import plain_batch_norm
-    from conadv_lab.runs import RunFolder, read_checkpoint
-    from conadv_lab.training.build import build
-    from conadv_lab.training.evaluate import calibrated_copy
-    from conadv_lab.training.loop import load_weights
-
-    parts = build(RunFolder(run).config())
-    _, state = read_checkpoint(checkpoint)
-    weights = state["model"]
-    if state["ema"] is not None:
-        weights = {
-            key.removeprefix("module."): value
-            for key, value in state["ema"].items()
-            if key.startswith("module.")
-        }
-    load_weights(parts.model, weights, str(checkpoint))
-    return parts, plain_batch_norm(calibrated_copy(parts, parts.model))
