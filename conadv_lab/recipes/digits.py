@@ -1,4 +1,7 @@
-"""scikit-learn's digits: 898 training images of 8x8 pixels, embedded, small enough for one core."""
+"""scikit-learn's digits: 898 training images of 8x8 pixels, embedded, small enough for one core.
+
+Results are test accuracies of seed 0 alone; times are of whole commands on one core of a shared Intel Xeon.
+"""
 
 from conadv_lab.config import Config, Data, Method, Model, Optimization, Training
 
@@ -7,13 +10,14 @@ def vanilla() -> Config:
     """Digits, plain SGD at batch 256: the baseline.
 
     Command: python -m conadv_lab.train digits-vanilla
+    Result: 98.78 %. Time: 9 s.
     """
     return Config(
         data=Data(dataset="digits"),
         model=Model(model="digits-cnn", channels_last=True),
         method=Method(method="vanilla", epsilon=0.1),
         optimization=Optimization(optimizer="sgd", lr=0.1, weight_decay=5e-4, warmup_epochs=2),
-        training=Training(epochs=20, global_batch=256, threads=1, log_every=5),
+        training=Training(epochs=40, global_batch=256, threads=1, log_every=10),
     )
 
 
@@ -21,6 +25,7 @@ def conadv() -> Config:
     """Digits with ConAdv, τ = 1, at batch 256.
 
     Command: python -m conadv_lab.train digits-conadv
+    Result: 99.22 %. Time: 15 s.
     """
     return vanilla().replace(method="conadv")
 
@@ -29,6 +34,7 @@ def disadv() -> Config:
     """Digits with DisAdv, the attack before the step, at batch 256.
 
     Command: python -m conadv_lab.train digits-disadv
+    Result: 99.11 %. Time: 16 s.
     """
     return vanilla().replace(method="disadv")
 
@@ -37,6 +43,7 @@ def recycled() -> Config:
     """Digits with recycled ConAdv, the attack taken from the step before, at batch 256.
 
     Command: python -m conadv_lab.train digits-recycled
+    Result: 99.22 %. Time: 14 s.
     """
     return vanilla().replace(method="recycled")
 
@@ -45,6 +52,7 @@ def recycled_equal() -> Config:
     """Digits with recycled ConAdv at a vanilla step's price: of 256 images half are new, half recycled.
 
     Command: python -m conadv_lab.train digits-recycled-equal
+    Result: 99.33 %. Time: 20 s.
     """
     return vanilla().replace(method="recycled-equal")
 
