@@ -63,7 +63,7 @@ def child(batch: int, staleness: int) -> None:
     )
     with tempfile.TemporaryDirectory() as scratch:
         train(config, Path(scratch) / "run", progress="none")
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6)
 
 
 def main() -> None:

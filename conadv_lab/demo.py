@@ -221,7 +221,7 @@ def _price(job: Job) -> float:
 
 
 def _folder_name(job: Job) -> str:
-    """Named by what is run, so that a changed demo never takes an older run for its own."""
+    """Named by what is run, so that a demo of another config never takes an older run for its own."""
     cell, lr, seed = job
     config = resolved(cell.config(lr, seed))
     digest = sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest()[:8]

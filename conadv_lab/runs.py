@@ -86,7 +86,7 @@ class RunFolder:
         torch.save(state, buffer)
         final = self.checkpoints / f"step_{step:08d}"
         partial = self.checkpoints / f".partial-{step:08d}-{os.getpid()}"
-        metrics_bytes = self.metrics_file.stat().st_size if self.metrics_file.exists() else 0
+        metrics_bytes = self._synced_metrics()
         commit = {
             "step": step,
             "metrics_bytes": metrics_bytes,
@@ -109,7 +109,9 @@ class RunFolder:
                 f"the checkpoint of step {step} could not be saved in {self.checkpoints} ({error.strerror}); "
                 f"intact: {', '.join(kept) or 'none'}. Make room and continue with --resume",
             ) from error
-        for old in self.committed()[KEPT_CHECKPOINTS:]:
+        # Newer ones can only be damaged ones that this run was continued before; they do not count.
+        older = [folder for folder in self.committed() if folder.name < final.name]
+        for old in older[KEPT_CHECKPOINTS - 1 :]:
             shutil.rmtree(old)
         return final
 
@@ -122,6 +124,14 @@ class RunFolder:
                 warnings.warn(f"{error}; trying the one before", stacklevel=2)
         return None
 
+    def _synced_metrics(self) -> int:
+        """Bytes of metrics.jsonl, all of them on the disk: a commit must not remember lines that power loss takes."""
+        if not self.metrics_file.exists():
+            return 0
+        with self.metrics_file.open("ab") as file:
+            os.fsync(file.fileno())
+            return file.tell()
+
     def append_metrics(self, line: dict[str, Any]) -> None:
         with self.metrics_file.open("a") as file:
             file.write(json.dumps(line) + "\n")
@@ -129,7 +139,7 @@ class RunFolder:
     def cut_metrics(self, size: int) -> None:
         """Drop what was logged after the checkpoint that a run continues from, so that no step stands twice."""
         if self.metrics_file.exists():
-            os.truncate(self.metrics_file, size)
+            os.truncate(self.metrics_file, min(size, self.metrics_file.stat().st_size))
 
     def _json(self, name: str) -> dict[str, Any]:
         file = self.path / name
@@ -169,7 +179,7 @@ def write_json(path: Path, content: Any) -> None:
     """Write beside and rename, so that a reader never sees half a file."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        write_synced(beside, (json.dumps(content, indent=1) + "\n").encode())
+        write_synced(beside, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
         beside.replace(path)
     except OSError:
         beside.unlink(missing_ok=True)

@@ -4,8 +4,12 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from conadv_lab.config import Config, resolved
+
+if TYPE_CHECKING:
+    from conadv_lab.training.loop import Run
 
 USAGE = """usage: python -m conadv_lab.train RECIPE [--out DIR] [--resume] [--field value ...]
        python -m conadv_lab.train --list            the recipes, one a line
@@ -28,10 +32,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0 if words else 2
         config, out, resume = parse(words)
         resolved(config)
-        return _train(config, out, resume)
+        from conadv_lab.training.loop import prepare
+
+        run = prepare(config, out, resume=resume)
     except ValueError as mistake:
         print(f"error: {mistake}", file=sys.stderr)
         return 2
+    return _train(run, out)
 
 
 def parse(words: Sequence[str]) -> tuple[Config, Path, bool]:
@@ -68,11 +75,12 @@ def _sentence(recipe: Callable[[], Config]) -> str:
     return (recipe.__doc__ or "").strip().splitlines()[0]
 
 
-def _train(config: Config, out: Path, resume: bool) -> int:
-    from conadv_lab.training.loop import NotFinite, StoppedOnRequest, train
+def _train(run: "Run | None", out: Path) -> int:
+    from conadv_lab.training.loop import NotFinite, StoppedOnRequest
 
     try:
-        folder = train(config, out, resume=resume)
+        if run is not None:
+            run.to_the_end()
     except StoppedOnRequest as stop:
         print(stop, file=sys.stderr)
         print(out)
@@ -80,7 +88,7 @@ def _train(config: Config, out: Path, resume: bool) -> int:
     except (NotFinite, OSError) as failure:
         print(f"error: {failure}", file=sys.stderr)
         return 1
-    print(folder.path)
+    print(out)
     return 0
 
 

@@ -80,6 +80,13 @@ MISTAKES = {
     "no gpu": (["digits-conadv", "--device", "cuda:7"], r"device is 'cuda:7'|CUDA"),
     "no device": (["digits-conadv", "--device", "gpu"], r"device is 'gpu'"),
     "no archive": (["cifar10-resnet20-cpu", "--data-dir", "/nowhere"], r"/nowhere"),
+    "another number of channels": (["digits-conadv", "--dataset", "synthetic"], r"digits-cnn cannot take the images"),
+    "a step of nothing": (["digits-conadv", "--attack-step", "0"], r"attack_step is 0.0; allowed: above 0"),
+    "endless warm-up": (["digits-conadv", "--warmup-epochs", "inf"], r"warmup_epochs is inf"),
+    "endless decay": (["digits-conadv", "--weight-decay", "inf"], r"weight_decay is inf"),
+    "no milestone": (["digits-conadv", "--milestone-epochs", "nan"], r"milestone_epochs is \(nan,\)"),
+    "no images": (["digits-conadv", "--train-images", "0"], r"train_images is 0; allowed: a whole number"),
+    "nothing to recycle": (["digits-recycled", "--weights", "0", "1"], r"a clean weight above 0"),
     "no such file": (["digits-conadv", "--model", "nowhere.py:net"], r"nowhere.py does not exist"),
     "no such recipe file": (["nowhere.py:recipe"], r"nowhere.py does not exist"),
 }  # fmt: skip
@@ -167,8 +174,8 @@ def test_mistakes_in_a_users_file_are_told(words, message, own, capsys, tmp_path
 
 
 def test_a_bug_is_no_mistake_of_the_user(own, capsys, tmp_path):
-    Path(own).write_text(OWN.replace("nn.Linear(4 * 36, 3)", "nn.Linear(5, 3)"))
-    with pytest.raises(RuntimeError):
+    Path(own).write_text(OWN.replace("weight=0.5", "weight=half"))
+    with pytest.raises(NameError):
         run(capsys, f"{own}:recipe", "--out", str(tmp_path / "run"))
 
 

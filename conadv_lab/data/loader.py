@@ -125,8 +125,9 @@ class Stream:
 
 
 def as_float(images: Tensor) -> Tensor:
-    """uint8 0 … 255 to float32 in [0, 1]; floats as they are."""
-    return images.to(torch.float32).div_(255) if images.dtype == torch.uint8 else images
+    """uint8 0 … 255 to float32 in [0, 1]; floats of any precision to float32."""
+    floats = images.to(torch.float32)
+    return floats.div_(255) if images.dtype == torch.uint8 else floats
 
 
 def lookahead(loader: Iterable[Any], steps: int, ahead: int = 0) -> Iterator[Step]:

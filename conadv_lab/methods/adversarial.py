@@ -89,11 +89,13 @@ class ConAdv(TwoBranches):
         self.attack, self.staleness, self.first = attack, staleness, first
         self.lookahead = staleness
         self.gradient_evaluations = (6 + 2 * attack.steps) / 3
-        self.depth = 1 if staleness else 1 + attack.steps
+        self.depth = max(1, attack.steps) if staleness else 1 + attack.steps
         self.pending: dict[int, list[Tensor]] = {}
 
     def backward(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
         criterion = self._checked(model, step, criterion)
+        if step.number == 0:  # another loop: what an earlier one left behind belongs to other images
+            self.pending.clear()
         self._attack_ahead(model, step, criterion)
         pending = self.pending.pop(step.number, None)
         with one_update(model):
@@ -164,13 +166,16 @@ class Recycled(TwoBranches):
     def __init__(self, epsilon: float, equal_cost: bool = False, weights: Weights | None = None) -> None:
         super().__init__(_weights(weights, equal_cost))
         require(isinstance(epsilon, (int, float)) and 0 <= epsilon <= 1, "epsilon", epsilon, "0 to 1")
+        require(
+            self.weights[0] > 0, "weights", weights, "a clean weight above 0, as its gradient is recycled"
+        )
         self.epsilon, self.equal_cost = epsilon, equal_cost
         self.clean_fraction, self.gradient_evaluations = _cost(equal_cost)
         self.pending: list[Tensor] = []
 
     def backward(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
         criterion = self._checked(model, step, criterion)
-        pending, self.pending = self.pending, []
+        pending, self.pending = (self.pending if step.number else []), []
         with one_update(model):
             if not pending:
                 return Losses(total([self._train_on_clean(model, b, criterion, 1.0) for b in step.batches()]))

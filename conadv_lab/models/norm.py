@@ -107,6 +107,9 @@ class MixtureBatchNorm(nn.Module):
             group = self._groups[branch] = _Group(branch, norm, mean, var)
         if group.count == 0:
             self.mode.touched.append(group)
+            # Cleared and not only outweighed: 0 · NaN of a step that went wrong would stay NaN for ever.
+            group.mean.zero_()
+            group.var.zero_()
         group.count += 1
         # A momentum of 1/k turns the exponential average that batch_norm keeps into a plain one.
         momentum = 1.0 / group.count
@@ -284,7 +287,8 @@ def _spans_ranks(norm: _BatchNorm) -> bool:
 def _with_buffers(norm: Any, group: _Group, momentum: float, x: Tensor) -> Tensor:
     """Call a synchronised norm, its statistics going to ``group`` instead of its own buffers."""
     kept = norm.running_mean, norm.running_var, norm.num_batches_tracked, norm.momentum
-    norm.running_mean, norm.running_var, norm.num_batches_tracked = group.mean, group.var, None
+    norm.running_mean, norm.running_var = group.mean, group.var
+    norm.num_batches_tracked = torch.zeros_like(norm.num_batches_tracked)
     norm.momentum = momentum
     try:
         return norm(x)

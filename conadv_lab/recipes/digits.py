@@ -16,7 +16,7 @@ def vanilla() -> Config:
         data=Data(dataset="digits"),
         model=Model(model="digits-cnn", channels_last=True),
         method=Method(method="vanilla", epsilon=0.1),
-        optimization=Optimization(optimizer="sgd", lr=0.1, weight_decay=5e-4, warmup_epochs=2),
+        optimization=Optimization(optimizer="sgd", base_lr=0.1, weight_decay=5e-4, warmup_epochs=2),
         training=Training(epochs=40, global_batch=256, threads=1, log_every=10),
     )
 

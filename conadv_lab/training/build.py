@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from conadv_lab import references
-from conadv_lab.config import Config, clean_batch, is_file_reference
+from conadv_lab.config import Config, is_file_reference
 from conadv_lab.data.augment import augment
 from conadv_lab.data.hashing import image_keys
 from conadv_lab.data.loader import Augmentation, ImageSet, Stream, as_float
@@ -63,6 +63,7 @@ def build(config: Config) -> Parts:
         torch.use_deterministic_algorithms(True)
     train_set, test_set = load_sets(config, device)
     model = build_model(config, train_set.classes).to(device)
+    _require_fit(model, train_set, config)
     method = build_method(config)
     stream = build_stream(config, method, train_set)
     groups = parameter_groups(model, config.optimization.weight_decay)
@@ -79,6 +80,27 @@ def build(config: Config) -> Parts:
         criterion,
         stream,
     )
+
+
+@torch.no_grad()
+def _require_fit(model: nn.Module, images: ImageSet, config: Config) -> None:
+    """Raise ``ValueError`` if the network cannot take the images, before anything is written."""
+    pixels = as_float(images.fetch(torch.arange(2) % len(images))[0]).to(next(model.parameters()).dtype)
+    model.eval()
+    try:
+        outputs = model(pixels)
+    except RuntimeError as error:
+        raise ValueError(
+            f"model {config.model.model} cannot take the images of {config.data.dataset}, "
+            f"{tuple(pixels.shape[1:])} each: {str(error).splitlines()[0]}"
+        ) from error
+    finally:
+        model.train()
+    if outputs.shape != (2, images.classes):
+        raise ValueError(
+            f"model {config.model.model} gives {tuple(outputs.shape)} for 2 images; allowed: (2, {images.classes}), "
+            "one output a class"
+        )
 
 
 def pick_device(name: str) -> torch.device:
@@ -208,7 +230,7 @@ def build_schedule(config: Config, stream: Stream, images: int) -> Schedule:
     assert section.lr is not None, "the config is not resolved"
 
     def steps_of(epochs: float) -> int:
-        return round(epochs * images / clean_batch(config))
+        return round(epochs * images / stream.batch)
 
     warmup = section.warmup_steps
     return Schedule(

@@ -60,7 +60,13 @@ def pgd_accuracy(parts: Parts, judged: nn.Module) -> float:
     """
     config = parts.config
     epsilon = config.method.epsilon
-    attack = PGDAttack(epsilon, (epsilon / 4) or None, seed=config.training.seed, branch="main")
+    attack = PGDAttack(
+        epsilon,
+        (epsilon / 4) or None,
+        seed=config.training.seed,
+        norm=config.method.norm,
+        branch="main",
+    )
     dtype = next(judged.parameters()).dtype
     right = seen = 0
     for batch in batches(parts.test_set, config.training.pgd_images):

@@ -51,26 +51,36 @@ def train(config: Config, out: str | Path, *, resume: bool = False, progress: Pr
         NotFinite: the loss is no number any more.
         OSError: the disk is full; earlier checkpoints are intact.
     """
+    run = prepare(config, out, resume=resume, progress=progress)
+    if run is not None:
+        run.to_the_end()
+    return RunFolder(out)
+
+
+def prepare(
+    config: Config, out: str | Path, *, resume: bool = False, progress: Progress = "auto"
+) -> "Run | None":
+    """The run that `train` would begin, every mistake found and nothing written; None where it is finished.
+
+    Raises:
+        ValueError: as for `train`.
+    """
     folder = RunFolder(out)
     config = _reconciled(resolved(config), folder, resume)
     if folder.result() is not None:
-        return folder
+        return None
     run = Run(build(config), folder, progress)
-    with _stop_requests() as requests:
-        run.start()
-        while run.step < run.parts.stream.steps:
-            run.train_step()
-            if requests and run.step < run.parts.stream.steps:
-                run.save()
-                raise StoppedOnRequest(
-                    f"stopped by {requests[0]} after step {run.step}; continue with --resume"
-                )
-        run.finish()
-    return folder
+    if (folder.path / "manifest.json").exists():
+        before, now = folder.manifest().get("data"), _fingerprint(run.parts)
+        if before is not None and before != now:
+            raise ValueError(f"{folder.path} was started on other data: {before}; now {now}")
+    return run
 
 
 def _reconciled(config: Config, folder: RunFolder, resume: bool) -> Config:
     """The config, its machine-dependent gaps filled from the folder that is resumed; refuses any other conflict."""
+    if folder.path.exists() and not folder.path.is_dir():
+        raise ValueError(f"{folder.path} is a file; pass the path of a folder as --out")
     if not folder.path.exists() or not any(folder.path.iterdir()):
         return config
     if not resume:
@@ -88,15 +98,11 @@ def _reconciled(config: Config, folder: RunFolder, resume: bool) -> Config:
         f"{name} is {ours[section][name]!r}, was {value!r}"
         for section, values in theirs.items()
         for name, value in values.items()
-        if _plain(ours[section][name]) != _plain(value)
+        if ours[section][name] != value
     ]
     if different:
         raise ValueError(f"{folder.path} was started with another config: {'; '.join(different)}")
     return config
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 class Run:
@@ -107,11 +113,25 @@ class Run:
         parts.config = parts.config.replace(threads=threads)
         self.parts, self.folder, self.config = parts, folder, parts.config
         self.step = 0
+        self.saved: int | None = None
         self.seconds_before = 0.0
         self.ema = _average(parts)
         self.network = _forward_of(parts)
         self.on_terminal = progress == "auto" and sys.stderr.isatty()
         self.lines = progress == "auto" and not self.on_terminal
+
+    def to_the_end(self) -> None:
+        """Start, take every step that is left, and finish; or stop between two steps where a signal asks for it."""
+        with _stop_requests() as requests:
+            self.start()
+            while self.step < self.parts.stream.steps:
+                self.train_step()
+                if requests and self.step < self.parts.stream.steps:
+                    self.save()
+                    raise StoppedOnRequest(
+                        f"stopped by {requests[0]} after step {self.step}; continue with --resume"
+                    )
+            self.finish()
 
     def start(self) -> None:
         """Continue from the newest checkpoint, or write the new folder's first files."""
@@ -156,13 +176,25 @@ class Run:
             self.save()
 
     def save(self) -> None:
+        """Checkpoint the state after the last step; weights that are no numbers are not saved."""
+        if self.saved == self.step:
+            return
+        parameters = [p.detach() for p in self.parts.model.parameters()]
+        if not torch.isfinite(torch.stack(torch._foreach_norm(parameters))).all():
+            raise NotFinite(
+                f"a weight is NaN or infinite after step {self.step - 1} {self._told(self.step - 1)}"
+            )
         self.folder.save_checkpoint(self.step, self._state())
+        self.saved = self.step
 
     def finish(self) -> None:
         """The last checkpoint, the final figures, and with them the mark that the run is done."""
         self.save()
         parts = self.parts
         figures = evaluate(parts, calibrated_copy(parts, self._judged()))
+        for name, figure in figures.items():
+            if not math.isfinite(figure):
+                raise NotFinite(f"the final {name} is {figure} {self._told(self.step - 1)}")
         images = parts.stream.first_place(self.step)
         result = figures | {
             "steps": self.step,
@@ -197,7 +229,8 @@ class Run:
         parts.method.load_state_dict(_on_device(state["method"], parts.device))
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
-        self.step, self.seconds_before = state["step"], state["seconds"]
+        self.step = self.saved = state["step"]
+        self.seconds_before = state["seconds"]
         self.folder.cut_metrics(commit["metrics_bytes"])
 
     def _judged(self) -> nn.Module:
@@ -215,13 +248,15 @@ class Run:
     def _require_finite(self, losses: Losses, number: int) -> None:
         for name, loss in (("clean", losses.clean), ("adversarial", losses.adversarial)):
             if loss is not None and not math.isfinite(loss.item()):
-                saved = [folder.name for folder in self.folder.committed()[:1]]
-                raise NotFinite(
-                    f"the {name} loss is {loss.item()} at step {number} "
-                    f"(epoch {self._epoch(number):.2f}, lr {self.parts.schedule(number):.4g}); "
-                    f"last checkpoint: {saved[0] if saved else 'none'}. "
-                    "A lower --lr or a longer --warmup-epochs may help"
-                )
+                raise NotFinite(f"the {name} loss is {loss.item()} at step {number} {self._told(number)}")
+
+    def _told(self, number: int) -> str:
+        saved = [folder.name for folder in self.folder.committed()[:1]]
+        return (
+            f"(epoch {self._epoch(number):.2f}, lr {self.parts.schedule(number):.4g}); "
+            f"last checkpoint: {saved[0] if saved else 'none'}. "
+            "A lower --lr or a longer --warmup-epochs may help"
+        )
 
     def _epoch(self, number: int) -> float:
         return self.parts.stream.first_place(number) / len(self.parts.train_set)

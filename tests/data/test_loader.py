@@ -133,3 +133,21 @@ def test_a_loop_that_cannot_work_is_told_why():
     step = next(iter(cl.lookahead(loader(), steps=4, ahead=2)))
     with pytest.raises(ValueError, match="convert it first"):
         method.backward(small_cnn(), step, nn.CrossEntropyLoss())
+
+
+@pytest.mark.parametrize("make", [lambda: cl.Recycled(0.05), lambda: cl.ConAdv(cl.SignAttack(0.05), 2)])
+def test_a_method_forgets_an_earlier_loop(make):
+    """A loop that is left early, or one loop an epoch: the next begins as with a new object."""
+    states = []
+    for warm in (False, True):
+        method, model = make(), cl.mixture_batch_norm(small_cnn())
+        if warm:
+            other = cl.mixture_batch_norm(small_cnn(seed=1))
+            for step in cl.lookahead(loader(2), steps=4, ahead=method.lookahead):
+                method.backward(other, step, nn.CrossEntropyLoss())
+                if step.number == 1:
+                    break
+        for step in cl.lookahead(loader(), steps=3, ahead=method.lookahead):
+            method.backward(model, step, nn.CrossEntropyLoss())
+        states.append([p.grad for p in model.parameters()])
+    assert all(torch.equal(one, two) for one, two in zip(*states, strict=True))

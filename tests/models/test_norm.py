@@ -203,3 +203,29 @@ def test_recalibration_is_the_average_over_batches_and_keeps_the_mode():
 def test_an_unknown_branch_is_refused(branch):
     with pytest.raises(ValueError, match="branch is"), branch_of(mixture_batch_norm(small_cnn()), branch):
         pass
+
+
+def test_a_step_that_went_wrong_leaves_no_nan_behind():
+    model = mixture_batch_norm(nn.Sequential(nn.BatchNorm2d(2))).double()
+    good = copy.deepcopy(model.state_dict())
+    with one_update(model):
+        model(images(4) * float("nan"))
+    assert model[0].main.running_mean.isnan().all()
+    model.load_state_dict(good)
+    with one_update(model):
+        model(images(4))
+    assert torch.allclose(model[0].main.running_mean, 0.1 * images(4).mean((0, 2, 3)), atol=1e-12)
+
+
+def test_a_norm_over_ranks_gives_its_statistics_to_the_step(monkeypatch):
+    """The path of several ranks, with one: the synchronised norm's own forward, the step's buffers."""
+    monkeypatch.setattr("conadv_lab.models.norm._spans_ranks", lambda norm: True)
+    model = mixture_batch_norm(nn.Sequential(nn.SyncBatchNorm(2))).double()
+    x = images(12)
+    with one_update(model):
+        for group in x.split(4):
+            model(group)
+    means = torch.stack([g.mean((0, 2, 3)) for g in x.split(4)]).mean(0)
+    assert torch.allclose(model[0].main.running_mean, 0.1 * means, atol=1e-12)
+    assert model[0].main.num_batches_tracked == 1
+    assert model[0].main.momentum == 0.1

@@ -273,3 +273,55 @@ def test_restored_is_what_was_judged(tmp_path):
     parts, judged = restore(folder.path)
     figures = evaluate(parts, judged)
     assert {name: folder.result()[name] for name in figures} == figures
+
+
+def test_new_checkpoints_live_on_beside_damaged_newer_ones(tmp_path, monkeypatch):
+    config = tiny(checkpoint_every=1)
+    train_killed_before(9, config, tmp_path / "run", monkeypatch)
+    folder = RunFolder(tmp_path / "run")
+    for damaged in folder.committed():
+        (damaged / "state.pt").write_bytes(b"")
+    with pytest.warns(UserWarning, match="damaged"):
+        train_killed_before(3, config, tmp_path / "run", monkeypatch)
+    intact = [path for path in folder.committed() if (path / "state.pt").stat().st_size]
+    assert [path.name for path in intact] == ["step_00000003", "step_00000002"]
+
+
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path):
+    with pytest.raises(NotFinite, match="a weight is NaN or infinite after step 0"):
+        train(tiny(lr=1e38, warmup_epochs=0, steps=1, weight_decay=1e3), tmp_path / "run", progress="none")
+    folder = RunFolder(tmp_path / "run")
+    assert folder.committed() == []
+    assert folder.result() is None
+
+
+def test_other_data_are_refused(tmp_path, monkeypatch):
+    train_killed_before(5, tiny(), tmp_path / "run", monkeypatch)
+    manifest = tmp_path / "run" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("90 images, sha256", "90 images, sha257"))
+    with pytest.raises(ValueError, match="started on other data"):
+        train(tiny(), tmp_path / "run", resume=True, progress="none")
+
+
+def test_a_file_is_no_run_folder(tmp_path):
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(ValueError, match="is a file"):
+        train(tiny(), tmp_path / "run", progress="none")
+
+
+def test_the_same_groups_in_micro_batches_give_the_gradient_of_the_whole(tmp_path):
+    """Without batch norm in the way: evaluation statistics are what the groups share."""
+    from conadv_lab.config import resolved
+    from conadv_lab.models.norm import branch_of
+    from conadv_lab.training.build import build
+
+    gradients = []
+    for micro_batch in (None, 8, 5):
+        parts = build(resolved(tiny(micro_batch=micro_batch, precision="float64")))
+        for batch in parts.stream.step(0).batches():
+            with branch_of(parts.model, "main", "running"):
+                loss = parts.criterion(parts.model(batch.images.double()), batch.labels)
+            (loss * batch.share).backward()
+        gradients.append([p.grad for n, p in parts.model.named_parameters() if "adversarial" not in n])
+    for part in gradients[1:]:
+        assert all((a - b).abs().max() < 1e-12 for a, b in zip(gradients[0], part, strict=True))
