@@ -5,7 +5,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TypeVar
 
 import tyro
 
@@ -72,7 +72,7 @@ def run(words: list[str]) -> int:
     if lists:
         name, values = next(iter(lists.items()))
         raise ValueError(f"--{name.replace('_', '-')} is {','.join(values)!r}; allowed: one value. Lists are for sweep")
-    planned, options = plan(recipe, words[1:], RunOptions())
+    planned, options = plan(recipe, words[1:], RunOptions(), verb="run")
     if len(planned) > 1:
         raise ValueError(f"{recipe} returns {len(planned)} configs; allowed: one. Lists are for sweep")
     out = _out(options)
@@ -167,7 +167,7 @@ def cancel(words: list[str]) -> int:
         else:
             queued.append(one.job)
     slurm.cancel(queued)
-    print(f"cancelled {len(live)} of {len(found)} runs")
+    print(f"cancelled {len(live)} of {_runs(len(found))}")
     return 0
 
 
@@ -196,7 +196,7 @@ def retry(words: list[str]) -> int:
     for one in chosen:
         print(f"{one.run}  {one}")
     if asked.dry_run or not chosen:
-        print(f"{len(chosen)} runs to send again")
+        print(f"{_runs(len(chosen))} to send again")
         return 0
     batches = send.again([one.run for one in chosen], profile, asked.new_code)
     for batch in batches:
@@ -288,7 +288,7 @@ def _print_dry(order: send.New) -> None:
     print(f"# profile {profile.name}: {profile.executor}, code {order.snapshot.digest[:16]}")
     print("# resolved config" + (" of the first run" if len(order.runs) > 1 else ""))
     print(json.dumps(first.to_dict(), indent=1))
-    print(f"# {len(order.runs)} runs")
+    print(f"# {_runs(len(order.runs))}")
     for number, (path, _) in enumerate(order.runs):
         print(f"{number:5d}  {path}")
     if profile.is_local:
@@ -305,7 +305,7 @@ def _told(paths: list[Path], profile: Profile) -> int:
     if not profile.is_local:
         jobs = Counter(str(last(Record(path).events(), "submitted")["job"]).split("_")[0] for path in paths)  # type: ignore[index]
         for job, count in jobs.items():
-            print(f"queued {count} run{'s' * (count > 1)} as job {job}")
+            print(f"queued {_runs(count)} as job {job}")
         print(paths[0] if len(paths) == 1 else paths[0].parent)
         return 0
     found = states.states(paths)
@@ -332,6 +332,10 @@ def _out(options: RunOptions) -> Path:
 
 def _parsed(kind: type[Kind], words: list[str], verb: str) -> Kind:
     return tyro.cli(kind, args=words, prog=f"conadv_lab.submit {verb}")
+
+
+def _runs(count: int) -> str:
+    return f"{count} run{'s' * (count != 1)}"
 
 
 def _fields() -> set[str]:

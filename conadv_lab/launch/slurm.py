@@ -23,7 +23,7 @@ SEPARATOR = "|"
 BINDINGS = "SLURM_CPU_BIND SLURM_CPU_BIND_LIST SLURM_CPU_BIND_TYPE SLURM_CPU_BIND_VERBOSE SLURM_MEM_BIND"
 CONFIGURATIONS = ("/etc/slurm/slurm.conf", "/etc/slurm-llnl/slurm.conf", "/run/slurm/conf/slurm.conf")
 # A cluster that cannot start the job now is no mistake of the user's.
-ONLY_LATER = ("not available (down", "ReqNodeNotAvail", "Requested nodes are busy", "Unable to contact")
+ONLY_LATER = ("not available (down", "ReqNodeNotAvail", "Requested nodes are busy")
 NO_CONTACT = ("nable to contact", "configuration source", "onnection refused", "timed out")
 
 

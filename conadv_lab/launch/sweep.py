@@ -10,6 +10,7 @@ import itertools
 import json
 import re
 import typing
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, make_dataclass
 from hashlib import sha256
@@ -28,8 +29,8 @@ class Planned:
     identity: str
 
 
-def plan(recipe: str, words: Sequence[str], options: Any) -> tuple[list[Planned], Any]:
-    """The runs that a recipe and the words of ``submit sweep`` mean, and the command's own options.
+def plan(recipe: str, words: Sequence[str], options: Any, verb: str = "sweep") -> tuple[list[Planned], Any]:
+    """The runs that a recipe and the words of ``submit sweep`` or ``run`` mean, and the command's own options.
 
     Raises:
         ValueError: an unknown recipe or field, a value twice, an impossible config.
@@ -39,7 +40,7 @@ def plan(recipe: str, words: Sequence[str], options: Any) -> tuple[list[Planned]
 
     bases = bases_of(recipe)
     single, lists = split_lists(words, {f.name for f in dataclasses.fields(options)})
-    first, parsed = parse_config(lambda: bases[0], single, prog=f"conadv_lab.submit sweep {recipe}", options=options)
+    first, parsed = parse_config(lambda: bases[0], single, prog=f"conadv_lab.submit {verb} {recipe}", options=options)
     if len(bases) > 1:
         given = {name: value for name, value in _flat(first).items() if name in _named(single)}
         bases = [base.replace(**given) for base in bases]
@@ -47,7 +48,7 @@ def plan(recipe: str, words: Sequence[str], options: Any) -> tuple[list[Planned]
         bases = [first]
     values = parse_lists(lists)
     configs = [
-        resolved(base.replace(**dict(zip(values, chosen, strict=True))))
+        base.replace(**dict(zip(values, chosen, strict=True)))
         for base in bases
         for chosen in itertools.product(*values.values())
     ]
@@ -121,15 +122,16 @@ def parse_lists(lists: dict[str, list[str]]) -> dict[str, list[Any]]:
 
 
 def named(configs: list[Config]) -> list[Planned]:
-    """Each config with a folder's name made of the fields in which they differ.
+    """Each config, resolved, with a folder's name made of the fields in which they were made to differ.
 
     Raises:
-        ValueError: two are equal.
+        ValueError: two are equal, or one is impossible.
     """
     flats = [_flat(config) for config in configs]
     varied = [name for name in flats[0] if any(flat[name] != flats[0][name] for flat in flats)]
     runs: dict[str, Planned] = {}
     for number, (config, flat) in enumerate(zip(configs, flats, strict=True)):
+        config = resolved(config)
         known = identity(config)
         if known in runs:
             raise ValueError(f"run {number} of the sweep is the same as {runs[known].name}; allowed: each config once")
@@ -143,9 +145,9 @@ def identity(config: Config) -> str:
 
 
 def _told_apart(runs: list[Planned]) -> list[Planned]:
-    names = [run.name for run in runs]
+    names = Counter(run.name for run in runs)
     return [
-        run if names.count(run.name) == 1 and len(run.name) <= 120
+        run if names[run.name] == 1 and len(run.name) <= 120
         else dataclasses.replace(run, name=f"{run.name[:100]}-{run.identity[:8]}")
         for run in runs
     ]  # fmt: skip

@@ -116,14 +116,14 @@ class Rank:
             again = "SIGUSR2" in why
             self.record.note("stopped", job=self.job_id, cause="preempted" if again else "asked", why=why)
             return LOCAL_REQUEUE_RETURN_CODE if again else STOPPED
-        cause = stop_cause(self.job_id, self.job["profile"]["signal_delay_s"])
+        profile, restarts = self.job["profile"], int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+        cause, again = stop_cause(self.job_id, profile["minutes"], profile["signal_delay_s"], restarts)
         if cause == "timed out" and _newest_step(self.record.path) <= self.steps_at_start:
-            minutes = self.job["profile"]["minutes"]
-            error = f"no step was finished within the time limit of {minutes} min, so it is not queued again"
+            error = f"no step was finished within the time limit of {profile['minutes']} min, so it is not queued again"
             self.record.note("failed", job=self.job_id, rank=0, error=error)
             return 1
         self.record.note("stopped", job=self.job_id, cause=cause, why=why, step=_newest_step(self.record.path))
-        if cause != "cancelled":
+        if again:
             _requeue(self.job_id)
         return STOPPED
 
@@ -143,20 +143,34 @@ def check_cpus(wanted: int) -> None:
         )
 
 
-def stop_cause(job_id: str, delay: int) -> str:
-    """Why SLURM told this job to stop: preempted, timed out, cancelled, or asked by a signal of somebody's."""
+def stop_cause(job_id: str, minutes: int, delay: int, restarts: int) -> tuple[str, bool]:
+    """Why SLURM told this job to stop, and whether the job has to be queued again by us.
+
+    The first is preempted, timed out, cancelled, or asked: by a signal or a requeue of somebody's. SLURM has queued
+    the job itself where it counts more ``restarts`` than this stretch was started with; and what it has ended
+    before its time limit was cancelled. Limit and notice are in ``minutes`` and in ``delay`` seconds.
+    """
     shown = _scontrol("show", "job", "--oneliner", job_id)
     fields = dict(word.split("=", 1) for word in shown.split() if "=" in word)
-    if fields.get("JobState") in ("CANCELLED", "FAILED"):
-        return "cancelled"
-    if fields.get("PreemptTime", "None") != "None":
-        return "preempted"
+    start, end, preempted = (_seconds(fields.get(name)) for name in ("StartTime", "EndTime", "PreemptTime"))
+    running = fields.get("JobState", "RUNNING") == "RUNNING"
+    again = not running and int(fields.get("Restarts", "0")) > restarts
+    if preempted and preempted >= start:
+        return "preempted", not again
+    if running:
+        # SLURM may send the signal up to a minute early.
+        return "timed out" if end and end - time.time() <= delay + 65 else "asked", True
+    if again:
+        return "asked", False
+    timed_out = end - start >= minutes * 60
+    return "timed out" if timed_out else "cancelled", timed_out
+
+
+def _seconds(told: str | None) -> float:
     try:
-        left = time.mktime(time.strptime(fields["EndTime"], "%Y-%m-%dT%H:%M:%S")) - time.time()
-    except (KeyError, ValueError):
-        return "asked"
-    # SLURM may send the signal up to a minute early.
-    return "timed out" if left <= delay + 65 else "asked"
+        return time.mktime(time.strptime(told or "", "%Y-%m-%dT%H:%M:%S"))
+    except ValueError:
+        return 0.0
 
 
 def _requeue(job_id: str) -> None:
