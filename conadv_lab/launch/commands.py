@@ -9,7 +9,8 @@ from typing import TypeVar
 
 import tyro
 
-from conadv_lab.launch import local, profiles, send, slurm, status as states
+from conadv_lab.launch import local, profiles, send, slurm
+from conadv_lab.launch import status as states
 from conadv_lab.launch.profiles import Profile
 from conadv_lab.launch.records import Record, find_runs, last, log_files, tail
 from conadv_lab.launch.sweep import Planned, plan, split_lists
@@ -71,13 +72,17 @@ def run(words: list[str]) -> int:
     _, lists = split_lists(words[1:], {"out", "profile"})
     if lists:
         name, values = next(iter(lists.items()))
-        raise ValueError(f"--{name.replace('_', '-')} is {','.join(values)!r}; allowed: one value. Lists are for sweep")
+        raise ValueError(
+            f"--{name.replace('_', '-')} is {','.join(values)!r}; allowed: one value. Lists are for sweep"
+        )
     planned, options = plan(recipe, words[1:], RunOptions(), verb="run")
     if len(planned) > 1:
         raise ValueError(f"{recipe} returns {len(planned)} configs; allowed: one. Lists are for sweep")
     out = _out(options)
     if out.is_dir() and any(out.iterdir()):
-        raise ValueError(f"{out} exists already; submit retry {out} continues a run that ended, or pass another --out")
+        raise ValueError(
+            f"{out} exists already; submit retry {out} continues a run that ended, or pass another --out"
+        )
     return _send(out, [(out, planned[0])], recipe, options)
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,9 @@ def python(profile: Profile, code: Path) -> str:
     if profile.gpus_per_node is None:  # submitit would hide all GPUs
         seen = os.environ.get("CUDA_VISIBLE_DEVICES")
         lines.append(
-            "unset CUDA_VISIBLE_DEVICES" if seen is None else f"export CUDA_VISIBLE_DEVICES={shlex.quote(seen)}"
+            "unset CUDA_VISIBLE_DEVICES"
+            if seen is None
+            else f"export CUDA_VISIBLE_DEVICES={shlex.quote(seen)}"
         )
     words = profile.python or shlex.quote(sys.executable)
     lines.append(f'exec {profile.container} {words} "$@"' if profile.container else f'exec {words} "$@"')
@@ -47,7 +49,8 @@ def run_all(
         timeout_min=profile.minutes,
         signal_delay_s=profile.delay,
     )
-    waiting, running = list(paths), []
+    waiting: list[Path] = list(paths)
+    running: list[Any] = []
     try:
         while waiting or running:
             while waiting and len(running) < profile.max_parallel:
@@ -68,10 +71,8 @@ def run_all(
 
 def cancel(process: int) -> None:
     """Ask a run's controller to save and stop; one that has ended is passed over."""
-    try:
+    with suppress(ProcessLookupError):
         os.kill(process, signal.SIGTERM)
-    except ProcessLookupError:
-        pass
 
 
 def is_alive(process: int, jobs: Path) -> bool:

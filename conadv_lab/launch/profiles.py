@@ -112,7 +112,7 @@ def from_dict(values: Mapping[str, Any], where: str) -> Profile:
             raise unknown(f"key of {where}", key, kinds)
         if value is not None and not _fits(value, str(kinds[key])):
             raise ValueError(f"{key} in {where} is {value!r}; allowed: {_told(str(kinds[key]))}")
-    listed = {key: tuple(value) if key == "setup" else value for key, value in values.items()}
+    listed: dict[str, Any] = {key: tuple(value) if key == "setup" else value for key, value in values.items()}
     return _checked(Profile(**listed))
 
 
@@ -150,6 +150,8 @@ def _checked(profile: Profile) -> Profile:
     require(profile.gpus_per_node is None or profile.gpus_per_node >= 0, "gpus_per_node", profile.gpus_per_node,
             "a whole number of at least 0")  # fmt: skip
     limit = profile.minutes * 60
-    require(0 < profile.delay < limit, "signal_delay_s", profile.delay, f"1 to {limit - 1}, within the time limit")
+    require(
+        0 < profile.delay < limit, "signal_delay_s", profile.delay, f"1 to {limit - 1}, within the time limit"
+    )
     require(not profile.is_local or profile.nodes == 1, "nodes", profile.nodes, "1 on this machine")
     return profile

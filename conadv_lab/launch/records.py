@@ -1,6 +1,7 @@
 """What launching writes in a run folder, below ``.launch/``.
 
-``job.json`` what was sent · ``events.jsonl`` what became of it: submitted, started, stopped, failed, finished, cancelled.
+``job.json`` what was sent · ``events.jsonl`` what became of it: submitted, started, stopped, failed, finished,
+cancelled.
 The name begins with a dot so that training takes a folder that was only just queued for an empty one.
 """
 

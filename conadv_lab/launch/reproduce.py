@@ -1,6 +1,5 @@
 """The command that repeats a run."""
 
-import json
 import shlex
 from pathlib import Path
 from typing import Any

@@ -92,7 +92,9 @@ class Batch:
         return self.paths
 
     def _arrays(self) -> list[Array]:
-        longest = self.profile.max_array or (slurm.max_array() if slurm.is_here() else slurm.DEFAULT_MAX_ARRAY)
+        longest = self.profile.max_array or (
+            slurm.max_array() if slurm.is_here() else slurm.DEFAULT_MAX_ARRAY
+        )
         return arrays(len(self.paths), longest, self.profile.max_parallel)
 
     def _executor(self, part: Array) -> slurm.Executor:
@@ -216,7 +218,9 @@ def again(paths: Sequence[Path], profile: Profile | None, new_code: bool) -> lis
         if not code.is_dir():
             raise ValueError(f"the code that {path} was sent with is gone from {code}; allowed: --new-code")
         key = json.dumps([dataclasses.asdict(used), str(jobs), str(code)], sort_keys=True)
-        groups.setdefault(key, Batch(used, jobs, code, [], f"conadv-{jobs.parents[1].name}")).paths.append(record.path)
+        groups.setdefault(key, Batch(used, jobs, code, [], f"conadv-{jobs.parents[1].name}")).paths.append(
+            record.path
+        )
     return list(groups.values())
 
 

@@ -7,6 +7,7 @@ whichever way it is started, and a thread of the rank waits for them and calls w
 
 import signal
 from collections.abc import Callable
+from multiprocessing import resource_tracker
 from threading import Thread
 
 STOPS = (signal.SIGUSR2, signal.SIGTERM)
@@ -20,6 +21,9 @@ def take_over(handler: Callable[[int], None]) -> None:
     """
     for number in STOPS:
         signal.signal(number, lambda came, _frame: handler(came))
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    # multiprocessing unblocks TERM when it first spawns, along with starting its tracker of shared memory.
+    resource_tracker.ensure_running()
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     Thread(target=_deliver, name="stop-signals", daemon=True).start()
 

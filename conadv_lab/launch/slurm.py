@@ -104,7 +104,9 @@ def executor(profile: Profile, jobs: Path, code: Path, name: str, parallel: int)
         # srun takes no --cpus-per-task from sbatch since 22.05, and lets ranks wait for ever for one that died.
         "srun_args": [f"--cpus-per-task={profile.cpus_per_task}", "--kill-on-bad-exit=1", "--wait=60"],
     }
-    made.update_parameters(**{key: value for key, value in wanted.items() if value is not None or key == "wckey"})
+    made.update_parameters(
+        **{key: value for key, value in wanted.items() if value is not None or key == "wckey"}
+    )
     return made
 
 
@@ -152,7 +154,14 @@ def queue() -> dict[str, tuple[str, str]]:
     Raises:
         ConnectionError: SLURM does not answer.
     """
-    words = ("squeue", "--me", "--states=all", "--array", "--noheader", f"--format=%i{SEPARATOR}%T{SEPARATOR}%r")
+    words = (
+        "squeue",
+        "--me",
+        "--states=all",
+        "--array",
+        "--noheader",
+        f"--format=%i{SEPARATOR}%T{SEPARATOR}%r",
+    )
     try:
         lines = _run(*words).splitlines()
     except ValueError as error:
@@ -171,7 +180,11 @@ def cancel(jobs: Sequence[str]) -> None:
         done = subprocess.run(
             ["scancel", *jobs[start : start + 500]], capture_output=True, text=True, timeout=60, check=False
         )
-        told = [line for line in done.stderr.splitlines() if "nvalid job id" not in line and "completing" not in line]
+        told = [
+            line
+            for line in done.stderr.splitlines()
+            if "nvalid job id" not in line and "completing" not in line
+        ]
         if done.returncode and told:
             raise ValueError(f"scancel: {_sentence(told[0])}")
 
@@ -180,7 +193,9 @@ def _run(*command: str) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     except FileNotFoundError:
-        raise ValueError(f"{command[0]} is not installed here; --profile local runs on this machine") from None
+        raise ValueError(
+            f"{command[0]} is not installed here; --profile local runs on this machine"
+        ) from None
     except subprocess.TimeoutExpired:
         raise ValueError(f"{command[0]} did not answer within 60 s") from None
     if done.returncode:
@@ -208,7 +223,9 @@ def _mistake(said: str, script: str) -> ValueError:
         return ValueError(f"no nodes for {wish} ({told}); there are: {'; '.join(nodes)}")
     if "generic resource" in told:
         there = sorted(set(_run("sinfo", "--noheader", "--format=%G").split()))
-        return ValueError(f"gres is {asked.get('gres', asked.get('gpus-per-node'))!r}; there are: {', '.join(there)}")
+        return ValueError(
+            f"gres is {asked.get('gres', asked.get('gpus-per-node'))!r}; there are: {', '.join(there)}"
+        )
     if "feature" in told:
         features = ",".join(_run("sinfo", "--noheader", "--format=%f").split()).split(",")
         return unknown("constraint", asked.get("constraint", ""), set(features))

@@ -93,7 +93,9 @@ def check(path: Path, digest: str) -> None:
             f"conadv_lab was imported from {PACKAGE.parent}, but this run was sent with the code in {path}: "
             "the setup lines of the profile must leave PYTHONPATH and PYTHONSAFEPATH as they are"
         )
-    files = {str(file.relative_to(path)): file for part in ("conadv_lab", "own") for file in _sources(path / part)}
+    files = {
+        str(file.relative_to(path)): file for part in ("conadv_lab", "own") for file in _sources(path / part)
+    }
     if digest_of(files) != digest:
         raise RuntimeError(f"the code in {path} was altered after it was sent; retry with --new-code")
 

@@ -81,7 +81,9 @@ def _asks_slurm(record: Record, events: list[dict[str, Any]]) -> bool:
     return sent is not None and not sent["local"] and not (record.path / "result.json").exists()
 
 
-def _now(record: Record, events: list[dict[str, Any]], sent: dict[str, Any] | None, queue: Queue) -> tuple[str, str]:
+def _now(
+    record: Record, events: list[dict[str, Any]], sent: dict[str, Any] | None, queue: Queue
+) -> tuple[str, str]:
     if (record.path / "result.json").exists():
         return "done", ""
     if sent is None:
@@ -117,7 +119,11 @@ def _at_work(record: Record, newest: dict[str, Any] | None, known: str) -> tuple
 def _why_again(newest: dict[str, Any] | None) -> str:
     if newest is None:
         return ""
-    return f"again after it was {newest['cause']}" if newest["event"] == "stopped" else "again after it was ended"
+    return (
+        f"again after it was {newest['cause']}"
+        if newest["event"] == "stopped"
+        else "again after it was ended"
+    )
 
 
 def _was_cancelled(newest: dict[str, Any] | None) -> bool:
@@ -173,8 +179,12 @@ def _last_step(record: Record) -> str:
 
 
 def _last_line(log: str) -> str:
-    lines = [line for line in log.splitlines() if line.strip() and not line.startswith(words.START_MARK)]
-    return lines[-1].strip() if lines else ""
+    """What a stretch's log says of its end: which rank srun saw die first, else the last line."""
+    lines: list[str] = []
+    for line in log.splitlines():
+        lines = [] if line.startswith(words.START_MARK) else [*lines, line.strip()]
+    died = [line for line in lines if line.startswith("srun: error:")][:1]
+    return (died or [line for line in lines if line][-1:] or [""])[0]
 
 
 def _clock(seconds: float) -> str:

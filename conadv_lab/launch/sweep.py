@@ -40,7 +40,9 @@ def plan(recipe: str, words: Sequence[str], options: Any, verb: str = "sweep") -
 
     bases = bases_of(recipe)
     single, lists = split_lists(words, {f.name for f in dataclasses.fields(options)})
-    first, parsed = parse_config(lambda: bases[0], single, prog=f"conadv_lab.submit {verb} {recipe}", options=options)
+    first, parsed = parse_config(
+        lambda: bases[0], single, prog=f"conadv_lab.submit {verb} {recipe}", options=options
+    )
     if len(bases) > 1:
         given = {name: value for name, value in _flat(first).items() if name in _named(single)}
         bases = [base.replace(**given) for base in bases]
@@ -112,12 +114,14 @@ def parse_lists(lists: dict[str, list[str]]) -> dict[str, list[Any]]:
         if name not in kinds:
             raise unknown("option", option, [kind.replace("_", "-") for kind in kinds])
         if typing.get_origin(kinds[name]) is tuple or "tuple" in str(kinds[name]):
-            raise ValueError(f"--{option} takes several words, so it cannot be a list; write the sweep as a Python file")
+            raise ValueError(
+                f"--{option} takes several words, so it cannot be a list; write the sweep as a Python file"
+            )
         if twice := {value for value in values if values.count(value) > 1}:
             raise ValueError(f"--{option} has {min(twice)!r} twice; allowed: each value once")
     shape = make_dataclass("Lists", [(name, list[kinds[name]]) for name in lists])  # type: ignore[valid-type, misc]
     words = [word for name, values in lists.items() for word in (f"--{name.replace('_', '-')}", *values)]
-    parsed = tyro.cli(shape, args=words, prog="conadv_lab.submit sweep")
+    parsed: Any = tyro.cli(shape, args=words, prog="conadv_lab.submit sweep")
     return {name: list(getattr(parsed, name)) for name in lists}
 
 
@@ -134,8 +138,12 @@ def named(configs: list[Config]) -> list[Planned]:
         config = resolved(config)
         known = identity(config)
         if known in runs:
-            raise ValueError(f"run {number} of the sweep is the same as {runs[known].name}; allowed: each config once")
-        runs[known] = Planned("-".join(f"{name}={_short(flat[name])}" for name in varied) or "run", config, known)
+            raise ValueError(
+                f"run {number} of the sweep is the same as {runs[known].name}; allowed: each config once"
+            )
+        runs[known] = Planned(
+            "-".join(f"{name}={_short(flat[name])}" for name in varied) or "run", config, known
+        )
     return _told_apart(list(runs.values()))
 
 

@@ -1,5 +1,7 @@
 """SLURM's states, reasons and log lines, in words."""
 
+import re
+
 START_MARK = "conadv_lab starts a stretch"
 
 STATES = {
@@ -43,8 +45,8 @@ MARKS = (
     ("DUE TO NODE FAILURE", "node failure"),
     ("DUE TO TIME LIMIT", "timed out"),
     ("DUE TO PREEMPTION", "preempted"),
-    ("CANCELLED AT", "cancelled"),
 )
+CANCELLED_JOB = re.compile(r"\*\*\* JOB .* CANCELLED AT")
 
 
 def reason(told: str) -> str:
@@ -70,4 +72,6 @@ def killed_by(log: str) -> str | None:
         for mark, words in MARKS:
             if mark in line:
                 return words
+        if CANCELLED_JOB.search(line):  # a step alone is also ended when one of its ranks dies
+            return "cancelled"
     return None

@@ -80,8 +80,7 @@ class Rank:
         after = None
         if before is not None and before["event"] == "started" and before["job"] == self.job_id:
             # It ended without a word: SLURM's own are in the log, which the stretches of a job share.
-            jobs = Path(os.environ["SUBMITIT_FOLDER"])
-            after = killed_by(tail(log_files(jobs, self.job_id)[1])) or "killed"
+            after = self._log_says() or "killed"
         print(START_MARK, f"of job {self.job_id} on {self.environment.hostname}", file=sys.stderr, flush=True)
         self.record.note(
             "started",
@@ -91,6 +90,9 @@ class Rank:
             after=after,
             slurm=provenance.slurm_variables(),
         )
+
+    def _log_says(self) -> str | None:
+        return killed_by(tail(log_files(Path(os.environ["SUBMITIT_FOLDER"]), self.job_id)[1]))
 
     def _stopped_outside_training(self, number: int) -> None:
         """A stop while starting or finishing: what is on disk is what the next stretch begins with."""
@@ -118,11 +120,15 @@ class Rank:
             return LOCAL_REQUEUE_RETURN_CODE if again else STOPPED
         profile, restarts = self.job["profile"], int(os.environ.get("SLURM_RESTART_COUNT", "0"))
         cause, again = stop_cause(self.job_id, profile["minutes"], profile["signal_delay_s"], restarts)
+        if cause == "asked" and self._log_says() == "node failure":
+            cause = "node failure"
         if cause == "timed out" and _newest_step(self.record.path) <= self.steps_at_start:
             error = f"no step was finished within the time limit of {profile['minutes']} min, so it is not queued again"
             self.record.note("failed", job=self.job_id, rank=0, error=error)
             return 1
-        self.record.note("stopped", job=self.job_id, cause=cause, why=why, step=_newest_step(self.record.path))
+        self.record.note(
+            "stopped", job=self.job_id, cause=cause, why=why, step=_newest_step(self.record.path)
+        )
         if again:
             _requeue(self.job_id)
         return STOPPED
@@ -182,7 +188,9 @@ def _scontrol(*words: str) -> str:
     """What scontrol prints; a controller that does not answer at once is asked again for a minute."""
     for attempt in range(6):
         try:
-            done = subprocess.run(["scontrol", *words], capture_output=True, text=True, timeout=60, check=False)
+            done = subprocess.run(
+                ["scontrol", *words], capture_output=True, text=True, timeout=60, check=False
+            )
         except subprocess.TimeoutExpired:
             continue
         if done.returncode == 0 or "nable to contact" not in done.stderr:

@@ -22,7 +22,7 @@ from conadv_lab.recipes.digits import vanilla
 
 def recipe():
     """Slow."""
-    return vanilla().replace(method=f"{__file__}:slow", train_images=40, global_batch=20, steps=100,
+    return vanilla().replace(method=f"{__file__}:slow", train_images=40, global_batch=20, steps=120,
                              warmup_epochs=0, bn_recalibrate=0, log_every=1, checkpoint_every=10, threads=1)
 
 def greedy_recipe():
@@ -31,7 +31,7 @@ def greedy_recipe():
 
 class Slow(Method):
     def backward(self, model, step, criterion):
-        time.sleep(0.1)
+        time.sleep(0.05)
         return Losses(train_on_clean(model, step, criterion, weight=1.0))
 
 def slow(config):
@@ -51,7 +51,8 @@ def greedy(config):
 '''
 
 FAKE = {
-    "sbatch": 'echo "Submitted batch job 41"\nif [ "$1" = --test-only ]; then cat >/dev/null; else cp "$1" "$FAKE/sent"; fi',
+    "sbatch": 'if [ "$1" = --test-only ]; then cat >/dev/null; exit; fi\n'
+    'echo "Submitted batch job 41"; cp "$1" "$FAKE/sent"',
     "squeue": 'echo "$@" >>"$FAKE/squeue-calls"\ncat "$FAKE/queue" 2>/dev/null\ntrue',
     "scontrol": 'echo "$@" >>"$FAKE/scontrol-calls"\ncat "$FAKE/job" 2>/dev/null\ntrue',
     "scancel": 'echo "$@" >>"$FAKE/scancel-calls"',
@@ -97,8 +98,12 @@ def sent(path: Path, **job) -> Record:
     from conadv_lab.recipes.digits import vanilla
 
     record = Record(path)
-    record.write_job({"config": vanilla().to_dict(), "identity": path.name, "recipe": "digits-vanilla", **job})
-    record.note("submitted", job="41", jobs=str(path / ".launch" / "jobs"), local=False, host="here", profile="slurm")
+    record.write_job(
+        {"config": vanilla().to_dict(), "identity": path.name, "recipe": "digits-vanilla", **job}
+    )
+    record.note(
+        "submitted", job="41", jobs=str(path / ".launch" / "jobs"), local=False, host="here", profile="slurm"
+    )
     return record
 
 
@@ -131,7 +136,9 @@ class Cluster:
             time.sleep(0.2)
 
     def jobs(self) -> set[str]:
-        return {job for job, (state, _) in slurm.queue().items() if state in ("PENDING", "RUNNING", "COMPLETING")}
+        return {
+            job for job, (state, _) in slurm.queue().items() if state in ("PENDING", "RUNNING", "COMPLETING")
+        }
 
     def command(self, *words: str) -> str:
         return subprocess.run(words, capture_output=True, text=True, check=True).stdout
@@ -143,7 +150,9 @@ def cluster():
     if not slurm.is_here():
         pytest.skip("no SLURM here: slurm/local/up starts one, and prints the SLURM_CONF to export")
     try:
-        there = subprocess.run(["sinfo", "--noheader", "--format=%R"], capture_output=True, text=True, timeout=10)
+        there = subprocess.run(
+            ["sinfo", "--noheader", "--format=%R"], capture_output=True, text=True, timeout=10
+        )
     except subprocess.TimeoutExpired:
         pytest.skip("SLURM does not answer")
     if {"low", "high"} - set(there.stdout.split()):

@@ -13,7 +13,9 @@ from tests.launch.conftest import write_command
 
 
 def script(profile: Profile, count: int = 1, parallel: int = 4) -> str:
-    made = slurm.executor(profile, Path("/shared/x y/.launch/jobs"), Path("/shared/x y/code/ab"), "name", parallel)
+    made = slurm.executor(
+        profile, Path("/shared/x y/.launch/jobs"), Path("/shared/x y/code/ab"), "name", parallel
+    )
     return made.script(count)
 
 
@@ -69,7 +71,10 @@ def test_arrays_hold_every_run_once_and_never_exceed_the_cap(count, longest, cap
 def test_what_is_pickled_is_a_name_and_a_path(fake, tmp_path):
     made = slurm.executor(Profile(), tmp_path / "jobs", tmp_path / "code", "name", 1)
     assert made.send([tmp_path / "run"]) == ["41"]
-    assert sorted(file.name for file in (tmp_path / "jobs").iterdir()) == ["41_submission.sh", "41_submitted.pkl"]
+    assert sorted(file.name for file in (tmp_path / "jobs").iterdir()) == [
+        "41_submission.sh",
+        "41_submitted.pkl",
+    ]
     pickled = (tmp_path / "jobs" / "41_submitted.pkl").read_bytes()
     words = {str(value) for _, value, _ in pickletools.genops(pickled) if isinstance(value, str)}
     assert {"conadv_lab.launch.worker", "work", str(tmp_path / "run")} <= words
@@ -110,12 +115,17 @@ def test_nodes_that_are_down_for_now_are_no_mistake(fake):
 
 def test_the_queue_is_read_in_one_call(fake):
     (fake / "queue").write_text("41|RUNNING|None\n42_7|PENDING|ReqNodeNotAvail, UnavailableNodes:n1\n")
-    assert slurm.queue() == {"41": ("RUNNING", "None"), "42_7": ("PENDING", "ReqNodeNotAvail, UnavailableNodes:n1")}
+    assert slurm.queue() == {
+        "41": ("RUNNING", "None"),
+        "42_7": ("PENDING", "ReqNodeNotAvail, UnavailableNodes:n1"),
+    }
     assert len((fake / "squeue-calls").read_text().splitlines()) == 1
 
 
 def test_a_squeue_that_fails_is_told(fake):
-    write_command(fake, "squeue", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
+    write_command(
+        fake, "squeue", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1"
+    )
     with pytest.raises(ConnectionError, match="Unable to contact"):
         slurm.queue()
 

@@ -16,7 +16,10 @@ def test_the_copy_is_complete_and_can_be_imported_from_anywhere(tmp_path):
     taken = snapshot.take(tmp_path, [vanilla()])
     taken.write()
     taken.write()
-    code = "import conadv_lab.launch.snapshot as s; from conadv_lab import provenance as p; print(s.PACKAGE, p.source()['commit'])"
+    code = (
+        "from conadv_lab.launch import snapshot; from conadv_lab import provenance\n"
+        "print(snapshot.PACKAGE, provenance.source()['commit'])"
+    )
     ran = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=snapshot.PACKAGE.parent,
         env={"PYTHONPATH": str(taken.path), "PYTHONSAFEPATH": "1"}
@@ -73,7 +76,11 @@ def test_the_difference_to_the_commit_is_known(tmp_path, monkeypatch):
     package = tmp_path / "conadv_lab"
     package.mkdir()
     (package / "a.py").write_text("1\n")
-    for words in (["init", "-q"], ["add", "-A"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x"]):
+    for words in (
+        ["init", "-q"],
+        ["add", "-A"],
+        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x"],
+    ):
         subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
     monkeypatch.setattr(provenance, "PACKAGE", package)
     assert provenance.source()["diff"] == ""

@@ -9,7 +9,7 @@ from conadv_lab.launch.status import state, states
 from conadv_lab.launch.words import START_MARK
 from tests.launch.conftest import sent
 
-CANCELLED = "slurmstepd: error: *** STEP 41.0 ON n1 CANCELLED AT 2026-01-01T00:00:00"
+CANCELLED = "slurmstepd: error: *** JOB 41 ON n1 CANCELLED AT 2026-01-01T00:00:00"
 
 
 def told(record, slurm_state: str = "", reason: str = "None") -> str:
@@ -32,14 +32,19 @@ def test_pending_says_why(tmp_path):
     record = sent(tmp_path / "run")
     assert told(record, "PENDING", "Resources") == "pending (waiting for free nodes)"
     assert told(record, "PENDING", "Licenses") == "pending (Licenses)"
-    assert told(record, "PENDING", "ReqNodeNotAvail, UnavailableNodes:n1") == "pending (its nodes are down or reserved)"
+    assert (
+        told(record, "PENDING", "ReqNodeNotAvail, UnavailableNodes:n1")
+        == "pending (its nodes are down or reserved)"
+    )
 
 
 def test_running_gives_step_speed_and_time_left(tmp_path):
     record = started(tmp_path)
     assert told(record, "RUNNING") == "running (starting)"
     line = {"step": 9, "epoch": 2.25, "images_per_second": 100.0}
-    (record.path / "metrics.jsonl").write_text(json.dumps({"step": 8}) + "\n" + json.dumps(line) + "\n" + '{"st')
+    (record.path / "metrics.jsonl").write_text(
+        json.dumps({"step": 8}) + "\n" + json.dumps(line) + "\n" + '{"st'
+    )
     # 20 epochs of 4 steps of 256 images
     assert told(record, "RUNNING") == "running (step 10/80, 100 images/s, 0:02:59 left)"
 
@@ -64,12 +69,16 @@ def test_submit_may_note_a_job_after_it_started(tmp_path):
     record.note("started", job="42", after=None)
     record.note("submitted", job="42", jobs="", local=False, host="here", profile="slurm")
     record.note("failed", job="42", rank=0, error="ValueError: no")
-    assert str(state(record, record.events(), {"42": ("FAILED", "NonZeroExitCode")})) == "failed (ValueError: no)"
+    assert (
+        str(state(record, record.events(), {"42": ("FAILED", "NonZeroExitCode")}))
+        == "failed (ValueError: no)"
+    )
 
 
 ENDS = {
     "exception": (["x"], "FAILED", "failed (x)"),
-    "killed": ([CANCELLED + " ***", f"{START_MARK} of job 41", "srun: error: n1: task 0: Killed"], "FAILED",
+    "killed": ([CANCELLED + " ***", f"{START_MARK} of job 41", "srun: error: n1: task 0: Killed",
+                CANCELLED.replace("JOB 41", "STEP 41.0") + " ***", "srun: Force Terminated StepId=41.0"], "FAILED",
                "failed (srun: error: n1: task 0: Killed)"),
     "silent": ([], "FAILED", "failed (killed without a word)"),
     "accounting's memory": (["error: StepId=4.0 exceeded memory limit (3 > 1), being killed"], "FAILED",
@@ -125,5 +134,12 @@ def test_many_runs_are_one_question(tmp_path, fake):
 
 def test_a_local_run_whose_process_is_gone_is_lost(tmp_path):
     record = sent(tmp_path / "run")
-    record.note("submitted", job=str(2**22 - 3), jobs="/nowhere", local=True, host=os.uname().nodename, profile="local")
+    record.note(
+        "submitted",
+        job=str(2**22 - 3),
+        jobs="/nowhere",
+        local=True,
+        host=os.uname().nodename,
+        profile="local",
+    )
     assert str(states([record.path])[0]) == "lost (never started)"

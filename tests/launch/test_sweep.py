@@ -5,13 +5,13 @@ import pytest
 from conadv_lab.launch.commands import RunOptions
 from conadv_lab.launch.sweep import parse_lists, plan, split_lists
 
-FILE = '''
+FILE = """
 from conadv_lab.recipes.digits import vanilla
 def grid():
     return [vanilla().replace(global_batch=batch, lr=batch / 1000) for batch in (32, 64)]
 def nothing():
     return []
-'''
+"""
 
 
 def planned(*words: str):
@@ -20,7 +20,12 @@ def planned(*words: str):
 
 def test_a_product_of_lists_is_a_run_each_named_by_what_differs():
     runs = planned("--lr", "0.1,0.25", "--seed=0,1", "--epochs", "3")
-    assert [run.name for run in runs] == ["lr=0.1-seed=0", "lr=0.1-seed=1", "lr=0.25-seed=0", "lr=0.25-seed=1"]
+    assert [run.name for run in runs] == [
+        "lr=0.1-seed=0",
+        "lr=0.1-seed=1",
+        "lr=0.25-seed=0",
+        "lr=0.25-seed=1",
+    ]
     assert {run.config.training.epochs for run in runs} == {3.0}
     assert [run.config.optimization.lr for run in runs] == [0.1, 0.1, 0.25, 0.25]
     assert len({run.identity for run in runs}) == 4
@@ -39,7 +44,9 @@ def test_a_python_file_gives_what_is_no_product(tmp_path):
     (tmp_path / "grid.py").write_text(FILE)
     runs, _ = plan(f"{tmp_path}/grid.py:grid", ["--warmup-epochs", "0", "--seed", "0,1"], RunOptions())
     assert [run.name for run in runs] == [
-        f"lr={lr}-global_batch={batch}-seed={seed}" for batch, lr in ((32, 0.032), (64, 0.064)) for seed in (0, 1)
+        f"lr={lr}-global_batch={batch}-seed={seed}"
+        for batch, lr in ((32, 0.032), (64, 0.064))
+        for seed in (0, 1)
     ]
     assert {run.config.optimization.warmup_epochs for run in runs} == {0.0}
 

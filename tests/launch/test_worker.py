@@ -53,7 +53,9 @@ def test_a_job_that_slurm_does_not_know_is_queued_again_to_be_safe(fake):
 
 
 def rank(record: Record, number: int = 0) -> worker.Rank:
-    record.write_job(record.job | {"profile": {"minutes": MINUTES, "signal_delay_s": DELAY, "cpus_per_task": 1}})
+    record.write_job(
+        record.job | {"profile": {"minutes": MINUTES, "signal_delay_s": DELAY, "cpus_per_task": 1}}
+    )
     record.__dict__.pop("job")
     place = SimpleNamespace(job_id="41", global_rank=number, num_tasks=1, cluster="slurm", hostname="here")
     return worker.Rank(record, place)
@@ -69,6 +71,22 @@ def step(record: Record, number: int) -> None:
     folder = record.path / "checkpoints" / f"step_{number:08d}"
     folder.mkdir(parents=True)
     (folder / "COMMIT.json").write_text("{}")
+
+
+@pytest.fixture(autouse=True)
+def jobs_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("SUBMITIT_FOLDER", str(tmp_path / "jobs"))
+    (tmp_path / "jobs").mkdir()
+
+
+def test_a_node_that_fails_gently_is_told(fake, tmp_path):
+    one = rank(sent(tmp_path / "run"))
+    shown(fake, "COMPLETING", -10, 0, restarts=1)
+    log = "error: *** STEP 41.0 ON n1 CANCELLED AT now DUE TO NODE FAILURE, SEE SLURMCTLD LOG FOR DETAILS ***"
+    (tmp_path / "jobs" / "41_0_log.err").write_text(f"{log}\n")
+    assert leave(one) == 75
+    assert last(one.record.events(), "stopped")["cause"] == "node failure"
+    assert "requeue" not in (fake / "scontrol-calls").read_text()
 
 
 def test_a_preempted_run_is_queued_again(fake, tmp_path):
@@ -92,7 +110,9 @@ def test_a_run_that_gets_nowhere_in_its_time_is_not_queued_for_ever(fake, tmp_pa
     one = rank(sent(tmp_path / "run"))
     shown(fake, "RUNNING", -3500, 100)
     assert leave(one) == 1
-    assert "no step was finished within the time limit of 60 min" in last(one.record.events(), "failed")["error"]
+    assert (
+        "no step was finished within the time limit of 60 min" in last(one.record.events(), "failed")["error"]
+    )
     assert "requeue" not in (fake / "scontrol-calls").read_text()
 
 
@@ -104,14 +124,14 @@ def test_other_ranks_leave_the_queueing_to_rank_0(fake, tmp_path, monkeypatch):
     assert not (fake / "scontrol-calls").exists()
 
 
-def test_the_next_stretch_knows_what_ended_the_one_before(fake, tmp_path, monkeypatch):
+def test_the_next_stretch_knows_what_ended_the_one_before(fake, tmp_path):
     record = sent(tmp_path / "run")
-    monkeypatch.setenv("SUBMITIT_FOLDER", str(record.folder / "jobs"))
-    (record.folder / "jobs").mkdir()
     rank(record)._note_start()
     assert last(record.events(), "started")["after"] is None
-    log = record.folder / "jobs" / "41_0_log.err"
-    log.write_text("conadv_lab starts a stretch\nerror: *** JOB 41 ON n1 CANCELLED AT now DUE TO NODE FAILURE ***\n")
+    log = tmp_path / "jobs" / "41_0_log.err"
+    log.write_text(
+        "conadv_lab starts a stretch\nerror: *** JOB 41 ON n1 CANCELLED AT now DUE TO NODE FAILURE ***\n"
+    )
     rank(record)._note_start()
     assert last(record.events(), "started")["after"] == "node failure"
 
