@@ -11,6 +11,7 @@ import tyro
 
 from conadv_lab.launch import local, profiles, send, slurm
 from conadv_lab.launch import status as states
+from conadv_lab.launch.options import RunOptions
 from conadv_lab.launch.profiles import Profile
 from conadv_lab.launch.records import Record, find_runs, last, log_files, tail
 from conadv_lab.launch.sweep import Planned, plan, split_lists
@@ -18,52 +19,6 @@ from conadv_lab.launch.sweep import Planned, plan, split_lists
 Kind = TypeVar("Kind")
 Folders = tyro.conf.Positional[tuple[Path, ...]]
 Folder = tyro.conf.Positional[Path]
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """Where to, and what of the profile to change for this command"""
-
-    out: Path | None = None
-    """The run folder, or the folder of the sweep's run folders."""
-    profile: str | None = None
-    """A site profile (see docs/slurm.md); None: slurm where there is one, else local."""
-    dry_run: bool = False
-    """Print the config, the table of runs and the sbatch script as they would be sent, and write nothing."""
-    partition: str | None = None
-    """SLURM partition; None: the profile's."""
-    nodes: int | None = None
-    """Nodes; None: the profile's."""
-    tasks_per_node: int | None = None
-    """Ranks on each node; None: the profile's."""
-    cpus_per_task: int | None = None
-    """CPUs of each rank; None: the profile's."""
-    gpus_per_node: int | None = None
-    """GPUs on each node; None: the profile's."""
-    mem_gb: float | None = None
-    """Memory of each node in GiB; None: the profile's."""
-    minutes: int | None = None
-    """Time limit of one stretch; None: the profile's."""
-    signal_delay_s: int | None = None
-    """Seconds before the time limit at which the run is told to save; None: the profile's."""
-    max_parallel: int | None = None
-    """Runs of a sweep that may run together; None: the profile's."""
-
-    def site(self) -> Profile:
-        """The profile with the changes.
-
-        Raises:
-            ValueError: an unknown profile or an impossible value.
-        """
-        chosen = profiles.load(self.profile or default_profile())
-        names = ("partition", "nodes", "tasks_per_node", "cpus_per_task", "gpus_per_node", "mem_gb", "minutes",
-                 "signal_delay_s", "max_parallel")  # fmt: skip
-        return chosen.replace(**{name: getattr(self, name) for name in names})
-
-
-def default_profile() -> str:
-    """``slurm`` where this machine can send to one, else ``local``."""
-    return "slurm" if slurm.is_here() else "local"
 
 
 def run(words: list[str]) -> int:
@@ -114,7 +69,7 @@ def status(words: list[str]) -> int:
         found = states.states(paths)
     except ConnectionError as error:
         print(f"warning: {error}; what only SLURM knows is missing", file=sys.stderr)
-        found = [states.state(Record(path), Record(path).events(), {}) for path in paths]
+        found = [states.state(Record(path), Record(path).events(), None) for path in paths]
     rows = [(one.run.name, str(one), one.job) for one in found]
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
     for name, words_of_it, job in rows:

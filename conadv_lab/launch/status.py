@@ -56,8 +56,8 @@ def states(paths: Sequence[Path]) -> list[State]:
     return [state(record, past, queue) for record, past in zip(records, events, strict=True)]
 
 
-def state(record: Record, events: list[dict[str, Any]], queue: Queue) -> State:
-    """The state of one run, given its events and what SLURM knows."""
+def state(record: Record, events: list[dict[str, Any]], queue: Queue | None) -> State:
+    """The state of one run, given its events and what SLURM knows; None where it does not answer."""
     sent = last(events, "submitted")
     job = sent["job"] if sent else ""
     word, detail = _now(record, events, sent, queue)
@@ -82,14 +82,16 @@ def _asks_slurm(record: Record, events: list[dict[str, Any]]) -> bool:
 
 
 def _now(
-    record: Record, events: list[dict[str, Any]], sent: dict[str, Any] | None, queue: Queue
+    record: Record, events: list[dict[str, Any]], sent: dict[str, Any] | None, queue: Queue | None
 ) -> tuple[str, str]:
     if (record.path / "result.json").exists():
         return "done", ""
     if sent is None:
         return ("not sent", "") if record.exists else ("unfinished", "started by train, not by submit")
     newest = last([event for event in events if event.get("job") == sent["job"]], *ABOUT)
-    known, why = _of_process(record, sent) if sent["local"] else queue.get(sent["job"], ("", ""))
+    if queue is None and not sent["local"] and (newest is None or newest["event"] in ("started", "stopped")):
+        return "unknown", "SLURM does not answer"
+    known, why = _of_process(record, sent) if sent["local"] else (queue or {}).get(sent["job"], ("", ""))
     if known in words.WAITING:
         cause = _why_again(newest)
         return "pending", f"{cause}, {words.reason(why)}" if cause else words.reason(why)

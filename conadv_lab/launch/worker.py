@@ -26,6 +26,7 @@ from conadv_lab.launch.words import START_MARK, killed_by
 
 STOPPED = 75
 WAIT_TO_BE_KILLED = 60
+PATIENCE = 3
 
 
 def work(path: str) -> None:
@@ -91,6 +92,14 @@ class Rank:
             slurm=provenance.slurm_variables(),
         )
 
+    def _stretches_without_a_step(self, step: int) -> int:
+        """How many stretches up to this one ended at their time limit where they began; one may be told early."""
+        stops = [event for event in self.record.events() if event["event"] == "stopped"]
+        count = int(step <= self.steps_at_start)
+        while count and stops and stops[-1]["cause"] == "timed out" and stops.pop()["step"] == step:
+            count += 1
+        return count
+
     def _log_says(self) -> str | None:
         return killed_by(tail(log_files(Path(os.environ["SUBMITIT_FOLDER"]), self.job_id)[1]))
 
@@ -114,21 +123,22 @@ class Rank:
 
     def _hand_back(self, why: str) -> int:
         """Queue the job again unless it was cancelled or cannot get on; returns the exit status."""
+        step = _newest_step(self.record.path)
         if self.is_local:
             again = "SIGUSR2" in why
-            self.record.note("stopped", job=self.job_id, cause="preempted" if again else "asked", why=why)
+            cause = "preempted" if again else "asked"
+            self.record.note("stopped", job=self.job_id, cause=cause, why=why, step=step)
             return LOCAL_REQUEUE_RETURN_CODE if again else STOPPED
         profile, restarts = self.job["profile"], int(os.environ.get("SLURM_RESTART_COUNT", "0"))
         cause, again = stop_cause(self.job_id, profile["minutes"], profile["signal_delay_s"], restarts)
         if cause == "asked" and self._log_says() == "node failure":
             cause = "node failure"
-        if cause == "timed out" and _newest_step(self.record.path) <= self.steps_at_start:
-            error = f"no step was finished within the time limit of {profile['minutes']} min, so it is not queued again"
+        if cause == "timed out" and self._stretches_without_a_step(step) >= PATIENCE:
+            limit = profile["minutes"]
+            error = f"no step was finished in {PATIENCE} stretches of {limit} min, so it is not queued again"
             self.record.note("failed", job=self.job_id, rank=0, error=error)
             return 1
-        self.record.note(
-            "stopped", job=self.job_id, cause=cause, why=why, step=_newest_step(self.record.path)
-        )
+        self.record.note("stopped", job=self.job_id, cause=cause, why=why, step=step)
         if again:
             _requeue(self.job_id)
         return STOPPED

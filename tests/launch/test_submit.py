@@ -1,10 +1,13 @@
 """The command: what it prints, its exit status, what it writes and that a mistake writes nothing."""
 
 import json
+import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -61,6 +64,8 @@ MISTAKES = {
     "method": (["run", "digits-conadv", "--out", "run", "--method", "conav"], "unknown method 'conav'.*'conadv'"),
     "list": (["run", "digits-conadv", "--out", "run", "--lr", "0.1,0.2"], "--lr is '0.1,0.2'; allowed: one value"),
     "partition": (["run", "digits-conadv", "--out", "run", "--partition", "lwo"], "unknown partition 'lwo'.*'low'"),
+    "partition here": (["run", "digits-conadv", "--out", "run", "--profile", "local", "--partition", "low"],
+                       "partition is 'low'; allowed: only on SLURM"),
     "nodes": (["run", "digits-conadv", "--out", "run", "--nodes", "0"], "nodes is 0; allowed"),
     "file": (["run", "digits-conadv", "--out", "run", "--model", "nowhere.py:net"], "nowhere.py does not exist"),
     "place": (["status", "nowhere"], "nowhere is no folder"),
@@ -198,7 +203,7 @@ def test_status_answers_when_slurm_does_not(fake, capsys, tmp_path):
     status, out, err = run(capsys, "status", tmp_path / "run")
     assert status == 0
     assert "warning: squeue does not answer" in err
-    assert out.startswith("run  ")
+    assert out == "run  unknown (SLURM does not answer)  41\n"
 
 
 def test_the_same_command_runs_here_and_can_be_repeated(no_slurm, capsys, tmp_path, monkeypatch):
@@ -247,3 +252,23 @@ def test_gpus_of_this_machine_are_not_hidden(monkeypatch, tmp_path):
     assert "export CUDA_VISIBLE_DEVICES=1,3" in local.python(load("local"), tmp_path)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert "unset CUDA_VISIBLE_DEVICES" in local.python(load("local"), tmp_path)
+
+
+def test_interrupted_here_a_run_saves_and_can_be_continued(no_slurm, own, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "conadv_lab.submit", "run", f"{own}:recipe", "--out", str(out)]
+    running = subprocess.Popen(
+        [*command, "--profile", "local"],
+        cwd=PACKAGE.parent,
+        start_new_session=True,
+        stderr=subprocess.DEVNULL,
+    )
+    metrics = out / "metrics.jsonl"
+    while running.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") > 12):
+        time.sleep(0.1)
+    os.killpg(running.pid, signal.SIGINT)  # as a terminal does: to the command and to all that it started
+    assert running.wait(timeout=60) == 75
+    assert Record(out).events()[-1]["event"] == "stopped"
+    assert Record(out).events()[-1]["step"] > 12
+    _, told, _ = run(capsys, "status", out)
+    assert told.startswith("run  stopped (stopped by SIG")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from conadv_lab.launch.commands import RunOptions
+from conadv_lab.launch.options import RunOptions
 from conadv_lab.launch.sweep import parse_lists, plan, split_lists
 
 FILE = """
