@@ -120,7 +120,7 @@ class Cluster:
         """The run's state once it is one of those wanted."""
         until = time.monotonic() + seconds
         while (found := self.state(run)).word not in wanted:
-            if time.monotonic() > until:
+            if time.monotonic() > until or found.word in ("failed", "out of memory", "cancelled", "lost"):
                 logs = "\n".join(file.read_text()[-2000:] for file in (run / ".launch/jobs").glob("*.err"))
                 pytest.fail(f"{run.name} is {found}, not {' or '.join(wanted)}\n{logs}")
             time.sleep(0.3)

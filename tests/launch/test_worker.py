@@ -17,10 +17,12 @@ def clock(after_now: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + after_now))
 
 
-def shown(fake, state: str, start: float, end: float, preempted: str = "None", restarts: int = 0) -> None:
+def shown(
+    fake, state: str, start: float, end: float, preempted: float | None = None, restarts: int = 0
+) -> None:
     (fake / "job").write_text(
         f"JobId=41 JobState={state} Restarts={restarts} StartTime={clock(start)} EndTime={clock(end)} "
-        f"PreemptTime={preempted}\n"
+        f"PreemptTime={None if preempted is None else clock(preempted)}\n"
     )
 
 
@@ -29,13 +31,13 @@ CAUSES = {
     "told just after the start": (("RUNNING", -1, 600), ("asked", True)),
     "in time before the limit": (("RUNNING", -3500, 100), ("timed out", True)),
     "a minute early": (("RUNNING", -3440, 170), ("timed out", True)),
-    "preempted": (("RUNNING", -10, 20, clock(0)), ("preempted", True)),
-    "preempted in a stretch before": (("RUNNING", -10, 3000, clock(-500)), ("asked", True)),
-    "preempted, SLURM queues it": (("COMPLETING", -10, 0, clock(0), 1), ("preempted", False)),
-    "preempted, SLURM cancels it": (("COMPLETING", -10, 0, clock(0)), ("preempted", True)),
+    "preempted": (("RUNNING", -10, 20, 0), ("preempted", True)),
+    "preempted in a stretch before": (("RUNNING", -10, 3000, -500), ("asked", True)),
+    "preempted, SLURM queues it": (("COMPLETING", -10, 0, 0, 1), ("preempted", False)),
+    "preempted, SLURM cancels it": (("COMPLETING", -10, 0, 0), ("preempted", True)),
     "cancelled": (("COMPLETING", -10, 0), ("cancelled", False)),
     "cancelled and over": (("CANCELLED", -10, 0), ("cancelled", False)),
-    "requeued by somebody": (("COMPLETING", -10, 0, "None", 1), ("asked", False)),
+    "requeued by somebody": (("COMPLETING", -10, 0, None, 1), ("asked", False)),
     "over its limit": (("COMPLETING", -3601, 0), ("timed out", True)),
 }
 
@@ -92,7 +94,7 @@ def test_a_node_that_fails_gently_is_told(fake, tmp_path):
 def test_a_preempted_run_is_queued_again(fake, tmp_path):
     one = rank(sent(tmp_path / "run"))
     step(one.record, 7)
-    shown(fake, "RUNNING", -10, 20, clock(0))
+    shown(fake, "RUNNING", -10, 20, 0)
     assert leave(one) == 75
     assert last(one.record.events(), "stopped")["cause"] == "preempted"
     assert last(one.record.events(), "stopped")["step"] == 7
@@ -108,12 +110,24 @@ def test_a_cancelled_run_is_not_brought_back(fake, tmp_path):
 
 def test_a_run_that_gets_nowhere_in_its_time_is_not_queued_for_ever(fake, tmp_path):
     one = rank(sent(tmp_path / "run"))
-    shown(fake, "RUNNING", -3500, 100)
-    assert leave(one) == 1
-    assert (
-        "no step was finished within the time limit of 60 min" in last(one.record.events(), "failed")["error"]
-    )
-    assert "requeue" not in (fake / "scontrol-calls").read_text()
+    step(one.record, 7)
+    statuses = []
+    for _ in range(3):
+        one = rank(one.record)
+        shown(fake, "RUNNING", -3500, 100)
+        statuses.append(leave(one))
+    assert statuses == [75, 75, 1]
+    assert "no step was finished in 3 stretches of 60 min" in last(one.record.events(), "failed")["error"]
+    assert (fake / "scontrol-calls").read_text().count("requeue 41") == 2
+
+
+def test_a_run_that_gets_on_is_queued_again_at_every_limit(fake, tmp_path):
+    one = rank(sent(tmp_path / "run"))
+    for number in range(5):
+        one = rank(one.record)
+        step(one.record, number + 1)
+        shown(fake, "RUNNING", -3500, 100)
+        assert leave(one) == 75
 
 
 def test_other_ranks_leave_the_queueing_to_rank_0(fake, tmp_path, monkeypatch):
