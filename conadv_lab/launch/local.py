@@ -4,7 +4,6 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, suppress
@@ -14,7 +13,7 @@ from typing import Any
 import submitit
 
 from conadv_lab.launch.profiles import Profile
-from conadv_lab.launch.slurm import environment_lines
+from conadv_lab.launch.slurm import environment_lines, python_words
 from conadv_lab.launch.worker import work
 
 
@@ -28,8 +27,7 @@ def python(profile: Profile, code: Path) -> str:
             if seen is None
             else f"export CUDA_VISIBLE_DEVICES={shlex.quote(seen)}"
         )
-    words = profile.python or shlex.quote(sys.executable)
-    lines.append(f'exec {profile.container} {words} "$@"' if profile.container else f'exec {words} "$@"')
+    lines.append(f'exec {python_words(profile)} "$@"')
     # submitit starts what it is told without a shell, and with setup lines of its own loses the process's number.
     return f"bash -c {shlex.quote(' && '.join(lines))} run"
 

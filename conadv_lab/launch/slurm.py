@@ -21,6 +21,7 @@ from conadv_lab.mistakes import unknown
 DEFAULT_MAX_ARRAY = 1001
 SEPARATOR = "|"
 BINDINGS = "SLURM_CPU_BIND SLURM_CPU_BIND_LIST SLURM_CPU_BIND_TYPE SLURM_CPU_BIND_VERBOSE SLURM_MEM_BIND"
+BLOCK = "--block-signal=USR2 --block-signal=TERM"
 CONFIGURATIONS = ("/etc/slurm/slurm.conf", "/etc/slurm-llnl/slurm.conf", "/run/slurm/conf/slurm.conf")
 # A cluster that cannot start the job now is no mistake of the user's.
 ONLY_LATER = ("not available (down", "ReqNodeNotAvail", "Requested nodes are busy")
@@ -81,8 +82,7 @@ class Executor(submitit.SlurmExecutor):
 
 def executor(profile: Profile, jobs: Path, code: Path, name: str, parallel: int) -> Executor:
     """The executor for runs that write their jobs' files below ``jobs`` and import the code in ``code``."""
-    python = profile.python or shlex.quote(sys.executable)
-    made = Executor(jobs, python=f"{profile.container} {python}" if profile.container else python)
+    made = Executor(jobs, python=python_words(profile))
     wanted: dict[str, Any] = {
         "job_name": name,
         "partition": profile.partition,
@@ -110,6 +110,12 @@ def executor(profile: Profile, jobs: Path, code: Path, name: str, parallel: int)
     return made
 
 
+def python_words(profile: Profile) -> str:
+    """The words that start Python, after `environment_lines`."""
+    python = profile.python or shlex.quote(sys.executable)
+    return " ".join(["$HOLD", *([profile.container] if profile.container else []), python])
+
+
 def environment_lines(code: Path) -> list[str]:
     """Shell lines that make Python import ``code`` and undo a binding inherited from the sender's own job."""
     path = shlex.quote(str(code))
@@ -118,6 +124,8 @@ def environment_lines(code: Path) -> list[str]:
         # Without the first the folder that python is started in, often the checkout, would come before all else.
         "export PYTHONSAFEPATH=1",
         f"export PYTHONPATH={path}${{PYTHONPATH:+:$PYTHONPATH}}",
+        # Stop signals that come before Python can take them wait, where env is new enough, and kill nothing.
+        f'HOLD=$(env {BLOCK} true 2>/dev/null && echo "env {BLOCK}" || true)',
     ]
 
 

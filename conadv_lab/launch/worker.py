@@ -93,12 +93,20 @@ class Rank:
         )
 
     def _stretches_without_a_step(self, step: int) -> int:
-        """How many stretches up to this one ended at their time limit where they began; one may be told early."""
+        """How many stretches up to this one ended where they began; one may be told of its limit early."""
         stops = [event for event in self.record.events() if event["event"] == "stopped"]
         count = int(step <= self.steps_at_start)
-        while count and stops and stops[-1]["cause"] == "timed out" and stops.pop()["step"] == step:
+        while (
+            count and stops and stops[-1]["cause"] in ("timed out", "asked") and stops.pop()["step"] == step
+        ):
             count += 1
         return count
+
+    def _another_rank_failed(self) -> bool:
+        """Whether srun stops this rank because another one failed: again it would fail again."""
+        newest = last(self.record.events(), "started", "failed")
+        failed = newest is not None and newest["event"] == "failed"
+        return failed or self._log_says() == "out of memory"
 
     def _log_says(self) -> str | None:
         return killed_by(tail(log_files(Path(os.environ["SUBMITIT_FOLDER"]), self.job_id)[1]))
@@ -131,9 +139,12 @@ class Rank:
             return LOCAL_REQUEUE_RETURN_CODE if again else STOPPED
         profile, restarts = self.job["profile"], int(os.environ.get("SLURM_RESTART_COUNT", "0"))
         cause, again = stop_cause(self.job_id, profile["minutes"], profile["signal_delay_s"], restarts)
-        if cause == "asked" and self._log_says() == "node failure":
-            cause = "node failure"
-        if cause == "timed out" and self._stretches_without_a_step(step) >= PATIENCE:
+        if cause == "asked":
+            if self._another_rank_failed():
+                return 1
+            if self._log_says() == "node failure":
+                cause = "node failure"
+        if cause in ("timed out", "asked") and self._stretches_without_a_step(step) >= PATIENCE:
             limit = profile["minutes"]
             error = f"no step was finished in {PATIENCE} stretches of {limit} min, so it is not queued again"
             self.record.note("failed", job=self.job_id, rank=0, error=error)

@@ -3,7 +3,9 @@
 import json
 import os
 import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,16 @@ def test_a_site_that_sends_only_term(cluster, own, run):
     assert "again after it was asked" in str(cluster.wait(run, "pending"))
     cluster.wait(run, "done")
     finished(run)
+
+
+def test_signals_while_a_run_starts_kill_nothing(cluster, own, run):
+    assert cluster.submit("run", f"{own}:recipe", "--out", run, "--steps", "3") == 0
+    job = cluster.state(run).job
+    while last(Record(run).events(), "stopped") is None:
+        subprocess.run(["scancel", "--signal=USR2", job], check=False, capture_output=True)
+        time.sleep(0.02)
+    assert last(Record(run).events(), "stopped")["step"] == 0
+    cluster.wait(run, "done")
 
 
 def test_a_time_limit_is_survived(cluster, own, run):

@@ -45,7 +45,7 @@ def test_a_site_is_told_in_the_script(no_slurm):
                  "ntasks-per-node=4", "reservation=mine"):  # fmt: skip
         assert f"#SBATCH --{line}\n" in text
     assert "\nmodule load cuda\n" in text
-    assert " apptainer exec --nv image.sif python3 -u -m submitit.core._submit " in text
+    assert " $HOLD apptainer exec --nv image.sif python3 -u -m submitit.core._submit " in text
 
 
 def test_an_array_has_its_share_of_the_cap(no_slurm):

@@ -121,6 +121,15 @@ def test_a_run_that_gets_nowhere_in_its_time_is_not_queued_for_ever(fake, tmp_pa
     assert (fake / "scontrol-calls").read_text().count("requeue 41") == 2
 
 
+def test_a_run_of_which_another_rank_failed_is_not_queued_again(fake, tmp_path):
+    one = rank(sent(tmp_path / "run"))
+    one.record.note("started", job="41")
+    one.record.note("failed", job="41", rank=1, error="ValueError: no")
+    shown(fake, "RUNNING", -100, 3000)
+    assert leave(one) == 1
+    assert "requeue" not in (fake / "scontrol-calls").read_text()
+
+
 def test_a_run_that_gets_on_is_queued_again_at_every_limit(fake, tmp_path):
     one = rank(sent(tmp_path / "run"))
     for number in range(5):
