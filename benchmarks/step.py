@@ -1,6 +1,6 @@
 """What a training step costs: this package against a plain PyTorch loop, and the methods against vanilla.
 
-    python -m benchmarks.step [--json FILE] [--rounds N] [--models resnet18 digits-cnn] [--batch N]
+    python -m benchmarks.step [--json FILE] [--rounds N] [--models resnet18 digits-cnn] [--batch N] [--threads N]
 
 Rows of the first model have the methods' bare names; those of the others carry the model's name too.
 """
@@ -88,7 +88,7 @@ def our_run(model_name: str, method: str, batch: int, folder: Path) -> Run:
         steps=STEPS,
         log_every=STEPS,
         checkpoint_every=STEPS,
-        threads=None,
+        threads=torch.get_num_threads(),
     )
     run = Run(build(resolved(config)), RunFolder(folder / method), "none")
     run.start()
@@ -121,7 +121,10 @@ def main() -> None:
     parser = arguments(__doc__ or "", rounds=9)
     parser.add_argument("--models", nargs="+", choices=PLAIN, default=["resnet18", "digits-cnn"])
     parser.add_argument("--batch", type=int, help="images of a step, in place of the model's own default")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
     options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
     rows: list[Row] = []
     for i, name in enumerate(options.models):
         rows += measure(name, options.batch, options.rounds, "" if i == 0 else f" {name}")

@@ -125,6 +125,8 @@ class Optimization:
     """Decay after the warm-up."""
     warmup_epochs: float = 0.0
     """Epochs of linear warm-up."""
+    warmup_steps: int | None = None
+    """Steps of linear warm-up, in place of warmup_epochs."""
     end_lr: float = 0.0
     """Learning rate at the end of cosine and polynomial decay."""
     power: float = 2.0
@@ -299,6 +301,7 @@ def _check_numbers(config: Config) -> None:
         ("weight_decay", optimization.weight_decay, optimization.weight_decay >= 0, "at least 0"),
         ("trust_coefficient", optimization.trust_coefficient, optimization.trust_coefficient > 0, "above 0"),
         ("warmup_epochs", optimization.warmup_epochs, optimization.warmup_epochs >= 0, "at least 0"),
+        ("warmup_steps", optimization.warmup_steps, (optimization.warmup_steps or 0) >= 0, whole_from_0),
         ("label_smoothing", optimization.label_smoothing, 0 <= optimization.label_smoothing < 1, "0 up to below 1"),
         ("epochs", training.epochs, 0 < training.epochs < float("inf"), "above 0"),
         ("steps", training.steps, training.steps is None or training.steps >= 1, whole_from_1),

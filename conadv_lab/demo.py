@@ -20,6 +20,7 @@ from conadv_lab.recipes import digits
 
 BATCHES = (64, 256, 898)
 EPOCHS = 16
+WARMUP_EPOCHS = 2
 LEARNING_RATES = (0.1, 0.2, 0.4, 0.8)
 SEEDS = (0, 1, 2)
 TUNING_SEEDS = (100, 101)
@@ -45,6 +46,8 @@ class Cell:
             method=self.method,
             global_batch=self.global_batch,
             steps=self.steps,
+            # In steps, so that equal-cost forms, whose epochs are half as long, warm up as the others do.
+            warmup_steps=_steps(WARMUP_EPOCHS, self.global_batch),
             lr=lr,
             seed=seed,
             log_every=1_000_000,

@@ -8,6 +8,7 @@ import glob
 import io
 import json
 import os
+import pickle
 import platform
 import shutil
 import sys
@@ -156,7 +157,12 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise ValueError(f"checkpoint {folder} is damaged: {type(error).__name__}: {error}") from error
     if sha256(content).hexdigest() != wanted:
         raise ValueError(f"checkpoint {folder} is damaged: state.pt does not match the hash in COMMIT.json")
-    return commit, torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    try:
+        return commit, torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"checkpoint {folder} holds more than tensors and plain values; it was not loaded"
+        ) from error
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -1,6 +1,6 @@
 """ConAdv and its relatives: clean images through the main branch, altered ones through the adversarial branch."""
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from conadv_lab.methods.base import (
     Method,
     total,
     train_on,
+    train_on_both,
     train_on_clean,
 )
 from conadv_lab.methods.signs import pack, unpack
@@ -169,24 +170,43 @@ class Recycled(TwoBranches):
 
     def backward(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
         criterion = self._checked(model, step, criterion)
-        clean, gradients, shares = [], [], []
+        pending, self.pending = self.pending, []
         with one_update(model):
-            for batch in step.batches():
-                shares.append(batch.share)
-                images = batch.images.detach().requires_grad_()
-                weight = self.weights[0] if self.pending else 1.0
-                clean.append(train_on(model, images, batch, criterion, weight, "main"))
-                assert images.grad is not None
-                gradients.append(pack(images.grad))
-            adversarial = []
-            if self.pending:
-                for batch, kept in zip(previous(step, shares), self.pending, strict=False):
-                    moved = unpack(kept, batch.images).mul_(self.epsilon).add_(batch.images).clamp_(0, 1)
-                    adversarial.append(
-                        train_on(model, moved, batch, criterion, self.weights[1], "adversarial")
-                    )
-        self.pending = gradients
-        return Losses(total(clean), total(adversarial) if adversarial else None)
+            if not pending:
+                return Losses(total([self._train_on_clean(model, b, criterion, 1.0) for b in step.batches()]))
+            if self.equal_cost:
+                pairs = zip(step.batches(), self._moved(step, pending), strict=False)
+                both = [self._train_on_both(model, *pair, criterion) for pair in pairs]
+                return Losses(total([clean for clean, _ in both]), total([other for _, other in both]))
+            clean = [self._train_on_clean(model, b, criterion, self.weights[0]) for b in step.batches()]
+            moved = self._moved(step, pending)
+            other = [train_on(model, b.images, b, criterion, self.weights[1], "adversarial") for b in moved]
+            return Losses(total(clean), total(other))
+
+    def _train_on_clean(self, model: nn.Module, batch: Batch, criterion: Criterion, weight: float) -> Tensor:
+        images = batch.images.detach().requires_grad_()
+        loss = train_on(model, images, batch, criterion, weight, "main")
+        self._keep(images)
+        return loss
+
+    def _train_on_both(
+        self, model: nn.Module, clean: Batch, moved: Batch, criterion: Criterion
+    ) -> tuple[Tensor, Tensor]:
+        images = clean.images.detach().requires_grad_()
+        moved = replace(moved, share=clean.share)
+        losses = train_on_both(model, replace(clean, images=images), moved, criterion, self.weights)
+        self._keep(images)
+        return losses
+
+    def _keep(self, images: Tensor) -> None:
+        assert images.grad is not None
+        self.pending.append(pack(images.grad))
+
+    def _moved(self, step: Step, pending: list[Tensor]) -> Iterator[Batch]:
+        """The step before's images, moved. An equal-cost step 1 uses the leading half of the longer step 0."""
+        for batch, kept in zip(step.batches(-1), pending, strict=True):
+            images = unpack(kept, batch.images).mul_(self.epsilon).add_(batch.images).clamp_(0, 1)
+            yield replace(batch, images=images)
 
     def state_dict(self) -> dict[str, Any]:
         return {"pending": list(self.pending)}
@@ -212,22 +232,26 @@ class _Control(TwoBranches):
 
     def backward(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
         criterion = self._checked(model, step, criterion)
-        alone = self.equal_cost and step.number == 0
-        clean, altered, shares = [], [], []
         with one_update(model):
-            for batch in step.batches():
-                shares.append(batch.share)
-                weight = 1.0 if alone else self.weights[0]
-                clean.append(train_on(model, batch.images, batch, criterion, weight, "main"))
-                if not self.equal_cost:
-                    altered.append(self._train_on_altered(model, batch, criterion))
-            if self.equal_cost and not alone:
-                others = previous(step, shares)
-                altered = [self._train_on_altered(model, batch, criterion) for batch in others]
-        return Losses(total(clean), total(altered) if altered else None)
+            if not self.equal_cost:
+                pairs = [self._train_on_pair(model, batch, criterion) for batch in step.batches()]
+            elif step.number == 0:
+                return Losses(train_on_clean(model, step, criterion, weight=1.0))
+            else:
+                before = zip(step.batches(), step.batches(-1), strict=False)
+                pairs = [
+                    train_on_both(model, own, self._altered(other, own.share), criterion, self.weights)
+                    for own, other in before
+                ]
+        return Losses(total([clean for clean, _ in pairs]), total([other for _, other in pairs]))
 
-    def _train_on_altered(self, model: nn.Module, batch: Batch, criterion: Criterion) -> Tensor:
-        return train_on(model, self.alter(batch), batch, criterion, self.weights[1], "adversarial")
+    def _train_on_pair(self, model: nn.Module, batch: Batch, criterion: Criterion) -> tuple[Tensor, Tensor]:
+        clean = train_on(model, batch.images, batch, criterion, self.weights[0], "main")
+        images = self.alter(batch)
+        return clean, train_on(model, images, batch, criterion, self.weights[1], "adversarial")
+
+    def _altered(self, batch: Batch, share: float) -> Batch:
+        return replace(batch, images=self.alter(batch), share=share)
 
 
 class Noise(_Control):
@@ -254,15 +278,6 @@ class Copy(_Control):
 
     def alter(self, batch: Batch) -> Tensor:
         return batch.images
-
-
-def previous(step: Step, shares: list[float]) -> Iterable[Batch]:
-    """The leading micro-batches of the step before, as many as ``shares`` and weighed by them.
-
-    An equal-cost run's step 0 has twice the groups of step 1, which therefore uses the first half of them.
-    """
-    for batch, share in zip(step.batches(-1), shares, strict=False):
-        yield replace(batch, share=share)
 
 
 def _weights(weights: Weights | None, equal_cost: bool) -> Weights:

@@ -74,6 +74,25 @@ def train_on(
     return loss.detach() * batch.share
 
 
+def train_on_both(
+    model: nn.Module,
+    clean: Batch,
+    altered: Batch,
+    criterion: Criterion,
+    weights: tuple[float, float],
+) -> tuple[Tensor, Tensor]:
+    """Both halves of an equal-cost step in one forward and backward, as large as a vanilla step's.
+
+    Returns the shares of the step's unweighted mean losses, clean and altered.
+    """
+    count = len(clean.labels)
+    with branch_of(model, count):
+        outputs = model(torch.cat([clean.images, altered.images])).split((count, len(altered.labels)))
+    losses = criterion(outputs[0], clean.labels), criterion(outputs[1], altered.labels)
+    (losses[0] * (weights[0] * clean.share) + losses[1] * (weights[1] * altered.share)).backward()
+    return losses[0].detach() * clean.share, losses[1].detach() * altered.share
+
+
 def train_on_clean(model: nn.Module, step: Step, criterion: Criterion, weight: float) -> Tensor:
     """Train on the step's own images through the main branch; returns their mean loss."""
     parts = [train_on(model, b.images, b, criterion, weight, "main") for b in step.batches()]

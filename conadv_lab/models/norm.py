@@ -79,7 +79,8 @@ class MixtureBatchNorm(nn.Module):
             return self._normalise("main", x)
         if branch == 0:
             return self._normalise("adversarial", x)
-        clean, other = x[:branch], x[branch:]
+        # split, not slices: the backward of a split is one concatenation, of slices two zero-filled copies
+        clean, other = x.split((branch, len(x) - branch))
         return torch.cat([self._normalise("main", clean), self._normalise("adversarial", other)])
 
     def _normalise(self, branch: Branch, x: Tensor) -> Tensor:

@@ -54,14 +54,14 @@ def resnet18_8k() -> Config:
 
 
 def resnet20_cpu() -> Config:
-    """CIFAR-10, ResNet-20, batch 128, 8 epochs: for two CPU cores.
+    """CIFAR-10, ResNet-20, batch 128, 4 epochs: for a CPU.
 
     Command: python -m conadv_lab.train cifar10-resnet20-cpu --data-dir DIR
     """
     return resnet18_128().replace(
         model="resnet20",
         precision="float32",
-        epochs=8,
+        epochs=4,
         warmup_epochs=1,
         base_lr=0.1,
         cutout=0,

@@ -19,6 +19,10 @@ _HOMES = {
     "EmpiricalFisher": "operators",
     "Lanczos": "eigen",
     "eigenpairs": "eigen",
+    "exact_trace": "exact",
+    "deflated_trace": "trace",
+    "hutch_pp": "trace",
+    "xtrace": "trace",
 }
 
 __all__ = sorted(_HOMES)

@@ -31,6 +31,11 @@ def normal_vector(operator: Symmetric, seed: int, index: int) -> Tensor:
     return torch.randn(operator.size, generator=generator, dtype=operator.dtype).to(operator.device)
 
 
+def orthonormal(vectors: Tensor) -> Tensor:
+    """Rows that are orthonormal and span what the given rows span."""
+    return torch.linalg.qr(vectors.T).Q.T
+
+
 class Lanczos:
     """An orthonormal basis V of a Krylov space and the tridiagonal T = VᵀAV, grown one product at a time.
 
@@ -193,8 +198,8 @@ def eigenpairs(
 
     Lanczos runs until each wanted value's bound is within ``tol`` of it. A single start finds one vector of a
     multiple eigenvalue and can miss one that it is nearly orthogonal to; so with ``check`` a second start,
-    kept orthogonal to what was found, looks for a larger value and adds what it finds. Its price is about
-    half of the first run's products, stated in ``check_products``.
+    kept orthogonal to what was found, runs until its largest value is clearly on one side of the k-th, and
+    adds what it finds. Its price, about that of the first run, is stated in ``check_products``.
 
     Args:
         operator: a symmetric map.
@@ -250,17 +255,22 @@ def _with_missed(
     sign = 1.0 if end == "top" else -1.0
     spent = 0
     for attempt in range(1, k + 1):
-        basis = torch.linalg.qr(vectors.T).Q.T
+        basis = orthonormal(vectors)
         run = Lanczos(operator, normal_vector(operator, seed, attempt), against=basis)
-        for _ in range(min(run.room, max(4, math.ceil(first_products / 2)))):
+        limit = min(run.room, 2 * first_products + 20)
+        fewest = min(limit, max(4, math.ceil(first_products / 2)))
+        while run.products < limit:
             run.step()
-        new, _, _, new_bounds = _wanted(run, 1, end)
-        if sign * (new[0] - values[-1]) <= bounds[-1] + tol * abs(values[-1]):
-            return values, vectors, residuals, bounds, spent + run.products
-        while run.products < min(run.room, 2 * first_products + 20) and not _done(run, 1, end, tol):
-            run.step()
+            new, _, new_residuals, _ = _wanted(run, 1, end)
+            above = sign * (new[0] - values[-1]) - bounds[-1] - 0.1 * tol * abs(values[-1])
+            if run.products >= fewest and (
+                above + new_residuals[0] <= 0 or (above > 0 and _done(run, 1, end, tol))
+            ):
+                break
         new, coefficients, new_residuals, new_bounds = _wanted(run, 1, end)
         spent += run.products
+        if sign * (new[0] - values[-1]) <= bounds[-1] + 0.1 * tol * abs(values[-1]):
+            return values, vectors, residuals, bounds, spent
         order = np.argsort(-sign * np.append(values, new), kind="stable")[:k]
         values = np.append(values, new)[order]
         residuals = np.append(residuals, new_residuals)[order]

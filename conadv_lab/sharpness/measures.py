@@ -10,13 +10,26 @@ from torch import nn
 from tqdm import tqdm
 
 from conadv_lab.mistakes import unknown
-from conadv_lab.sharpness import spectrum  # noqa: F401 - fills the registry
+from conadv_lab.sharpness import (  # noqa: F401 - they fill the registry
+    average,
+    gradients,
+    images,
+    keskar,
+    landscape,
+    layers,
+    spectrum,
+    worst,
+)
 from conadv_lab.sharpness.journal import Journal
 from conadv_lab.sharpness.problem import Batch, Criterion, Problem
 from conadv_lab.sharpness.results import Measure, Report
-from conadv_lab.sharpness.study import REGISTRY, Settings, Study
+from conadv_lab.sharpness.study import REGISTRY, RESCALING, Settings, Study
 
-DEFAULT = ("top_eigenvalue", "top_eigenvalues", "bottom_eigenvalue")
+DEFAULT = (
+    "top_eigenvalue", "top_eigenvalues", "bottom_eigenvalue", "trace", "ggn_trace", "density", "sam_worst",
+    "sam_average", "adaptive_worst", "adaptive_average", "adaptive_worst_logit_normalised", "batch_sharpness",
+)  # fmt: skip
+"""What ``measure`` gives unasked: any model and loss have it."""
 
 
 def measure(
@@ -97,7 +110,7 @@ def _one(study: Study, name: str) -> Measure:
     start = time.perf_counter()
     outcome = REGISTRY[name](study)
     seconds = time.perf_counter() - start
-    conditions = study.conditions() | dict(outcome.conditions or {})
+    conditions = study.conditions() | {"under_rescaling": RESCALING[name]} | dict(outcome.conditions or {})
     result = Measure(name, outcome.value, outcome.error, outcome.products, seconds, conditions)
     study.journal.put(f"measure-{name}", vars(result))
     return result

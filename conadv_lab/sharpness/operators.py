@@ -6,6 +6,7 @@ for as many batches as the memory budget holds and is rebuilt for the others.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ class Operator:
         self.dtype, self.device = problem.dtype, problem.device
         self.products = 0
         self.size = problem.size if wrt == "parameters" else self._input_size()
-        self._kept: list[tuple[Product, float]] | None = None
+        self._kept: list[tuple[Product, float, torch.Size]] | None = None
 
     def _input_size(self) -> int:
         total = 0
@@ -58,7 +59,15 @@ class Operator:
             return torch.stack([self @ column for column in vector.unbind(1)], 1)
         require(vector.shape == (self.size,), "vector's shape", tuple(vector.shape), f"({self.size},)")
         vector = vector.to(self.device, self.dtype)
-        with self.problem.untouched(), torch.enable_grad():
+        if self._kept is None:
+            with (
+                self.problem.untouched(),
+                torch.enable_grad(),
+            ):  # apart, so that a loader shuffles alike below
+                self._kept = self._keep()
+        # Kept graphs alone run neither model nor loader: nothing could be touched.
+        all_kept = len(self._kept) == len(self.problem.batch_sizes)
+        with nullcontext() if all_kept else self.problem.untouched(), torch.enable_grad():
             result = self._sum(vector) if self.wrt == "parameters" else self._blocks(vector)
         self.products += 1
         return result
@@ -66,7 +75,7 @@ class Operator:
     def _sum(self, vector: Tensor) -> Tensor:
         parts = self.problem.split(vector)
         total: Tensor | None = None
-        for product, share, kept in self._rules():
+        for product, share, kept, _ in self._rules():
             term = self.problem.flat(product(parts, kept))
             term = term if share == 1.0 else term.mul_(share)
             total = term if total is None else total.add_(term)
@@ -75,27 +84,26 @@ class Operator:
 
     def _blocks(self, vector: Tensor) -> Tensor:
         blocks, start = [], 0
-        with_data = zip(self._rules(), self.problem.data(), strict=True)
-        for (product, share, kept), (inputs, _, _) in with_data:
-            part = vector[start : start + inputs.numel()].view(inputs.shape).to(inputs.dtype)
+        for product, share, kept, shape in self._rules():
+            part = vector[start : start + shape.numel()].view(shape).to(self.problem.precision)
             blocks.append(share * product([part], kept)[0].reshape(-1).to(self.dtype))
-            start += inputs.numel()
+            start += shape.numel()
         return torch.cat(blocks)
 
-    def _rules(self) -> Iterator[tuple[Product, float, bool]]:
-        """Each batch's product with its share of the examples: the kept ones first, the others rebuilt."""
-        if self._kept is None:
-            self._kept = self._keep()
-        for product, share in self._kept:
-            yield product, share, True
-        if len(self._kept) == len(self.problem.batch_sizes):
+    def _rules(self) -> Iterator[tuple[Product, float, bool, torch.Size]]:
+        """Each batch's product, share and first leaf's shape: the kept ones first, the others rebuilt."""
+        kept = self._kept or []
+        for product, share, shape in kept:
+            yield product, share, True, shape
+        if len(kept) == len(self.problem.batch_sizes):
             return
         for index, (inputs, targets, share) in enumerate(self.problem.data()):
-            if index >= len(self._kept):
-                yield self._prepare(*self._variables(inputs, targets)), share, False
+            if index >= len(kept):
+                leaves, run, targets = self._variables(inputs, targets)
+                yield self._prepare(leaves, run, targets), share, False, leaves[0].shape
 
-    def _keep(self) -> list[tuple[Product, float]]:
-        kept: list[tuple[Product, float]] = []
+    def _keep(self) -> list[tuple[Product, float, torch.Size]]:
+        kept: list[tuple[Product, float, torch.Size]] = []
         left = float(self.memory_budget)
         per_example = 0.0
         for index, (inputs, targets, share) in enumerate(self.problem.data()):
@@ -104,7 +112,8 @@ class Operator:
             left -= per_example * first_tensor(inputs).shape[0]
             if left <= 0:
                 break
-            kept.append((self._prepare(*self._variables(inputs, targets)), share))
+            leaves, run, targets = self._variables(inputs, targets)
+            kept.append((self._prepare(leaves, run, targets), share, leaves[0].shape))
         return kept
 
     def _variables(self, inputs: Any, targets: Any) -> tuple[list[Tensor], Callable[[], Tensor], Any]:
@@ -118,7 +127,8 @@ class Operator:
 
     def _bytes_per_example(self, inputs: Any, targets: Any) -> float:
         """What a kept graph holds, counted on a few examples; storages of the weights are not counted."""
-        few = slice(0, min(4, first_tensor(inputs).shape[0]))
+        # An index and not a slice: a slice would share, and count, the storage of the whole batch.
+        few = torch.arange(min(4, first_tensor(inputs).shape[0]), device=first_tensor(inputs).device)
         leaves, run, some = self._variables(take(inputs, few), take(targets, few))
         known = {leaf.untyped_storage().data_ptr() for leaf in leaves}
         seen: dict[int, int] = {}
@@ -133,7 +143,7 @@ class Operator:
             rule = self._prepare(leaves, run, some)
         total = sum(seen.values())
         del rule
-        return total / few.stop
+        return total / len(few)
 
     def _prepare(self, leaves: list[Tensor], run: Callable[[], Tensor], targets: Any) -> Product:
         raise NotImplementedError

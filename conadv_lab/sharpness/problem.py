@@ -1,5 +1,6 @@
 """What is measured: a model, a loss and batches as a function of one flat vector; the model is untouched."""
 
+import copy
 import hashlib
 import random
 import warnings
@@ -73,6 +74,15 @@ def _generators(batches: Any) -> list[torch.Generator]:
     return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
 
 
+def _seed_all(seed: int) -> None:
+    # Not torch.manual_seed: before CUDA starts, each call of that queues a stack trace for ever.
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - augmentations of others may draw from it
+
+
 @contextmanager
 def untouched(model: nn.Module, batches: Any, bn: str, seed: int) -> Iterator[None]:
     """Set modes and random state for one evaluation, and put everything back, also after an exception.
@@ -88,9 +98,7 @@ def untouched(model: nn.Module, batches: Any, bn: str, seed: int) -> Iterator[No
     try:
         for module, _ in modes:
             module.training = bn == "train" and isinstance(module, _BatchNorm)
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002 - augmentations of others may draw from it
+        _seed_all(seed)
         yield
     finally:
         for module, mode in modes:
@@ -164,6 +172,7 @@ class Problem:
         self.precision = dtype or sample.dtype
         self.dtype = torch.float64 if self.precision == torch.float64 else torch.float32
         self._all = {name: to_device(t.detach().clone(), t.device, dtype) for name, t in tensors.items()}
+        self.buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
         self.names = _chosen(model, tensors, params)
         self._measure_once(named=params is not None)
 
@@ -204,6 +213,35 @@ class Problem:
         """The chosen parameters as leaves of a new graph; they share the snapshot's memory."""
         return [self._all[name].detach().requires_grad_() for name in self.names]
 
+    def restricted(self, names: Sequence[str]) -> "Problem":
+        """The same problem as a function of some of its parameters, without going through the data again."""
+        part = copy.copy(self)
+        slices = self.slices()
+        part.names = tuple(name for name in self.names if name in set(names))
+        part.gradient = torch.cat([self.gradient[slices[name]] for name in part.names])
+        return part
+
+    def with_criterion(self, criterion: Criterion) -> "Problem":
+        """The same problem judged by another criterion."""
+        other = copy.copy(self)
+        other.criterion = criterion
+        return other
+
+    def groups(self, m: int | None = None) -> Iterator[tuple["Problem", float]]:
+        """The data in disjoint groups of at most ``m`` (``None``: the batches as given), each with its share.
+
+        A group is a problem of its own; a batch whose size ``m`` does not divide leaves a smaller last one.
+        """
+        with self.untouched():
+            for inputs, targets, share in self.data():
+                size = first_tensor(inputs).shape[0]
+                for start in range(0, size, m or size):
+                    part = slice(start, min(start + (m or size), size))
+                    group, count = copy.copy(self), part.stop - part.start
+                    group.batches = [(take(inputs, part), take(targets, part))]
+                    group.examples, group.batch_sizes = count, (count,)
+                    yield group, share * count / size
+
     # ------------------------------------------------------------------ the function
 
     def untouched(self) -> Any:
@@ -221,7 +259,7 @@ class Problem:
         """The model's outputs at these parameters; buffers are copies, so running statistics stay."""
         state = dict(self._all)
         state.update(zip(self.names, parameters, strict=True))
-        for name, buffer in self.model.named_buffers():
+        for name, buffer in self.buffers.items():
             state[name] = to_device(buffer.clone(), buffer.device, self.compute_dtype)
         args: tuple[Any, ...] = ()
         kwargs: dict[str, Any] = {}

@@ -6,12 +6,16 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from conadv_lab.mistakes import require, unknown
-from conadv_lab.sharpness.eigen import Eigenpairs, Lanczos, eigenpairs, normal_vector
+from conadv_lab.sharpness.density import Density, density
+from conadv_lab.sharpness.eigen import Eigenpairs, Lanczos, eigenpairs, normal_vector, orthonormal
+from conadv_lab.sharpness.exact import ExactTrace, exact_trace
 from conadv_lab.sharpness.journal import Journal
 from conadv_lab.sharpness.operators import GGN, Hessian
-from conadv_lab.sharpness.problem import Problem
+from conadv_lab.sharpness.problem import Criterion, Problem
+from conadv_lab.sharpness.trace import Probes
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,22 @@ class Settings:
         check: look for missed eigenvalues from a second start.
         likelihood: of the Fisher matrix, ``"categorical"`` or ``"gaussian"``.
         memory_budget: bytes for kept graphs.
+        accuracy: half-width asked of traces, relative to them.
+        confidence: of intervals and bands.
+        max_samples: at most this many random vectors for a trace.
+        deflate: Lanczos vectors whose space is taken out of a trace's samples.
+        probes, steps: random starts of the density, and Lanczos products for each.
+        damping: the z of the effective dimension.
+        rhos: radii of the sharpness in plain weights.
+        adaptive_rhos: radii of the adaptive worst case, in units of |w|, as a 2-norm over all weights.
+        relative_rhos: standard deviations of the adaptive average case, relative to each weight.
+        ascent_steps, restarts: gradients for each start of a worst case, and random starts beside the
+            one-step one.
+        draws: pairs ±d of random perturbations for an average case.
+        m: examples in a group of m-sharpness and of the noise scale; ``None``: the batches as given.
+        keskar_epsilons, subspace: sizes of Keskar's box, and dimensions of its random subspace.
+        epsilon: of FGSM and PGD, in the unit of the images, which lie in [0, 1].
+        pgd_steps: steps of PGD.
     """
 
     k: int = 5
@@ -31,6 +51,24 @@ class Settings:
     check: bool = True
     likelihood: str = "categorical"
     memory_budget: int = 2**30
+    accuracy: float = 0.01
+    confidence: float = 0.95
+    max_samples: int = 1000
+    deflate: int = 40
+    probes: int = 4
+    steps: int = 24
+    damping: float = 1.0
+    rhos: tuple[float, ...] = (0.05, 0.1, 0.2)
+    adaptive_rhos: tuple[float, ...] = (0.5, 1.0, 2.0)
+    relative_rhos: tuple[float, ...] = (0.05, 0.1)
+    ascent_steps: int = 10
+    restarts: int = 1
+    draws: int = 8
+    m: int | None = None
+    keskar_epsilons: tuple[float, ...] = (1e-3, 5e-4)
+    subspace: int = 100
+    epsilon: float = 1 / 255
+    pgd_steps: int = 10
 
     @classmethod
     def of(cls, **given: Any) -> "Settings":
@@ -50,6 +88,23 @@ class Outcome:
     error: Any = None
     products: int = 0
     conditions: Mapping[str, Any] | None = None
+
+
+class NormalisedLogits:
+    """A criterion on f/s, s² the variance of an example's logits over classes.
+
+    Andriushchenko et al. (2023), sec. 3. The scale of the last layer, which changes sharpness but no
+    prediction, then has no effect.
+    """
+
+    def __init__(self, criterion: Criterion) -> None:
+        self.criterion = criterion
+
+    def __call__(self, output: Tensor, targets: Any) -> Tensor:
+        centred = output - output.mean(1, keepdim=True)
+        return self.criterion(
+            output / centred.square().mean(1, keepdim=True).sqrt().clamp_min(1e-12), targets
+        )
 
 
 class Study:
@@ -97,6 +152,42 @@ class Study:
         return known
 
     @cached_property
+    def probes(self) -> Probes:
+        """Random quadratic forms of the Hessian, which trace and Frobenius norm share."""
+        run = self.lanczos
+        while run.products < min(self.settings.deflate, run.room):
+            run.step()
+            self._note_step(run)
+        probes = Probes(self.hessian, run.basis[: self.deflated].clone(), self.seed, self._note_probe)
+        kept = self.journal.get("probes")
+        if kept is not None:
+            probes.forms, probes.squares = kept["forms"], kept["squares"]
+        return probes
+
+    @property
+    def deflated(self) -> int:
+        """How many Lanczos vectors the probes leave out."""
+        return min(self.settings.deflate, self.problem.size)
+
+    @cached_property
+    def exact_ggn(self) -> ExactTrace:
+        return exact_trace(self.problem, matrix="ggn")
+
+    @cached_property
+    def exact_hessian(self) -> ExactTrace:
+        return exact_trace(self.problem, matrix="hessian")
+
+    @cached_property
+    def spectrum(self) -> Density:
+        """The Hessian's density, its outliers put in exactly."""
+        s = self.settings
+        top = self.eigen(s.k)
+        return density(
+            self.hessian, known=(top.values, orthonormal(top.vectors)), probes=s.probes, steps=s.steps,
+            confidence=s.confidence, seed=self.seed, journal=self.journal,
+        )  # fmt: skip
+
+    @cached_property
     def _eigen(self) -> dict[str, Eigenpairs]:
         return {}
 
@@ -105,6 +196,18 @@ class Study:
             self.on_product()
         if self.journal.due:
             self.journal.put("lanczos", run.state())
+
+    @cached_property
+    def normalised(self) -> "Study":
+        """The same study of the loss on normalised logits."""
+        problem = self.problem.with_criterion(NormalisedLogits(self.problem.criterion))
+        return Study(problem, self.settings, self.seed, self.facts, Journal(None), self.on_product)
+
+    def _note_probe(self) -> None:
+        if self.on_product:
+            self.on_product()
+        if self.journal.due:
+            self.journal.put("probes", {"forms": self.probes.forms, "squares": self.probes.squares})
 
     def conditions(self) -> dict[str, Any]:
         """What every number of this study depends on; what the caller alone knows comes from ``facts``."""
@@ -150,14 +253,19 @@ def _subset(problem: Problem) -> dict[str, Any]:
 
 MeasureFunction = Callable[[Study], Outcome]
 REGISTRY: dict[str, MeasureFunction] = {}
+RESCALING: dict[str, str] = {}
+MOVES, UNCHANGED = "moves", "unchanged"
 
 
-def register(name: str) -> Callable[[MeasureFunction], MeasureFunction]:
-    """Make a function of a study available as ``measure(..., measures=(name,))``."""
+def register(name: str, rescaling: str = MOVES) -> Callable[[MeasureFunction], MeasureFunction]:
+    """Make a function of a study available as ``measure(..., measures=(name,))``.
+
+    ``rescaling`` says what a layer-wise rescaling that keeps a ReLU network's function does to the number.
+    """
 
     def keep(function: MeasureFunction) -> MeasureFunction:
         require(name not in REGISTRY, "measure", name, "a name that is not taken")
-        REGISTRY[name] = function
+        REGISTRY[name], RESCALING[name] = function, rescaling
         return function
 
     return keep

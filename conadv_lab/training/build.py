@@ -210,10 +210,11 @@ def build_schedule(config: Config, stream: Stream, images: int) -> Schedule:
     def steps_of(epochs: float) -> int:
         return round(epochs * images / clean_batch(config))
 
+    warmup = section.warmup_steps
     return Schedule(
         lr=section.lr,
         steps=stream.steps,
-        warmup=steps_of(section.warmup_epochs),
+        warmup=steps_of(section.warmup_epochs) if warmup is None else warmup,
         decay=section.schedule,
         end=section.end_lr,
         power=section.power,

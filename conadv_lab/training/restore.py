@@ -5,20 +5,21 @@ from pathlib import Path
 from torch import nn
 
 from conadv_lab.models.norm import plain_batch_norm
-from conadv_lab.runs import RunFolder
+from conadv_lab.runs import RunFolder, read_checkpoint
 from conadv_lab.training.build import Parts, build
 from conadv_lab.training.evaluate import calibrated_copy
 from conadv_lab.training.loop import load_weights
 
 
-def restore(path: str | Path, **changes: object) -> tuple[Parts, nn.Module]:
-    """(parts, judged model) of a run's newest intact checkpoint.
+def restore(path: str | Path, checkpoint: Path | None = None, **changes: object) -> tuple[Parts, nn.Module]:
+    """(parts, judged model) of a run's newest intact checkpoint, or of one checkpoint of it.
 
     The model is in evaluation mode with its main statistics re-estimated, as the run's own figures are, and
     without the adversarial branch; where the run kept an average of its weights, it is that average.
 
     Args:
         path: the run folder.
+        checkpoint: a folder below its ``checkpoints``.
         changes: fields of the config to override, such as ``device="cpu"`` or ``data_dir=…``.
 
     Raises:
@@ -26,7 +27,7 @@ def restore(path: str | Path, **changes: object) -> tuple[Parts, nn.Module]:
     """
     folder = RunFolder(path)
     parts = build(folder.config().replace(**changes))
-    loaded = folder.load_checkpoint()
+    loaded = folder.load_checkpoint() if checkpoint is None else read_checkpoint(checkpoint)
     if loaded is None:
         raise ValueError(f"{folder.path} has no intact checkpoint")
     _, state = loaded
@@ -34,5 +35,5 @@ def restore(path: str | Path, **changes: object) -> tuple[Parts, nn.Module]:
     if state["ema"] is not None:
         prefix = "module."
         weights = {k.removeprefix(prefix): v for k, v in state["ema"].items() if k.startswith(prefix)}
-    load_weights(parts.model, weights, str(folder.path))
+    load_weights(parts.model, weights, str(checkpoint or folder.path))
     return parts, plain_batch_norm(calibrated_copy(parts, parts.model))

@@ -12,6 +12,7 @@ from torch import nn
 
 from conadv_lab.data.hashing import image_keys, signs, uniform
 from conadv_lab.data.loader import Stream
+from conadv_lab.methods import adversarial, base
 from conadv_lab.methods.adversarial import ConAdv, Copy, DisAdv, Noise, Recycled
 from conadv_lab.methods.attack import SignAttack
 from conadv_lab.methods.base import Vanilla
@@ -33,8 +34,8 @@ def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9, weight_decay=1e-3)
 
 
-def trained(method, steps: Stream) -> nn.Module:
-    model = mixture_batch_norm(small_cnn())
+def trained(method, steps: Stream, dtype: torch.dtype = torch.float32) -> nn.Module:
+    model = mixture_batch_norm(small_cnn()).to(dtype)
     optimizer = optimizer_of(model)
     for number in range(STEPS):
         method.backward(model, steps.step(number, method.lookahead), CRITERION)
@@ -118,38 +119,49 @@ def test_disadv_is_conadv_without_staleness():
     )
 
 
-def two_halves(micro_batch: int, equal: bool, weights, moved_of, same_batch: bool) -> nn.Module:
-    """Recycled and the controls: clean images, and another batch of images altered without an attack pass."""
+def recycled_or_control(micro_batch: int, equal: bool, weights, moved_of, same_batch: bool) -> nn.Module:
+    """Clean images, and this or the last step's images altered without an attack pass.
+
+    At equal cost a step's two halves share one forward, split at the number of clean images.
+    """
     steps = stream(micro_batch, BATCH // 2, BATCH) if equal else stream(micro_batch)
     model = mixture_batch_norm(small_cnn())
     optimizer = optimizer_of(model)
     kept: list = []
     for t in range(STEPS):
         batches = list(steps.step(t).batches())
-        others = batches if same_batch else kept[: len(batches)]
-        fresh, clean_losses = [], []
+        inputs = [batch.images.clone().requires_grad_() for batch in batches]
+        others = [(b, None) for b in batches] if same_batch else kept[: len(batches)]
+        moved = [moved_of(batch, gradient) for batch, gradient in others]
+
+        def clean(i, weight, model=model, batches=batches, inputs=inputs):
+            loss = CRITERION(model(inputs[i]), batches[i].labels)
+            (loss * (weight * batches[i].share)).backward()
+
+        def other(i, model=model, batches=batches, others=others, moved=moved):
+            with branch_of(model, "adversarial"):
+                loss = CRITERION(model(moved[i]), others[i][0].labels)
+            (loss * (weights[1] * batches[i].share)).backward()
+
         with one_update(model):
-            order = []
-            for i in range(len(batches)):
-                order.append(("clean", i))
-                if same_batch:
-                    order.append(("other", i))
-            if not same_batch:
-                order += [("other", i) for i in range(len(others))]
-            for kind, i in order:
-                if kind == "clean":
-                    x = batches[i].images.clone().requires_grad_()
-                    loss = CRITERION(model(x), batches[i].labels)
-                    clean_losses.append(loss)
-                    (loss * ((weights[0] if others else 1.0) * batches[i].share)).backward()
-                    fresh.append((batches[i], x.grad))
+            for i, batch in enumerate(batches):
+                if equal and others:
+                    split = len(batch.labels)
+                    with branch_of(model, split):
+                        outputs = model(torch.cat([inputs[i], moved[i]]))
+                    halves = (outputs[:split], batch.labels), (outputs[split:], others[i][0].labels)
+                    parts = [
+                        CRITERION(*half) * (w * batch.share) for half, w in zip(halves, weights, strict=True)
+                    ]
+                    (parts[0] + parts[1]).backward()
                 else:
-                    batch, gradient = others[i] if not same_batch else (others[i], None)
-                    batch = replace(batch, share=batches[i].share)
-                    with branch_of(model, "adversarial"):
-                        loss = CRITERION(model(moved_of(batch, gradient)), batch.labels)
-                    (loss * (weights[1] * batch.share)).backward()
-        kept = fresh
+                    clean(i, weights[0] if others else 1.0)
+                    if same_batch:
+                        other(i)
+            if not same_batch and not equal:
+                for i in range(len(others)):
+                    other(i)
+        kept = [(batch, x.grad) for batch, x in zip(batches, inputs, strict=True)]
         optimizer.step()
         optimizer.zero_grad()
     return model
@@ -184,11 +196,36 @@ def unchanged(batch, _gradient):
     ],
     ids=["recycled", "recycled-equal", "noise", "noise-equal", "copy", "copy-equal"],
 )
-def test_two_halves_equal_their_definition(method, equal, moved_of, same_batch, micro_batch):
+def test_recycled_and_controls_equal_their_definition(method, equal, moved_of, same_batch, micro_batch):
     weights = (0.5, 0.5) if equal else (1, 1)
     steps = stream(micro_batch, BATCH // 2, BATCH) if equal else stream(micro_batch)
-    expected = two_halves(micro_batch, equal, weights, moved_of, same_batch)
+    expected = recycled_or_control(micro_batch, equal, weights, moved_of, same_batch)
     assert_same(trained(method(), steps), expected)
+
+
+@pytest.mark.parametrize("make", [lambda: Recycled(EPSILON, True), lambda: Noise(EPSILON, True)])
+def test_one_forward_for_both_halves_is_two_forwards(make, monkeypatch):
+    """To rounding in float64, the equal-cost step is the sum of a clean and an altered half."""
+
+    def apart(model, clean, altered, criterion, weights):
+        losses = []
+        for batch, weight, branch in ((clean, weights[0], "main"), (altered, weights[1], "adversarial")):
+            losses.append(base.train_on(model, batch.images, batch, criterion, weight, branch))
+        return losses
+
+    def double(images, _epochs, _indices):
+        return images.double()
+
+    results = []
+    for patched in (False, True):
+        with monkeypatch.context() as patch:
+            if patched:
+                patch.setattr(adversarial, "train_on_both", apart)
+            steps = stream(4, BATCH // 2, BATCH)
+            steps.augment = double
+            results.append(trained(make(), steps, dtype=torch.float64))
+    for one, two in zip(results[0].parameters(), results[1].parameters(), strict=True):
+        assert torch.allclose(one, two, rtol=0, atol=1e-11)
 
 
 def test_vanilla_is_plain_gradient_descent():

@@ -1,0 +1,160 @@
+"""Measure curvature and sharpness: ``python -m conadv_lab.sharpness RUN_OR_CHECKPOINT… --json FILE``."""
+
+import argparse
+import ast
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+EPILOG = """A place is a run folder, a checkpoint folder of a run, or path/to/file.py:function that returns
+(model, criterion, batches) or (model, criterion, batches, facts). Exit status: 0 done, 2 a mistake in what was
+asked, 1 a failure."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; making it imports no torch."""
+    p = argparse.ArgumentParser("conadv_lab.sharpness", description=__doc__, epilog=EPILOG)
+    p.add_argument(
+        "places", nargs="*", metavar="RUN_OR_CHECKPOINT", help="what to measure; several are compared"
+    )
+    p.add_argument("--json", type=Path, metavar="FILE", help="write the numbers and their conditions")
+    p.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained page")
+    p.add_argument("--csv", type=Path, metavar="FILE", help="write one row a number")
+    p.add_argument("--figures", type=Path, metavar="DIR", help="write the figures as PNG and PDF")
+    p.add_argument("--cross-check", action="store_true", help="run PyHessian on the same batches, print both")
+    p.add_argument("--measures", metavar="A,B,…", help="instead of the default ones; --list shows all")
+    p.add_argument("--also", metavar="A,B,…", help="beside the default ones")
+    p.add_argument("--list", action="store_true", help="the measures, one a line with a sentence")
+    p.add_argument("--examples", type=int, default=1000, help="images of a run (default: %(default)s)")
+    p.add_argument("--batch-size", type=int, default=250, help="images in a batch (default: %(default)s)")
+    p.add_argument("--split", default="train", help="of a run: train or test (default: %(default)s)")
+    p.add_argument("--params", metavar="A,B,…", help="parameters or modules (default: all)")
+    p.add_argument("--bn", default="eval", help="batch norm: eval or train (default: %(default)s)")
+    p.add_argument("--dtype", help="float32 or float64 (default: the model's own)")
+    p.add_argument("--seed", type=int, default=0, help="of all that is random (default: %(default)s)")
+    p.add_argument("--resume", type=Path, metavar="DIR", help="keep finished parts here and go on from them")
+    p.add_argument("--learning-rate", type=float, help="state it for a model that does not")
+    p.add_argument("--augmentation", help="state it for a model that does not")
+    p.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a setting, such as k=10 or rhos=(0.1,)",
+    )
+    return p
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    asked = parser().parse_args(arguments)
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    try:
+        if asked.list:
+            return _list()
+        if not asked.places:
+            raise ValueError(
+                "nothing to measure; name a run folder, a checkpoint or path/to/file.py:function"
+            )
+        _measure(asked)
+    except ValueError as mistake:
+        print(f"error: {mistake}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _list() -> int:
+    from conadv_lab.sharpness.measures import DEFAULT
+    from conadv_lab.sharpness.study import REGISTRY
+
+    for name, function in sorted(REGISTRY.items()):
+        sentence = (function.__doc__ or "").strip().splitlines()[0]
+        print(f"{name:36}{'*' if name in DEFAULT else ' '} {sentence}")
+    print("* measured unless --measures says otherwise")
+    return 0
+
+
+def settings(words: Sequence[str]) -> dict[str, Any]:
+    """``["k=10", "rhos=(0.1,)"]`` as a mapping; values are Python's literals.
+
+    >>> settings(["k=10", "likelihood=gaussian"])
+    {'k': 10, 'likelihood': 'gaussian'}
+    """
+    found: dict[str, Any] = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not equals:
+            raise ValueError(f"--set is {word!r}; allowed: NAME=VALUE, such as k=10")
+        try:
+            found[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            found[name] = text
+    return found
+
+
+def _measure(asked: argparse.Namespace) -> None:
+    import torch
+
+    from conadv_lab.mistakes import unknown
+    from conadv_lab.sharpness import figures, report
+    from conadv_lab.sharpness.crosscheck import cross_check, side_by_side
+    from conadv_lab.sharpness.measures import DEFAULT, measure
+    from conadv_lab.sharpness.problem import Problem
+    from conadv_lab.sharpness.results import Report
+    from conadv_lab.sharpness.subject import load
+
+    types = {"float32": torch.float32, "float64": torch.float64}
+    if asked.dtype and asked.dtype not in types:
+        raise unknown("dtype", asked.dtype, types)
+    wanted = tuple(_words(asked.measures)) or DEFAULT
+    wanted += tuple(name for name in _words(asked.also) if name not in wanted)
+    stated = {"learning_rate": asked.learning_rate, "augmentation": asked.augmentation}
+    options: dict[str, Any] = {
+        "params": _words(asked.params) or None, "bn": asked.bn, "dtype": types.get(asked.dtype), "seed": asked.seed,
+    }  # fmt: skip
+    reports: list[tuple[str, Report]] = []
+    checks = []
+    for index, place in enumerate(asked.places):
+        subject = load(place, examples=asked.examples, batch_size=asked.batch_size, split=asked.split)
+        facts = dict(subject.facts) | {k: v for k, v in stated.items() if v is not None}
+        found = measure(
+            subject.model, subject.criterion, subject.batches, wanted, facts=facts, progress=sys.stderr.isatty(),
+            resume=asked.resume / str(index) if asked.resume else None, **options, **settings(asked.set),
+        )  # fmt: skip
+        reports.append((subject.name, found))
+        _print(subject.name, found)
+        if asked.cross_check:
+            problem = Problem(subject.model, subject.criterion, subject.batches, **options)
+            rows = side_by_side(found, cross_check(problem, seed=asked.seed))
+            checks.append((subject.name, rows))
+            print("\n".join(f"  {what:28} ours {ours:24} PyHessian {theirs}" for what, ours, theirs in rows))
+    page = report.page(reports, checks) if asked.html else ""  # before anything is written: it may refuse
+    if asked.json:
+        report.write_json(reports, asked.json, cross_check=[{"subject": n, "rows": r} for n, r in checks])
+    if asked.html:
+        asked.html.write_text(page)
+    if asked.csv:
+        report.write_csv(reports, asked.csv)
+    if asked.figures:
+        for name, _, figure in figures.pictures(reports):
+            figures.save(figure, asked.figures, name)
+
+
+def _words(text: str | None) -> list[str]:
+    return [word.strip() for word in (text or "").split(",") if word.strip()]
+
+
+def _print(name: str, found: Any) -> None:
+    from conadv_lab.sharpness.report import parts_of
+
+    print(name)
+    for measure in found.measures:
+        for part, value, error in parts_of(measure):
+            margin = "" if error is None else f" ± {error:.1g}"
+            print(f"  {measure.name:36}{part:>8}  {value:.6g}{margin}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""Several runs side by side: each measure against test accuracy and gap, by Kendall's τ over seeds."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import kendalltau
+
+from conadv_lab.sharpness.results import Report
+
+OUTCOMES = ("test_accuracy", "train_test_gap")
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Kendall's τ between a measure and an outcome.
+
+    Attributes:
+        tau: τ-b over all runs.
+        low, high: its 95 % interval, from resampling *seeds*, all of a seed's runs together; ``None`` with fewer
+            than three seeds.
+        runs, seeds: how many of each.
+    """
+
+    measure: str
+    outcome: str
+    tau: float
+    low: float | None
+    high: float | None
+    runs: int
+    seeds: int
+
+
+def scalars(report: Report) -> dict[str, float]:
+    """A report's numbers, one each: those that are lists by their first, those over ρ by name and ρ.
+
+    >>> from conadv_lab.sharpness.results import Measure
+    >>> scalars(Report((Measure("sam_worst", {"0.1": 2.0}, None, 0, 0.0), Measure("trace", 3.0, 0.0, 0, 0.0))))
+    {'sam_worst ρ=0.1': 2.0, 'trace': 3.0}
+    """
+    found: dict[str, float] = {}
+    for measure in report.measures:
+        value: Any = measure.value
+        if isinstance(value, (int, float)):
+            found[measure.name] = float(value)
+        elif isinstance(value, dict) and value and all(_is_number(k) for k in value):
+            found |= {f"{measure.name} ρ={rho}": float(v) for rho, v in value.items()}
+    return found
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def correlations(reports: Sequence[Report], seed: int = 0) -> list[Correlation]:
+    """τ of every number that all reports have with every outcome that all runs state.
+
+    Runs of one seed share data order and start, so they are not independent: the interval resamples seeds and
+    takes all runs of each. Fewer than three runs give none.
+    """
+    numbers = [scalars(report) for report in reports]
+    facts = [report.measures[0].conditions for report in reports if report.measures]
+    if len(facts) < 3 or len(facts) != len(reports):
+        return []
+    seeds = np.array([str(f.get("run_seed", index)) for index, f in enumerate(facts)])
+    shared = [name for name in numbers[0] if all(name in other for other in numbers)]
+    result = []
+    for outcome in OUTCOMES:
+        if not all(outcome in f for f in facts):
+            continue
+        y = np.array([float(f[outcome]) for f in facts])
+        for name in shared:
+            x = np.array([n[name] for n in numbers])
+            tau = float(kendalltau(x, y).statistic)
+            if not math.isnan(tau):
+                low, high = _interval(x, y, seeds, seed)
+                result.append(Correlation(name, outcome, tau, low, high, len(y), len(set(seeds))))
+    return result
+
+
+def _interval(
+    x: np.ndarray, y: np.ndarray, seeds: np.ndarray, seed: int
+) -> tuple[float | None, float | None]:
+    kinds = np.unique(seeds)
+    if len(kinds) < 3:
+        return None, None
+    rng = np.random.default_rng(seed)
+    where = {kind: np.flatnonzero(seeds == kind) for kind in kinds}
+    taus = []
+    for _ in range(RESAMPLES):
+        rows = np.concatenate([where[kind] for kind in rng.choice(kinds, len(kinds))])
+        taus.append(kendalltau(x[rows], y[rows]).statistic)
+    low, high = np.nanquantile(taus, [0.025, 0.975])
+    return float(low), float(high)

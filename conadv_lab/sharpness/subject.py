@@ -1,0 +1,98 @@
+"""What the command measures: a run folder, one of its checkpoints, or a function of the user's own."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from conadv_lab.mistakes import require
+from conadv_lab.sharpness.problem import Batch, Criterion
+
+SPLITS = ("train", "test")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model with its loss and data.
+
+    Attributes:
+        name: how reports call it.
+        batches: ``(inputs, targets)`` pairs.
+        facts: what only the place it came from knows; goes into the conditions of every number.
+    """
+
+    name: str
+    model: nn.Module
+    criterion: Criterion
+    batches: Any
+    facts: Mapping[str, Any]
+
+
+def load(place: str, *, examples: int = 1000, batch_size: int = 250, split: str = "train") -> Subject:
+    """A run folder, a checkpoint folder ``…/checkpoints/step_…``, or ``path/to/file.py:function``.
+
+    The function takes nothing and returns ``(model, criterion, batches)`` or, with a mapping of facts such as
+    ``{"split": "train", "learning_rate": 0.1}``, four things. Of a run the first images are taken, without
+    augmentation, and its main statistics are re-estimated as for its own figures.
+
+    Raises:
+        ValueError: no such place, a checkpoint of another architecture, or a function that returns else.
+    """
+    require(split in SPLITS, "split", split, "'train' or 'test'")
+    require(examples >= 1, "examples", examples, "a whole number of at least 1")
+    require(batch_size >= 1, "batch_size", batch_size, "a whole number of at least 1")
+    path = Path(place)
+    if path.is_dir():
+        is_checkpoint = (path / "COMMIT.json").is_file()
+        run = path.parent.parent if is_checkpoint else path
+        return _run(place, run, path if is_checkpoint else None, examples, batch_size, split)
+    if ".py:" in place:
+        return _function(place)
+    raise ValueError(
+        f"{place!r} is no run folder; allowed: a run folder, a checkpoint folder or path/to/file.py:function"
+    )
+
+
+def _function(place: str) -> Subject:
+    from conadv_lab.references import load as named
+
+    made = named(place)()
+    if not isinstance(made, tuple) or len(made) not in (3, 4) or not isinstance(made[0], nn.Module):
+        raise ValueError(
+            f"{place} returned {type(made).__name__}; allowed: (model, criterion, batches[, facts])"
+        )
+    facts: Mapping[str, Any] = made[3] if len(made) == 4 else {}
+    return Subject(place, made[0], made[1], made[2], {"subject": place, **facts})
+
+
+def _run(
+    place: str, run: Path, checkpoint: Path | None, examples: int, batch_size: int, split: str
+) -> Subject:
+    from conadv_lab.config import resolved
+    from conadv_lab.runs import RunFolder
+    from conadv_lab.training.evaluate import fixed_images
+    from conadv_lab.training.restore import restore
+
+    folder = RunFolder(run)
+    parts, model = restore(run, checkpoint)
+    images, labels = fixed_images(parts.train_set if split == "train" else parts.test_set, examples)
+    batches: list[Batch] = list(zip(images.split(batch_size), labels.split(batch_size), strict=True))
+    config, result = resolved(folder.config()), folder.result() or {}
+    facts = {
+        "subject": place,
+        "split": split,
+        "augmentation": "none",
+        "learning_rate": config.optimization.lr,
+        "label_smoothing": config.optimization.label_smoothing,
+        "weight_decay_inside": False,
+        "bn_recalibrated_on": min(config.training.bn_recalibrate, len(parts.train_set)),
+        "method": config.method.method,
+        "global_batch": config.training.global_batch,
+        "run_seed": config.training.seed,
+    }
+    figures = {
+        k: result[k] for k in ("test_accuracy", "train_test_gap") if checkpoint is None and k in result
+    }
+    return Subject(place, model, parts.criterion, batches, facts | figures)

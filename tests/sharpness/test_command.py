@@ -1,0 +1,154 @@
+"""The command, end to end, on a stranger's model and on a run of ours."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from conadv_lab.sharpness.__main__ import main
+from conadv_lab.sharpness.comparison import correlations
+from conadv_lab.sharpness.results import Measure, Report
+
+STRANGER = """
+import torch
+from torch import nn
+
+def subject():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    batches = [(torch.randn(20, 6), torch.randint(0, 3, (20,))) for _ in range(4)]
+    return model, nn.CrossEntropyLoss(), batches
+
+def wrong():
+    return 3
+"""
+
+
+@pytest.fixture
+def stranger(tmp_path):
+    file = tmp_path / "stranger.py"
+    file.write_text(STRANGER)
+    return f"{file}:subject"
+
+
+def test_a_strangers_model(stranger, tmp_path, capsys):
+    out = {kind: tmp_path / f"out.{kind}" for kind in ("json", "html", "csv")}
+    words = [stranger, "--cross-check", "--figures", str(tmp_path / "figures"), "--learning-rate", "0.1"]
+    words += ["--also", "layer_traces,landscape_line,landscape_plane,lr_lambda_max", "--set", "k=2"]
+    for kind, path in out.items():
+        words += [f"--{kind}", str(path)]
+    assert main(words) == 0
+    data = json.loads(out["json"].read_text())
+    names = [m["name"] for m in data["measures"]]
+    assert {"top_eigenvalue", "trace", "density", "sam_worst", "adaptive_worst", "lr_lambda_max"} <= set(
+        names
+    )
+    by_name = {m["name"]: m for m in data["measures"]}
+    assert by_name["lr_lambda_max"]["value"] == pytest.approx(0.1 * by_name["top_eigenvalue"]["value"])
+    assert by_name["trace"]["conditions"]["split"] == "not stated"
+    assert float(data["cross_check"][0]["rows"][0][2].split()[-1]) < 1e-5
+    html = out["html"].read_text()
+    assert html.count("<svg") == 6
+    assert "PyHessian" in html
+    assert "http://" not in html.replace("http://www.w3.org", "").replace("http://creativecommons", "")
+    rows = list(csv.DictReader(out["csv"].open()))
+    assert float(next(r for r in rows if r["measure"] == "trace")["value"]) == by_name["trace"]["value"]
+    assert (
+        len(list((tmp_path / "figures").glob("*.png")))
+        == len(list((tmp_path / "figures").glob("*.pdf")))
+        == 6
+    )
+    assert "top_eigenvalue" in capsys.readouterr().out
+
+
+MISTAKES = {
+    "--measures=trase": "Did you mean 'trace'",
+    "--set=kk=3": "unknown setting 'kk'",
+    "--set=k": "NAME=VALUE",
+    "--dtype=float16": "unknown dtype",
+    "--bn=evl": "Did you mean 'eval'",
+    "--split=trian": "'train' or 'test'",
+}
+
+
+@pytest.mark.parametrize("word", sorted(MISTAKES))
+def test_mistakes_exit_2_and_write_nothing(stranger, tmp_path, word, capsys):
+    out = tmp_path / "out.json"
+    assert main([stranger, "--json", str(out), word]) == 2
+    assert MISTAKES[word] in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_places_that_do_not_exist(stranger, tmp_path, capsys):
+    assert main([str(tmp_path / "nowhere")]) == 2
+    assert main([str(tmp_path)]) == 2
+    assert main([stranger.replace("subject", "wrong")]) == 2
+    assert main([stranger.replace("subject", "sbject")]) == 2
+    assert main([]) == 2
+    told = capsys.readouterr().err
+    for part in (
+        "no run folder",
+        "has no config.json",
+        "returned int",
+        "Did you mean 'subject'",
+        "nothing to measure",
+    ):
+        assert part in told
+
+
+def test_help_and_import_do_not_need_torch():
+    code = (
+        "import sys; import conadv_lab, conadv_lab.sharpness; from conadv_lab.sharpness.__main__ import main\n"
+        "try: main(['--help'])\nexcept SystemExit as e: assert e.code == 0\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_run_and_its_checkpoint(tmp_path):
+    from conadv_lab.config import Config
+    from conadv_lab.training.loop import train
+
+    config = Config().replace(epochs=1.0, global_batch=128, device="cpu", threads=1)
+    run = train(config, tmp_path / "run", progress="none").path
+    out = tmp_path / "out.json"
+    words = ["--measures", "top_eigenvalue", "--examples", "64", "--json", str(out)]
+    assert main([str(run), *words]) == 0
+    whole = json.loads(out.read_text())["measures"][0]
+    assert whole["conditions"]["split"] == "train"
+    assert whole["conditions"]["examples"] == 64
+    assert "test_accuracy" in whole["conditions"]
+    checkpoint = sorted((run / "checkpoints").iterdir())[-1]
+    assert main([str(checkpoint), *words]) == 0
+    assert json.loads(out.read_text())["measures"][0]["value"] == whole["value"]
+
+
+def test_correlations_resample_seeds():
+    rng = np.random.default_rng(0)
+    reports = []
+    for seed in range(5):
+        for method in range(4):
+            facts = {
+                "run_seed": seed,
+                "test_accuracy": 90 - method + 0.1 * rng.normal(),
+                "train_test_gap": method,
+            }
+            noise = float(rng.normal())
+            reports.append(
+                Report(
+                    (
+                        Measure("trace", float(method), 0.0, 0, 0.0, facts),
+                        Measure("luck", noise, 0.0, 0, 0.0, facts),
+                    )
+                )
+            )
+    found = {(c.measure, c.outcome): c for c in correlations(reports)}
+    sure, luck = found["trace", "test_accuracy"], found["luck", "test_accuracy"]
+    assert sure.tau < -0.8
+    assert sure.low <= sure.tau <= sure.high < -0.7
+    assert luck.low < 0 < luck.high
+    assert (sure.runs, sure.seeds) == (20, 5)
+    assert correlations(reports[:8])[0].low is None

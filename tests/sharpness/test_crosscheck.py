@@ -1,0 +1,49 @@
+"""PyHessian agrees, and leaves nothing behind."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from conadv_lab.sharpness.crosscheck import cross_check, pyhessian
+from conadv_lab.sharpness.eigen import eigenpairs
+from conadv_lab.sharpness.operators import Hessian
+from conadv_lab.sharpness.problem import Problem
+
+from .conftest import cnn, mlp, ragged_batches
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("params", [None, ["8"]])
+def test_one_product_is_pyhessians(streamed, params):
+    batches = ragged_batches("cnn", torch.float32)
+    problem = Problem(cnn(), nn.CrossEntropyLoss(), batches if streamed else batches[0], params=params)
+    found = cross_check(problem, samples=20)
+    assert found.product_difference < 1e-5
+    ours = eigenpairs(Hessian(problem), tol=1e-6).values[0]
+    assert found.top_eigenvalue == pytest.approx(ours, rel=1e-2)
+
+
+def test_it_leaves_nothing_behind():
+    model = cnn().train()
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    before, state = copy.deepcopy(model), torch.get_rng_state()
+    problem = Problem(model, nn.CrossEntropyLoss(), ragged_batches("cnn", torch.float32)[0])
+    first, second = (cross_check(problem, samples=5) for _ in range(2))
+    assert first == second
+    assert torch.equal(state, torch.get_rng_state())
+    assert model.training
+    for old, new in zip(before.parameters(), model.parameters(), strict=True):
+        assert torch.equal(old, new)
+        assert torch.equal(new.grad, torch.ones_like(new))
+    with pyhessian(problem) as theirs:
+        pass
+    assert all(p.grad is None for p in theirs.model.parameters())
+
+
+def test_train_mode_is_refused():
+    problem = Problem(mlp(), nn.CrossEntropyLoss(), ragged_batches("mlp", torch.float32), bn="train")
+    with pytest.raises(ValueError, match="only mode of PyHessian"):
+        cross_check(problem)
