@@ -22,7 +22,7 @@ from conadv_lab.recipes.digits import vanilla
 
 def recipe():
     """Slow."""
-    return vanilla().replace(method=f"{__file__}:slow", train_images=40, global_batch=20, steps=120,
+    return vanilla().replace(method=f"{__file__}:slow", train_images=40, global_batch=20, steps=90,
                              warmup_epochs=0, bn_recalibrate=0, log_every=1, checkpoint_every=10, threads=1)
 
 def greedy_recipe():
