@@ -162,3 +162,6 @@ def cluster():
         found = Cluster()
         yield found
         slurm.cancel(sorted(found.jobs()))
+        until = time.monotonic() + 30
+        while found.jobs() and time.monotonic() < until:
+            time.sleep(0.2)
