@@ -50,10 +50,9 @@ def states(paths: Sequence[Path]) -> list[State]:
         ConnectionError: some runs are not finished, and SLURM, which has them, does not answer.
     """
     records = [Record(path) for path in paths]
-    events = [record.events() for record in records]
-    asked = [_asks_slurm(record, past) for record, past in zip(records, events, strict=True)]
-    queue = slurm.queue() if any(asked) else {}
-    return [state(record, past, queue) for record, past in zip(records, events, strict=True)]
+    queue = slurm.queue() if any(_asks_slurm(record) for record in records) else {}
+    # Read after the question: a stop that SLURM knows of is then noted already.
+    return [state(record, record.events(), queue) for record in records]
 
 
 def state(record: Record, events: list[dict[str, Any]], queue: Queue | None) -> State:
@@ -76,9 +75,11 @@ def state(record: Record, events: list[dict[str, Any]], queue: Queue | None) -> 
     )
 
 
-def _asks_slurm(record: Record, events: list[dict[str, Any]]) -> bool:
-    sent = last(events, "submitted")
-    return sent is not None and not sent["local"] and not (record.path / "result.json").exists()
+def _asks_slurm(record: Record) -> bool:
+    if (record.path / "result.json").exists():
+        return False
+    sent = last(record.events(), "submitted")
+    return sent is not None and not sent["local"]
 
 
 def _now(
