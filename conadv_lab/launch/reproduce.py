@@ -18,7 +18,15 @@ def command(run: Path) -> str:
     record, folder = Record(run.absolute()), RunFolder(run)
     config = folder.config() if (run / "config.json").is_file() else Config.from_dict(record.job["config"])
     recipe = record.job["recipe"] if record.exists else "digits-vanilla"
-    words = ["python", "-m", "conadv_lab.train", "digits-vanilla", *options(config), "--out", f"{run}-again"]
+    words = [
+        "python",
+        "-m",
+        "conadv_lab.train",
+        "digits-vanilla",
+        *options(config),
+        "--out",
+        f"{run.absolute()}-again",
+    ]
     lines = []
     if (run / "manifest.json").is_file():
         manifest = folder.manifest()
@@ -26,6 +34,7 @@ def command(run: Path) -> str:
         lines = [f"# recipe {recipe}, commit {manifest['commit']}, data {manifest['data']}",
                  f"# python {manifest['python']}, {packages}"]  # fmt: skip
     if record.exists:
+        lines.append(f"cd {shlex.quote(record.job['folder'])}")
         words = ["env", "PYTHONSAFEPATH=1", f"PYTHONPATH={record.job['snapshot']['path']}", *words]
     return "\n".join([*lines, shlex.join(words)])
 

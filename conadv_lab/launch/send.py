@@ -136,6 +136,7 @@ class New:
                 {
                     "recipe": self.recipe,
                     "identity": planned.identity,
+                    "folder": str(Path.cwd()),
                     "config": self.config(planned).to_dict(),
                     "snapshot": {"path": str(self.snapshot.path), "digest": self.snapshot.digest},
                     "jobs": str(self.batch.jobs),

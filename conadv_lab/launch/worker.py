@@ -54,6 +54,9 @@ class Rank:
     def run(self) -> None:
         signals.take_over(self._stopped_outside_training)
         try:
+            os.chdir(
+                self.job["folder"]
+            )  # the config's paths start there, also when somebody retries from elsewhere
             snapshot.check(Path(self.job["snapshot"]["path"]), self.job["snapshot"]["digest"])
             check_cpus(self.job["profile"]["cpus_per_task"])
             if self.number == 0:

@@ -223,7 +223,8 @@ def test_the_same_command_runs_here_and_can_be_repeated(no_slurm, capsys, tmp_pa
     assert "step 3/3" in run(capsys, "logs", chosen)[1]
     assert '"event": "finished"' in run(capsys, "show", chosen)[1]
     _, out, _ = run(capsys, "show", chosen, "--reproduce")
-    repeat = shlex.split(out.splitlines()[-1])
+    folder, repeat = (shlex.split(line) for line in out.splitlines()[-2:])
+    assert folder == ["cd", str(Path.cwd())]
     assert repeat[:2] == ["env", "PYTHONSAFEPATH=1"]
     assert train.main(repeat[repeat.index("conadv_lab.train") + 1 :]) == 0
     results = [json.loads((Path(f"{chosen}{more}") / "result.json").read_text()) for more in ("", "-again")]

@@ -159,6 +159,21 @@ def test_the_next_stretch_knows_what_ended_the_one_before(fake, tmp_path):
     assert last(record.events(), "started")["after"] == "node failure"
 
 
+def test_paths_of_the_config_start_where_the_run_was_sent_from(tmp_path, monkeypatch):
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path)
+    one = rank(sent(tmp_path / "run", folder=str(tmp_path / "there"), snapshot={"path": "x", "digest": "x"}))
+
+    def check(*_words):
+        raise RuntimeError(f"in {os.getcwd()}")
+
+    monkeypatch.setattr(worker.snapshot, "check", check)
+    monkeypatch.setattr(worker.signals, "take_over", lambda handler: None)
+    with pytest.raises(RuntimeError, match="there"):
+        one.run()
+    assert last(one.record.events(), "failed")["error"] == f"RuntimeError: in {tmp_path / 'there'}"
+
+
 def test_fewer_cpus_than_asked_for_are_refused(monkeypatch):
     monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _process: {0, 1})
