@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.conadv-lab
 
-.PHONY: demo test test-all setup lint clean
+.PHONY: demo test test-all test-slurm setup lint clean
 
 demo: setup
 	$(BIN)/python -m conadv_lab.demo
@@ -11,7 +11,11 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-test-all: test
+test-all: test test-slurm
+
+# On a cluster of two nodes that is started for it, as root on Debian or Ubuntu.
+test-slurm: setup
+	slurm/local/test
 
 lint: setup
 	$(BIN)/ruff format .

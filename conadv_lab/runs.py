@@ -11,7 +11,6 @@ import os
 import pickle
 import platform
 import shutil
-import subprocess
 import sys
 import warnings
 from datetime import UTC, datetime
@@ -20,6 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from conadv_lab import provenance
 from conadv_lab.config import Config
 
 if TYPE_CHECKING:
@@ -206,10 +206,11 @@ def manifest(data_fingerprint: str) -> dict[str, Any]:
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "commit": _commit(),
+        **provenance.source(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
+        "slurm": provenance.slurm_variables(),
         "data": data_fingerprint,
     }
 
@@ -234,20 +235,6 @@ def collect(pattern: str | Path | list[str | Path]) -> "pd.DataFrame":
             row |= section
         rows.append(row | (result or {}))
     return pd.DataFrame(rows)
-
-
-def _commit() -> str | None:
-    """The git commit of the package's own checkout, with ``+`` where the tree differs from it."""
-    here = Path(__file__).resolve().parent
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(here), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", str(here)) else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def _version(package: str) -> str | None:

@@ -1,0 +1,304 @@
+"""The verbs of ``python -m conadv_lab.submit``: parse, call, print."""
+
+import json
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import tyro
+
+from conadv_lab.launch import local, profiles, send, slurm
+from conadv_lab.launch import status as states
+from conadv_lab.launch.options import RunOptions
+from conadv_lab.launch.profiles import Profile
+from conadv_lab.launch.records import Record, find_runs, last, log_files, tail
+from conadv_lab.launch.sweep import Planned, plan, split_lists
+
+Kind = TypeVar("Kind")
+Folders = tyro.conf.Positional[tuple[Path, ...]]
+Folder = tyro.conf.Positional[Path]
+
+
+def run(words: list[str]) -> int:
+    """Send one run."""
+    recipe = _recipe("run", words)
+    _, lists = split_lists(words[1:], {"out", "profile"})
+    if lists:
+        name, values = next(iter(lists.items()))
+        raise ValueError(
+            f"--{name.replace('_', '-')} is {','.join(values)!r}; allowed: one value. Lists are for sweep"
+        )
+    planned, options = plan(recipe, words[1:], RunOptions(), verb="run")
+    if len(planned) > 1:
+        raise ValueError(f"{recipe} returns {len(planned)} configs; allowed: one. Lists are for sweep")
+    out = _out(options)
+    if out.is_dir() and any(out.iterdir()):
+        raise ValueError(
+            f"{out} exists already; submit retry {out} continues a run that ended, or pass another --out"
+        )
+    return _send(out, [(out, planned[0])], recipe, options)
+
+
+def sweep(words: list[str]) -> int:
+    """Send the product of the lists."""
+    recipe = _recipe("sweep", words)
+    planned, options = plan(recipe, words[1:], RunOptions())
+    out = _out(options)
+    if Record(out).exists or (out / "config.json").exists():
+        raise ValueError(f"{out} is a run; allowed: a folder for many runs")
+    todo = send.not_yet_sent(out, planned)
+    if len(todo) < len(planned):
+        print(f"{len(planned) - len(todo)} of {len(planned)} runs were sent before")
+    return _send(out, todo, recipe, options) if todo else 0
+
+
+def status(words: list[str]) -> int:
+    """Print a row a run."""
+
+    @dataclass(frozen=True)
+    class Status:
+        """One row a run, its state in words."""
+
+        places: Folders
+        """Run folders, or folders of them."""
+
+    paths = find_runs(list(_parsed(Status, words, "status").places))
+    try:
+        found = states.states(paths)
+    except ConnectionError as error:
+        print(f"warning: {error}; what only SLURM knows is missing", file=sys.stderr)
+        found = [states.state(Record(path), Record(path).events(), None) for path in paths]
+    rows = [(one.run.name, str(one), one.job) for one in found]
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    for name, words_of_it, job in rows:
+        print(f"{name:{widths[0]}}  {words_of_it:{widths[1]}}  {job}".rstrip())
+    if len(rows) > 1:
+        print(", ".join(f"{count} {word}" for word, count in Counter(one.word for one in found).most_common()),
+              file=sys.stderr)  # fmt: skip
+    return 0
+
+
+def logs(words: list[str]) -> int:
+    """Print the end of a run's output."""
+
+    @dataclass(frozen=True)
+    class Logs:
+        """The end of what a run printed, of its newest job."""
+
+        run: Folder
+        """The run folder."""
+        rank: int = 0
+        """The rank whose output it is."""
+        lines: int = 40
+        """Lines of each of standard output and standard error."""
+
+    asked = _parsed(Logs, words, "logs")
+    sent = last(Record(asked.run).events(), "submitted")
+    if sent is None:
+        raise ValueError(f"{asked.run} has no logs: it was never sent by submit")
+    for file in log_files(Path(sent["jobs"]), sent["job"], asked.rank):
+        print(f"--- {file}")
+        print("\n".join(tail(file, 400 * asked.lines).splitlines()[-asked.lines :]))
+    return 0
+
+
+def cancel(words: list[str]) -> int:
+    """End what waits or runs."""
+
+    @dataclass(frozen=True)
+    class Cancel:
+        """End the runs that wait or run; they keep their checkpoints, and retry continues them."""
+
+        places: Folders
+        """Run folders, or folders of them."""
+
+    found = states.states(find_runs(list(_parsed(Cancel, words, "cancel").places)))
+    live = [one for one in found if one.word in ("pending", "running")]
+    queued: list[str] = []
+    for one in live:
+        record = Record(one.run)
+        sent = last(record.events(), "submitted")
+        assert sent is not None
+        record.note("cancelled", job=one.job)
+        if sent["local"]:
+            local.cancel(int(one.job))
+        else:
+            queued.append(one.job)
+    slurm.cancel(queued)
+    print(f"cancelled {len(live)} of {_runs(len(found))}")
+    return 0
+
+
+def retry(words: list[str]) -> int:
+    """Send again what ended without being done."""
+
+    @dataclass(frozen=True)
+    class Retry:
+        """Send those runs again that ended without being done; each goes on from its newest checkpoint."""
+
+        places: Folders
+        """Run folders, or folders of them."""
+        failed: bool = False
+        """Only those that failed (an exception, out of memory, node failure, lost), not cancelled or stopped ones."""
+        profile: str | None = None
+        """Another profile than the one they were sent with."""
+        new_code: bool = False
+        """With the code as it is now, in place of the copy that they were sent with."""
+        dry_run: bool = False
+        """Print which, and send nothing."""
+
+    asked = _parsed(Retry, words, "retry")
+    profile = profiles.load(asked.profile) if asked.profile else None
+    wanted = states.FAILED if asked.failed else states.UNFINISHED
+    chosen = [one for one in states.states(find_runs(list(asked.places))) if one.word in wanted]
+    for one in chosen:
+        print(f"{one.run}  {one}")
+    if asked.dry_run or not chosen:
+        print(f"{_runs(len(chosen))} to send again")
+        return 0
+    batches = send.again([one.run for one in chosen], profile, asked.new_code)
+    for batch in batches:
+        batch.check()
+    for batch in batches:
+        send.resend(batch)
+    return _told([one.run for one in chosen], batches[0].profile)
+
+
+def collect(words: list[str]) -> int:
+    """Print configs and results as a table."""
+
+    @dataclass(frozen=True)
+    class Collect:
+        """Configs and results as a table: what differs among the runs, and the main figures."""
+
+        places: Folders
+        """Run folders, or folders of them."""
+        csv: Path | None = None
+        """Write all columns to this file too."""
+
+    from conadv_lab.runs import collect as read
+
+    asked = _parsed(Collect, words, "collect")
+    frame = read([str(path) for path in find_runs(list(asked.places))])
+    if frame.empty:
+        print("no run has started yet")
+        return 0
+    if asked.csv is not None:
+        frame.to_csv(asked.csv, index=False)
+    frame["run"] = [Path(run).name for run in frame["run"]]
+    figures = [name for name in ("test_accuracy", "test_loss", "steps", "seconds") if name in frame]
+    varied = [name for name in frame if name not in ("run", "state", "parameters_sha256", *figures)
+              and frame[name].astype(str).nunique() > 1 and name in _fields()]  # fmt: skip
+    print(frame[["run", "state", *varied, *figures]].to_string(index=False))
+    return 0
+
+
+def show(words: list[str]) -> int:
+    """Print where a run came from."""
+
+    @dataclass(frozen=True)
+    class Show:
+        """Where a run came from and what became of it."""
+
+        run: Folder
+        """The run folder."""
+        reproduce: bool = False
+        """Print only the command that repeats it."""
+
+    from conadv_lab.launch.reproduce import command
+
+    asked = _parsed(Show, words, "show")
+    find_runs([asked.run])
+    if asked.reproduce:
+        print(command(asked.run))
+        return 0
+    for name in ("config.json", "manifest.json", "result.json"):
+        if (asked.run / name).exists():
+            print(f"--- {name}\n{(asked.run / name).read_text().rstrip()}")
+    for event in Record(asked.run).events():
+        print(json.dumps({key: value for key, value in event.items() if key != "slurm"}))
+    return 0
+
+
+def _send(root: Path, runs: list[tuple[Path, Planned]], recipe: str, options: RunOptions) -> int:
+    profile = options.site()
+    order = send.new(root, runs, recipe, profile)
+    if not profile.is_local and (slurm.is_here() or not options.dry_run):
+        try:
+            order.batch.check()
+        except ConnectionError as failure:
+            if not options.dry_run:
+                raise
+            print(f"warning: {failure}", file=sys.stderr)
+    if options.dry_run:
+        _print_dry(order)
+        return 0
+    try:
+        order.send()
+    except KeyboardInterrupt:
+        print("stopped; submit retry continues", file=sys.stderr)
+        return 75
+    return _told([path for path, _ in runs], profile)
+
+
+def _print_dry(order: send.New) -> None:
+    profile, first = order.batch.profile, order.config(order.runs[0][1])
+    print(f"# profile {profile.name}: {profile.executor}, code {order.snapshot.digest[:16]}")
+    print("# resolved config" + (" of the first run" if len(order.runs) > 1 else ""))
+    print(json.dumps(first.to_dict(), indent=1))
+    print(f"# {_runs(len(order.runs))}")
+    for number, (path, _) in enumerate(order.runs):
+        print(f"{number:5d}  {path}")
+    if profile.is_local:
+        print(f"# command of each run\n{local.python(profile, order.batch.code)}")
+        return
+    scripts = order.batch.scripts()
+    for number, script in enumerate(scripts, 1):
+        print(f"# sbatch script {number} of {len(scripts)}")
+        print(script, end="")
+
+
+def _told(paths: list[Path], profile: Profile) -> int:
+    """What became of runs that were sent, and with that the exit status."""
+    if not profile.is_local:
+        jobs = Counter(str(last(Record(path).events(), "submitted")["job"]).split("_")[0] for path in paths)  # type: ignore[index]
+        for job, count in jobs.items():
+            print(f"queued {_runs(count)} as job {job}")
+        print(paths[0] if len(paths) == 1 else paths[0].parent)
+        return 0
+    found = states.states(paths)
+    for one in found:
+        print(f"{one.run}  {one}")
+    if all(one.word == "done" for one in found):
+        return 0
+    return 1 if any(one.word in states.FAILED for one in found) else 75
+
+
+def _recipe(verb: str, words: list[str]) -> str:
+    if words and words[0] in ("-h", "--help"):
+        words[0:1] = ["digits-conadv", "--help"]
+    if not words or words[0].startswith("-"):
+        raise ValueError(f"submit {verb} needs a recipe first; python -m conadv_lab.train --list names them")
+    return words[0]
+
+
+def _out(options: RunOptions) -> Path:
+    if options.out is None:
+        raise ValueError("--out is missing; allowed: a folder that all nodes see")
+    return options.out.absolute()
+
+
+def _parsed(kind: type[Kind], words: list[str], verb: str) -> Kind:
+    return tyro.cli(kind, args=words, prog=f"conadv_lab.submit {verb}")
+
+
+def _runs(count: int) -> str:
+    return f"{count} run{'s' * (count != 1)}"
+
+
+def _fields() -> set[str]:
+    from conadv_lab.config import Config
+
+    return {name for section in Config().to_dict().values() for name in section}

@@ -1,0 +1,91 @@
+"""The same runs on this machine, through submitit's local executor, a few at a time, until they are done."""
+
+import os
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import submitit
+
+from conadv_lab.launch.profiles import Profile
+from conadv_lab.launch.slurm import environment_lines, python_words
+from conadv_lab.launch.worker import work
+
+
+def python(profile: Profile, code: Path) -> str:
+    """The words that start Python for a run, in the environment that it needs."""
+    lines = [*profile.setup, *environment_lines(code)]
+    if profile.gpus_per_node is None:  # submitit would hide all GPUs
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+        lines.append(
+            "unset CUDA_VISIBLE_DEVICES"
+            if seen is None
+            else f"export CUDA_VISIBLE_DEVICES={shlex.quote(seen)}"
+        )
+    lines.append(f'exec {python_words(profile)} "$@"')
+    # submitit starts what it is told without a shell, and with setup lines of its own loses the process's number.
+    return f"bash -c {shlex.quote(' && '.join(lines))} run"
+
+
+def run_all(
+    profile: Profile, jobs: Path, code: Path, paths: Sequence[Path], sent: Callable[[Path, str], None]
+) -> None:
+    """Run the folders ``paths``, at most ``max_parallel`` at a time; returns when all have ended.
+
+    ``sent`` is called with each folder and its job id, the process's number, once it runs. Ctrl-C asks the running
+    ones to save and stop, waits for them, and starts no more.
+    """
+    made = submitit.LocalExecutor(jobs, python=python(profile, code))
+    made.update_parameters(
+        tasks_per_node=profile.tasks_per_node,
+        gpus_per_node=profile.gpus_per_node or 0,
+        timeout_min=profile.minutes,
+        signal_delay_s=profile.delay,
+    )
+    waiting: list[Path] = list(paths)
+    running: list[Any] = []
+    try:
+        while waiting or running:
+            while waiting and len(running) < profile.max_parallel:
+                path = waiting.pop(0)
+                with _deaf_to_interrupts():
+                    job = made.submit(work, str(path))
+                sent(path, job.job_id)
+                running.append(job)
+            running = [job for job in running if not job.done()]
+            time.sleep(0.1)
+    except KeyboardInterrupt:
+        for job in running:
+            job._process.send_signal(signal.SIGTERM)  # the controller hands it on to the ranks
+        for job in running:
+            job._process.wait()
+        raise
+
+
+def cancel(process: int) -> None:
+    """Ask a run's controller to save and stop; one that has ended is passed over."""
+    with suppress(ProcessLookupError):
+        os.kill(process, signal.SIGTERM)
+
+
+def is_alive(process: int, jobs: Path) -> bool:
+    """Whether the controller of a run below ``jobs`` still runs, and not a later process with its number."""
+    shown = subprocess.run(
+        ["ps", "-o", "stat=,command=", "-p", str(process)], capture_output=True, text=True, check=False
+    ).stdout
+    return "submitit.local._local" in shown and str(jobs) in shown and not shown.startswith("Z")
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Any:
+    """What is started inside does not hear the terminal's Ctrl-C, of which submitit's controller would die at once."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,157 @@
+"""Site profiles: what a cluster wants to be told, in one small TOML file a site.
+
+``--profile NAME`` is looked for as NAME.toml in ``$CONADV_PROFILES``, ``~/.config/conadv_lab/profiles`` and, in a
+checkout, ``slurm/profiles``; a path to a TOML file is taken as it is. Two need no file: ``local``, this machine
+through submitit's local executor, and ``slurm``, the cluster's default partition.
+"""
+
+import dataclasses
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from conadv_lab.mistakes import require, unknown
+
+BUILT_IN = ("local", "slurm")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One site. Times are minutes or seconds as named, memory is GiB a node; None leaves it to the site."""
+
+    name: str = "slurm"
+    executor: str = "slurm"
+    """slurm, or local for this machine."""
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    gres: str | None = None
+    nodes: int = 1
+    tasks_per_node: int = 1
+    """Ranks on each node."""
+    cpus_per_task: int = 1
+    """CPUs of each rank; the worker refuses to run with fewer."""
+    gpus_per_node: int | None = None
+    mem_gb: float | None = None
+    minutes: int = 60
+    """Time limit of one stretch; a run that reaches it saves, is queued again, and goes on."""
+    signal_delay_s: int | None = None
+    """Seconds before the limit at which the run is told; None: a quarter of the limit, at most 120."""
+    max_parallel: int = 64
+    """Runs of one sweep that may run at the same time."""
+    max_array: int | None = None
+    """Longest array of the site; None: asked from SLURM, or 1001 where there is none."""
+    setup: tuple[str, ...] = ()
+    """Shell lines before the run, such as ``module load cuda``."""
+    container: str | None = None
+    """Words before python, such as ``apptainer exec --nv image.sif``."""
+    python: str | None = None
+    """The Python on the nodes; None: the one that submits."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Any further sbatch options, such as ``{reservation = "maintenance"}``."""
+
+    @property
+    def is_local(self) -> bool:
+        return self.executor == "local"
+
+    @property
+    def delay(self) -> int:
+        """Seconds of notice before the time limit."""
+        return self.signal_delay_s if self.signal_delay_s is not None else min(120, self.minutes * 15)
+
+    def replace(self, **changes: Any) -> "Profile":
+        """A checked copy with other values; those that are None stay as they are."""
+        given = {key: value for key, value in changes.items() if value is not None}
+        return _checked(dataclasses.replace(self, **given))
+
+
+_LOCAL = Profile(name="local", executor="local", minutes=525_600)
+
+
+def load(name: str) -> Profile:
+    """The profile of a name or of a TOML file.
+
+    Raises:
+        ValueError: no such profile, an unknown key in it, or an impossible value.
+    """
+    if name.endswith(".toml"):
+        file = Path(name).expanduser()
+        if not file.is_file():
+            raise ValueError(f"profile {name!r} does not exist; allowed: a name, or a path to a TOML file")
+        return _read(file)
+    for folder in folders():
+        if (folder / f"{name}.toml").is_file():
+            return _read(folder / f"{name}.toml")
+    if name not in BUILT_IN:
+        raise unknown("profile", name, names())
+    return _LOCAL if name == "local" else Profile()
+
+
+def names() -> list[str]:
+    """All profiles that can be named here."""
+    return sorted({*BUILT_IN, *(file.stem for folder in folders() for file in folder.glob("*.toml"))})
+
+
+def folders() -> Iterator[Path]:
+    """Where profiles are looked for, the first first."""
+    if own := os.environ.get("CONADV_PROFILES"):
+        yield Path(own).expanduser()
+    yield Path("~/.config/conadv_lab/profiles").expanduser()
+    yield Path(__file__).resolve().parents[2] / "slurm" / "profiles"
+
+
+def from_dict(values: Mapping[str, Any], where: str) -> Profile:
+    """The checked profile of plain values, as from TOML or JSON; ``where`` names them in errors."""
+    kinds = {f.name: f.type for f in dataclasses.fields(Profile)}
+    for key, value in values.items():
+        if key not in kinds:
+            raise unknown(f"key of {where}", key, kinds)
+        if value is not None and not _fits(value, str(kinds[key])):
+            raise ValueError(f"{key} in {where} is {value!r}; allowed: {_told(str(kinds[key]))}")
+    listed: dict[str, Any] = {key: tuple(value) if key == "setup" else value for key, value in values.items()}
+    return _checked(Profile(**listed))
+
+
+def _read(file: Path) -> Profile:
+    try:
+        values = tomllib.loads(file.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{file} is no TOML: {error}") from None
+    return from_dict({"name": file.stem, **values}, str(file))
+
+
+def _fits(value: Any, kind: str) -> bool:
+    if "int" in kind:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if "float" in kind:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if "tuple" in kind:
+        return isinstance(value, (list, tuple)) and all(isinstance(line, str) for line in value)
+    return isinstance(value, dict) if "dict" in kind else isinstance(value, str)
+
+
+def _told(kind: str) -> str:
+    for part, words in (("int", "a whole number"), ("float", "a number"), ("tuple", "a list of strings")):
+        if part in kind:
+            return words
+    return "a table" if "dict" in kind else "a string"
+
+
+def _checked(profile: Profile) -> Profile:
+    require(profile.executor in ("slurm", "local"), "executor", profile.executor, "slurm, local")
+    for name in ("nodes", "tasks_per_node", "cpus_per_task", "minutes", "max_parallel", "max_array"):
+        value = getattr(profile, name)
+        require(value is None or value >= 1, name, value, "a whole number of at least 1")
+    require(profile.mem_gb is None or profile.mem_gb > 0, "mem_gb", profile.mem_gb, "above 0")
+    require(profile.gpus_per_node is None or profile.gpus_per_node >= 0, "gpus_per_node", profile.gpus_per_node,
+            "a whole number of at least 0")  # fmt: skip
+    limit = profile.minutes * 60
+    require(
+        0 < profile.delay < limit, "signal_delay_s", profile.delay, f"1 to {limit - 1}, within the time limit"
+    )
+    require(not profile.is_local or profile.nodes == 1, "nodes", profile.nodes, "1 on this machine")
+    return profile

@@ -1,0 +1,117 @@
+"""The code of a run, copied beside it and named by its content, so that later edits do not reach queued runs.
+
+``code/HASH/conadv_lab`` is the package, ``code/HASH/own/HASH/file.py`` each of the user's own files that the
+config refers to, ``code/HASH/SNAPSHOT.json`` the commit and the difference to it.
+"""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+
+import conadv_lab
+from conadv_lab import provenance
+from conadv_lab.config import Config, is_file_reference
+
+PACKAGE = Path(conadv_lab.__file__).resolve().parent
+SUFFIXES = {".py", ".html", ".csv", ".typed"}
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What would be, or is, copied: relative path to source, and where to."""
+
+    root: Path
+    files: dict[str, Path] = field(repr=False)
+    digest: str
+
+    @property
+    def path(self) -> Path:
+        """The folder to import from."""
+        return self.root / self.digest[:16]
+
+    def write(self) -> None:
+        """Copy, unless a snapshot of this content is there already."""
+        if self.path.exists():
+            return
+        partial = self.root / f".partial-{self.digest[:16]}-{os.getpid()}"
+        for relative, source in self.files.items():
+            target = partial / relative
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+        about = {"digest": self.digest, **provenance.source()}
+        (partial / provenance.SNAPSHOT).write_text(json.dumps(about, indent=1) + "\n")
+        try:
+            partial.rename(self.path)
+        except OSError:
+            shutil.rmtree(partial)
+            if not self.path.exists():  # no other command was quicker: the disk
+                raise
+
+    def redirect(self, config: Config) -> Config:
+        """The config with each reference to a file of the user's own pointing at its copy."""
+        changes = {}
+        for name, reference in _references(config).items():
+            place, _, function = reference.rpartition(":")
+            changes[name] = f"{self.path / _own(Path(place).expanduser().resolve())}:{function}"
+        return config.replace(**changes) if changes else config
+
+
+def take(root: Path, configs: list[Config]) -> Snapshot:
+    """The snapshot below ``root`` that these configs need; nothing is written.
+
+    Raises:
+        ValueError: a file that a config refers to does not exist.
+    """
+    files = {f"conadv_lab/{path.relative_to(PACKAGE)}": path for path in _sources(PACKAGE)}
+    for reference in sorted({ref for config in configs for ref in _references(config).values()}):
+        path = Path(reference.rpartition(":")[0]).expanduser().resolve()
+        if not path.is_file():
+            raise ValueError(f"{reference!r} names no file: {path} does not exist")
+        files[_own(path)] = path
+    return Snapshot(root.absolute(), files, digest_of(files))
+
+
+def digest_of(files: dict[str, Path]) -> str:
+    """Hash of relative paths and contents."""
+    total = sha256()
+    for relative, path in sorted(files.items()):
+        total.update(relative.encode() + b"\0" + sha256(path.read_bytes()).digest())
+    return total.hexdigest()
+
+
+def check(path: Path, digest: str) -> None:
+    """Raise unless this process runs the snapshot at ``path``, and the snapshot is as it was taken.
+
+    Raises:
+        RuntimeError: conadv_lab was imported from elsewhere, or a file of the snapshot was altered.
+    """
+    if PACKAGE.parent != path.resolve():
+        raise RuntimeError(
+            f"conadv_lab was imported from {PACKAGE.parent}, but this run was sent with the code in {path}: "
+            "the setup lines of the profile must leave PYTHONPATH and PYTHONSAFEPATH as they are"
+        )
+    files = {
+        str(file.relative_to(path)): file for part in ("conadv_lab", "own") for file in _sources(path / part)
+    }
+    if digest_of(files) != digest:
+        raise RuntimeError(f"the code in {path} was altered after it was sent; retry with --new-code")
+
+
+def _sources(folder: Path) -> list[Path]:
+    return [
+        file
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.suffix in SUFFIXES and "__pycache__" not in file.parts
+    ]
+
+
+def _own(path: Path) -> str:
+    return f"own/{sha256(path.read_bytes()).hexdigest()[:16]}/{path.name}"
+
+
+def _references(config: Config) -> dict[str, str]:
+    named = {"dataset": config.data.dataset, "model": config.model.model, "method": config.method.method}
+    return {name: value for name, value in named.items() if is_file_reference(value)}

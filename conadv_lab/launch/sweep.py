@@ -1,0 +1,187 @@
+"""From a recipe and the words of a command line to the configs of one run or of many.
+
+A value with commas is a list, and several lists are a product: ``--lr 0.1,0.2 --seed 0,1,2`` are six runs. Fields
+that take several words, such as ``--weights``, and everything else that is no product come from a Python file: a
+function that returns a list of configs, which the options of the command line then change, each in all of them.
+"""
+
+import dataclasses
+import itertools
+import json
+import re
+import typing
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, make_dataclass
+from hashlib import sha256
+from typing import Any
+
+from conadv_lab.config import Config, is_file_reference, resolved
+from conadv_lab.mistakes import unknown
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run: its folder's name, its resolved config, and a hash of that, by which it is known again."""
+
+    name: str
+    config: Config
+    identity: str
+
+
+def plan(recipe: str, words: Sequence[str], options: Any, verb: str = "sweep") -> tuple[list[Planned], Any]:
+    """The runs that a recipe and the words of ``submit sweep`` or ``run`` mean, and the command's own options.
+
+    Raises:
+        ValueError: an unknown recipe or field, a value twice, an impossible config.
+        SystemExit: status 2, told by the parser; 0 after ``--help``.
+    """
+    from conadv_lab.cli import parse_config
+
+    bases = bases_of(recipe)
+    single, lists = split_lists(words, {f.name for f in dataclasses.fields(options)})
+    first, parsed = parse_config(
+        lambda: bases[0], single, prog=f"conadv_lab.submit {verb} {recipe}", options=options
+    )
+    if len(bases) > 1:
+        given = {name: value for name, value in _flat(first).items() if name in _named(single)}
+        bases = [base.replace(**given) for base in bases]
+    else:
+        bases = [first]
+    values = parse_lists(lists)
+    configs = [
+        base.replace(**dict(zip(values, chosen, strict=True)))
+        for base in bases
+        for chosen in itertools.product(*values.values())
+    ]
+    return named(configs), parsed
+
+
+def bases_of(recipe: str) -> list[Config]:
+    """The config of a recipe, or the configs that a user's own function returns.
+
+    Raises:
+        ValueError: an unknown recipe, or a function that returns something else.
+    """
+    from conadv_lab import references
+    from conadv_lab.recipes import find
+
+    if not is_file_reference(recipe):
+        return [find(recipe)()]
+    function = references.load(recipe)
+    made = function() if callable(function) else None
+    bases = [made] if isinstance(made, Config) else made
+    if not isinstance(bases, list) or not bases or not all(isinstance(base, Config) for base in bases):
+        raise ValueError(f"{recipe} is no sweep; allowed: a function that returns a Config or a list of them")
+    return bases
+
+
+def split_lists(words: Sequence[str], own: set[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """Words without the options whose value is a list, and those, by their field's name.
+
+    >>> split_lists(["--lr", "0.1,0.2", "--epochs", "3", "--seed=0,1"], own=set())
+    (['--epochs', '3'], {'lr': ['0.1', '0.2'], 'seed': ['0', '1']})
+    """
+    single: list[str] = []
+    lists: dict[str, list[str]] = {}
+    rest = [part for word in words for part in _at_equals(word)]
+    while rest:
+        word = rest.pop(0)
+        name = word.removeprefix("--").replace("-", "_")
+        if word.startswith("--") and name not in own and rest and "," in rest[0]:
+            if name in lists:
+                raise ValueError(f"{word} is given twice; allowed: one list of all its values")
+            lists[name] = rest.pop(0).split(",")
+        else:
+            single.append(word)
+    return single, lists
+
+
+def parse_lists(lists: dict[str, list[str]]) -> dict[str, list[Any]]:
+    """The typed values of each list.
+
+    Raises:
+        ValueError: an unknown field, one that takes several words, a value twice.
+        SystemExit: a value of the wrong type, told by the parser (status 2).
+    """
+    import tyro
+
+    if not lists:
+        return {}
+    kinds = _kinds()
+    for name, values in lists.items():
+        option = name.replace("_", "-")
+        if name not in kinds:
+            raise unknown("option", option, [kind.replace("_", "-") for kind in kinds])
+        if typing.get_origin(kinds[name]) is tuple or "tuple" in str(kinds[name]):
+            raise ValueError(
+                f"--{option} takes several words, so it cannot be a list; write the sweep as a Python file"
+            )
+        if twice := {value for value in values if values.count(value) > 1}:
+            raise ValueError(f"--{option} has {min(twice)!r} twice; allowed: each value once")
+    shape = make_dataclass("Lists", [(name, list[kinds[name]]) for name in lists])  # type: ignore[valid-type, misc]
+    words = [word for name, values in lists.items() for word in (f"--{name.replace('_', '-')}", *values)]
+    parsed: Any = tyro.cli(shape, args=words, prog="conadv_lab.submit sweep")
+    return {name: list(getattr(parsed, name)) for name in lists}
+
+
+def named(configs: list[Config]) -> list[Planned]:
+    """Each config, resolved, with a folder's name made of the fields in which they were made to differ.
+
+    Raises:
+        ValueError: two are equal, or one is impossible.
+    """
+    flats = [_flat(config) for config in configs]
+    varied = [name for name in flats[0] if any(flat[name] != flats[0][name] for flat in flats)]
+    runs: dict[str, Planned] = {}
+    for number, (config, flat) in enumerate(zip(configs, flats, strict=True)):
+        config = resolved(config)
+        known = identity(config)
+        if known in runs:
+            raise ValueError(
+                f"run {number} of the sweep is the same as {runs[known].name}; allowed: each config once"
+            )
+        runs[known] = Planned(
+            "-".join(f"{name}={_short(flat[name])}" for name in varied) or "run", config, known
+        )
+    return _told_apart(list(runs.values()))
+
+
+def identity(config: Config) -> str:
+    """A hash of what a resolved config asks for."""
+    return sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest()
+
+
+def _told_apart(runs: list[Planned]) -> list[Planned]:
+    names = Counter(run.name for run in runs)
+    return [
+        run if names[run.name] == 1 and len(run.name) <= 120
+        else dataclasses.replace(run, name=f"{run.name[:100]}-{run.identity[:8]}")
+        for run in runs
+    ]  # fmt: skip
+
+
+def _short(value: Any) -> str:
+    text = f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+    text = text.rpartition("/")[2] if is_file_reference(text) else text
+    return re.sub(r"[^A-Za-z0-9.+]+", "_", text).strip("_")
+
+
+def _flat(config: Config) -> dict[str, Any]:
+    # Not to_dict, which copies deeply: a sweep has thousands.
+    sections = (getattr(config, section.name) for section in dataclasses.fields(Config))
+    return {f.name: getattr(section, f.name) for section in sections for f in dataclasses.fields(section)}
+
+
+def _kinds() -> dict[str, Any]:
+    sections = typing.get_type_hints(Config).values()
+    return {name: kind for section in sections for name, kind in typing.get_type_hints(section).items()}
+
+
+def _named(words: Sequence[str]) -> set[str]:
+    names = {word[2:].replace("-", "_") for word in words if word.startswith("--")}
+    return names | {name.removeprefix("no_") for name in names}
+
+
+def _at_equals(word: str) -> list[str]:
+    return list(word.split("=", 1)) if word.startswith("--") and "=" in word else [word]

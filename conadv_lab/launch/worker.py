@@ -1,0 +1,228 @@
+"""What runs on the node: one rank of one run, from its ``.launch/job.json`` to its result or its next stretch.
+
+submitit pickles `work` by its name with the run folder's path and nothing else, since a node failure queues the
+original pickle again. submitit's own handling of signals is replaced: it takes limits of up to ten minutes for
+passed from the first second, saves inside the handler and on rank 0 alone, and ignores TERM.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any, NoReturn
+
+from submitit import JobEnvironment
+from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE
+
+from conadv_lab import provenance
+from conadv_lab.config import Config
+from conadv_lab.launch import ranks, signals, snapshot
+from conadv_lab.launch.records import Record, last, log_files, tail
+from conadv_lab.launch.words import START_MARK, killed_by
+
+STOPPED = 75
+WAIT_TO_BE_KILLED = 60
+PATIENCE = 3
+
+
+def work(path: str) -> None:
+    """Train the run that was sent to the folder ``path``, from its newest checkpoint.
+
+    Raises:
+        RuntimeError: other code than what was sent, or fewer CPUs than asked for.
+        SystemExit: 75 once it is stopped on request; it is queued again where that is due.
+    """
+    Rank(Record(Path(path)), JobEnvironment()).run()
+
+
+class Rank:
+    """One rank and its place in the job."""
+
+    def __init__(self, record: Record, environment: Any) -> None:
+        self.record, self.job = record, record.job
+        self.job_id: str = environment.job_id
+        self.number: int = environment.global_rank
+        self.is_local: bool = environment.cluster == "local"
+        self.environment = environment
+        self.steps_at_start = _newest_step(record.path)
+        self._leaving = threading.Lock()
+
+    def run(self) -> None:
+        signals.take_over(self._stopped_outside_training)
+        try:
+            os.chdir(
+                self.job["folder"]
+            )  # the config's paths start there, also when somebody retries from elsewhere
+            snapshot.check(Path(self.job["snapshot"]["path"]), self.job["snapshot"]["digest"])
+            check_cpus(self.job["profile"]["cpus_per_task"])
+            if self.number == 0:
+                self._note_start()
+            ranks.introduce(self.environment, self.record.folder)
+            self._train()
+        except Exception as error:
+            line = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
+            self.record.note("failed", job=self.job_id, rank=self.number, error=line)
+            raise
+        if self.number == 0:
+            self.record.note("finished", job=self.job_id)
+
+    def _train(self) -> None:
+        from conadv_lab.training.loop import StoppedOnRequest, train
+
+        try:
+            train(Config.from_dict(self.job["config"]), self.record.path, resume=True)
+        except StoppedOnRequest as stop:
+            print(stop, file=sys.stderr, flush=True)
+            self._leave(str(stop))
+
+    def _note_start(self) -> None:
+        before = last(self.record.events(), "started", "stopped", "failed", "cancelled")
+        after = None
+        if before is not None and before["event"] == "started" and before["job"] == self.job_id:
+            # It ended without a word: SLURM's own are in the log, which the stretches of a job share.
+            after = self._log_says() or "killed"
+        print(START_MARK, f"of job {self.job_id} on {self.environment.hostname}", file=sys.stderr, flush=True)
+        self.record.note(
+            "started",
+            job=self.job_id,
+            host=self.environment.hostname,
+            pid=os.getppid() if self.is_local else os.getpid(),
+            after=after,
+            slurm=provenance.slurm_variables(),
+        )
+
+    def _stretches_without_a_step(self, step: int) -> int:
+        """How many stretches up to this one ended where they began; one may be told of its limit early."""
+        stops = [event for event in self.record.events() if event["event"] == "stopped"]
+        count = int(step <= self.steps_at_start)
+        while (
+            count and stops and stops[-1]["cause"] in ("timed out", "asked") and stops.pop()["step"] == step
+        ):
+            count += 1
+        return count
+
+    def _another_rank_failed(self) -> bool:
+        """Whether srun stops this rank because another one failed: again it would fail again."""
+        newest = last(self.record.events(), "started", "failed")
+        failed = newest is not None and newest["event"] == "failed"
+        return failed or self._log_says() == "out of memory"
+
+    def _log_says(self) -> str | None:
+        return killed_by(tail(log_files(Path(os.environ["SUBMITIT_FOLDER"]), self.job_id)[1]))
+
+    def _stopped_outside_training(self, number: int) -> None:
+        """A stop while starting or finishing: what is on disk is what the next stretch begins with."""
+        if not (self.record.path / "result.json").exists():
+            self._leave(f"stopped by {signal.Signals(number).name} before a step")
+
+    def _leave(self, why: str) -> NoReturn:
+        status = STOPPED
+        if not self._leaving.acquire(blocking=False):
+            time.sleep(WAIT_TO_BE_KILLED)  # another thread is on its way out
+        elif self.number == 0:
+            status = self._hand_back(why)
+        elif not self.is_local:
+            time.sleep(WAIT_TO_BE_KILLED)  # a rank that ends first would take rank 0 with it
+        sys.stderr.flush()
+        if threading.current_thread() is not threading.main_thread():
+            os._exit(status)
+        raise SystemExit(status)
+
+    def _hand_back(self, why: str) -> int:
+        """Queue the job again unless it was cancelled or cannot get on; returns the exit status."""
+        step = _newest_step(self.record.path)
+        if self.is_local:
+            again = "SIGUSR2" in why
+            cause = "preempted" if again else "asked"
+            self.record.note("stopped", job=self.job_id, cause=cause, why=why, step=step)
+            return LOCAL_REQUEUE_RETURN_CODE if again else STOPPED
+        profile, restarts = self.job["profile"], int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+        cause, again = stop_cause(self.job_id, profile["minutes"], profile["signal_delay_s"], restarts)
+        if cause == "asked":
+            if self._another_rank_failed():
+                return 1
+            if self._log_says() == "node failure":
+                cause = "node failure"
+        if cause in ("timed out", "asked") and self._stretches_without_a_step(step) >= PATIENCE:
+            limit = profile["minutes"]
+            error = f"no step was finished in {PATIENCE} stretches of {limit} min, so it is not queued again"
+            self.record.note("failed", job=self.job_id, rank=0, error=error)
+            return 1
+        self.record.note("stopped", job=self.job_id, cause=cause, why=why, step=step)
+        if again:
+            _requeue(self.job_id)
+        return STOPPED
+
+
+def check_cpus(wanted: int) -> None:
+    """Raise unless this rank may use as many CPUs as were asked for.
+
+    Raises:
+        RuntimeError: it may not, as where srun did not inherit the number or a binding was inherited.
+    """
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    given = min(usable, int(os.environ.get("SLURM_CPUS_PER_TASK", usable)))
+    if given < wanted:
+        raise RuntimeError(
+            f"this rank got {given} CPUs, but {wanted} were asked for (cpus_per_task): it would run, but slowly. "
+            "Ask for fewer, or see what binds the ranks (SLURM_CPU_BIND, srun options of the site)"
+        )
+
+
+def stop_cause(job_id: str, minutes: int, delay: int, restarts: int) -> tuple[str, bool]:
+    """Why SLURM told this job to stop, and whether the job has to be queued again by us.
+
+    The first is preempted, timed out, cancelled, or asked: by a signal or a requeue of somebody's. SLURM has queued
+    the job itself where it counts more ``restarts`` than this stretch was started with; and what it has ended
+    before its time limit was cancelled. Limit and notice are in ``minutes`` and in ``delay`` seconds.
+    """
+    shown = _scontrol("show", "job", "--oneliner", job_id)
+    fields = dict(word.split("=", 1) for word in shown.split() if "=" in word)
+    start, end, preempted = (_seconds(fields.get(name)) for name in ("StartTime", "EndTime", "PreemptTime"))
+    running = fields.get("JobState", "RUNNING") == "RUNNING"
+    again = not running and int(fields.get("Restarts", "0")) > restarts
+    if preempted and preempted >= start:
+        return "preempted", not again
+    if running:
+        # SLURM may send the signal up to a minute early.
+        return "timed out" if end and end - time.time() <= delay + 65 else "asked", True
+    if again:
+        return "asked", False
+    timed_out = end - start >= minutes * 60
+    return "timed out" if timed_out else "cancelled", timed_out
+
+
+def _seconds(told: str | None) -> float:
+    try:
+        return time.mktime(time.strptime(told or "", "%Y-%m-%dT%H:%M:%S"))
+    except ValueError:
+        return 0.0
+
+
+def _requeue(job_id: str) -> None:
+    print(f"queueing job {job_id} again", file=sys.stderr, flush=True)
+    print(_scontrol("requeue", job_id), file=sys.stderr, flush=True)
+
+
+def _scontrol(*words: str) -> str:
+    """What scontrol prints; a controller that does not answer at once is asked again for a minute."""
+    for attempt in range(6):
+        try:
+            done = subprocess.run(
+                ["scontrol", *words], capture_output=True, text=True, timeout=60, check=False
+            )
+        except subprocess.TimeoutExpired:
+            continue
+        if done.returncode == 0 or "nable to contact" not in done.stderr:
+            return done.stdout + done.stderr
+        time.sleep(2 * attempt)
+    return ""
+
+
+def _newest_step(run: Path) -> int:
+    names = [commit.parent.name for commit in (run / "checkpoints").glob("step_*/COMMIT.json")]
+    return max((int(name.removeprefix("step_")) for name in names), default=0)

@@ -1,0 +1,44 @@
+"""Where code and machine of a run come from."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).resolve().parent
+SNAPSHOT = "SNAPSHOT.json"
+LARGEST_DIFF = 1_000_000
+
+
+def source() -> dict[str, Any]:
+    """``commit`` (with ``+`` where the tree differs) and ``diff`` of the package's checkout; each None without git.
+
+    Code that submit copied beside a run has no git any more, and knows both from when it was copied.
+    """
+    known = PACKAGE.parent / SNAPSHOT
+    if known.is_file():
+        about = json.loads(known.read_text())
+        return {"commit": about["commit"], "diff": about["diff"]}
+    try:
+        commit = _git("rev-parse", "HEAD").strip()
+        changed = _git("status", "--porcelain", "--", str(PACKAGE))
+        diff = _git("diff", "HEAD", "--", str(PACKAGE)) if changed else ""
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+        return {"commit": None, "diff": None}
+    kept = diff if len(diff) <= LARGEST_DIFF else f"left out: {len(diff)} characters"
+    return {"commit": commit + ("+" if changed else ""), "diff": kept}
+
+
+def slurm_variables() -> dict[str, str]:
+    """What SLURM told this process, without its access token; empty outside of it."""
+    return {
+        name: value
+        for name, value in sorted(os.environ.items())
+        if name.startswith("SLURM_") and name != "SLURM_JWT"
+    }
+
+
+def _git(*words: str) -> str:
+    command = ["git", "-C", str(PACKAGE), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout

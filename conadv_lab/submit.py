@@ -1,0 +1,51 @@
+"""Send runs to SLURM, or run them here: ``python -m conadv_lab.submit VERB …``."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from conadv_lab.mistakes import unknown
+
+USAGE = """usage: python -m conadv_lab.submit VERB ...
+
+  run RECIPE --out DIR [--profile NAME] [--dry-run] [--field value ...]     one run
+  sweep RECIPE --out DIR [...] [--field value,value ...]                    the product of the lists, a folder each
+  status DIR ...                       one row a run, its state in words
+  logs RUN                             the end of what the run printed
+  cancel DIR ...                       end the runs that wait or run; they keep their checkpoints
+  retry DIR ... [--failed]             send those again that ended without being done; they go on where they were
+  collect DIR ... [--csv FILE]         configs and results as a table
+  show RUN [--reproduce]               where a run came from; the command that repeats it
+
+VERB --help tells the options of a verb. RECIPE is a name or path/to/file.py:function; the function may return a list
+of configs for a sweep that is no product. Without --profile runs go to SLURM where there is one, else they run here.
+Exit status: 0 done or queued, 2 a mistake in what was asked, 1 a failure, 75 stopped on request and resumable.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if words else 2
+    try:
+        return _verb(words[0])(words[1:])
+    except ValueError as mistake:
+        print(f"error: {mistake}", file=sys.stderr)
+        return 2
+    except ConnectionError as failure:
+        print(f"error: {failure}", file=sys.stderr)
+        return 1
+
+
+def _verb(name: str) -> Callable[[list[str]], int]:
+    verbs = ("run", "sweep", "status", "logs", "cancel", "retry", "collect", "show")
+    if name not in verbs:
+        raise unknown("verb", name, verbs)
+    from conadv_lab.launch import commands
+
+    return getattr(commands, name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,260 @@
+"""The command: what it prints, its exit status, what it writes and that a mistake writes nothing."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from conadv_lab import submit, train
+from conadv_lab.launch import local
+from conadv_lab.launch.records import Record
+from conadv_lab.launch.snapshot import PACKAGE
+from tests.launch.conftest import sent, write_command
+
+SHORT = [
+    "--train-images",
+    "60",
+    "--global-batch",
+    "20",
+    "--steps",
+    "3",
+    "--warmup-epochs",
+    "0",
+    "--bn-recalibrate",
+    "0",
+]
+
+
+def run(capsys, *words: object) -> tuple[int, str, str]:
+    try:
+        status = submit.main([str(word) for word in words])
+    except SystemExit as stop:  # the parser's own
+        status = int(stop.code or 0)
+    printed = capsys.readouterr()
+    return status, printed.out, printed.err
+
+
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["status", "--help"], ["retry", "--help"]])
+def test_help_does_not_import_torch(words):
+    ran = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "conadv_lab.submit", *words],
+        capture_output=True, text=True, check=True, cwd=PACKAGE.parent,
+    )  # fmt: skip
+    imported = {line.rpartition("|")[2].strip() for line in ran.stderr.splitlines() if "|" in line}
+    assert "conadv_lab" in imported
+    assert "torch" not in imported
+    assert "usage" in ran.stdout
+
+
+MISTAKES = {
+    "verb": (["rnu"], "unknown verb 'rnu'.*Did you mean 'run'"),
+    "no recipe": (["run", "--out", "run"], "needs a recipe first"),
+    "recipe": (["run", "digits-conav", "--out", "run"], "unknown recipe 'digits-conav'.*Did you mean 'digits-conadv'"),
+    "no out": (["run", "digits-conadv"], "--out is missing"),
+    "profile": (["run", "digits-conadv", "--out", "run", "--profile", "slrum"], "unknown profile 'slrum'.*'slurm'"),
+    "field": (["run", "digits-conadv", "--out", "run", "--stalenes", "2"], r"--stalenes(.|\n)*--staleness"),
+    "value": (["run", "digits-conadv", "--out", "run", "--epsilon", "8"], "epsilon is 8.0; allowed: 0 to 1"),
+    "method": (["run", "digits-conadv", "--out", "run", "--method", "conav"], "unknown method 'conav'.*'conadv'"),
+    "list": (["run", "digits-conadv", "--out", "run", "--lr", "0.1,0.2"], "--lr is '0.1,0.2'; allowed: one value"),
+    "partition": (["run", "digits-conadv", "--out", "run", "--partition", "lwo"], "unknown partition 'lwo'.*'low'"),
+    "partition here": (["run", "digits-conadv", "--out", "run", "--profile", "local", "--partition", "low"],
+                       "partition is 'low'; allowed: only on SLURM"),
+    "nodes": (["run", "digits-conadv", "--out", "run", "--nodes", "0"], "nodes is 0; allowed"),
+    "file": (["run", "digits-conadv", "--out", "run", "--model", "nowhere.py:net"], "nowhere.py does not exist"),
+    "place": (["status", "nowhere"], "nowhere is no folder"),
+    "no runs": (["status", "."], "holds no run"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_exits_2_with_a_sentence_and_writes_nothing(name, fake, capsys, tmp_path, monkeypatch):
+    words, message = MISTAKES[name]
+    write_command(
+        fake,
+        "sbatch",
+        "cat >/dev/null; echo 'allocation failure: Invalid partition name specified' >&2; exit 1",
+    )
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    status, out, err = run(capsys, *words)
+    assert status == 2, out + err
+    assert re.search(message, out + err), out + err
+    assert list((tmp_path / "here").iterdir()) == []
+
+
+def test_a_dry_run_writes_nothing_and_needs_no_slurm(no_slurm, capsys, tmp_path):
+    words = (
+        "sweep",
+        "digits-conadv",
+        "--out",
+        tmp_path / "s",
+        "--profile",
+        "slurm",
+        "--lr",
+        "0.1,0.2",
+        "--dry-run",
+    )
+    status, out, _ = run(capsys, *words)
+    assert status == 0
+    assert list(tmp_path.iterdir()) == []
+    config = json.loads(out[out.index("{") : out.index("\n}\n") + 3])
+    assert config["optimization"]["lr"] == 0.1
+    assert config["method"]["weights"] == [0.5, 0.5]
+    assert f"    1  {tmp_path}/s/lr=0.2\n" in out
+    assert "#SBATCH --array=0-1%2\n" in out.partition("# sbatch script 1 of 1\n")[2]
+
+
+def test_what_is_sent_is_what_the_dry_run_showed(fake, capsys, tmp_path):
+    words = ("run", "digits-conadv", "--out", tmp_path / "run", "--cpus-per-task", "3", "--threads", "None")
+    _, out, _ = run(capsys, *words, "--dry-run")
+    status, told, _ = run(capsys, *words)
+    assert status == 0
+    assert told == f"queued 1 run as job 41\n{tmp_path / 'run'}\n"
+    assert (fake / "sent").read_text() == out.partition("# sbatch script 1 of 1\n")[2]
+    assert Record(tmp_path / "run").job["config"] == json.loads(out[out.index("{") : out.index("\n}\n") + 3])
+    # As many threads as CPUs, wherever it runs, so that every stretch is bitwise the same run.
+    assert Record(tmp_path / "run").job["config"]["training"]["threads"] == 3
+
+
+def test_the_same_sweep_again_queues_nothing_and_a_larger_one_the_rest(fake, capsys, tmp_path):
+    words = ("sweep", "digits-conadv", "--out", tmp_path / "s", "--lr", "0.1,0.2")
+    assert run(capsys, *words)[0] == 0
+    (fake / "sent").unlink()
+    assert run(capsys, *words) == (0, "2 of 2 runs were sent before\n", "")
+    assert not (fake / "sent").exists()
+    _, out, _ = run(capsys, *words[:-1], "0.1,0.2,0.3", "--seed", "0,1")
+    assert out.startswith("2 of 6 runs were sent before\nqueued 4 runs as job 41\n")
+
+
+def test_a_sweep_that_slurm_refuses_leaves_nothing(fake, capsys, tmp_path):
+    write_command(
+        fake,
+        "sbatch",
+        'if [ "$1" = --test-only ]; then cat >/dev/null; else echo "sbatch: error: No." >&2; exit 1; fi',
+    )
+    status, _, err = run(capsys, "sweep", "digits-conadv", "--out", tmp_path / "s", "--lr", "0.1,0.2")
+    assert (status, err) == (2, "error: sbatch: No.\n")
+    assert not (tmp_path / "s").exists()
+
+
+def test_arrays_that_were_sent_before_a_refusal_stay(fake, capsys, tmp_path):
+    (tmp_path / "site.toml").write_text("max_array = 2\n")
+    refuse = 'if [ "$1" = --test-only ]; then cat >/dev/null; elif [ -e "$FAKE/once" ]; then exit 1; else '
+    write_command(fake, "sbatch", refuse + 'touch "$FAKE/once"; echo "Submitted batch job 41"; fi')
+    words = (
+        "sweep",
+        "digits-conadv",
+        "--out",
+        tmp_path / "s",
+        "--profile",
+        tmp_path / "site.toml",
+        "--lr",
+        "1,2,3,4",
+    )
+    assert run(capsys, *words)[0] == 2
+    assert sorted(path.name for path in (tmp_path / "s").iterdir()) == [".launch", "lr=1", "lr=2"]
+    (fake / "once").unlink()
+    assert run(capsys, *words)[1].startswith("2 of 4 runs were sent before\nqueued 2 runs as job 41\n")
+
+
+def test_a_run_that_exists_is_not_overwritten(fake, capsys, tmp_path):
+    words = ("run", "digits-conadv", "--out", tmp_path / "run")
+    assert run(capsys, *words)[0] == 0
+    before = (tmp_path / "run" / ".launch" / "job.json").stat().st_mtime_ns
+    status, _, err = run(capsys, *words)
+    assert status == 2
+    assert "exists already; submit retry" in err
+    assert (tmp_path / "run" / ".launch" / "job.json").stat().st_mtime_ns == before
+
+
+def test_cancel_tells_slurm_once_and_is_remembered(fake, capsys, tmp_path):
+    for name in ("a", "b"):
+        sent(tmp_path / "s" / name)
+    (fake / "queue").write_text("41|PENDING|Priority\n")
+    assert run(capsys, "cancel", tmp_path / "s")[1] == "cancelled 2 of 2 runs\n"
+    assert (fake / "scancel-calls").read_text() == "41 41\n"
+    (fake / "queue").write_text("")
+    assert run(capsys, "status", tmp_path / "s")[1].count("cancelled") == 2
+
+
+def test_retry_sends_what_ended_and_with_failed_only_what_failed(fake, capsys, tmp_path):
+    assert run(capsys, "sweep", "digits-conadv", "--out", tmp_path / "s", "--lr", "1,2,3,4")[0] == 0
+    for name, event in (("lr=1", "failed"), ("lr=2", "cancelled")):
+        Record(tmp_path / "s" / name).note(event, job=f"41_{int(name[-1]) - 1}", error="ValueError: no")
+    (tmp_path / "s" / "lr=3" / "result.json").write_text("{}")
+    (fake / "queue").write_text("41_3|RUNNING|None\n")
+    _, out, _ = run(capsys, "retry", tmp_path / "s", "--failed", "--dry-run")
+    assert out == f"{tmp_path}/s/lr=1  failed (ValueError: no)\n1 run to send again\n"
+    _, out, _ = run(capsys, "retry", tmp_path / "s")
+    assert out.endswith(f"queued 2 runs as job 41\n{tmp_path}/s\n")
+    assert [len(Record(tmp_path / "s" / f"lr={n}").events()) for n in range(1, 5)] == [3, 3, 1, 1]
+
+
+def test_status_answers_when_slurm_does_not(fake, capsys, tmp_path):
+    sent(tmp_path / "run")
+    write_command(fake, "squeue", "echo 'squeue: error: no' >&2; exit 1")
+    status, out, err = run(capsys, "status", tmp_path / "run")
+    assert status == 0
+    assert "warning: squeue does not answer" in err
+    assert out == "run  unknown (SLURM does not answer)  41\n"
+
+
+def test_the_same_command_runs_here_and_can_be_repeated(no_slurm, capsys, tmp_path):
+    # The second batch is larger than the set.
+    words = ("sweep", "digits-conadv", "--out", tmp_path / "s", *SHORT, "--global-batch", "20,500")
+    status, out, _ = run(capsys, *words, "--max-parallel", "1")
+    assert status == 1
+    done, failed = out.splitlines()
+    assert done == f"{tmp_path}/s/global_batch=20  done"
+    assert failed.startswith(f"{tmp_path}/s/global_batch=500  failed (ValueError: global_batch is 500")
+    _, out, _ = run(capsys, "collect", tmp_path / "s", "--csv", tmp_path / "table.csv")
+    assert out.split()[:2] == ["run", "state"]
+    assert (tmp_path / "table.csv").read_text().count("\n") == 2
+    chosen = tmp_path / "s" / "global_batch=20"
+    manifest = json.loads((chosen / "manifest.json").read_text())
+    assert {"commit", "diff", "packages", "machine", "slurm", "data"} <= manifest.keys()
+    assert "step 3/3" in run(capsys, "logs", chosen)[1]
+    assert '"event": "finished"' in run(capsys, "show", chosen)[1]
+    _, out, _ = run(capsys, "show", chosen, "--reproduce")
+    folder, repeat = (shlex.split(line) for line in out.splitlines()[-2:])
+    assert folder == ["cd", str(Path.cwd())]
+    assert repeat[:2] == ["env", "PYTHONSAFEPATH=1"]
+    assert train.main(repeat[repeat.index("conadv_lab.train") + 1 :]) == 0
+    results = [json.loads((Path(f"{chosen}{more}") / "result.json").read_text()) for more in ("", "-again")]
+    assert results[0]["parameters_sha256"] == results[1]["parameters_sha256"]
+
+
+def test_gpus_of_this_machine_are_not_hidden(monkeypatch, tmp_path):
+    from conadv_lab.launch.profiles import load
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,3")
+    assert "export CUDA_VISIBLE_DEVICES=1,3" in local.python(load("local"), tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert "unset CUDA_VISIBLE_DEVICES" in local.python(load("local"), tmp_path)
+
+
+def test_interrupted_here_a_run_saves_and_can_be_continued(no_slurm, own, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "conadv_lab.submit", "run", f"{own}:recipe", "--out", str(out)]
+    running = subprocess.Popen(
+        [*command, "--profile", "local"],
+        cwd=PACKAGE.parent,
+        start_new_session=True,
+        stderr=subprocess.DEVNULL,
+    )
+    metrics = out / "metrics.jsonl"
+    while running.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") > 12):
+        time.sleep(0.1)
+    os.killpg(running.pid, signal.SIGINT)  # as a terminal does: to the command and to all that it started
+    assert running.wait(timeout=60) == 75
+    assert Record(out).events()[-1]["event"] == "stopped"
+    assert Record(out).events()[-1]["step"] > 12
+    _, told, _ = run(capsys, "status", out)
+    assert told.startswith("run  stopped (stopped by SIG")
