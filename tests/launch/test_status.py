@@ -45,8 +45,8 @@ def test_running_gives_step_speed_and_time_left(tmp_path):
     (record.path / "metrics.jsonl").write_text(
         json.dumps({"step": 8}) + "\n" + json.dumps(line) + "\n" + '{"st'
     )
-    # 20 epochs of 4 steps of 256 images
-    assert told(record, "RUNNING") == "running (step 10/80, 100 images/s, 0:02:59 left)"
+    # 40 epochs of 4 steps of 256 images
+    assert told(record, "RUNNING") == "running (step 10/160, 100 images/s, 0:06:24 left)"
 
 
 def test_interruptions_are_counted(tmp_path):
