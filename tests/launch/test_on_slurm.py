@@ -71,8 +71,8 @@ def test_signals_while_a_run_starts_kill_nothing(cluster, own, run):
 
 
 def test_a_time_limit_is_survived(cluster, own, run):
-    # SLURM looks every 30 s and may tell 30 s early: 10 to 40 s after the start.
-    words = ("--minutes", "1", "--signal-delay-s", "20", "--steps", "750")
+    # SLURM looks every 30 s and may tell 30 s early: 5 to 35 s after the start.
+    words = ("--minutes", "1", "--signal-delay-s", "25", "--steps", "680")
     assert cluster.submit("run", f"{own}:recipe", "--out", run, *words) == 0
     state = cluster.wait(run, "done", seconds=200)
     assert state.timed_out >= 1
@@ -203,7 +203,7 @@ def test_no_binding_is_inherited_and_the_copied_code_is_run(cluster, own, run, m
     assert cluster.submit("run", f"{own}:recipe", "--out", run, "--steps", "2") == 0
     cluster.wait(run, "done")
     told = json.loads((run / "manifest.json").read_text())["slurm"]
-    assert told["SLURM_CPU_BIND"] != "quiet,mask_cpu:0x1" if "SLURM_CPU_BIND" in told else True
+    assert told.get("SLURM_CPU_BIND") != "quiet,mask_cpu:0x1"
     assert told["SLURM_JOB_PARTITION"] == "low"
 
 
