@@ -57,6 +57,8 @@ def resnet20_cpu() -> Config:
     """CIFAR-10, ResNet-20, batch 128, 4 epochs: for a CPU.
 
     Command: python -m conadv_lab.train cifar10-resnet20-cpu --data-dir DIR
+    Result: 69.45 % on CIFAR-10 (JPEG: its images re-encoded), seed 0. Time: 19 minutes on one thread of a busy
+    Intel Xeon; on official images not measured.
     """
     return resnet18_128().replace(
         model="resnet20",

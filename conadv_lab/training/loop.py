@@ -1,19 +1,13 @@
 """One training run, from a config to a finished run folder; it can be stopped at any moment and continued."""
 
 import math
-import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from hashlib import sha256
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import nn
 from tqdm import tqdm
 
 from conadv_lab.config import Config, resolved
@@ -22,13 +16,11 @@ from conadv_lab.methods.base import Losses
 from conadv_lab.runs import RunFolder, manifest, write_json
 from conadv_lab.training.build import Parts, build
 from conadv_lab.training.evaluate import calibrated_copy, evaluate
+from conadv_lab.training.network import network_of
+from conadv_lab.training.stopping import StoppedOnRequest, stop_requests
+from conadv_lab.training.weights import average_of, load_weights, on_device, parameters_sha256
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 Progress = Literal["auto", "none"]
-
-
-class StoppedOnRequest(Exception):
-    """A signal asked the run to stop; its checkpoint is saved, and it can be resumed."""
 
 
 class NotFinite(ArithmeticError):
@@ -115,14 +107,14 @@ class Run:
         self.step = 0
         self.saved: int | None = None
         self.seconds_before = 0.0
-        self.ema = _average(parts)
-        self.network = _forward_of(parts)
+        self.ema = average_of(parts.model, self.config.model.ema)
+        self.network = network_of(parts.model, self.config.model, parts.device)
         self.on_terminal = progress == "auto" and sys.stderr.isatty()
         self.lines = progress == "auto" and not self.on_terminal
 
     def to_the_end(self) -> None:
         """Start, take every step that is left, and finish; or stop between two steps where a signal asks for it."""
-        with _stop_requests() as requests:
+        with stop_requests() as requests:
             self.start()
             while self.step < self.parts.stream.steps:
                 self.train_step()
@@ -226,7 +218,7 @@ class Run:
         parts = self.parts
         load_weights(parts.model, state["model"], str(self.folder.path))
         parts.optimizer.load_state_dict(state["optimizer"])
-        parts.method.load_state_dict(_on_device(state["method"], parts.device))
+        parts.method.load_state_dict(on_device(state["method"], parts.device))
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         self.step = self.saved = state["step"]
@@ -281,77 +273,6 @@ class Run:
             )
 
 
-def parameters_sha256(model: nn.Module) -> str:
-    """Hash of all parameters' names and bytes: equal for bitwise equal models."""
-    digest = sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        digest.update(name.encode())
-        digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def load_weights(model: nn.Module, weights: dict[str, Tensor], place: str) -> None:
-    """Load a state dict, or say in one sentence what does not fit.
-
-    Raises:
-        ValueError: names or shapes of another model.
-    """
-    own = model.state_dict()
-    missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
-    wrong = [n for n in sorted(own.keys() & weights.keys()) if own[n].shape != weights[n].shape]
-    if missing or extra or wrong:
-        found = [("missing", missing), ("unexpected", extra), ("of another shape", wrong)]
-        told = "; ".join(f"{len(names)} {what}, such as {names[0]!r}" for what, names in found if names)
-        raise ValueError(f"the checkpoint in {place} is of another model: {told}")
-    model.load_state_dict(weights)
-
-
-@contextmanager
-def _stop_requests() -> Iterator[list[str]]:
-    """Names of the stop signals that came; each is only noted, and acted on between two steps."""
-    came: list[str] = []
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        came.append(signal.Signals(number).name)
-
-    try:
-        before = {number: signal.signal(number, note) for number in STOP_SIGNALS}
-    except ValueError:  # not the main thread, as in some notebooks and tests: signals are somebody else's
-        yield came
-        return
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _average(parts: Parts) -> AveragedModel | None:
-    decay = parts.config.model.ema
-    return AveragedModel(parts.model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
-
-
-def _forward_of(parts: Parts) -> nn.Module:
-    """The network that the method calls: the model itself, compiled or under autocast where asked."""
-    section = parts.config.model
-    network = parts.model
-    if section.precision == "bfloat16":
-        network = Autocast(network, parts.device.type)
-    return torch.compile(network) if section.compile else network  # type: ignore[return-value]
-
-
-class Autocast(nn.Module):
-    """Runs a network's forward in bfloat16 where that is safe, and gives its outputs in float32."""
-
-    def __init__(self, network: nn.Module, device: str) -> None:
-        super().__init__()
-        self.network, self.device = network, device
-
-    def forward(self, images: Tensor) -> Tensor:
-        with torch.autocast(self.device, torch.bfloat16):
-            return self.network(images).float()
-
-
 def _due(number: int, every: int) -> bool:
     return every > 0 and number % every == 0
 
@@ -359,11 +280,3 @@ def _due(number: int, every: int) -> bool:
 def _fingerprint(parts: Parts) -> str:
     fingerprint = getattr(parts.train_set, "fingerprint", None)
     return fingerprint() if fingerprint else f"{len(parts.train_set)} images"
-
-
-def _on_device(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        return {key: _on_device(item, device) for key, item in value.items()}
-    return [_on_device(item, device) for item in value] if isinstance(value, list) else value

@@ -8,7 +8,7 @@ from conadv_lab.models.norm import plain_batch_norm
 from conadv_lab.runs import RunFolder, read_checkpoint
 from conadv_lab.training.build import Parts, build
 from conadv_lab.training.evaluate import calibrated_copy
-from conadv_lab.training.loop import load_weights
+from conadv_lab.training.weights import load_weights
 
 
 def restore(path: str | Path, checkpoint: Path | None = None, **changes: object) -> tuple[Parts, nn.Module]:
