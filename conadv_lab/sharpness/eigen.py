@@ -113,7 +113,7 @@ class Lanczos:
         return mixed / mixed.norm(dim=1, keepdim=True)
 
     def state(self) -> dict[str, Tensor]:
-        """All that a later session needs to go on from here."""
+        """All that a later run needs to go on from here."""
         numbers = torch.tensor([self.alphas, self.betas], dtype=torch.float64)
         return {"numbers": numbers, "basis": self.basis.clone(), "next": self._next}
 
