@@ -37,3 +37,7 @@ def test_make_targets_named_in_the_readme_exist():
     makefile = (ROOT / "Makefile").read_text()
     for target in set(re.findall(r"\bmake (\w[\w-]*)", README)) - {"PYTHON"}:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_nothing_is_left_to_be_filled_in():
+    assert "@@" not in README
