@@ -1,0 +1,154 @@
+"""Over several ranks the result is that of one rank with the same ghost groups, whoever made which part of a step."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from conadv_lab.config import Config
+from conadv_lab.recipes import digits
+from conadv_lab.runs import RunFolder, read_checkpoint
+from conadv_lab.training.loop import train
+from tests.training import world
+
+STEPS = 20
+SYNC = {"batch_norm": "sync", "micro_batch": None}
+BESIDE = {"method": "conadv", "placement": "ranks", "attackers": 1}
+SINGLE = {"precision": "float32"}
+
+# (ranks, changes of the config); of three ranks with an attacker two train, so that they are compared with two.
+CASES: dict[str, tuple[int, dict]] = {
+    "vanilla": (2, {"method": "vanilla"}),
+    "disadv": (2, {"method": "disadv"}),
+    "conadv-1": (2, {"method": "conadv", "probe_every": 5}),
+    "conadv-3": (2, {"method": "conadv", "staleness": 3, "micro_batch": 7}),
+    "conadv-clean": (2, {"method": "conadv", "staleness": 2, "first": "clean"}),
+    "recycled": (2, {"method": "recycled"}),
+    "noise": (2, {"method": "noise"}),
+    "copy": (2, {"method": "copy"}),
+    "recycled-equal": (2, {"method": "recycled-equal", "micro_batch": 5}),
+    "noise-equal": (2, {"method": "noise-equal", "micro_batch": 8}),
+    "copy-equal": (2, {"method": "copy-equal", "micro_batch": 8}),
+    "lars": (2, {"method": "conadv", "optimizer": "lars", "lr": 2.0}),
+    "sync-vanilla": (2, {"method": "vanilla", **SYNC}),
+    "sync-disadv": (2, {"method": "disadv", **SYNC}),
+    "sync-conadv": (2, {"method": "conadv", "staleness": 3, **SYNC}),
+    "sync-recycled": (2, {"method": "recycled", **SYNC}),
+    "sync-recycled-equal": (2, {"method": "recycled-equal", **SYNC, "micro_batch": 6}),
+    "attacker": (2, {"staleness": 2, **BESIDE}),
+    "single-vanilla": (2, {"method": "vanilla", "micro_batch": 7, **SINGLE}),
+    "single-conadv-1": (2, {"method": "conadv", **SINGLE}),
+    "single-conadv-3": (2, {"method": "conadv", "staleness": 3, "micro_batch": 7, **SINGLE}),
+    "single-conadv-clean": (2, {"method": "conadv", "staleness": 2, "first": "clean", **SINGLE}),
+    "single-sync": (2, {"method": "conadv", **SYNC, **SINGLE}),
+    "single-recycled": (2, {"method": "recycled", **SINGLE}),
+    "three": (3, {"method": "conadv", "micro_batch": 7}),
+    "three-sync": (3, {"method": "recycled", **SYNC, "micro_batch": 11}),
+    "attacker-1": (3, {"staleness": 1, **BESIDE}),
+    "attacker-l2": (3, {"staleness": 1, "norm": "l2", "epsilon": 0.5, **BESIDE}),
+    "attackers": (3, {"staleness": 3, **BESIDE, "attackers": 2, "micro_batch": 7}),
+    "beside-1": (3, {"staleness": 1, **BESIDE, **SINGLE}),
+    "beside-3": (3, {"staleness": 3, **BESIDE, "micro_batch": 7, **SINGLE}),
+    "beside-clean": (3, {"staleness": 2, "first": "clean", **BESIDE, **SINGLE}),
+    "beside-sync": (3, {"staleness": 1, **BESIDE, **SYNC, **SINGLE}),
+}
+SERIAL = {
+    "beside-1": "single-conadv-1",
+    "beside-3": "single-conadv-3",
+    "beside-clean": "single-conadv-clean",
+    "beside-sync": "single-sync",
+}
+
+
+def config(**changes) -> Config:
+    """90 images, 32 a step in groups of 16, so that steps begin in one epoch and end in the next."""
+    recipe = digits.vanilla().replace(
+        model=f"{world.__file__}:network",
+        train_images=90,
+        global_batch=32,
+        micro_batch=16,
+        steps=STEPS,
+        warmup_epochs=0,
+        bn_recalibrate=0,
+        log_every=1,
+        checkpoint_every=1000,
+        threads=1,
+        precision="float64",
+        channels_last=False,
+        crop=1,
+    )
+    return recipe.replace(**changes)
+
+
+def alone(changes: dict) -> Config:
+    """The same for one rank: whole groups, and nobody to attack beside it."""
+    return config(**{k: v for k, v in changes.items() if k not in ("placement", "attackers", "batch_norm")})
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """The folders of all cases, trained over ranks."""
+    folder = tmp_path_factory.mktemp("ranks")
+    worlds = []
+    for count in (2, 3):
+        cases = [
+            world.case(folder / name, config(**changes)) for name, (n, changes) in CASES.items() if n == count
+        ]
+        worlds.append(world.started(count, cases, folder))
+    for one in worlds:
+        one.wait()
+    return folder
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return read_checkpoint(RunFolder(path).committed()[0])[1]["model"]
+
+
+def distance(one: Path, two: Path) -> float:
+    a, b = weights(one), weights(two)
+    assert a.keys() == b.keys()
+    return max((a[name].double() - b[name].double()).abs().max().item() for name in a)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if not name.startswith(("single", "beside"))])
+def test_parameters_are_those_of_one_rank_with_the_same_groups(name, runs, tmp_path):
+    """Weights and running statistics after 20 steps in float64, micro-batches accumulated by one rank."""
+    one = train(alone(CASES[name][1]), tmp_path / "alone", progress="none")
+    assert distance(one.path, runs / name) < 1e-9
+    for line, same in zip(one.metrics(), RunFolder(runs / name).metrics(), strict=True):
+        assert line.keys() == same.keys()
+        timeless = line.keys() - {"images_per_second"}
+        assert all(abs(line[key] - same[key]) < 1e-9 for key in timeless)
+    assert one.result().keys() == RunFolder(runs / name).result().keys()
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("single")])
+def test_in_float32_they_agree_to_rounding(name, runs, tmp_path):
+    one = train(alone(CASES[name][1]), tmp_path / "alone", progress="none")
+    assert distance(one.path, runs / name) < 1e-4
+
+
+@pytest.mark.parametrize("name", SERIAL)
+def test_attackers_change_no_bit(name, runs):
+    """The same two trainers, the attack before the step or on a third rank: equal in float32."""
+    assert (
+        RunFolder(runs / name).result()["parameters_sha256"]
+        == RunFolder(runs / SERIAL[name]).result()["parameters_sha256"]
+    )
+    assert distance(runs / name, runs / SERIAL[name]) == 0
+
+
+def test_methods_and_groups_make_a_difference(runs):
+    """The comparisons could not fail if all runs were alike."""
+    for one, two in (("vanilla", "conadv-1"), ("conadv-1", "conadv-3"), ("recycled", "sync-recycled")):
+        assert distance(runs / one, runs / two) > 1e-3
+
+
+def test_only_the_config_tells_how_a_step_is_shared(runs):
+    """The number of ranks is in the manifest, and the config is what one rank would have."""
+    ours = RunFolder(runs / "three").config()
+    assert ours == alone(CASES["three"][1]).replace(
+        lr=ours.optimization.lr, weights=ours.method.weights, attack_step=ours.method.attack_step
+    )
+    told = RunFolder(runs / "attackers").manifest()
+    assert (told["ranks"], told["attackers"], told["placement"]) == (3, 2, "ranks")
