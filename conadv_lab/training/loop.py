@@ -139,6 +139,7 @@ class Run:
                 if self.ranks.any(bool(requests)) and self.step < self.parts.stream.steps:
                     self.save()
                     self.ranks.wait()
+                    self.ranks.leave()
                     signal = requests[0] if requests else "a signal to another rank"
                     raise StoppedOnRequest(
                         f"stopped by {signal} after step {self.step}; continue with --resume"

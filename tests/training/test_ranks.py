@@ -1,14 +1,17 @@
 """Over several ranks the result is that of one rank with the same ghost groups, whoever made which part of a step."""
 
+import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from conadv_lab.config import Config
+from conadv_lab.data.loader import Batch, lookahead
 from conadv_lab.recipes import digits
 from conadv_lab.runs import RunFolder, read_checkpoint
-from conadv_lab.training.loop import train
+from conadv_lab.training.loop import prepare, train
 from tests.training import world
 
 STEPS = 20
@@ -52,6 +55,13 @@ CASES: dict[str, tuple[int, dict]] = {
     "beside-clean": (3, {"staleness": 2, "first": "clean", **BESIDE, **SINGLE}),
     "beside-sync": (3, {"staleness": 1, **BESIDE, **SYNC, **SINGLE}),
 }
+# Each is disturbed twice at other places, and must end as the undisturbed one.
+RESUMED = {
+    "again-conadv-3": (2, "single-conadv-3"),
+    "again-recycled": (2, "single-recycled"),
+    "again-sync": (2, "single-sync"),
+    "again-beside-3": (3, "beside-3"),
+}
 SERIAL = {
     "beside-1": "single-conadv-1",
     "beside-3": "single-conadv-3",
@@ -89,15 +99,43 @@ def alone(changes: dict) -> Config:
 def runs(tmp_path_factory) -> Path:
     """The folders of all cases, trained over ranks."""
     folder = tmp_path_factory.mktemp("ranks")
-    worlds = []
-    for count in (2, 3):
-        cases = [
-            world.case(folder / name, config(**changes)) for name, (n, changes) in CASES.items() if n == count
-        ]
-        worlds.append(world.started(count, cases, folder))
-    for one in worlds:
-        one.wait()
+    elsewhere(folder)
+    worlds = [world.started(count, cases(folder, count), folder) for count in (2, 3)]
+    assert [one.wait() for one in worlds] == [[0, 0], [0, 0, -signal.SIGKILL]]
     return folder
+
+
+def cases(folder: Path, count: int) -> list[dict]:
+    found = [world.case(folder / name, config(**more)) for name, (n, more) in CASES.items() if n == count]
+    for name, (n, undisturbed) in RESUMED.items():
+        if n == count:
+            disturbed = config(**CASES[undisturbed][1]).replace(checkpoint_every=3)
+            ends: list[dict[str, int]] = [{"killed": 5}, {"signalled": 10}, {"killed": 17}, {}]
+            found += [world.case(folder / name, disturbed, **end) for end in ends]
+    if count == 2:
+        moved = config(**CASES["conadv-3"][1]).replace(checkpoint_every=5)
+        found += [
+            world.case(folder / "from-one-to-two", moved),
+            world.case(folder / "from-two-to-one", moved, killed=8),
+            world.case(folder / "stopped", config(), signalled=10),
+            world.case(folder / "one-group", config(micro_batch=None)),
+            world.case(folder / "nobody-trains", config(**BESIDE).replace(attackers=2)),
+            world.case(folder / "too-fast", config(method="vanilla", lr=1e200)),
+            world.case(folder / "full", config(), full=7),
+        ]
+    else:
+        found.append(world.case(folder / "died", config(**BESIDE), died=7))
+    return found
+
+
+def elsewhere(folder: Path) -> None:
+    """One rank begins a run that two will end."""
+    moved = config(**CASES["conadv-3"][1]).replace(checkpoint_every=5)
+    run = prepare(moved, folder / "from-one-to-two", progress="none")
+    assert run is not None
+    run.start()
+    while run.step < 8:
+        run.train_step()
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
@@ -152,3 +190,73 @@ def test_only_the_config_tells_how_a_step_is_shared(runs):
     )
     told = RunFolder(runs / "attackers").manifest()
     assert (told["ranks"], told["attackers"], told["placement"]) == (3, 2, "ranks")
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_killed_and_stopped_ranks_resume_bitwise(name, runs):
+    """All are killed twice, and stop once after the same step although one of them alone got the signal."""
+    undisturbed = RESUMED[name][1]
+    one, other = RunFolder(runs / name), RunFolder(runs / undisturbed)
+    assert one.result()["parameters_sha256"] == other.result()["parameters_sha256"]
+    assert distance(one.path, other.path) == 0
+    assert [line["step"] for line in one.metrics()] == list(range(STEPS))
+    assert [line["loss"] for line in one.metrics()] == [line["loss"] for line in other.metrics()]
+    assert not list(one.path.glob("checkpoints/.partial-*"))
+
+
+def test_a_stop_request_of_one_rank_stops_all_after_the_same_step(runs, tmp_path):
+    for rank in (0, 1):
+        assert world.ended(runs / "stopped", rank).startswith("StoppedOnRequest")
+    assert "a signal to another rank after step 11" in world.ended(runs / "stopped", 0)
+    assert "SIGUSR2 after step 11" in world.ended(runs / "stopped", 1)
+
+
+def test_a_checkpoint_belongs_to_no_number_of_ranks(runs):
+    """Pending perturbations are kept by global group: begun by one rank and ended by two, and the other way round."""
+    train(
+        RunFolder(runs / "from-two-to-one").config(), runs / "from-two-to-one", resume=True, progress="none"
+    )
+    for name in ("from-one-to-two", "from-two-to-one"):
+        assert distance(runs / name, runs / "conadv-3") < 1e-9
+        assert [line["step"] for line in RunFolder(runs / name).metrics()] == list(range(STEPS))
+
+
+def test_mistakes_are_told_on_every_rank_and_nothing_is_written(runs):
+    for rank in (0, 1):
+        told = world.ended(runs / "one-group", rank)
+        assert "ValueError: 2 ranks cannot share a step of 1 micro-batches" in told
+        assert "allowed: a micro_batch of at most 16, fewer ranks, or batch_norm sync" in told
+        assert "attackers is 2 of 2 ranks; allowed: fewer" in world.ended(runs / "nobody-trains", rank)
+    assert not (runs / "one-group").exists()
+    assert not (runs / "nobody-trains").exists()
+
+
+def test_a_loss_that_is_no_number_ends_all_ranks_with_the_same_sentence(runs):
+    told = [world.ended(runs / "too-fast", rank) for rank in (0, 1)]
+    assert told[0].startswith("NotFinite: the clean loss is")
+    assert told[0] == told[1]
+
+
+def test_a_full_disk_or_a_dead_rank_ends_all(runs):
+    assert "No space left" in world.ended(runs / "full", 0)
+    assert "AnotherRankFailed: rank 1 ends because another rank has failed" in world.ended(runs / "full", 1)
+    for rank in (0, 1):
+        assert f"rank {rank} ends because another rank has failed" in world.ended(runs / "died", rank)
+
+
+def test_somebody_elses_data_parallel_loop_trains_as_one_process_with_all_batches(runs):
+    """The attack goes past DistributedDataParallel; the average over ranks is that of one process's micro-batches."""
+    model, method, optimizer = world.strangers_parts()
+    streams = [list(lookahead(world.strangers_batches(rank), steps=12, ahead=2)) for rank in (0, 1)]
+    for both in zip(*streams, strict=True):
+
+        def halves(number: int, both=both) -> list[Batch]:
+            batches = [batch for step in both for batch in step.fetch(number)]
+            return [replace(batch, share=batch.share / 2) for batch in batches]
+
+        method.backward(model, replace(both[0], fetch=halves), torch.nn.CrossEntropyLoss())
+        optimizer.step()
+        optimizer.zero_grad()
+    theirs = torch.load(runs / "strangers-2.pt", weights_only=True)
+    for name, value in model.state_dict().items():
+        assert (value.double() - theirs[name].double()).abs().max() < 1e-9, name
