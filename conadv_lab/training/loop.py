@@ -21,6 +21,7 @@ from conadv_lab.training.evaluate import calibrated_copy, evaluate
 from conadv_lab.training.network import network_of
 from conadv_lab.training.pending import gathered_state, scattered_state
 from conadv_lab.training.reducer import Reducer
+from conadv_lab.training.resuming import fingerprint, reconciled, require_same_data
 from conadv_lab.training.stopping import StoppedOnRequest, stop_requests
 from conadv_lab.training.weights import average_of, load_weights, on_device, parameters_sha256
 
@@ -74,43 +75,12 @@ def prepare(
 def _prepared(
     config: Config, folder: RunFolder, resume: bool, progress: Progress, ranks: Ranks
 ) -> "Run | None":
-    config = _reconciled(config, folder, resume)
+    config = reconciled(config, folder, resume)
     if folder.result() is not None:
         return None
     run = Run(build(config, ranks), folder, progress if ranks.first else "none")
-    if (folder.path / "manifest.json").exists():
-        before, now = folder.manifest().get("data"), _fingerprint(run.parts)
-        if before is not None and before != now:
-            raise ValueError(f"{folder.path} was started on other data: {before}; now {now}")
+    require_same_data(folder, run.parts.train_set)
     return run
-
-
-def _reconciled(config: Config, folder: RunFolder, resume: bool) -> Config:
-    """The config, its machine-dependent gaps filled from the folder that is resumed; refuses any other conflict."""
-    if folder.path.exists() and not folder.path.is_dir():
-        raise ValueError(f"{folder.path} is a file; pass the path of a folder as --out")
-    if not folder.path.exists() or not any(folder.path.iterdir()):
-        return config
-    if not resume:
-        raise ValueError(f"{folder.path} exists already; pass --resume to continue it, or another --out")
-    if not (folder.path / "config.json").exists():
-        if any(not child.name.startswith(".") and child.name != "manifest.json" and child.name != "checkpoints"
-               for child in folder.path.iterdir()):  # fmt: skip
-            raise ValueError(f"{folder.path} is no run folder, so it cannot be resumed; pass another --out")
-        return config
-    before = folder.config()
-    if config.training.threads is None:
-        config = config.replace(threads=before.training.threads)
-    ours, theirs = config.to_dict(), before.to_dict()
-    different = [
-        f"{name} is {ours[section][name]!r}, was {value!r}"
-        for section, values in theirs.items()
-        for name, value in values.items()
-        if ours[section][name] != value
-    ]
-    if different:
-        raise ValueError(f"{folder.path} was started with another config: {'; '.join(different)}")
-    return config
 
 
 class Run:
@@ -152,7 +122,7 @@ class Run:
         self.started = time.monotonic()
         loaded = self._newest()
         if loaded is None:
-            self.folder.create(self.config, manifest(_fingerprint(self.parts)) | self._placed())
+            self.folder.create(self.config, manifest(fingerprint(self.parts.train_set)) | self._placed())
             self.folder.cut_metrics(0)
         else:
             self._restore(*loaded)
@@ -347,8 +317,3 @@ class Run:
 
 def _due(number: int, every: int) -> bool:
     return every > 0 and number % every == 0
-
-
-def _fingerprint(parts: Parts) -> str:
-    fingerprint = getattr(parts.train_set, "fingerprint", None)
-    return fingerprint() if fingerprint else f"{len(parts.train_set)} images"

@@ -11,7 +11,9 @@ from conadv_lab.config import Config
 from conadv_lab.data.loader import Batch, lookahead
 from conadv_lab.recipes import digits
 from conadv_lab.runs import RunFolder, read_checkpoint
+from conadv_lab.training.evaluate import evaluate
 from conadv_lab.training.loop import prepare, train
+from conadv_lab.training.restore import restore
 from tests.training import world
 
 STEPS = 20
@@ -23,7 +25,10 @@ SINGLE = {"precision": "float32"}
 CASES: dict[str, tuple[int, dict]] = {
     "vanilla": (2, {"method": "vanilla"}),
     "disadv": (2, {"method": "disadv"}),
-    "conadv-1": (2, {"method": "conadv", "probe_every": 5}),
+    "conadv-1": (
+        2,
+        {"method": "conadv", "probe_every": 5, "evaluate_every": 7, "bn_recalibrate": 60, "ema": 0.9},
+    ),
     "conadv-3": (2, {"method": "conadv", "staleness": 3, "micro_batch": 7}),
     "conadv-clean": (2, {"method": "conadv", "staleness": 2, "first": "clean"}),
     "recycled": (2, {"method": "recycled"}),
@@ -190,6 +195,8 @@ def test_only_the_config_tells_how_a_step_is_shared(runs):
     )
     told = RunFolder(runs / "attackers").manifest()
     assert (told["ranks"], told["attackers"], told["placement"]) == (3, 2, "ranks")
+    parts, judged = restore(runs / "attackers")
+    assert evaluate(parts, judged)["test_loss"] == RunFolder(runs / "attackers").result()["test_loss"]
 
 
 @pytest.mark.parametrize("name", RESUMED)
