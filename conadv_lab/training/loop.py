@@ -17,6 +17,7 @@ from conadv_lab.runs import RunFolder, manifest, write_json
 from conadv_lab.training.build import Parts, build
 from conadv_lab.training.evaluate import calibrated_copy, evaluate
 from conadv_lab.training.network import network_of
+from conadv_lab.training.saving import Saver
 from conadv_lab.training.stopping import StoppedOnRequest, stop_requests
 from conadv_lab.training.weights import average_of, load_weights, on_device, parameters_sha256
 
@@ -105,7 +106,7 @@ class Run:
         parts.config = parts.config.replace(threads=threads)
         self.parts, self.folder, self.config = parts, folder, parts.config
         self.step = 0
-        self.saved: int | None = None
+        self.saver = Saver(folder)
         self.seconds_before = 0.0
         self.ema = average_of(parts.model, self.config.model.ema)
         self.network = network_of(parts.model, self.config.model, parts.device)
@@ -114,12 +115,13 @@ class Run:
 
     def to_the_end(self) -> None:
         """Start, take every step that is left, and finish; or stop between two steps where a signal asks for it."""
-        with stop_requests() as requests:
+        with stop_requests() as requests, self.saver:
             self.start()
             while self.step < self.parts.stream.steps:
                 self.train_step()
                 if requests and self.step < self.parts.stream.steps:
                     self.save()
+                    self.saver.wait()
                     raise StoppedOnRequest(
                         f"stopped by {requests[0]} after step {self.step}; continue with --resume"
                     )
@@ -128,6 +130,7 @@ class Run:
     def start(self) -> None:
         """Continue from the newest checkpoint, or write the new folder's first files."""
         self.started = time.monotonic()
+        self.folder.clear_leftovers()
         loaded = self.folder.load_checkpoint() if self.folder.checkpoints.exists() else None
         if loaded is None:
             self.folder.create(self.config, manifest(_fingerprint(self.parts)))
@@ -141,6 +144,7 @@ class Run:
 
     def train_step(self) -> None:
         """One global step, and whatever is due after it."""
+        self.saver.check()
         parts, number = self.parts, self.step
         training = self.config.training
         step = parts.stream.step(number, parts.method.lookahead)
@@ -168,16 +172,15 @@ class Run:
             self.save()
 
     def save(self) -> None:
-        """Checkpoint the state after the last step; weights that are no numbers are not saved."""
-        if self.saved == self.step:
+        """Begin a checkpoint of the state after the last step; weights that are no numbers are not saved."""
+        if self.saver.step == self.step:
             return
         parameters = [p.detach() for p in self.parts.model.parameters()]
         if not torch.isfinite(torch.stack(torch._foreach_norm(parameters))).all():
             raise NotFinite(
                 f"a weight is NaN or infinite after step {self.step - 1} {self._told(self.step - 1)}"
             )
-        self.folder.save_checkpoint(self.step, self._state())
-        self.saved = self.step
+        self.saver.save(self.step, self._state())
 
     def finish(self) -> None:
         """The last checkpoint, the final figures, and with them the mark that the run is done."""
@@ -198,6 +201,7 @@ class Run:
             "bn_recalibrated_on": min(self.config.training.bn_recalibrate, len(parts.train_set)),
             "parameters_sha256": parameters_sha256(parts.model),
         }
+        self.saver.wait()
         write_json(self.folder.path / "result.json", result)
         self.bar.close()
         if self.lines:
@@ -221,7 +225,7 @@ class Run:
         parts.method.load_state_dict(on_device(state["method"], parts.device))
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
-        self.step = self.saved = state["step"]
+        self.step = self.saver.step = state["step"]
         self.seconds_before = state["seconds"]
         self.folder.cut_metrics(commit["metrics_bytes"])
 

@@ -3,14 +3,13 @@
 import json
 import os
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from conadv_lab import train
+from conadv_lab.launch import slurm
 from conadv_lab.launch.records import Record, last
 
 pytestmark = pytest.mark.slurm
@@ -61,13 +60,14 @@ def test_a_site_that_sends_only_term(cluster, own, run):
 
 
 def test_signals_while_a_run_starts_kill_nothing(cluster, own, run):
-    assert cluster.submit("run", f"{own}:recipe", "--out", run, "--steps", "3") == 0
+    assert cluster.submit("run", f"{own}:recipe", "--out", run) == 0
     job = cluster.state(run).job
-    while last(Record(run).events(), "stopped") is None:
-        subprocess.run(["scancel", "--signal=USR2", job], check=False, capture_output=True)
-        time.sleep(0.02)
+    # scancel would wait for seconds, and miss the start, if the job did not run yet.
+    cluster.until(lambda: slurm.queue()[job][0] == "RUNNING", f"job {job} runs")
+    cluster.until(lambda: cluster.signalled(job) and last(Record(run).events(), "stopped"), "the run stops")
     assert last(Record(run).events(), "stopped")["step"] == 0
     cluster.wait(run, "done")
+    finished(run)
 
 
 def test_a_time_limit_is_survived(cluster, own, run):
@@ -114,8 +114,7 @@ def test_cancelled_while_saving_stays_cancelled_and_can_be_continued(cluster, ow
     cluster.wait_for_step(run, 5)
     cluster.command("scancel", cluster.state(run).job)
     cluster.wait(run, "cancelled")
-    while cluster.jobs():
-        pass
+    cluster.until(lambda: not cluster.jobs(), "the job leaves the queue")
     assert cluster.state(run).word == "cancelled"
     assert cluster.submit("retry", run) == 0
     cluster.wait(run, "done")
