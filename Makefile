@@ -3,7 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.conadv-lab
 
-.PHONY: demo test test-all test-slurm setup lint clean
+KILLS ?= 12
+
+.PHONY: demo test test-all test-slurm test-kills setup lint clean
 
 demo: setup
 	$(BIN)/python -m conadv_lab.demo
@@ -11,7 +13,11 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-test-all: test test-slurm
+test-all: test test-kills test-slurm
+
+# Runs that are killed and resumed at random moments; make test-kills KILLS=100 takes longer.
+test-kills: setup
+	$(BIN)/python -m tests.kill_matrix --cases $(KILLS) --ranks 1
 
 # On a cluster of two nodes that is started for it, as root on Debian or Ubuntu.
 test-slurm: setup

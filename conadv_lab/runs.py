@@ -48,10 +48,13 @@ class RunFolder:
 
     def create(self, config: Config, manifest: dict[str, Any]) -> None:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        for leftover in self.checkpoints.glob(".partial-*"):
-            shutil.rmtree(leftover)
         write_json(self.path / "manifest.json", manifest)
         write_json(self.path / "config.json", config.to_dict())
+
+    def clear_leftovers(self) -> None:
+        """Remove checkpoints that a kill left half-written."""
+        for leftover in self.checkpoints.glob(".partial-*"):
+            shutil.rmtree(leftover)
 
     def config(self) -> Config:
         return Config.from_dict(self._json("config.json"))
@@ -74,8 +77,13 @@ class RunFolder:
         """Committed checkpoints, the newest first."""
         return sorted((commit.parent for commit in self.checkpoints.glob("step_*/COMMIT.json")), reverse=True)
 
-    def save_checkpoint(self, step: int, state: dict[str, Any]) -> Path:
+    def save_checkpoint(self, step: int, state: dict[str, Any], metrics_bytes: int | None = None) -> Path:
         """Write a checkpoint beside, sync it, hash it in its commit file, and only then give it its name.
+
+        Args:
+            step: how many steps the state has behind it.
+            state: tensors and plain values.
+            metrics_bytes: how long metrics.jsonl was then; None is how long it is now.
 
         Raises:
             OSError: the disk is full or not writable; earlier checkpoints are as they were.
@@ -86,10 +94,10 @@ class RunFolder:
         torch.save(state, buffer)
         final = self.checkpoints / f"step_{step:08d}"
         partial = self.checkpoints / f".partial-{step:08d}-{os.getpid()}"
-        metrics_bytes = self._synced_metrics()
+        self._sync_metrics()
         commit = {
             "step": step,
-            "metrics_bytes": metrics_bytes,
+            "metrics_bytes": self.metrics_size() if metrics_bytes is None else metrics_bytes,
             "files": {"state.pt": sha256(buffer.getbuffer()).hexdigest()},
         }
         try:
@@ -124,13 +132,15 @@ class RunFolder:
                 warnings.warn(f"{error}; trying the one before", stacklevel=2)
         return None
 
-    def _synced_metrics(self) -> int:
-        """Bytes of metrics.jsonl, all of them on the disk: a commit must not remember lines that power loss takes."""
-        if not self.metrics_file.exists():
-            return 0
-        with self.metrics_file.open("ab") as file:
-            os.fsync(file.fileno())
-            return file.tell()
+    def metrics_size(self) -> int:
+        """How many bytes metrics.jsonl has."""
+        return self.metrics_file.stat().st_size if self.metrics_file.exists() else 0
+
+    def _sync_metrics(self) -> None:
+        """Put metrics.jsonl on the disk: a commit must not remember lines that a power loss takes."""
+        if self.metrics_file.exists():
+            with self.metrics_file.open("ab") as file:
+                os.fsync(file.fileno())
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         with self.metrics_file.open("a") as file:

@@ -86,5 +86,6 @@ def test_a_folder_that_is_no_run_says_so(tmp_path):
 def test_leftovers_of_a_kill_are_cleared(tmp_path):
     folder = folder_in(tmp_path)
     (folder.checkpoints / ".partial-00000007-123").mkdir()
-    folder.create(Config(), {})
-    assert list(folder.checkpoints.iterdir()) == []
+    kept = folder.save_checkpoint(7, {})
+    folder.clear_leftovers()
+    assert list(folder.checkpoints.iterdir()) == [kept]

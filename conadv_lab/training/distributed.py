@@ -195,7 +195,7 @@ class Spectator(RunFolder):
     def create(self, config: Config, manifest: dict[str, Any]) -> None:
         pass
 
-    def save_checkpoint(self, step: int, state: dict[str, Any]) -> Any:
+    def clear_leftovers(self) -> None:
         pass
 
     def append_metrics(self, line: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ from conadv_lab.training.network import network_of
 from conadv_lab.training.pending import gathered_state, scattered_state
 from conadv_lab.training.reducer import Reducer
 from conadv_lab.training.resuming import fingerprint, reconciled, require_same_data
+from conadv_lab.training.saving import Saver
 from conadv_lab.training.stopping import StoppedOnRequest, stop_requests
 from conadv_lab.training.weights import average_of, load_weights, on_device, parameters_sha256
 
@@ -93,7 +94,7 @@ class Run:
         several = self.ranks.trains and self.ranks.trainers > 1
         self.reducer = Reducer(parts.model, self.ranks.training) if several else None
         self.step = 0
-        self.saved: int | None = None
+        self.saver = Saver(folder)
         self.seconds_before = 0.0
         self.ema = average_of(parts.model, self.config.model.ema)
         self.network = network_of(parts.model, self.config.model, parts.device)
@@ -102,12 +103,13 @@ class Run:
 
     def to_the_end(self) -> None:
         """Start, take every step that is left, and finish; or stop between two steps where a signal asks for it."""
-        with stop_requests() as requests, self.ranks.failures_told():
+        with stop_requests() as requests, self.ranks.failures_told(), self.saver:
             self.start()
             while self.step < self.parts.stream.steps:
                 self.train_step()
                 if self.ranks.any(bool(requests)) and self.step < self.parts.stream.steps:
                     self.save()
+                    self.saver.wait()
                     self.ranks.wait()
                     self.ranks.leave()
                     signal = requests[0] if requests else "a signal to another rank"
@@ -120,6 +122,7 @@ class Run:
     def start(self) -> None:
         """Continue from the newest checkpoint, or write the new folder's first files."""
         self.started = time.monotonic()
+        self.folder.clear_leftovers()
         loaded = self._newest()
         if loaded is None:
             self.folder.create(self.config, manifest(fingerprint(self.parts.train_set)) | self._placed())
@@ -133,6 +136,7 @@ class Run:
 
     def train_step(self) -> None:
         """One global step, and whatever is due after it."""
+        self.saver.check()
         parts, number = self.parts, self.step
         training = self.config.training
         step = parts.stream.step(number, parts.method.lookahead)
@@ -188,16 +192,18 @@ class Run:
             self.ranks.wait()
 
     def save(self) -> None:
-        """Checkpoint the state after the last step; weights that are no numbers are not saved."""
-        if self.saved == self.step or not self.ranks.trains:
+        """Begin a checkpoint of the state after the last step; weights that are no numbers are not saved."""
+        if self.saver.step == self.step or not self.ranks.trains:
             return
         parameters = [p.detach() for p in self.parts.model.parameters()]
         if not torch.isfinite(torch.stack(torch._foreach_norm(parameters))).all():
             raise NotFinite(
                 f"a weight is NaN or infinite after step {self.step - 1} {self._told(self.step - 1)}"
             )
-        self.folder.save_checkpoint(self.step, self._state())
-        self.saved = self.step
+        state = self._state()
+        if self.ranks.first:
+            self.saver.save(self.step, state)
+        self.saver.step = self.step
 
     def finish(self) -> None:
         """The last checkpoint, the final figures, and with them the mark that the run is done."""
@@ -221,6 +227,7 @@ class Run:
             "bn_recalibrated_on": min(self.config.training.bn_recalibrate, len(parts.train_set)),
             "parameters_sha256": parameters_sha256(parts.model),
         }
+        self.saver.wait()
         write_json(self.folder.path / "result.json", result)
         self.bar.close()
         if self.lines:
@@ -246,7 +253,7 @@ class Run:
         parts.method.load_state_dict(on_device(own, parts.device))
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
-        self.step = self.saved = state["step"]
+        self.step = self.saver.step = state["step"]
         self.seconds_before = state["seconds"]
         self.folder.cut_metrics(commit["metrics_bytes"])
 

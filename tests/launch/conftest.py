@@ -5,6 +5,7 @@ import os
 import stat
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -154,13 +155,26 @@ class Cluster:
                 pytest.fail(f"{run.name} is {found}, before step {step}")
             time.sleep(0.2)
 
+    def until(self, so: Callable[[], object], what: str, seconds: float = 60) -> None:
+        """Return once ``so()`` is true; no test may wait for ever."""
+        end = time.monotonic() + seconds
+        while not so():
+            if time.monotonic() > end:
+                pytest.fail(f"{seconds:.0f} s passed and not yet: {what}")
+            time.sleep(0.05)
+
+    def signalled(self, job: str) -> bool:
+        """Send USR2 to the job's processes; always true."""
+        subprocess.run(["scancel", "--signal=USR2", job], check=False, capture_output=True, timeout=30)
+        return True
+
     def jobs(self) -> set[str]:
         return {
             job for job, (state, _) in slurm.queue().items() if state in ("PENDING", "RUNNING", "COMPLETING")
         }
 
     def command(self, *words: str) -> str:
-        return subprocess.run(words, capture_output=True, text=True, check=True).stdout
+        return subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
 @pytest.fixture

@@ -3,14 +3,13 @@
 import json
 import os
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from conadv_lab import train
+from conadv_lab.launch import slurm
 from conadv_lab.launch.records import Record, last
 
 pytestmark = pytest.mark.slurm
@@ -81,8 +80,7 @@ def test_one_of_two_ranks_is_killed_and_the_run_is_continued(cluster, own, run, 
     os.kill(int((run / "rank-1.pid").read_text()), signal.SIGKILL)
     detail = cluster.wait(run, "failed", seconds=60).detail
     assert "Killed" in detail or "another rank has failed" in detail
-    while cluster.jobs():
-        time.sleep(0.2)
+    cluster.until(lambda: not cluster.jobs(), "the job leaves the queue")
     assert cluster.submit("retry", run, "--failed") == 0
     cluster.wait(run, "done")
     (run / "rank-1.pid").unlink()
@@ -102,13 +100,14 @@ def test_a_site_that_sends_only_term(cluster, own, run):
 
 
 def test_signals_while_a_run_starts_kill_nothing(cluster, own, run):
-    assert cluster.submit("run", f"{own}:recipe", "--out", run, "--steps", "3") == 0
+    assert cluster.submit("run", f"{own}:recipe", "--out", run) == 0
     job = cluster.state(run).job
-    while last(Record(run).events(), "stopped") is None:
-        subprocess.run(["scancel", "--signal=USR2", job], check=False, capture_output=True)
-        time.sleep(0.02)
+    # scancel would wait for seconds, and miss the start, if the job did not run yet.
+    cluster.until(lambda: slurm.queue()[job][0] == "RUNNING", f"job {job} runs")
+    cluster.until(lambda: cluster.signalled(job) and last(Record(run).events(), "stopped"), "the run stops")
     assert last(Record(run).events(), "stopped")["step"] == 0
     cluster.wait(run, "done")
+    finished(run)
 
 
 def test_a_time_limit_is_survived(cluster, own, run):
@@ -155,8 +154,7 @@ def test_cancelled_while_saving_stays_cancelled_and_can_be_continued(cluster, ow
     cluster.wait_for_step(run, 5)
     cluster.command("scancel", cluster.state(run).job)
     cluster.wait(run, "cancelled")
-    while cluster.jobs():
-        pass
+    cluster.until(lambda: not cluster.jobs(), "the job leaves the queue")
     assert cluster.state(run).word == "cancelled"
     assert cluster.submit("retry", run) == 0
     cluster.wait(run, "done")
