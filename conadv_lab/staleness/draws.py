@@ -36,7 +36,7 @@ class Draw:
     kind: str = "constant"
     tau: float = 1
     workers: int = 1
-    of_workers: tuple[int, ...] = ()
+    of_workers: tuple[float, ...] = ()
     trace: Any = None
 
     def __post_init__(self) -> None:

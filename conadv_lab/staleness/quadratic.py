@@ -6,7 +6,6 @@ independent runs go side by side, so that an expectation can be estimated.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,7 +85,13 @@ class Quadratic:
         delta = self.maximiser(theta) if delta is None else delta
         return sum(self.weights) * (theta @ self.a) + self.weights[1] * (delta @ self.b.T)
 
-    @cached_property
+    def top_eigenvalue(self, theta: Array) -> float:
+        """λmax of the Hessian of F at one θ (n,); a place of δ* on the rim of the box does not bend F."""
+        inside = np.abs(self.pull(theta)) < self.mu * self.epsilon
+        bent = self.b[:, inside] @ self.b[:, inside].T / self.mu
+        return float(np.linalg.eigvalsh(sum(self.weights) * self.a + self.weights[1] * bent)[-1])
+
+    @property
     def variance(self) -> float:
         """σ²: of one example's gradient, exact, since ξ enters both halves of the loss linearly."""
         return sum(self.weights) ** 2 * len(self.a) * self.noise**2
