@@ -5,7 +5,7 @@
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,6 +27,8 @@ USAGE = """usage: python -m conadv_lab.staleness dynamics [RECIPE] [--taus T ...
 RECIPE is a recipe's name or path/to/file.py:function; without one, digits-conadv with 16 epochs.
 Exit status: 0 done, 2 a mistake in what was asked, 1 a failure.
 """
+PROBE_EVERY = 10
+"""Steps between two comparisons of stale and fresh attacks, where a recipe has none."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,16 @@ class Options:
             ValueError: a number out of range, a trace that cannot be used.
         """
         require(self.seeds >= 1, "seeds", self.seeds, "a whole number of at least 1")
-        if self.trace is not None:
-            return [Draw("trace", trace=read_trace(self.trace))]
         require(len(self.taus) > 0, "taus", self.taus, "at least one")
-        if self.draw == "per-worker":
-            return [Draw("per-worker", of_workers=tuple(self.taus))]
-        return [Draw(self.draw, tau, self.workers) for tau in self.taus]
+        if self.trace is None and self.draw != "per-worker":
+            return [Draw(self.draw, tau, self.workers) for tau in self.taus]
+        if self.trace is not None:
+            own = Draw("trace", trace=read_trace(self.trace))
+        else:
+            own = Draw("per-worker", of_workers=tuple(self.taus))
+        if self.workers not in (1, own.columns):
+            raise ValueError(f"workers is {self.workers}; allowed: {own.columns}, as many as have a τ")
+        return [own]
 
 
 @dataclass(frozen=True)
@@ -135,7 +141,7 @@ def _training(name: str, words: list[str]) -> "tuple[pd.DataFrame, Outputs]":
     from conadv_lab.cli import parse_config
     from conadv_lab.recipes import find
 
-    recipe = find(name) if name else small
+    recipe = _probed(find(name)) if name else small
     prog = f"conadv_lab.staleness dynamics {name or 'digits-conadv'}"
     config, asked = parse_config(recipe, words, prog=prog, options=RunOptions())
     outputs = Outputs(asked.json, asked.csv, asked.figure)
@@ -143,6 +149,17 @@ def _training(name: str, words: list[str]) -> "tuple[pd.DataFrame, Outputs]":
         config, asked.draws(), seeds=asked.seeds, curvature_images=asked.curvature_images,
         problem=name or "digits-conadv", progress=True,
     ), outputs  # fmt: skip
+
+
+def _probed(recipe: Callable[[], Config]) -> Callable[[], Config]:
+    """The recipe, stale and fresh attacks compared every so often: that is what is studied here."""
+
+    def probed() -> Config:
+        config = recipe()
+        return config.replace(probe_every=config.training.probe_every or PROBE_EVERY)
+
+    probed.__doc__ = recipe.__doc__
+    return probed
 
 
 def study(

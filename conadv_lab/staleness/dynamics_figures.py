@@ -56,7 +56,7 @@ def figure_of_runs(
         colour, marker = list(PHASE_STYLE.values())[(number + 1) % len(PHASE_STYLE)]
         axes.errorbar(
             groups["place"], groups["mean"], groups["std"] if several else None, color=colour, marker=marker,
-            ms=6, capsize=2.5, lw=1.2, label=f"{draw}, n = {int(groups['seeds'].min())}",
+            ms=6, capsize=2.5, lw=1.2, label=f"{draw}, seeds: {int(groups['seeds'].min())}",
         )  # fmt: skip
     axes.legend(frameon=False, fontsize=8)
     return axes
@@ -76,6 +76,8 @@ def figure_of_probes(
     Raises:
         ValueError: a measure that the frame has not.
     """
+    from matplotlib.ticker import NullFormatter
+
     own = _chosen(frame[frame["phase"] != WHOLE], measure, by)
     axes = _axes(ax, measure, by, log)
     # Early in a run a τ above the step's number has no effect yet.
@@ -88,6 +90,7 @@ def figure_of_probes(
         if by == "tau_lr":
             axes.plot(rows[by], rows["value"], marker, color=colour, ms=4, alpha=0.6, mew=0, label=name)
             axes.set_xscale("log")
+            axes.xaxis.set_minor_formatter(NullFormatter())
         else:
             groups = rows.groupby(by)["value"].agg(["mean", "std"])
             axes.errorbar(
@@ -101,23 +104,20 @@ def figure_of_probes(
 
 
 def page(frame: "pd.DataFrame") -> "Figure":
-    """Six figures: accuracy and sharpness (or what the quadratic problem has), then stale beside fresh attacks."""
+    """Accuracy and sharpness, or what the quadratic problem has, then stale beside fresh attacks."""
     from matplotlib.figure import Figure
 
-    measures = set(frame["measure"])
+    measures = set(frame.dropna(subset=["value"])["measure"])
     ends = [m for m in ("test_accuracy", "squared_gradient", "top_eigenvalue") if m in measures][:2]
     plots = [(figure_of_runs, measure, "tau") for measure in ends]
-    if "sign_agreement" in measures:
-        plots += [
-            (figure_of_probes, measure, "effective_tau") for measure in ("sign_agreement", "gain_ratio")
-        ]
-        if (frame["effective_tau"] > 0).any():
-            plots += [(figure_of_probes, measure, "tau_lr") for measure in ("sign_agreement", "distance")]
+    compared = [(m, "effective_tau") for m in ("sign_agreement", "gain_ratio") if m in measures]
+    if (frame["effective_tau"] > 0).any():
+        compared += [(m, "tau_lr") for m in ("sign_agreement", "distance") if m in measures]
+    plots += [(figure_of_probes, measure, by) for measure, by in compared]
     rows = max(1, -(-len(plots) // 3))
     figure = Figure(figsize=(12.6, 3.7 * rows), layout="constrained")
     for number, (draw, measure, by) in enumerate(plots, 1):
-        log = measure in ("squared_gradient", "distance")
-        draw(frame, measure, by, log=log, ax=figure.add_subplot(rows, 3, number))
+        draw(frame, measure, by, log=measure == "distance", ax=figure.add_subplot(rows, 3, number))
     return figure
 
 

@@ -317,6 +317,10 @@ MISTAKES = {
     "more workers than groups": (
         [*SHORT, "--micro-batch", "16", "--workers", "3"], "workers is 3; allowed: 1 to 2, the micro-batches of a step"
     ),
+    "workers of a trace": ([*SHORT, "--trace", "short.csv", "--workers", "2"], "workers is 2; allowed: 1, as many"),
+    "workers of their own": (
+        [*SHORT, "--draw", "per-worker", "--taus", "0", "1", "--workers", "3"], "workers is 3; allowed: 2, as many"
+    ),
     "no such trace": ([*SHORT, "--trace", "nowhere.csv"], "nowhere.csv is no file"),
     "gaps": ([*SHORT, "--trace", "gaps.csv"], "gaps.csv: the trace has no number at step 1, worker 0"),
     "below 0": ([*SHORT, "--trace", "below.csv"], "below.csv: the trace has a negative number at step 1, worker 0"),
