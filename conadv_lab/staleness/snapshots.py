@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from conadv_lab.data.loader import Step
 from conadv_lab.methods.adversarial import ConAdv, Weights
 from conadv_lab.methods.attack import Attack
-from conadv_lab.methods.base import Criterion
+from conadv_lab.methods.base import Criterion, Losses
 from conadv_lab.mistakes import require
 from conadv_lab.staleness.draws import checked
 
@@ -74,11 +74,16 @@ class SnapshotConAdv(ConAdv):
             self._loaded = number - lag
         return self._old
 
-    def _attack_ahead(self, model: nn.Module, step: Step, criterion: Criterion) -> None:
+    def backward(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
         self.remember(model, step.number)
+        if step.number:  # at step 0 every τ is 0, which is what the method does by itself
+            self.pending[step.number] = self._attacked(model, step, criterion)
+        return super().backward(model, step, criterion)
+
+    def _attacked(self, model: nn.Module, step: Step, criterion: Criterion) -> list[Tensor]:
         kept = []
         for group, batch in enumerate(step.batches()):
-            attacked = self.model_at(model, step.number, self.lag(step.number, group))
-            kept.append(self.attack.perturb(attacked, batch, criterion))
+            old = self.model_at(model, step.number, self.lag(step.number, group))
+            kept.append(self.attack.perturb(old, batch, criterion))
         require(len(kept) >= self.workers, "workers", self.workers, f"1 to {len(kept)}, the groups of a step")
-        self.pending[step.number] = kept
+        return kept

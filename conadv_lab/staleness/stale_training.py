@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+import numpy as np
 from torch import nn
 
 from conadv_lab import sharpness
@@ -97,14 +97,12 @@ def run(job: Job, curvature_images: int = 256) -> list[dict[str, Any]]:
     parts = build(job.config)
     trained = train(parts, job.taus)
     steps = len(job.taus)
-    lags = job.taus.clip(max=torch.arange(steps).numpy()[:, None])
-    sums = [0.0]
-    for number in range(steps):
-        sums.append(sums[-1] + parts.schedule(number))
-    spans = [sums[t] - sums[t - int(lag)] for t in range(steps) for lag in lags[t]]
+    lags = np.minimum(job.taus, np.arange(steps)[:, None])
+    sums = np.cumsum([0.0, *(parts.schedule(number) for number in range(steps))])
+    spans = sums[:steps, None] - sums[np.arange(steps)[:, None] - lags]
     about = {
         "step": steps, "phase": WHOLE, "worker": float("nan"),
-        "effective_tau": float(lags.mean()), "tau_lr": sum(spans) / len(spans),
+        "effective_tau": float(lags.mean()), "tau_lr": float(spans.mean()),
     }  # fmt: skip
     if trained.diverged_at is not None:
         figures: dict[str, float] = {"diverged_at": trained.diverged_at}

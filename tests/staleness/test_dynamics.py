@@ -199,12 +199,20 @@ def test_a_study_is_a_tidy_frame_with_phases_and_both_axes():
     assert at_3["tau_lr"].tolist() == pytest.approx([0.1 * (2 + 3) / 4] * 4)
     whole = frame[frame["phase"] == "whole"].set_index(["draw", "seed", "measure"])
     assert whole.loc["constant", 0]["effective_tau"].unique() == pytest.approx([(0 + 1 + 2 * 12) / STEPS])
+    lrs = asked_lrs(asked)
+    spans = [sum(lrs[max(0, t - 2) : t]) for t in range(STEPS)]
+    assert whole.loc["constant", 0]["tau_lr"].unique() == pytest.approx([sum(spans) / STEPS])
     for seed in (0, 1):
         value = whole.loc["constant", seed]["value"]
         assert set(value.index) == {
             "test_accuracy", "train_test_gap", "train_loss", "top_eigenvalue", "lr_times_eigenvalue",
         }  # fmt: skip
         assert value["lr_times_eigenvalue"] == pytest.approx(0.1 * value["top_eigenvalue"])
+
+
+def asked_lrs(asked: Config) -> list[float]:
+    schedule = build(resolved(asked)).schedule
+    return [schedule(number) for number in range(STEPS)]
 
 
 def test_a_run_that_diverges_is_a_row():
@@ -363,3 +371,10 @@ def test_help_does_not_import_torch(words):
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_step_with_fewer_groups_than_workers_is_told():
+    with pytest.raises(ValueError, match="workers is 3; allowed: 1 to 2, the groups of a step"):
+        stale(np.zeros((STEPS, 3)), 8, SignAttack(EPSILON))
+    with pytest.raises(ValueError, match="number of steps is 5; allowed: above 5"):
+        stale(np.zeros((5, 1)), 8, SignAttack(EPSILON))
