@@ -1,0 +1,1 @@
+"""What a stale attack costs, and what it buys."""
