@@ -38,7 +38,7 @@ PLACES = {"4096 devices": ("disadv", "serial"), "4096 devices, a quarter attack"
 CALIBRATED_AT, CHECKED_AT, CALIBRATION_STEPS = 16, 32, 8
 CHILD = """
 import json, resource, sys, time
-from conadv_lab.staleness.simulate import one_timeline
+from conadv_lab.staleness.simulation import one_timeline
 method, placement, rounds, sizes = json.loads(sys.argv[1])
 seconds = []
 for devices, steps in sizes:

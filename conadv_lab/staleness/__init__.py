@@ -8,11 +8,11 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "best": "simulate",
+    "best": "simulation",
     "Cluster": "cluster",
     "load_cluster": "cluster",
-    "one_timeline": "simulate",
-    "simulate": "simulate",
+    "one_timeline": "simulation",
+    "simulate": "simulation",
     "Timeline": "timeline",
     "Workload": "workload",
     "WORKLOADS": "workload",

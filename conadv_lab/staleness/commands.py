@@ -108,7 +108,7 @@ class Page:
 
 def timeline(words: list[str]) -> int:
     """Print the table."""
-    from conadv_lab.staleness import simulate as sim
+    from conadv_lab.staleness import simulation as sim
     from conadv_lab.staleness.cluster import load, to_toml
     from conadv_lab.staleness.workload import workload_of
 
@@ -265,7 +265,7 @@ def _write_trace(
 ) -> None:  # fmt: skip
     import numpy as np
 
-    from conadv_lab.staleness.simulate import attackers_of, one_timeline
+    from conadv_lab.staleness.simulation import attackers_of, one_timeline
 
     if len(frame) != 1 or asked.best:
         raise ValueError(

@@ -17,7 +17,7 @@ from conadv_lab.sharpness.figures import save, svg
 from conadv_lab.staleness import calibrate, figures
 from conadv_lab.staleness.cluster import Cluster, Compute, Network, load
 from conadv_lab.staleness.plan import plan, share_to_count
-from conadv_lab.staleness.simulate import best, one_timeline, row
+from conadv_lab.staleness.simulation import best, one_timeline, row
 from conadv_lab.staleness.timeline import timeline
 from conadv_lab.staleness.workload import Workload, workload_of
 
@@ -78,7 +78,7 @@ def build(
         dynamics: columns ``tau``, ``measure``, ``value``; adds accuracy and sharpness against τ.
 
     Raises:
-        ValueError: as for `simulate.simulate`; fewer than two devices.
+        ValueError: as for `simulation.simulate`; fewer than two devices.
     """
     require(devices >= 2, "devices", devices, "a whole number of at least 2")
     chosen, workload = load(cluster), workload_of(recipe)

@@ -13,7 +13,7 @@ from conadv_lab.staleness.cluster import Cluster, Compute, Network, Stragglers, 
 from conadv_lab.staleness.communication import NCCL, all_reduce, bus, one
 from conadv_lab.staleness.interruptions import finish_seconds, interruptions
 from conadv_lab.staleness.plan import METHODS, plan
-from conadv_lab.staleness.simulate import best, one_timeline, simulate
+from conadv_lab.staleness.simulation import best, one_timeline, simulate
 from conadv_lab.staleness.stragglers import factors, mean_slowest
 from conadv_lab.staleness.timeline import timeline
 from conadv_lab.staleness.workload import MODELS, TRAINING_IMAGES, WORKLOADS, Workload, workload_of
