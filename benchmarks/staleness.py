@@ -35,7 +35,7 @@ RECIPE = WORKLOADS["imagenet-resnet50-32k"]
 DEVICES, STEPS, EVENT_STEPS = 4096, 10_000, 4
 SIZES = ((1024, 10_000), (2048, 10_000), (4096, 2_500), (4096, 5_000), (4096, 10_000))
 PLACES = {"4096 devices": ("disadv", "serial"), "4096 devices, a quarter attack": ("conadv", "ranks")}
-CALIBRATED_AT, CHECKED_AT, CALIBRATION_STEPS = 16, 32, 8
+CALIBRATED_AT, CHECKED_AT, CALIBRATION_STEPS = 32, 16, 12
 CHILD = """
 import json, resource, sys, time
 from conadv_lab.staleness.simulation import one_timeline
@@ -158,7 +158,7 @@ def main(asked: argparse.Namespace) -> None:
     fast = speed_rows(asked.rounds)
     rows += fast + event_rows(fast[0].value, min(asked.rounds, 3))
     if not asked.skip_machine:
-        rows += machine_rows(asked.model, max(asked.rounds, 5))
+        rows += machine_rows(asked.model, max(asked.rounds, 7))
     publish(rows, asked.json)
 
 

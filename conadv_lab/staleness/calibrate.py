@@ -39,7 +39,7 @@ def published() -> "pd.DataFrame":
     """The rows of ``mlperf.csv``."""
     import pandas as pd
 
-    return pd.read_csv(StringIO((files("conadv_lab.staleness") / "mlperf.csv").read_text()))
+    return pd.read_csv(StringIO((files("conadv_lab.staleness") / "mlperf.csv").read_text()), comment="#")
 
 
 def predicted_ms(cluster: Cluster, devices: int, global_batch: int) -> float:

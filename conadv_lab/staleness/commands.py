@@ -295,7 +295,8 @@ def _write(frame: "pd.DataFrame", files: Files) -> None:
     from conadv_lab.runs import write_json
 
     if files.json is not None:
-        write_json(files.json, {"rows": frame.to_dict("records")})
+        rows = [{k: None if v != v else v for k, v in row.items()} for row in frame.to_dict("records")]
+        write_json(files.json, {"rows": rows})
     if files.csv is not None:
         frame.to_csv(files.csv, index=False)
 

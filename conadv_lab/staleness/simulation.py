@@ -1,5 +1,6 @@
 """The simulator as a table: one row a combination of method, placement and devices."""
 
+import math
 from collections.abc import Iterable, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -86,7 +87,8 @@ def row(cluster: Cluster, workload: Workload, done: Timeline, seed: int = 0) -> 
 
     ``step_ms`` is the mean once pipelines are full, ``exposed_ms`` what of it the all-reduce and optimiser add to
     the compute of a device without noise; ``tau_*`` the effective τ over steps and workers; ``hours`` the whole
-    recipe with failures and preemptions (mean, 95th percentile), ``device_hours`` that times the devices.
+    recipe with failures and preemptions (mean, 95th percentile), ``device_hours`` that times the devices;
+    ``checkpoint_every`` is in steps, None where nothing fails.
     """
     own = done.plan
     job = interruptions(cluster.failures, own.devices, done.settled)
@@ -113,6 +115,7 @@ def row(cluster: Cluster, workload: Workload, done: Timeline, seed: int = 0) -> 
         "tau_min": int(taus[:, 0].min()),
         "tau_max": int(taus[:, 0].max()),
         "steps": workload.steps,
+        "checkpoint_every": round(job.stretch / done.settled) if math.isfinite(job.stretch) else None,
         "hours": float(hours.mean()),
         "hours_p95": float(np.quantile(hours, 0.95)),
         "device_hours": float(hours.mean()) * own.devices,
