@@ -92,7 +92,7 @@ class Page:
     html: Path
     """The page."""
     cluster: str = "h100"
-    """A built-in name or a TOML file with constants of ResNet-50."""
+    """A built-in name or a TOML file."""
     recipe: str = "imagenet-resnet50-32k"
     """What is trained."""
     devices: int = 512
@@ -135,7 +135,7 @@ def timeline(words: list[str]) -> int:
             attackers=_number(asked.attackers), ascent_share=asked.ascent_share, **options,
         )  # fmt: skip
     if asked.trace is not None:
-        _write_trace(asked.trace, cluster, workload, asked, frame, devices, options)
+        _trace(asked.trace, cluster, workload, asked, devices)
     print(
         f"{cluster.name}, {workload.name}, global batch {workload.global_batch:,}: predicted by a model, not measured"
     )
@@ -259,32 +259,22 @@ def _number(text: str | None) -> int | float | None:
         raise ValueError(f"attackers are {text!r}; allowed: a number, or a share such as 0.25") from None
 
 
-def _write_trace(
-    trace: Path, cluster: "Cluster", workload: Any, asked: Timeline, frame: "pd.DataFrame", devices: Sequence[int],
-    options: Any,
-) -> None:  # fmt: skip
-    import numpy as np
-
+def _trace(path: Path, cluster: "Cluster", workload: Any, asked: Timeline, devices: Sequence[int]) -> None:
+    """Write the trace of the one combination that is asked for."""
     from conadv_lab.staleness.simulation import attackers_of, one_timeline
+    from conadv_lab.staleness.timeline import write_trace
 
-    if len(frame) != 1 or asked.best:
+    combinations = len(asked.method) * len(asked.placement) * len(devices)
+    if combinations != 1 or asked.best:
         raise ValueError(
-            f"--trace needs one row, but there are {len(frame)}; name one method, placement and devices"
+            f"--trace needs one row, but {combinations} are asked for; name one method, placement and number of devices"
         )
-    if trace.suffix not in (".npy", ".csv"):
-        raise ValueError(f"the trace's name is {trace.name!r}; allowed: one that ends in .npy or .csv")
-    placement = asked.placement[0]
-    count = attackers_of(_number(asked.attackers), devices[0]) if placement == "ranks" else None
+    count = attackers_of(_number(asked.attackers), devices[0]) if asked.placement[0] == "ranks" else None
     done = one_timeline(
-        cluster, workload, asked.method[0], devices=devices[0], placement=placement, attackers=count,
-        ascent_share=asked.ascent_share, **options,
+        cluster, workload, asked.method[0], devices=devices[0], placement=asked.placement[0], attackers=count,
+        ascent_share=asked.ascent_share, staleness=asked.staleness, steps=asked.steps, seed=asked.seed,
     )  # fmt: skip
-    if trace.suffix == ".npy":
-        np.save(trace, done.trace)
-    else:
-        table = np.column_stack([np.arange(len(done.trace)), done.trace])
-        names = ",".join(["step", *(f"worker {n}" for n in range(done.trace.shape[1]))])
-        np.savetxt(trace, table, fmt="%d", delimiter=",", header=names, comments="")
+    write_trace(path, done.trace)
 
 
 def _print(frame: "pd.DataFrame") -> None:

@@ -84,7 +84,8 @@ def build(
     chosen, workload = load(cluster), workload_of(recipe)
     what_if = _what_if(chosen, workload, devices, seed)
     by_images = _lines(chosen, [(workload.replace(global_batch=b * WORKERS), WORKERS) for b in IMAGES], seed)
-    counts = [2**n for n in range(3, 13) if 2**n <= workload.global_batch]
+    first = 3 if workload.global_batch >= 64 else 0
+    counts = [2**n for n in range(first, 13) if 2**n <= workload.global_batch]
     by_devices = _lines(chosen, [(workload, n) for n in counts], seed)
     taus = _effective(chosen, workload, devices, seed)
     fit = calibrate.compare()
@@ -225,7 +226,9 @@ def _effective(cluster: Cluster, workload: Workload, devices: int, seed: int) ->
 
 def _simple(cluster: Cluster, workload: Workload) -> list[dict[str, Any]]:
     """Speed-ups of the simple model, of this one with the same assumptions, and of this one as it is."""
-    rows = []
+    rows: list[dict[str, Any]] = []
+    if workload.model not in SIMPLE_CLUSTER.compute:
+        return rows
     for images, quoted in SIMPLE.items():
         cells: list[float] = []
         for spare in (False, True):

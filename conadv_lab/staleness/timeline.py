@@ -9,6 +9,7 @@ takes the newest weights that have reached it, and a step starts on a trainer wh
 
 from collections import deque
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,10 @@ class Timeline:
         values, counts = np.unique(sample, return_counts=True)
         return {int(v): float(c / sample.size) for v, c in zip(values, counts, strict=True)}
 
+    def tau_of_workers(self) -> Times:
+        """(trainers, τ + 1) share of each worker's steps at each effective τ."""
+        return np.stack([(self.trace == tau).mean(axis=0) for tau in range(self.plan.staleness + 1)], axis=1)
+
     def spans(self, steps: int = 4) -> list[dict[str, Any]]:
         """What each device computes in the first steps: rows of device, role, lane, what, step, start, end."""
         rows: list[dict[str, Any]] = []
@@ -90,6 +95,22 @@ class Timeline:
                     for lane, what, begin, end in parts
                 ]  # fmt: skip
         return rows
+
+
+def write_trace(path: Path, trace: NDArray[np.int8]) -> None:
+    """Write (steps, workers) of τ as ``.npy``, or as ``.csv`` with a column ``step`` and one a worker.
+
+    Raises:
+        ValueError: another ending.
+    """
+    if path.suffix == ".npy":
+        np.save(path, trace)
+    elif path.suffix == ".csv":
+        table = np.column_stack([np.arange(len(trace)), trace])
+        names = ",".join(["step", *(f"worker {n}" for n in range(trace.shape[1]))])
+        np.savetxt(path, table, fmt="%d", delimiter=",", header=names, comments="")
+    else:
+        raise ValueError(f"the trace's name is {path.name!r}; allowed: one that ends in .npy or .csv")
 
 
 def timeline(plan: Plan, noise: Stragglers, steps: int, seed: int = 0) -> Timeline:

@@ -127,6 +127,9 @@ def test_late_attackers_make_the_effective_staleness_smaller():
     many, _ = both("conadv", 9, LOGNORMAL, placement="ranks", attackers=5, staleness=4)
     assert set(np.unique(many.trace[10:])) == {4}  # attackers in time: exactly τ
     assert few.trace[10:].mean() < 2
+    shares = few.tau_of_workers()
+    np.testing.assert_allclose(shares.sum(axis=1), 1)
+    np.testing.assert_allclose(shares @ np.arange(5), few.trace.mean(axis=0))
 
 
 @pytest.mark.parametrize("noise", [LOGNORMAL, EXPONENTIAL], ids=lambda noise: noise.kind)
