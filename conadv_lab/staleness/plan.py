@@ -1,12 +1,9 @@
 """What each device does in one step of a method, in seconds of a device without noise.
 
-A pass over b images takes a + c·b (`cluster.Compute`); an attack pass has no weight gradients. Passes of one
-device follow one another. Gradients are averaged in buckets while the last pass goes backward.
+Passes of one device follow one another (`passes`); gradients are averaged in buckets while the last one goes backward.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from math import ceil
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,29 +11,18 @@ from numpy.typing import NDArray
 from conadv_lab.mistakes import require, unknown
 from conadv_lab.staleness.cluster import Cluster
 from conadv_lab.staleness.communication import all_reduce, point_to_point
+from conadv_lab.staleness.passes import CONCURRENT, Passes, Span
 from conadv_lab.staleness.workload import Workload
 
 METHODS = (
     "vanilla", "disadv", "conadv", "recycled", "noise", "copy", "recycled-equal", "noise-equal", "copy-equal",
     "sam", "asyncsam",
 )  # fmt: skip
-CONCURRENT = ("conadv", "asyncsam")
-"""Methods whose attack (ascent) may be placed beside the step."""
 PLACEMENTS = ("serial", "stream", "ranks")
 BACKWARD = 2 / 3
 """Share of a training pass: forward, input gradient and weight gradient count alike (docs/semantics.md)."""
 FIRST_BUCKET = 1e6
 """Bytes; PyTorch's DistributedDataParallel fills a first bucket of 1 MB so that the network starts early."""
-
-
-@dataclass(frozen=True)
-class Span:
-    """A pass of a device within a step, in seconds from the step's start: ``what`` on ``lane``."""
-
-    lane: str
-    what: str
-    start: float
-    end: float
 
 
 @dataclass(frozen=True)
@@ -115,6 +101,45 @@ def plan(
     Raises:
         ValueError: an unknown name, or numbers that do not fit together.
     """
+    _check(method, placement, devices, ascent_share)
+    count = _attackers(placement, devices, attackers)
+    trainers = devices - count
+    at_most = f"at most {workload.global_batch}, the images of a step"
+    require(trainers <= workload.global_batch, "devices that train", trainers, at_most)
+    require(count <= workload.global_batch, "attackers", count, at_most)
+    tau = _staleness(workload, method, staleness)
+    images = workload.global_batch / trainers
+    step = Passes(cluster, workload, images)
+    step.add_step(method, placement, tau, ascent_share)
+    sizes = buckets(workload.parameters * workload.bytes_each, cluster.network.bucket_mb)
+    left = 1 - np.cumsum(sizes) / sizes.sum()
+    rate = cluster.input.images_per_second
+    own = Plan(
+        method, placement, devices, trainers, images, step.end,
+        ready=step.end - BACKWARD * step.last * left,
+        reduce=np.array([all_reduce(cluster.network, one, trainers) for one in sizes]),
+        optimizer=cluster.of(workload.model).optimizer_ms / 1e3,
+        staleness=tau,
+        input_s=0.0 if rate is None else images / rate,
+        prefetch=cluster.input.prefetch,
+        spans=tuple(step.spans),
+    )  # fmt: skip
+    return own if count == 0 else _with_attackers(own, cluster, workload, ascent_share)
+
+
+def _with_attackers(own: Plan, cluster: Cluster, workload: Workload, share: float) -> Plan:
+    """The plan with what the attackers do and what goes over the network for them."""
+    weights = float(workload.parameters * workload.bytes_each)
+    network, count = cluster.network, own.attackers
+    if own.method == "asyncsam":
+        send = all_reduce(network, weights, count) + point_to_point(network, weights)
+    else:
+        send = point_to_point(network, own.images * workload.values / 8)  # one bit a value
+    side = Passes(cluster, workload, workload.global_batch / count).side(own.method, share)
+    return replace(own, side=side, broadcast=point_to_point(network, weights), send=send)
+
+
+def _check(method: str, placement: str, devices: int, ascent_share: float) -> None:
     if method not in METHODS:
         raise unknown("method", method, METHODS)
     if placement not in PLACEMENTS:
@@ -123,40 +148,6 @@ def plan(
     require(0 < ascent_share <= 1, "ascent_share", ascent_share, "above 0, up to 1")
     if placement != "serial" and method not in CONCURRENT:
         raise ValueError(f"placement is {placement!r}; allowed for {method}: serial")
-    count = _attackers(placement, devices, attackers)
-    trainers = devices - count
-    require(
-        workload.global_batch >= trainers,
-        "devices",
-        trainers,
-        f"at most {workload.global_batch}, the images of a step",
-    )
-    tau = _staleness(workload, method, staleness)
-    images = workload.global_batch / trainers
-    step = _Step(cluster, workload, images)
-    step.add(method, placement, tau, ascent_share)
-    sizes = buckets(workload.parameters * workload.bytes_each, cluster.network.bucket_mb)
-    made = np.cumsum(sizes) / sizes.sum()
-    last = step.last_pass
-    rate = cluster.input.images_per_second
-    side = broadcast = send = 0.0
-    if count:
-        size = float(workload.parameters * workload.bytes_each)
-        theirs = workload.global_batch / count
-        side = _Step(cluster, workload, theirs).side(method, ascent_share)
-        broadcast = point_to_point(cluster.network, size)
-        if method == "asyncsam":
-            send = all_reduce(cluster.network, size, count) + point_to_point(cluster.network, size)
-        else:
-            send = point_to_point(cluster.network, images * workload.values / 8)
-    return Plan(
-        method, placement, devices, trainers, images, step.end,
-        step.end - BACKWARD * last * (1 - made),
-        np.array([all_reduce(cluster.network, one, trainers) for one in sizes]),
-        cluster.of(workload.model).optimizer_ms / 1e3,
-        tau, side, broadcast, send,
-        0.0 if rate is None else images / rate, cluster.input.prefetch, tuple(step.spans),
-    )  # fmt: skip
 
 
 def buckets(size: float, bucket_mb: float) -> NDArray[np.float64]:
@@ -196,67 +187,6 @@ def _staleness(workload: Workload, method: str, staleness: int | None) -> int:
     return 1 if method.startswith("recycled") else 0
 
 
-class _Step:
-    """Adds passes of a device one after another."""
-
-    def __init__(self, cluster: Cluster, workload: Workload, images: float) -> None:
-        one = cluster.of(workload.model)
-        self.fixed, self.each = one.fixed_ms / 1e3, one.image_ms / 1e3
-        self.attack, self.workload, self.images = cluster.attack, workload, images
-        self.spans: list[Span] = []
-        self.end = self.last_pass = 0.0
-
-    def add(self, method: str, placement: str, tau: int, share: float) -> None:
-        """All passes of a trainer."""
-        beside = method in CONCURRENT and placement == "stream" and tau > 0
-        if method == "disadv" or (method == "conadv" and placement != "ranks" and not beside):
-            self._pass("attack", *self._attack_cost(self.images))
-        elif method == "sam" or (method == "asyncsam" and placement != "ranks" and not beside):
-            self._pass("ascent", *self._cost(self.images * (share if method == "asyncsam" else 1)))
-        if method in ("vanilla", "sam", "asyncsam") or method.endswith("-equal"):
-            self._pass("train", *self._cost(self.images))
-        elif self.workload.joint:
-            self._pass("train", *self._cost(2 * self.images))
-        else:
-            self._pass("clean", *self._cost(self.images))
-            self._pass("altered", *self._cost(self.images))
-        if beside:
-            self._stretch(method, share)
-
-    def side(self, method: str, share: float) -> float:
-        """Seconds of the attack or ascent alone."""
-        return sum(self._side_cost(method, share))
-
-    def _side_cost(self, method: str, share: float) -> tuple[float, float]:
-        return self._attack_cost(self.images) if method == "conadv" else self._cost(self.images * share)
-
-    def _stretch(self, method: str, share: float) -> None:
-        """Two streams of one device: work adds up, of the two fixed costs the smaller one hides."""
-        fixed, work = self._side_cost(method, share)
-        passes = sum(self._micro_batches(self.images) for span in self.spans)
-        hidden = self.attack.overlap * min(fixed, passes * self.fixed)
-        longer = (self.end + fixed + work - hidden) / self.end
-        self.spans = [Span(s.lane, s.what, s.start * longer, s.end * longer) for s in self.spans]
-        self.end, self.last_pass = self.end * longer, self.last_pass * longer
-        self.spans.append(Span("stream", "attack" if method == "conadv" else "ascent", 0.0, self.end))
-
-    def _pass(self, what: str, fixed: float, work: float) -> None:
-        self.spans.append(Span("compute", what, self.end, self.end + fixed + work))
-        self.end += fixed + work
-        self.last_pass = fixed + work
-
-    def _cost(self, images: float) -> tuple[float, float]:
-        return self.fixed * self._micro_batches(images), self.each * images
-
-    def _attack_cost(self, images: float) -> tuple[float, float]:
-        fixed, work = self._cost(images)
-        return self.attack.fixed_share * fixed, self.attack.image_share * work
-
-    def _micro_batches(self, images: float) -> int:
-        limit = self.workload.micro_batch
-        return 1 if limit is None else max(1, ceil(images / limit))
-
-
 def shared_attackers(trainers: int, attackers: int) -> NDArray[np.int64]:
     """(trainers, width) numbers of the attackers that make each trainer's images; a row may repeat one.
 
@@ -269,18 +199,3 @@ def shared_attackers(trainers: int, attackers: int) -> NDArray[np.int64]:
     last = (np.arange(1, trainers + 1) * attackers - 1) // trainers
     width = int((last - first).max()) + 1
     return np.minimum(first[:, None] + np.arange(width), last[:, None])
-
-
-def share_to_count(share: float, devices: int) -> int:
-    """Attackers of a share of the devices, at least one and fewer than all.
-
-    Raises:
-        ValueError: a share outside 0 to 1.
-    """
-    require(0 < share < 1, "attacker share", share, "above 0 and below 1")
-    return min(max(1, round(share * devices)), devices - 1)
-
-
-def listed(value: "object | Sequence[object]") -> list:
-    """One value or several as a list."""
-    return list(value) if isinstance(value, (list, tuple, range, np.ndarray)) else [value]

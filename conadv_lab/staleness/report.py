@@ -16,8 +16,8 @@ from conadv_lab.mistakes import require
 from conadv_lab.sharpness.figures import save, svg
 from conadv_lab.staleness import calibrate, figures
 from conadv_lab.staleness.cluster import Cluster, Compute, Network, load
-from conadv_lab.staleness.plan import plan, share_to_count
-from conadv_lab.staleness.simulation import best, one_timeline, row
+from conadv_lab.staleness.plan import plan
+from conadv_lab.staleness.simulation import best, one_timeline, row, share_to_count
 from conadv_lab.staleness.timeline import timeline
 from conadv_lab.staleness.workload import Workload, workload_of
 

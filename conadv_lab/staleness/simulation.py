@@ -11,7 +11,8 @@ from conadv_lab.config import Config
 from conadv_lab.mistakes import require
 from conadv_lab.staleness.cluster import Cluster, load
 from conadv_lab.staleness.interruptions import finish_seconds, interruptions
-from conadv_lab.staleness.plan import CONCURRENT, Plan, listed, plan, share_to_count
+from conadv_lab.staleness.passes import CONCURRENT
+from conadv_lab.staleness.plan import Plan, plan
 from conadv_lab.staleness.timeline import Timeline, timeline
 from conadv_lab.staleness.workload import Workload, workload_of
 
@@ -62,8 +63,8 @@ def simulate(
 
     chosen, workload = load(cluster), workload_of(recipe)
     rows = []
-    for name, place, count in product(listed(method), listed(placement), listed(devices)):
-        if place != "serial" and name not in CONCURRENT and len(listed(method)) > 1:
+    for name, place, count in product(_listed(method), _listed(placement), _listed(devices)):
+        if place != "serial" and name not in CONCURRENT and len(_listed(method)) > 1:
             continue
         number = None if place != "ranks" else attackers_of(attackers, count)
         own = plan(
@@ -168,3 +169,18 @@ def one_timeline(
     chosen = load(cluster)
     own: Plan = plan(chosen, workload_of(recipe), method, devices, **options)
     return timeline(own, chosen.stragglers, steps, seed)
+
+
+def share_to_count(share: float, devices: int) -> int:
+    """Attackers of a share of the devices, at least one and fewer than all.
+
+    Raises:
+        ValueError: a share outside 0 to 1.
+    """
+    require(0 < share < 1, "attacker share", share, "above 0 and below 1")
+    return min(max(1, round(share * devices)), devices - 1)
+
+
+def _listed(value: Any) -> list[Any]:
+    """One value or several as a list."""
+    return list(value) if isinstance(value, (list, tuple, range, np.ndarray)) else [value]

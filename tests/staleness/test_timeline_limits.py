@@ -214,6 +214,11 @@ def test_micro_batches_pay_the_fixed_cost_each():
     assert step_ms("vanilla", 64) == pytest.approx(3.48 + 64 * 0.1434)
     own = plan(STILL, work(64, 1, micro_batch=16), "vanilla", 1)
     assert 1e3 * own.compute == pytest.approx(4 * 3.48 + 64 * 0.1434)
+    # Only the last micro-batch's backward makes gradients ready.
+    many = plan(STILL.replace(network={"bucket_mb": 1.0}), work(64, 2, micro_batch=16), "vanilla", 2)
+    backward = 2 / 3 * (3.48 + 16 * 0.1434)
+    size = MODELS["resnet50"] * 2 / 1e6
+    assert 1e3 * many.ready[0] == pytest.approx(1e3 * many.compute - backward * (1 - 1 / size))
 
 
 def test_workloads_are_those_of_the_recipes_and_models():
@@ -270,7 +275,7 @@ def test_a_wrong_cluster_file_says_what_is_wrong(text, message):
         ),
         ({"devices": 8, "method": "conad"}, "unknown method 'conad'.*Did you mean 'conadv'"),
         ({"devices": 8, "staleness": -1}, "staleness is -1"),
-        ({"devices": 200_000}, "devices is 200000; allowed: at most 32768, the images of a step"),
+        ({"devices": 200_000}, "devices that train is 200000; allowed: at most 32768, the images of a step"),
         ({"devices": 8, "method": "asyncsam", "ascent_share": 0.0}, "ascent_share is 0.0"),
     ],
 )
