@@ -9,9 +9,9 @@ from conadv_lab.mistakes import require, unknown
 
 MODELS = {"digits-cnn": 72_666, "resnet18": 11_173_962, "resnet20": 272_474, "resnet50": 25_557_032}
 """Parameters; a test counts them."""
-TRAINING_IMAGES = {"digits": 898, "cifar10": 50_000, "cifar100": 50_000}
-VALUES = {"digits": 64, "cifar10": 3 * 32**2, "cifar100": 3 * 32**2}
 IMAGENET = 1_281_167
+TRAINING_IMAGES = {"digits": 898, "cifar10": 50_000, "cifar100": 50_000, "imagenet": IMAGENET}
+VALUES = {"digits": 64, "cifar10": 3 * 32**2, "cifar100": 3 * 32**2, "imagenet": 3 * 224**2}
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _of_config(config: Config, name: str) -> Workload:
         training.epochs,
         training.global_batch,
         MODELS[model],
-        bytes_each=4,
+        bytes_each=4,  # weights are float32, also under autocast
         values=values,
         staleness=config.method.staleness,
         micro_batch=training.micro_batch,
