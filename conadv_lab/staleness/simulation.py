@@ -62,9 +62,13 @@ def simulate(
     import pandas as pd
 
     chosen, workload = load(cluster), workload_of(recipe)
+    methods, placements = _listed(method), _listed(placement)
+    if attackers is not None and "ranks" not in placements:
+        raise ValueError(f"attackers are {attackers}; allowed with placement {', '.join(placements)}: none")
+    placeable = any(name in CONCURRENT for name in methods)
     rows = []
-    for name, place, count in product(_listed(method), _listed(placement), _listed(devices)):
-        if place != "serial" and name not in CONCURRENT and len(_listed(method)) > 1:
+    for name, place, count in product(methods, placements, _listed(devices)):
+        if place != "serial" and name not in CONCURRENT and placeable:
             continue
         number = None if place != "ranks" else attackers_of(attackers, count)
         own = plan(
@@ -77,10 +81,10 @@ def simulate(
 
 def attackers_of(attackers: int | float | None, devices: int) -> int | None:
     """Number of attackers of a number or of a share; None stays None."""
-    if attackers is None or (attackers == int(attackers) and not isinstance(attackers, float)):
-        return None if attackers is None else int(attackers)
+    if attackers is None or isinstance(attackers, int):
+        return attackers
     require(devices >= 2, "devices", devices, "at least 2 with placement ranks")
-    return share_to_count(float(attackers), devices)
+    return share_to_count(attackers, devices)
 
 
 def row(cluster: Cluster, workload: Workload, done: Timeline, seed: int = 0) -> dict[str, Any]:

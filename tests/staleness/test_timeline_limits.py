@@ -294,6 +294,10 @@ def test_other_mistakes():
         load("h1000")
     with pytest.raises(ValueError, match=r"attacker share is 1\.5; allowed: above 0 and below 1"):
         simulate("h100", "imagenet-resnet50-4k", devices=8, placement="ranks", attackers=1.5)
+    with pytest.raises(ValueError, match="attackers are 8; allowed with placement serial: none"):
+        simulate("h100", "imagenet-resnet50-4k", devices=8, attackers=8)
+    with pytest.raises(ValueError, match="placement is 'ranks'; allowed for vanilla: serial"):
+        simulate("h100", "imagenet-resnet50-4k", ["vanilla", "sam"], devices=8, placement="ranks")
     with pytest.raises(ValueError, match="steps is 0"):
         simulate("h100", "imagenet-resnet50-4k", devices=8, steps=0)
     with pytest.raises(ValueError, match="slow_devices is 9; allowed: at most 8"):
