@@ -122,7 +122,7 @@ def timeline(words: list[str]) -> int:
     workload = workload_of(recipe).replace(joint=asked.joint)
     if asked.global_batch is not None:
         workload = workload.replace(global_batch=asked.global_batch)
-    devices = asked.devices or ((1,) if asked.calibrate else (64,))
+    devices = ((1,) if asked.calibrate else (64,)) if asked.devices is None else asked.devices
     options: dict[str, Any] = {"staleness": asked.staleness, "steps": asked.steps, "seed": asked.seed}
     if asked.best:
         require(len(devices) == 1, "devices", devices, "one number with --best")

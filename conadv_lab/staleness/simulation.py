@@ -62,12 +62,14 @@ def simulate(
     import pandas as pd
 
     chosen, workload = load(cluster), workload_of(recipe)
-    methods, placements = _listed(method), _listed(placement)
+    methods, placements, counts = _listed(method), _listed(placement), _listed(devices)
+    for what, given in (("method", methods), ("placement", placements), ("devices", counts)):
+        require(len(given) > 0, what, given, "at least one")
     if attackers is not None and "ranks" not in placements:
         raise ValueError(f"attackers are {attackers}; allowed with placement {', '.join(placements)}: none")
     placeable = any(name in CONCURRENT for name in methods)
     rows = []
-    for name, place, count in product(methods, placements, _listed(devices)):
+    for name, place, count in product(methods, placements, counts):
         if place != "serial" and name not in CONCURRENT and placeable:
             continue
         number = None if place != "ranks" else attackers_of(attackers, count)
