@@ -78,11 +78,13 @@ class Attack:
 
     def gradient(self, model: nn.Module, images: Tensor, labels: Tensor, criterion: Criterion) -> Tensor:
         """Input gradient (B, C, H, W) of the attacked branch."""
-        statistics: Statistics = self.statistics
+        return self.input_gradient(model, images, labels, criterion, self.branch, self.seen_statistics(model))
+
+    def seen_statistics(self, model: nn.Module) -> Statistics:
+        """Batch norm statistics that an attack on ``model`` sees now: those of the batch while it is cold."""
         updates = adversarial_updates(model)
-        if self.branch == "adversarial" and updates is not None and updates < WARM_UPDATES:
-            statistics = "batch"
-        return self.input_gradient(model, images, labels, criterion, self.branch, statistics)
+        cold = self.branch == "adversarial" and updates is not None and updates < WARM_UPDATES
+        return "batch" if cold else self.statistics
 
 
 class SignAttack(Attack):
