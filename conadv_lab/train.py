@@ -92,11 +92,14 @@ def _train(config: Config, out: Path, resume: bool) -> int:
     from conadv_lab.training.loop import NotFinite, StoppedOnRequest, prepare
 
     try:
-        try:
-            run = prepare(config, out, resume=resume)
-        except ValueError as mistake:
-            _tell(mistake)
-            return 2
+        run = prepare(config, out, resume=resume)
+    except ValueError as mistake:
+        _tell(mistake)
+        return 2
+    except AnotherRankFailed as failure:
+        print(f"error: {failure}", file=sys.stderr)
+        return 1
+    try:
         if run is not None:
             run.to_the_end()
     except StoppedOnRequest as stop:

@@ -3,6 +3,7 @@
 `torch.nn.SyncBatchNorm` takes CUDA tensors only, and what is not shown equal on a CPU is not shown at all here.
 """
 
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -33,8 +34,11 @@ def average_over_ranks(averages: list[tuple[int, list[Tensor]]], group: Any) -> 
             the numbers.
     """
     tensors = [tensor for _, some in averages for tensor in some]
-    weights = tensors[0].new_tensor([count for count, some in averages for _ in some])
-    sums = torch.cat([(tensor * weights[i]).flatten() for i, tensor in enumerate(tensors)] + [weights])
+    numbers = [count for count, some in averages for _ in some]
+    # Filled on the device: copied from a list they would make the host wait for it.
+    weights = [tensors[0].new_full((len(list(equal)),), number) for number, equal in groupby(numbers)]
+    weighted = [tensor.flatten() * number for tensor, number in zip(tensors, numbers, strict=True)]
+    sums = torch.cat([*weighted, *weights])
     dist.all_reduce(sums, group=group)
     totals = sums[-len(tensors) :]
     means = sums[: -len(tensors)].split([tensor.numel() for tensor in tensors])

@@ -174,7 +174,7 @@ def join(config: Config) -> Ranks:
             if name not in os.environ:
                 raise ValueError(f"WORLD_SIZE is {count}, but {name} is not set; torchrun sets both")
         with Ranks(_number("RANK", 0), count).failures_told():
-            dist.init_process_group(backend, timeout=PATIENCE)
+            dist.init_process_group(backend, timeout=PATIENCE, **_meeting(count))
     trainers = list(range(count - attackers))
     return Ranks(
         number=dist.get_rank(),
@@ -203,6 +203,19 @@ class Spectator(RunFolder):
 
     def cut_metrics(self, size: int) -> None:
         pass
+
+
+def _meeting(count: int) -> dict[str, Any]:
+    """How to meet: under torchrun by its agent's store, else by one that rank 0 keeps."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return {}
+    rank, port = _number("RANK", 0), _number("MASTER_PORT", 0)
+    # A client tries twice, so that a rank 0 that never comes would be waited for twice as long as is told.
+    store = dist.TCPStore(
+        os.environ["MASTER_ADDR"], port, count, rank == 0, PATIENCE / 2, wait_for_workers=False
+    )
+    store.set_timeout(PATIENCE)
+    return {"store": store, "rank": rank, "world_size": count}
 
 
 def _number(name: str, default: int) -> int:

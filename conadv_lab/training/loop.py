@@ -133,6 +133,7 @@ class Run:
             total=self.parts.stream.steps, initial=self.step, unit="step", disable=not self.on_terminal
         )
         self.logged_at = self.started, self.step
+        self.ranks.wait()
 
     def train_step(self) -> None:
         """One global step, and whatever is due after it."""
@@ -158,14 +159,16 @@ class Run:
         self.step = number + 1
         self.bar.update()
         line: dict[str, Any] = {} if agreement is None else {"sign_agreement": agreement}
-        if self.ranks.first and _due(self.step, training.evaluate_every) and self.step < parts.stream.steps:
-            line |= evaluate(parts, calibrated_copy(parts, self._judged()))
+        if self._comes(training.evaluate_every):
+            if self.ranks.first:
+                line |= evaluate(parts, calibrated_copy(parts, self._judged()))
+            self.ranks.wait()
         if due or line:
             self._log(number, lr, losses, line)
-        if self.step % training.checkpoint_every == 0 and self.step < parts.stream.steps:
+        if self._comes(training.checkpoint_every):
             self._require_finite(losses, number)
             self.save()
-        self._wait_for_first()
+            self.ranks.wait()
 
     def _gradient(self, step: Step, due: bool) -> Losses:
         """The whole step's gradient in the parameters, and its losses, whoever made which part of them."""
@@ -183,13 +186,13 @@ class Run:
         method.attack_ahead(self.network, step, self.parts.criterion)
         method.pending.pop(step.number, None)
         self.step = step.number + 1
-        self._wait_for_first()
+        for every in (self.config.training.evaluate_every, self.config.training.checkpoint_every):
+            if self._comes(every):
+                self.ranks.wait()
 
-    def _wait_for_first(self) -> None:
-        """Where rank 0 evaluates or saves, others must not take its silence for a failure."""
-        training = self.config.training
-        if _due(self.step, training.evaluate_every) or _due(self.step, training.checkpoint_every):
-            self.ranks.wait()
+    def _comes(self, every: int) -> bool:
+        """Whether what is done every so many steps is due now, between two steps."""
+        return _due(self.step, every) and self.step < self.parts.stream.steps
 
     def save(self) -> None:
         """Begin a checkpoint of the state after the last step; weights that are no numbers are not saved."""

@@ -1,0 +1,163 @@
+"""How much of a step is spent waiting for other ranks, with 1 and 2 ranks of this machine.
+
+    python -m benchmarks.communication [--json FILE] [--rounds N] [--ranks 1 2] [--model resnet18] [--batch N]
+
+All of them train on the same global batch in micro-batches of half of it. A rank waits where it has nothing to compute
+until a message has come; its own share of summing counts as waiting. The rows give the median step and wait of rank 0.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from benchmarks.harness import Row, arguments, publish
+from conadv_lab.config import Config, resolved
+from conadv_lab.recipes import digits
+
+METHODS = ("vanilla", "conadv")
+WARM_UP = 3
+
+
+class Waiting:
+    """Seconds in which this process had only messages to wait for, since the last `taken`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.seconds = device, 0.0
+        for name in ("all_reduce", "all_gather", "broadcast"):
+            setattr(dist, name, self._timed(getattr(dist, name)))
+
+    def taken(self) -> float:
+        seconds, self.seconds = self.seconds, 0.0
+        return seconds
+
+    def _timed(self, communicate: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*tensors: Any, async_op: bool = False, **more: Any) -> Any:
+            if async_op:
+                return _Work(communicate(*tensors, async_op=True, **more), self)
+            return self.during(lambda: communicate(*tensors, **more))
+
+        return timed
+
+    def during(self, wait: Callable[[], Any]) -> Any:
+        self._computed()
+        start = time.perf_counter()
+        try:
+            return wait()
+        finally:
+            self._computed()
+            self.seconds += time.perf_counter() - start
+
+    def _computed(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
+
+
+class _Work:
+    """An operation under way, the wait for which is timed."""
+
+    def __init__(self, work: Any, waiting: Waiting) -> None:
+        self.work, self.waiting = work, waiting
+
+    def wait(self) -> Any:
+        return self.waiting.during(self.work.wait)
+
+    def is_completed(self) -> bool:
+        return self.work.is_completed()
+
+
+def rank(model: str, method: str, batch: int, rounds: int, out: Path) -> None:
+    """One rank: takes its steps, and rank 0 writes the seconds of each and of its waits."""
+    from conadv_lab.runs import RunFolder
+    from conadv_lab.training.build import build
+    from conadv_lab.training.distributed import Spectator, join
+    from conadv_lab.training.loop import Run
+
+    base = digits.vanilla() if model == "digits-cnn" else Config().replace(dataset="synthetic")
+    steps = 10**6
+    config = base.replace(
+        model=model, method=method, epsilon=0.01, global_batch=batch, micro_batch=batch // 2, steps=steps,
+        warmup_epochs=0, log_every=steps, checkpoint_every=steps, threads=1,
+    )  # fmt: skip
+    ranks = join(config)
+    folder = RunFolder(out / "run") if ranks.first else Spectator(out / "run")
+    run = Run(build(resolved(config), ranks), folder, "none")
+    waiting = Waiting(run.parts.device)
+    taken: list[tuple[float, float]] = []
+    with run.saver:
+        run.start()
+        for number in range(WARM_UP + rounds):
+            waiting.taken()
+            start = time.perf_counter()
+            run.train_step()
+            run.ranks.any(False)
+            if number >= WARM_UP:
+                taken.append((time.perf_counter() - start, waiting.taken()))
+    if ranks.first:
+        (out / "seconds.json").write_text(json.dumps(taken))
+    ranks.leave()
+
+
+def measured(count: int, model: str, method: str, batch: int, rounds: int) -> tuple[float, float]:
+    """(step in ms, its waits in percent) of rank 0 of ``count`` ranks."""
+    from conadv_lab.launch.ranks import start
+
+    with tempfile.TemporaryDirectory() as scratch:
+        words = [
+            "--child",
+            method,
+            "--model",
+            model,
+            "--batch",
+            str(batch),
+            "--rounds",
+            str(rounds),
+            "--out",
+            scratch,
+        ]
+        command = [sys.executable, "-m", "benchmarks.communication", *words]
+        status = start(command, count) if count > 1 else subprocess.run(command, check=False).returncode
+        if status:
+            raise RuntimeError(f"the ranks ended with status {status}")
+        taken = json.loads((Path(scratch) / "seconds.json").read_text())
+    return 1e3 * median(step for step, _ in taken), 100 * median(wait / step for step, wait in taken)
+
+
+def main() -> None:
+    parser = arguments(__doc__ or "", rounds=9)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--model", default="resnet18")
+    parser.add_argument("--batch", type=int, default=32, help="images of a step (default: %(default)s)")
+    parser.add_argument("--child", help="(a rank started by this command)")
+    parser.add_argument("--out", type=Path, default=Path(os.devnull), help="(of a rank)")
+    options = parser.parse_args()
+    if options.child:
+        torch.set_num_threads(1)
+        rank(options.model, options.child, options.batch, options.rounds, options.out)
+        return
+    rows = []
+    for method in METHODS:
+        one = None
+        for count in options.ranks:
+            step, share = measured(count, options.model, method, options.batch, options.rounds)
+            name = f"{method}, {count} rank{'s' * (count > 1)}"
+            peer = f"{method}, {options.ranks[0]} rank{'s' * (options.ranks[0] > 1)}"
+            one = one or step
+            rows += [
+                Row(name, step, "ms a step", peer, step / one),
+                Row(f"{name}, waiting", share, "% of a step"),
+            ]
+    publish(rows, options.json)
+
+
+if __name__ == "__main__":
+    main()
