@@ -17,7 +17,7 @@ test-all: test test-kills test-slurm
 
 # Runs that are killed and resumed at random moments; make test-kills KILLS=100 takes longer.
 test-kills: setup
-	$(BIN)/python -m tests.kill_matrix --cases $(KILLS) --ranks 1
+	$(BIN)/python -m tests.kill_matrix --cases $(KILLS) --ranks 1 2
 
 # On a cluster of two nodes that is started for it, as root on Debian or Ubuntu.
 test-slurm: setup

@@ -36,6 +36,7 @@ WORDS = ["digits-conadv", "--train-images", "90", "--global-batch", "16", "--mic
          "--log-every", "1", "--checkpoint-every", "4", "--evaluate-every", "7", "--warmup-epochs", "0",
          "--threads", "1"]  # fmt: skip
 PATIENCE = 90
+GRACE = 10
 
 
 @dataclass(frozen=True)
@@ -164,11 +165,17 @@ def _disturb(process: ForkServerProcess, disturbance: Disturbance, folder: RunFo
 
 
 def _wait(processes: Sequence[ForkServerProcess]) -> None:
+    """Return once all have ended. As a launcher does, end those that outlive a failed rank for more than `GRACE`."""
     until = time.monotonic() + PATIENCE
-    for process in processes:
-        process.join(max(0.0, until - time.monotonic()))
-        if process.is_alive():
+    one_failed = False
+    while any(process.is_alive() for process in processes):
+        if not one_failed and any(process.exitcode for process in processes):
+            one_failed, until = True, min(until, time.monotonic() + GRACE)
+        if time.monotonic() > until:
+            if one_failed:
+                return
             raise RuntimeError(f"a rank still runs {PATIENCE} s later")
+        time.sleep(0.01)
 
 
 def _is_fair_end(codes: list[int | None], disturbance: Disturbance | None, done: bool) -> bool:
