@@ -10,7 +10,7 @@ from conadv_lab.models.resnet import resnet18, resnet20, resnet50
 from conadv_lab.recipes import RECIPES
 from conadv_lab.staleness import calibrate
 from conadv_lab.staleness.cluster import Cluster, Compute, Network, Stragglers, load, names, parse, to_toml
-from conadv_lab.staleness.communication import NCCL, all_reduce, bus, one
+from conadv_lab.staleness.communication import NCCL, all_reduce, bus, one, point_to_point
 from conadv_lab.staleness.interruptions import finish_seconds, interruptions
 from conadv_lab.staleness.plan import METHODS, plan
 from conadv_lab.staleness.simulation import best, one_timeline, simulate
@@ -140,6 +140,8 @@ def test_all_reduces_over_alpha_and_beta():
                   for n in ("ring", "tree", "hierarchical"))  # fmt: skip
     assert all_reduce(network, size, p) == fastest
     assert all_reduce(network, size, 1) == 0
+    assert point_to_point(network, size) == pytest.approx(5e-6 + size / 10e9)
+    assert point_to_point(load("h100").network, size) == pytest.approx((6.8 + 5.0) * 1e-6 + size / 47e9)
 
 
 def test_nccls_published_constants():
