@@ -268,7 +268,7 @@ def test_a_wrong_cluster_file_says_what_is_wrong(text, message):
     [
         ({"devices": 0}, "devices is 0; allowed: a whole number of at least 1"),
         ({"devices": 8, "placement": "ranks", "attackers": 8}, "attackers is 8; allowed: 1 to 7"),
-        ({"devices": 1, "placement": "ranks"}, "attackers is 1; allowed: needs two devices"),
+        ({"devices": 1, "placement": "ranks"}, "attackers is 1; allowed: none, as one device has to train"),
         ({"devices": 8, "attackers": 2}, "attackers are 2; allowed with placement serial: none"),
         ({"devices": 8, "placement": "steam"}, "unknown placement 'steam'.*Did you mean 'stream'"),
         (
