@@ -12,7 +12,7 @@ import pytest
 import conadv_lab.staleness as st
 from conadv_lab.config import Config
 from conadv_lab.runs import RunFolder
-from conadv_lab.staleness import calibrate, report
+from conadv_lab.staleness import calibrate, report, tables
 from conadv_lab.staleness.__main__ import main
 from conadv_lab.staleness.cluster import Compute, load
 from conadv_lab.staleness.plan import plan
@@ -221,16 +221,27 @@ def test_calibration_refuses_what_it_cannot_use(tmp_path):
 
 @pytest.fixture(scope="module")
 def page():
-    rows = [
-        {"draw": "constant", "tau": tau, "phase": phase, "measure": measure, "value": 1.0 + tau}
+    return report.build("h100", WORKLOADS["imagenet-resnet50-4k"], devices=16, dynamics=dynamics_rows())
+
+
+def dynamics_rows():
+    about = {
+        "problem": "digits",
+        "draw": "constant",
+        "workers": 1,
+        "seed": 0,
+        "lr": 0.1,
+        "step": 8,
+        "worker": 0,
+    }
+    return pd.DataFrame(
+        {**about, "tau": tau, "effective_tau": tau, "tau_lr": tau / 10, "phase": phase, "measure": name, "value": value}
         for tau in (0, 1, 4)
-        for measure, phase in (
-            ("test_accuracy", "whole"),
-            ("top_eigenvalue", "whole"),
-            ("sign_agreement", "late"),
+        for name, phase, value in (
+            ("test_accuracy", "whole", 90.0 + tau), ("top_eigenvalue", "whole", 1.0 + tau),
+            ("sign_agreement", "late", 1 - tau / 10),
         )
-    ]
-    return report.build("h100", WORKLOADS["imagenet-resnet50-4k"], devices=16, dynamics=pd.DataFrame(rows))
+    )  # fmt: skip
 
 
 def test_the_page_holds_everything_and_needs_nothing(page):
@@ -245,7 +256,7 @@ def test_the_page_holds_everything_and_needs_nothing(page):
 
 
 def test_the_page_gives_the_simple_models_numbers_from_its_assumptions():
-    for row in report._simple(load("h100"), WORKLOADS["imagenet-resnet50-32k"]):
+    for row in tables.simple(load("h100"), WORKLOADS["imagenet-resnet50-32k"]):
         quoted, same, *_ = row["cells"][:4]
         assert same == pytest.approx(quoted, abs=0.006)
         quoted, same, joint, apart = row["cells"][4:]
@@ -254,16 +265,20 @@ def test_the_page_gives_the_simple_models_numbers_from_its_assumptions():
 
 
 def test_rows_behind_the_page(page):
-    assert set(page.rows["table"]) == {"images per device", "devices"}
+    assert set(page.rows["table"]) == {"what if", "images per device", "devices", "effective tau"}
     assert set(page.rows["line"]) == {
-        "vanilla",
-        "disadv",
-        "stream",
-        "ranks",
-        "spare",
-        "recycled",
-        "recycled-equal",
-    }
+        "vanilla", "disadv", "stream", "ranks", "spare", "recycled", "recycled-equal",
+    }  # fmt: skip
+    by_tau = page.rows[page.rows["table"] == "effective tau"]
+    assert by_tau.groupby(["tau", "share"])["part"].sum().to_numpy() == pytest.approx(1)
+    if_what = page.rows[page.rows["table"] == "what if"]
+    first = tables.summary(if_what)[0]
+    own = if_what[if_what["what"] == "as it is"].set_index("line")
+    faster = own.loc[["stream", "ranks"], "step_ms"].min()
+    assert first["speed_up"] == pytest.approx(own.loc["disadv", "step_ms"] / faster)
+    assert (
+        first["conadv_hours"] == own.loc[["stream", "ranks"]].sort_values("step_ms")["device_hours"].iloc[0]
+    )
     assert page.rows["devices"].max() == 8192  # a spare device for each of 4,096
     wide = page.rows[page.rows["table"] == "devices"].pivot_table("step_ms", "workers", "line")
     assert (wide["stream"] < wide["disadv"]).all()
@@ -294,9 +309,10 @@ def test_the_chart_of_steps_shows_every_pass():
 
 def test_tables_of_the_dynamics_are_read_or_refused(tmp_path):
     file = tmp_path / "rows.json"
-    file.write_text(json.dumps({"rows": [{"tau": 1, "measure": "test_accuracy", "value": 2.0}]}))
-    assert report.read_rows(file)["value"].tolist() == [2.0]
-    file.write_text(json.dumps({"rows": [{"tau": 1}]}))
+    file.write_text(json.dumps({"rows": dynamics_rows().to_dict("records")}))
+    pd.testing.assert_frame_equal(report.read_rows(file), dynamics_rows(), check_like=True)
+    short = dynamics_rows().drop(columns=["measure", "value"])
+    file.write_text(json.dumps({"rows": short.to_dict("records")}))
     with pytest.raises(ValueError, match="lacks the columns measure, value"):
         report.read_rows(file)
     file.write_text("{")
