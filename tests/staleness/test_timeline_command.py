@@ -164,13 +164,13 @@ def test_starts_without_torch(words):
     assert "torch" not in imported
 
 
-def run_folder(path, method, batch, milliseconds, **fields):
-    """A finished run's config and metrics, as the loop writes them."""
+def run_folder(path, method, batch, milliseconds, ranks=1, **fields):
+    """A finished run's config, manifest and metrics, as the loop writes them."""
     config = Config().replace(
         method=method, global_batch=batch, model="digits-cnn", dataset="digits", **fields
     )
     folder = RunFolder(path)
-    folder.create(config, {})
+    folder.create(config, {"ranks": ranks})
     clean = batch // 2 if method.endswith("-equal") else batch
     for step, noise in enumerate((9.0, 1.0, 1.02, 0.98, 1.0)):  # the first line holds the start
         folder.append_metrics({"step": step, "images_per_second": 1e3 * clean / (milliseconds * noise)})
@@ -182,14 +182,18 @@ def test_calibration_finds_the_constants_that_made_the_runs(tmp_path):
     truth = machine.replace()
     object.__setattr__(truth, "compute", {"digits-cnn": Compute(2.5, 0.08)})
     runs = []
-    for method, batch in (("vanilla", 32), ("disadv", 64), ("conadv", 128), ("recycled-equal", 256)):
+    for method, batch, place in (
+        ("vanilla", 32, "serial"), ("disadv", 64, "serial"), ("conadv", 128, "serial"), ("conadv", 24, "stream"),
+        ("recycled-equal", 256, "serial"),
+    ):  # fmt: skip
         workload = workload_of(Config().replace(method=method, global_batch=batch, model="digits-cnn"))
-        seconds = plan(truth, workload, method, 1).compute
-        runs.append(run_folder(tmp_path / f"{method}{batch}", method, batch, 1e3 * seconds))
+        seconds = plan(truth, workload, method, 1, placement=place).compute
+        run = tmp_path / f"{method}{batch}"
+        runs.append(run_folder(run, method, batch, 1e3 * seconds, placement=place))
     found, lines = calibrate.from_runs(machine, runs)
     assert found.of("digits-cnn").fixed_ms == pytest.approx(2.5, rel=1e-6)
     assert found.of("digits-cnn").image_ms == pytest.approx(0.08, rel=1e-6)
-    assert [line["ratio"] for line in lines] == pytest.approx([1.0] * 4)
+    assert [line["ratio"] for line in lines] == pytest.approx([1.0] * 5)
 
 
 def test_calibration_from_one_run_scales_the_known_constants(tmp_path, capsys):
@@ -212,6 +216,9 @@ def test_calibration_refuses_what_it_cannot_use(tmp_path):
     empty.create(Config(), {})
     with pytest.raises(ValueError, match="has logged no images_per_second"):
         calibrate.from_runs(load("this-machine"), [tmp_path / "empty"])
+    several = run_folder(tmp_path / "several", "vanilla", 32, 5.0, ranks=2)
+    with pytest.raises(ValueError, match="several is a run of 2 ranks; allowed: runs on one device"):
+        calibrate.from_runs(load("this-machine"), [several])
     other = RunFolder(tmp_path / "other")
     other.create(Config().replace(model="resnet18"), {})
     other.append_metrics({"images_per_second": 10.0})
