@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 import conadv_lab.staleness as st
+from conadv_lab import recipes
 from conadv_lab.config import Config
 from conadv_lab.runs import RunFolder
 from conadv_lab.staleness import calibrate, report, tables
@@ -99,13 +100,30 @@ def test_the_trace_of_effective_staleness(tmp_path, kind):
     np.testing.assert_array_equal(found, done.trace)
 
 
+def test_the_trace_of_a_timeline_is_trained_with(tmp_path):
+    file = tmp_path / "tau.csv"
+    assert main(
+        ["--cluster", "this-machine", "--recipe", "digits-conadv", "--global-batch", "48", "--method", "conadv",
+         "--devices", "6", "--placement", "ranks", "--attackers", "2", "--staleness", "4",
+         "--set", "stragglers.spread=0.3", "--steps", "20", "--trace", str(file)]
+    ) == 0  # fmt: skip
+    taus = st.read_trace(file)
+    config = recipes.digits.conadv().replace(global_batch=48, train_images=150, steps=14, probe_every=13)
+    frame = st.study(config, [st.Draw("trace", trace=taus)], curvature_images=0)
+    probed = frame[(frame["step"] == 13) & (frame["measure"] == "distance")].sort_values("worker")
+    assert probed["effective_tau"].tolist() == taus[13].tolist()
+    assert (probed["value"] > 0).tolist() == (taus[13] > 0).tolist()
+    assert len(np.unique(taus[:14])) > 2
+
+
 def test_the_fit_is_shown(capsys, tmp_path):
     assert main(["fit", "--csv", str(tmp_path / "fit.csv")]) == 0
     printed = capsys.readouterr().out
     assert "h100: a pass takes 2.761 ms + 0.1344 ms an image; within ±10%" in printed
     assert "False" not in printed
     assert len(pd.read_csv(tmp_path / "fit.csv")) == 11
-    assert calibrate.every_choice("a100") == (1, 6)
+    assert calibrate.every_choice("a100") == (1, 6)  # docs/staleness.md
+    assert calibrate.every_choice("h100") == (13, 35)
     assert main(["clusters"]) == 0
     assert "tpu-like" in capsys.readouterr().out
 
