@@ -119,12 +119,12 @@ def effective(cluster: Cluster, workload: Workload, devices: int, seed: int) -> 
     """Distribution of the effective τ with stragglers of 10 %, for some τ and shares of attackers."""
     noisy = cluster.replace(stragglers={"kind": "lognormal", "spread": 0.1})
     rows = []
+    counts = sorted({share_to_count(share, devices) for share in (1 / 16, 1 / 8, 1 / 6, 1 / 4, 1 / 3)})
     for tau in (2, 4, 8):
-        for share in (1 / 16, 1 / 8, 1 / 6, 1 / 4, 1 / 3):
-            count = share_to_count(share, devices)
+        for count in counts:
             own = plan(noisy, workload, "conadv", devices, placement="ranks", attackers=count, staleness=tau)
             done = timeline(own, noisy.stragglers, 5 * STEPS, seed)
-            about = {"line": "ranks", "tau": tau, "share": share} | row(noisy, workload, done, seed)
+            about = {"line": "ranks", "tau": tau, "share": count / devices} | row(noisy, workload, done, seed)
             rows += [about | {"effective": e, "part": p} for e, p in done.tau_counts().items()]
     return pd.DataFrame(rows)
 

@@ -296,6 +296,7 @@ def test_rows_behind_the_page(page):
     }  # fmt: skip
     by_tau = page.rows[page.rows["table"] == "effective tau"]
     assert by_tau.groupby(["tau", "share"])["part"].sum().to_numpy() == pytest.approx(1)
+    np.testing.assert_allclose(by_tau["share"], by_tau["attackers"] / by_tau["devices"])
     if_what = page.rows[page.rows["table"] == "what if"]
     first = tables.summary(if_what)[0]
     own = if_what[if_what["what"] == "as it is"].set_index("line")
