@@ -1,7 +1,8 @@
 """What a stale attack costs, and what it buys.
 
-``simulate(cluster, recipe, method, devices=…)`` returns a table of step times, staleness and device-hours. Names load
-on first use; nothing of the timeline needs torch.
+``simulate(cluster, recipe, method, devices=…)`` returns a table of step times, staleness and device-hours,
+``study(config, draws)`` one of real training with stale attacks. Names load on first use; nothing of the timeline needs
+torch.
 """
 
 from importlib import import_module
@@ -10,9 +11,12 @@ from typing import Any
 _HOMES = {
     "best": "simulation",
     "Cluster": "cluster",
+    "Draw": "draws",
     "load_cluster": "cluster",
     "one_timeline": "simulation",
+    "read_trace": "draws",
     "simulate": "simulation",
+    "study": "dynamics",
     "Timeline": "timeline",
     "Workload": "workload",
     "WORKLOADS": "workload",

@@ -118,21 +118,21 @@ def from_runs(cluster: Cluster, runs: Sequence[str | Path]) -> tuple[Cluster, li
         the cluster, and a row a run: measured and fitted step time in ms, their ratio.
 
     Raises:
-        ValueError: no run folder, nothing logged, several models, or a method without a timeline.
+        ValueError: no run folder, nothing logged, several models or ranks, or a method without a timeline.
     """
     measured = [_measured(Path(run)) for run in runs]
-    models = sorted({workload.model for workload, _, _ in measured})
+    models = sorted({workload.model for workload, *_ in measured})
     if len(models) != 1:
         raise ValueError(f"the runs are of {', '.join(models) or 'no model'}; allowed: runs of one model")
     model = models[0]
     units = [
-        [_unit(cluster, workload, method, Compute(*one)) for one in ((1.0, 0.0), (0.0, 1.0))]
-        for workload, method, _ in measured
+        [_unit(cluster, workload, method, Compute(*one), place) for one in ((1.0, 0.0), (0.0, 1.0))]
+        for workload, method, place, _ in measured
     ]
-    times = np.array([milliseconds for _, _, milliseconds in measured])
+    times = np.array([milliseconds for *_, milliseconds in measured])
     rows = np.array(units) / times[:, None]  # each run's relative error counts alike
     before = cluster.compute.get(model, Compute(0.0, 1.0))
-    if len({(w.global_batch, w.micro_batch) for w, _, _ in measured}) > 1:
+    if len({(w.global_batch, w.micro_batch) for w, *_ in measured}) > 1:
         fixed, each = nnls(rows, np.ones(len(rows)))[0]
     else:
         together = rows @ np.array([before.fixed_ms, before.image_ms])
@@ -145,19 +145,19 @@ def from_runs(cluster: Cluster, runs: Sequence[str | Path]) -> tuple[Cluster, li
         {"run": str(run), "method": method, "global_batch": workload.global_batch, "measured_ms": milliseconds,
          "fitted_ms": fixed * unit[0] + each * unit[1],
          "ratio": (fixed * unit[0] + each * unit[1]) / milliseconds}
-        for run, (workload, method, milliseconds), unit in zip(runs, measured, units, strict=True)
+        for run, (workload, method, _, milliseconds), unit in zip(runs, measured, units, strict=True)
     ]  # fmt: skip
     return found, lines
 
 
-def _unit(cluster: Cluster, workload: Workload, method: str, one: Compute) -> float:
+def _unit(cluster: Cluster, workload: Workload, method: str, one: Compute, placement: str) -> float:
     """Milliseconds of a step where a pass costs ``one``; the step is linear in it."""
     own = dataclasses.replace(cluster, compute={workload.model: one})
-    made = plan(own, workload, method, 1)
+    made = plan(own, workload, method, 1, placement=placement)
     return 1e3 * (made.compute + made.optimizer)
 
 
-def _measured(run: Path) -> tuple[Workload, str, float]:
+def _measured(run: Path) -> tuple[Workload, str, str, float]:
     folder = RunFolder(run)
     if not run.is_dir():
         raise ValueError(f"{run} is no run folder")
@@ -165,6 +165,9 @@ def _measured(run: Path) -> tuple[Workload, str, float]:
     method = config.method.method
     if method not in METHODS:
         raise ValueError(f"{run} is a run of method {method!r}; allowed: {', '.join(METHODS)}")
+    ranks = folder.manifest().get("ranks", 1)
+    if ranks != 1:  # its steps hold waiting and all-reduces, which are no constants of a pass
+        raise ValueError(f"{run} is a run of {ranks} ranks; allowed: runs on one device")
     lines = [line for line in folder.metrics() if "images_per_second" in line]
     rates = [line["images_per_second"] for line in lines[WARM_UP_LINES:]] or [
         line["images_per_second"] for line in lines
@@ -174,4 +177,4 @@ def _measured(run: Path) -> tuple[Workload, str, float]:
     workload = workload_of(config)
     batch = workload.global_batch
     clean = batch // 2 if method.endswith("-equal") else batch  # what the loop counts as images of a step
-    return workload, method, 1e3 * clean / median(rates)
+    return workload, method, config.method.placement, 1e3 * clean / median(rates)

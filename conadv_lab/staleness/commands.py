@@ -2,13 +2,14 @@
 
 import ast
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
 
 from conadv_lab.mistakes import require
+from conadv_lab.staleness.options import SEVERAL, FitOptions, PageOptions, TimelineOptions
+from conadv_lab.staleness.outputs import writable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,97 +24,15 @@ SHOWN = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Files:
-    """What to write"""
-
-    json: Path | None = None
-    """The table's rows, as {"rows": […]}."""
-    csv: Path | None = None
-    """The same as CSV."""
-
-
-@dataclass(frozen=True)
-class Timeline:
-    """Step time, utilisation, effective staleness and price of a recipe on a cluster. A model, not a measurement."""
-
-    cluster: str | None = None
-    """A built-in name (see clusters) or a TOML file; None: h100, or this-machine with --calibrate."""
-    recipe: str | None = None
-    """imagenet-resnet50-32k and its like, or a recipe of train; None: the former, or that of the run."""
-    method: tuple[str, ...] = ("vanilla", "disadv", "conadv", "recycled", "recycled-equal", "sam", "asyncsam")
-    """One or several."""
-    devices: tuple[int, ...] | None = None
-    """How many; one or several. None: 64, or 1 with --calibrate."""
-    placement: tuple[str, ...] = ("serial",)
-    """Of conadv's attack and asyncsam's ascent: serial, stream, ranks."""
-    attackers: str | None = None
-    """With ranks: their number, or as a decimal fraction their share of the devices; None: a quarter."""
-    staleness: int | None = None
-    """τ; None: the recipe's."""
-    global_batch: int | None = None
-    """Images of a step; None: the recipe's."""
-    joint: bool = False
-    """Clean and adversarial images in one pass of twice the size, instead of one pass each."""
-    ascent_share: float = 1.0
-    """Share of a batch that asyncsam's ascent looks at."""
-    steps: int = 200
-    """Simulated steps."""
-    seed: int = 0
-    """Of stragglers and interruptions."""
-    set: tuple[str, ...] = ()
-    """Other constants, such as network.card_gbs=24 stragglers.spread=0.1 failures.preemption_hours=4."""
-    best: bool = False
-    """Every placement and share of attackers instead, the fastest first."""
-    calibrate: tuple[Path, ...] = ()
-    """Run folders of one model: fit its compute constants to their images per second."""
-    save: Path | None = None
-    """Write the cluster with all changes as a TOML file."""
-    trace: Path | None = None
-    """Write the effective τ of each step and worker, as .npy or .csv; needs one row."""
-    files: tyro.conf.OmitArgPrefixes[Files] = field(default_factory=Files)
-
-
-@dataclass(frozen=True)
-class Fit:
-    """MLPerf's step times against predictions whose constants were fitted on at most half of them."""
-
-    all_rows: bool = False
-    """Fit on every row instead, to see what the model cannot do."""
-    every_choice: bool = False
-    """Count from how many other choices of as many rows all come out within tolerance."""
-    files: tyro.conf.OmitArgPrefixes[Files] = field(default_factory=Files)
-
-
-@dataclass(frozen=True)
-class Page:
-    """One self-contained page, and its figures and table on request."""
-
-    html: Path
-    """The page."""
-    cluster: str = "h100"
-    """A built-in name or a TOML file."""
-    recipe: str = "imagenet-resnet50-32k"
-    """What is trained."""
-    devices: int = 512
-    """Of the what-if table."""
-    dynamics: Path | None = None
-    """Rows of the dynamics (.csv or .json) whose accuracy and sharpness against τ are drawn too."""
-    figures: Path | None = None
-    """Folder for the figures as PNG and PDF."""
-    seed: int = 0
-    """Of stragglers and interruptions."""
-    files: tyro.conf.OmitArgPrefixes[Files] = field(default_factory=Files)
-
-
 def timeline(words: list[str]) -> int:
     """Print the table."""
     from conadv_lab.staleness import simulation as sim
     from conadv_lab.staleness.cluster import load, to_toml
     from conadv_lab.staleness.workload import workload_of
 
-    asked = _parsed(Timeline, words, "timeline")
-    _writable(asked.files.json, asked.files.csv, asked.save, asked.trace)
+    asked = _parsed(TimelineOptions, words, "timeline")
+    outputs = asked.files.outputs()
+    writable(asked.save, asked.trace)
     cluster = load(asked.cluster or ("this-machine" if asked.calibrate else "h100"))
     recipe: Any = asked.recipe or "imagenet-resnet50-32k"
     if asked.calibrate:
@@ -123,26 +42,25 @@ def timeline(words: list[str]) -> int:
     if asked.global_batch is not None:
         workload = workload.replace(global_batch=asked.global_batch)
     devices = ((1,) if asked.calibrate else (64,)) if asked.devices is None else asked.devices
-    options: dict[str, Any] = {"staleness": asked.staleness, "steps": asked.steps, "seed": asked.seed}
+    options: dict[str, Any] = {
+        "staleness": asked.staleness, "steps": asked.steps, "seed": asked.seed, "ascent_share": asked.ascent_share,
+    }  # fmt: skip
     if asked.best:
-        require(len(devices) == 1, "devices", devices, "one number with --best")
-        methods = [m for m in asked.method if m in ("conadv", "asyncsam")]
-        method = methods[0] if methods else "conadv"
-        frame = sim.best(cluster, workload, method, devices=devices[0], **options)
+        frame = sim.best(cluster, workload, _method_of_best(asked, devices), devices=devices[0], **options)
     else:
         frame = sim.simulate(
             cluster, workload, asked.method, devices=devices, placement=asked.placement,
-            attackers=_number(asked.attackers), ascent_share=asked.ascent_share, **options,
+            attackers=_number(asked.attackers), **options,
         )  # fmt: skip
     if asked.trace is not None:
-        _trace(asked.trace, cluster, workload, asked, devices)
+        _trace(asked.trace, cluster, workload, asked, devices, options)
     print(
         f"{cluster.name}, {workload.name}, global batch {workload.global_batch:,}: predicted by a model, not measured"
     )
     _print(frame[list(SHOWN)].rename(columns=SHOWN))
     if asked.save is not None:
         asked.save.write_text(to_toml(cluster))
-    _write(frame, asked.files)
+    outputs.write(frame)
     return 0
 
 
@@ -150,8 +68,8 @@ def fit(words: list[str]) -> int:
     """Print measured and predicted step times."""
     from conadv_lab.staleness import calibrate
 
-    asked = _parsed(Fit, words, "fit")
-    _writable(asked.files.json, asked.files.csv)
+    asked = _parsed(FitOptions, words, "fit")
+    outputs = asked.files.outputs()
     frame = calibrate.compare(fitted_only=not asked.all_rows)
     for name, rows in frame.groupby("cluster", sort=False):
         one = rows.iloc[0]
@@ -177,7 +95,7 @@ def fit(words: list[str]) -> int:
         for name in calibrate.TOLERANCE:
             good, count = calibrate.every_choice(name)
             print(f"{name}: {good} of {count} choices of as many rows bring all rows within tolerance")
-    _write(frame, asked.files)
+    outputs.write(frame)
     return 0
 
 
@@ -185,8 +103,11 @@ def report(words: list[str]) -> int:
     """Write the page."""
     from conadv_lab.staleness import report as page
 
-    asked = _parsed(Page, words, "report")
-    _writable(asked.files.json, asked.files.csv, asked.html)
+    asked = _parsed(PageOptions, words, "report")
+    outputs = asked.files.outputs()
+    writable(asked.html)
+    if asked.figures is not None and asked.figures.exists() and not asked.figures.is_dir():
+        raise ValueError(f"{asked.figures} is a file; allowed: a folder, or a name that is free")
     made = page.build(
         asked.cluster,
         asked.recipe,
@@ -195,7 +116,7 @@ def report(words: list[str]) -> int:
         dynamics=page.read_rows(asked.dynamics),
     )
     asked.html.write_text(made.html)
-    _write(made.rows, asked.files)
+    outputs.write(made.rows)
     if asked.figures is not None:
         page.save_figures(made, asked.figures)
     print(asked.html)
@@ -214,7 +135,7 @@ def clusters(words: list[str]) -> int:
     return 0
 
 
-def _calibrated(cluster: "Cluster", asked: Timeline) -> tuple["Cluster", Any]:
+def _calibrated(cluster: "Cluster", asked: TimelineOptions) -> tuple["Cluster", Any]:
     from conadv_lab.runs import RunFolder
     from conadv_lab.staleness.calibrate import from_runs
 
@@ -242,8 +163,27 @@ def _changes(words: Sequence[str]) -> dict[str, dict[str, Any]]:
             value = ast.literal_eval(text)
         except (ValueError, SyntaxError):
             value = text
+        if section == "compute":
+            raise ValueError(
+                f"--set is {word!r}; allowed: not compute, which --calibrate RUN or a TOML file gives"
+            )
         changes.setdefault(section, {})[key] = value
     return changes
+
+
+def _method_of_best(asked: TimelineOptions, devices: Sequence[int]) -> str:
+    require(len(devices) == 1, "devices", devices, "one number with --best")
+    for name, value, unasked in (
+        ("placement", asked.placement, ("serial",)),
+        ("attackers", asked.attackers, None),
+    ):
+        if value != unasked:
+            told = " ".join(value) if isinstance(value, tuple) else value
+            raise ValueError(f"{name} is {told!r}; allowed with --best: none, as all are tried")
+    if asked.method == SEVERAL:
+        return "conadv"
+    require(len(asked.method) == 1, "method", " ".join(asked.method), "one with --best")
+    return asked.method[0]
 
 
 def _number(text: str | None) -> int | float | None:
@@ -259,7 +199,10 @@ def _number(text: str | None) -> int | float | None:
         raise ValueError(f"attackers are {text!r}; allowed: a number, or a share such as 0.25") from None
 
 
-def _trace(path: Path, cluster: "Cluster", workload: Any, asked: Timeline, devices: Sequence[int]) -> None:
+def _trace(
+    path: Path, cluster: "Cluster", workload: Any, asked: TimelineOptions, devices: Sequence[int],
+    options: dict[str, Any],
+) -> None:  # fmt: skip
     """Write the trace of the one combination that is asked for."""
     from conadv_lab.staleness.simulation import attackers_of, one_timeline
     from conadv_lab.staleness.timeline import write_trace
@@ -272,29 +215,13 @@ def _trace(path: Path, cluster: "Cluster", workload: Any, asked: Timeline, devic
     count = attackers_of(_number(asked.attackers), devices[0]) if asked.placement[0] == "ranks" else None
     done = one_timeline(
         cluster, workload, asked.method[0], devices=devices[0], placement=asked.placement[0], attackers=count,
-        ascent_share=asked.ascent_share, staleness=asked.staleness, steps=asked.steps, seed=asked.seed,
+        **options,
     )  # fmt: skip
     write_trace(path, done.trace)
 
 
 def _print(frame: "pd.DataFrame") -> None:
     print(frame.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
-
-
-def _write(frame: "pd.DataFrame", files: Files) -> None:
-    from conadv_lab.runs import write_json
-
-    if files.json is not None:
-        rows = [{k: None if v != v else v for k, v in row.items()} for row in frame.to_dict("records")]
-        write_json(files.json, {"rows": rows})
-    if files.csv is not None:
-        frame.to_csv(files.csv, index=False)
-
-
-def _writable(*paths: Path | None) -> None:
-    for path in paths:
-        if path is not None and (path.is_dir() or not path.parent.is_dir()):
-            raise ValueError(f"{path} cannot be written; allowed: a file in a folder that exists")
 
 
 def _parsed(kind: type[Kind], words: list[str], verb: str) -> Kind:

@@ -103,7 +103,7 @@ def figure_of_probes(
     return axes
 
 
-def page(frame: "pd.DataFrame") -> "Figure":
+def page(frame: "pd.DataFrame", columns: int = 3) -> "Figure":
     """Accuracy and sharpness, or what the quadratic problem has, then stale beside fresh attacks."""
     from matplotlib.figure import Figure
 
@@ -114,10 +114,10 @@ def page(frame: "pd.DataFrame") -> "Figure":
     if (frame["effective_tau"] > 0).any():
         compared += [(m, "tau_lr") for m in ("sign_agreement", "distance") if m in measures]
     plots += [(figure_of_probes, measure, by) for measure, by in compared]
-    rows = max(1, -(-len(plots) // 3))
-    figure = Figure(figsize=(12.6, 3.7 * rows), layout="constrained")
+    rows = max(1, -(-len(plots) // columns))
+    figure = Figure(figsize=(4.2 * columns, 3.7 * rows), layout="constrained")
     for number, (draw, measure, by) in enumerate(plots, 1):
-        draw(frame, measure, by, log=measure == "distance", ax=figure.add_subplot(rows, 3, number))
+        draw(frame, measure, by, log=measure == "distance", ax=figure.add_subplot(rows, columns, number))
     return figure
 
 

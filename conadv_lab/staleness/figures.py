@@ -1,4 +1,4 @@
-"""Pictures of the simulator: steps by device, step time and speed-up, effective τ, the fit, the dynamics."""
+"""Pictures of the simulator: steps by device, step time and speed-up, effective τ, the fit."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -33,9 +33,14 @@ LINES: dict[str, tuple[str, str, str, str]] = {
 
 def _figure(columns: int = 1, height: float = 3.8, rows: int = 1) -> tuple[Figure, list[Any]]:
     figure = Figure(figsize=(7.2 if columns == 1 else 10.4, height), layout="constrained")
-    figure.patch.set_alpha(0)
     drawn = [figure.add_subplot(rows, columns, n + 1) for n in range(rows * columns)]
-    for axes in drawn:
+    return neutral(figure), drawn
+
+
+def neutral(figure: Figure) -> Figure:
+    """The figure itself, its text and frames made readable on a bright and on a dark page."""
+    figure.patch.set_alpha(0)
+    for axes in figure.axes:
         axes.patch.set_alpha(0)
         axes.tick_params(colors=NEUTRAL, which="both")
         axes.xaxis.label.set_color(NEUTRAL)
@@ -43,7 +48,10 @@ def _figure(columns: int = 1, height: float = 3.8, rows: int = 1) -> tuple[Figur
         axes.title.set_color(NEUTRAL)
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(NEUTRAL)
-    return figure, drawn
+        legend = axes.get_legend()
+        for text in legend.get_texts() if legend is not None else ():
+            text.set_color(NEUTRAL)
+    return figure
 
 
 def gantt(named: Sequence[tuple[str, Timeline]], steps: int = 3) -> Figure:
@@ -167,28 +175,5 @@ def residuals(frame: "pd.DataFrame") -> Figure:
         axes.set(xlabel=f"{name.upper()} devices", ylabel="predicted / measured step", ylim=(0.8, 1.2))
         axes.set_xticks(own["devices"], [f"{n:,}" for n in own["devices"]], fontsize=7, rotation=45)
         axes.minorticks_off()
-        axes.legend(frameon=False, labelcolor=NEUTRAL, fontsize=8)
-    return figure
-
-
-def against_tau(frame: "pd.DataFrame", measures: Sequence[tuple[str, str]]) -> Figure:
-    """Measures of the dynamics against τ, means and standard deviations over runs; a line a draw.
-
-    Args:
-        frame: columns ``tau``, ``measure``, ``value`` and, where there are several, ``draw``.
-        measures: (name in the frame, label on the axis).
-    """
-    figure, panels = _figure(len(measures), height=3.2)
-    colours = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
-    frame = frame if "draw" in frame else frame.assign(draw="measured")
-    for axes, (measure, label) in zip(panels, measures, strict=True):
-        own = frame[frame["measure"] == measure].dropna(subset=["value"])
-        for number, (draw, rows) in enumerate(own.groupby("draw", sort=False)):
-            groups = rows.groupby("tau")["value"].agg(["mean", "std"])
-            axes.errorbar(
-                groups.index, groups["mean"], groups["std"].fillna(0), marker="os^DvP"[number % 6],
-                color=colours[number % len(colours)], ms=5, lw=1.2, capsize=2, label=str(draw),
-            )  # fmt: skip
-        axes.set(xlabel="staleness τ (steps)", ylabel=label)
         axes.legend(frameon=False, labelcolor=NEUTRAL, fontsize=8)
     return figure

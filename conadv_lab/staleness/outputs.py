@@ -27,15 +27,13 @@ class Outputs:
     figure: Path | None = None
 
     def __post_init__(self) -> None:
-        for path in (self.json, self.csv, self.figure):
-            if path is not None and (path.is_dir() or not path.parent.is_dir()):
-                raise ValueError(f"{path} cannot be written; allowed: a file in a folder that exists")
+        writable(self.json, self.csv, self.figure)
         if self.figure is not None and self.figure.suffix not in PICTURES:
             raise ValueError(
                 f"the figure's name is {self.figure.name!r}; allowed: one that ends in {', '.join(PICTURES)}"
             )
 
-    def write(self, frame: "pd.DataFrame", draw: Callable[[], "Figure"]) -> None:
+    def write(self, frame: "pd.DataFrame", draw: Callable[[], "Figure"] | None = None) -> None:
         """The frame's rows as ``{"rows": […]}`` and as CSV, and the picture; what is no number becomes null."""
         from conadv_lab.runs import write_json
 
@@ -43,8 +41,19 @@ class Outputs:
             write_json(self.json, {"rows": [_plain(row) for row in frame.to_dict("records")]})
         if self.csv is not None:
             frame.to_csv(self.csv, index=False)
-        if self.figure is not None:
+        if self.figure is not None and draw is not None:
             draw().savefig(self.figure, dpi=160, facecolor="white")
+
+
+def writable(*paths: Path | None) -> None:
+    """Check that files can be made at these paths.
+
+    Raises:
+        ValueError: a folder, or a file in one that does not exist.
+    """
+    for path in paths:
+        if path is not None and (path.is_dir() or not path.parent.is_dir()):
+            raise ValueError(f"{path} cannot be written; allowed: a file in a folder that exists")
 
 
 def add_options(parser: ArgumentParser) -> None:

@@ -173,7 +173,11 @@ def _attackers(placement: str, devices: int, attackers: int | None) -> int:
             raise ValueError(f"attackers are {attackers}; allowed with placement {placement}: none")
         return 0
     count = max(1, devices // 4) if attackers is None else attackers
-    allowed = f"1 to {devices - 1}, fewer than the {devices} devices" if devices > 1 else "needs two devices"
+    allowed = (
+        f"1 to {devices - 1}, fewer than the {devices} devices"
+        if devices > 1
+        else "none, as one device has to train"
+    )
     require(1 <= count < devices, "attackers", count, allowed)
     return count
 

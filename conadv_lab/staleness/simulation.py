@@ -137,6 +137,7 @@ def best(
     *,
     devices: int,
     staleness: int | None = None,
+    ascent_share: float = 1.0,
     steps: int = 200,
     seed: int = 0,
 ) -> "pd.DataFrame":
@@ -151,9 +152,12 @@ def best(
 
     def tried(place: str, counts: Iterable[int | None]) -> list[dict[str, Any]]:
         plans = [
-            plan(chosen, workload, method, devices, placement=place, attackers=n, staleness=staleness)
+            plan(
+                chosen, workload, method, devices,
+                placement=place, attackers=n, staleness=staleness, ascent_share=ascent_share,
+            )
             for n in counts
-        ]
+        ]  # fmt: skip
         return [row(chosen, workload, timeline(p, chosen.stragglers, steps, seed), seed) for p in plans]
 
     rows = tried("serial", [None]) + tried("stream", [None])

@@ -168,10 +168,20 @@ class _Loader:
         return start
 
 
+def _makers(plan: Plan) -> NDArray[np.int64]:
+    """(trainers, width) numbers of the attackers that each trainer waits for; (1, width) where all wait for the same.
+
+    Attacked images are each trainer's own; asyncsam's ascent is one gradient, averaged over all attackers.
+    """
+    if plan.method == "asyncsam":
+        return np.arange(plan.attackers)[None]
+    return shared_attackers(plan.trainers, plan.attackers)
+
+
 def _with_attackers(plan: Plan, noise: Stragglers, steps: int, seed: int) -> Timeline:
     """The first devices train, the others attack; see the module's text."""
     trainers, tau = plan.trainers, plan.staleness
-    makers = shared_attackers(trainers, plan.attackers)
+    makers = _makers(plan)
     starts, ends = np.empty(steps), np.empty(steps)
     taus = np.empty((steps, trainers), dtype=np.int8)
     arrived = np.empty(steps)  # of each step's weights at the attackers
@@ -196,7 +206,7 @@ def _with_attackers(plan: Plan, noise: Stragglers, steps: int, seed: int) -> Tim
             end = float((own + reduced[row]).max()) + plan.optimizer
             ends[step] = end
             if step < SHOWN_STEPS:
-                shown.append((np.concatenate([own, begun]), block[row]))
+                shown.append((np.concatenate([np.broadcast_to(own, trainers), begun]), block[row]))
             step += 1
     seconds = np.concatenate([np.full(trainers, plan.compute), np.full(plan.attackers, plan.side)])
     shown_starts, shown_factors = (np.array(part) for part in zip(*shown, strict=True))

@@ -43,7 +43,8 @@ def test_gaps_hold_everywhere_and_the_sign_step_reaches_its_own():
         error = ((solve(PROBLEM, thetas, solver) - PROBLEM.maximiser(thetas)) ** 2).sum(-1)
         gap = inner_gap(PROBLEM, solver)
         assert (error <= gap / PROBLEM.mu + 1e-12).all()
-        assert error.max() > (1 - 1e-4) * gap / PROBLEM.mu if solver == "sign" else error.max() >= 0
+        if solver == "sign":
+            assert error.max() > (1 - 1e-4) * gap / PROBLEM.mu
     nothing = (PROBLEM.maximiser(points(500, 10.0)) ** 2).sum(-1)
     assert nothing.max() <= inner_gap(PROBLEM, "sign") / PROBLEM.mu  # no attack at all does as well
 

@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 
 import conadv_lab.staleness as st
+from conadv_lab import recipes
 from conadv_lab.config import Config
 from conadv_lab.runs import RunFolder
-from conadv_lab.staleness import calibrate, report
+from conadv_lab.staleness import calibrate, report, tables
 from conadv_lab.staleness.__main__ import main
 from conadv_lab.staleness.cluster import Compute, load
 from conadv_lab.staleness.plan import plan
@@ -99,13 +100,30 @@ def test_the_trace_of_effective_staleness(tmp_path, kind):
     np.testing.assert_array_equal(found, done.trace)
 
 
+def test_the_trace_of_a_timeline_is_trained_with(tmp_path):
+    file = tmp_path / "tau.csv"
+    assert main(
+        ["--cluster", "this-machine", "--recipe", "digits-conadv", "--global-batch", "48", "--method", "conadv",
+         "--devices", "6", "--placement", "ranks", "--attackers", "2", "--staleness", "4",
+         "--set", "stragglers.spread=0.3", "--steps", "20", "--trace", str(file)]
+    ) == 0  # fmt: skip
+    taus = st.read_trace(file)
+    config = recipes.digits.conadv().replace(global_batch=48, train_images=150, steps=14, probe_every=13)
+    frame = st.study(config, [st.Draw("trace", trace=taus)], curvature_images=0)
+    probed = frame[(frame["step"] == 13) & (frame["measure"] == "distance")].sort_values("worker")
+    assert probed["effective_tau"].tolist() == taus[13].tolist()
+    assert (probed["value"] > 0).tolist() == (taus[13] > 0).tolist()
+    assert len(np.unique(taus[:14])) > 2
+
+
 def test_the_fit_is_shown(capsys, tmp_path):
     assert main(["fit", "--csv", str(tmp_path / "fit.csv")]) == 0
     printed = capsys.readouterr().out
     assert "h100: a pass takes 2.761 ms + 0.1344 ms an image; within ±10%" in printed
     assert "False" not in printed
     assert len(pd.read_csv(tmp_path / "fit.csv")) == 11
-    assert calibrate.every_choice("a100") == (1, 6)
+    assert calibrate.every_choice("a100") == (1, 6)  # docs/staleness.md
+    assert calibrate.every_choice("h100") == (13, 35)
     assert main(["clusters"]) == 0
     assert "tpu-like" in capsys.readouterr().out
 
@@ -129,6 +147,12 @@ def test_the_fit_is_shown(capsys, tmp_path):
         (["timeline", "--calibrate", "nowhere"], "nowhere is no run folder"),
         (["report", "--html", "x.html", "--dynamics", "none.csv"], "none.csv is no table"),
         (["report", "--html", "x.html", "--devices", "1"], "devices is 1; allowed: a whole number of at least 2"),
+        (["report", "--html", "x.html", "--figures", __file__], "is a file; allowed: a folder"),
+        (["--best", "--method", "vanilla"], "method is 'vanilla'; allowed: conadv, asyncsam"),
+        (["--best", "--method", "conadv", "asyncsam"], "method is 'conadv asyncsam'; allowed: one with --best"),
+        (["--best", "--placement", "ranks"], "placement is 'ranks'; allowed with --best: none"),
+        (["--best", "--attackers", "3"], "attackers is '3'; allowed with --best: none"),
+        (["--set", "compute.resnet50.fixed_ms=3"], "allowed: not compute"),
         (["clusters", "h100"], "clusters takes no options"),
     ],
 )  # fmt: skip
@@ -158,13 +182,13 @@ def test_starts_without_torch(words):
     assert "torch" not in imported
 
 
-def run_folder(path, method, batch, milliseconds, **fields):
-    """A finished run's config and metrics, as the loop writes them."""
+def run_folder(path, method, batch, milliseconds, ranks=1, **fields):
+    """A finished run's config, manifest and metrics, as the loop writes them."""
     config = Config().replace(
         method=method, global_batch=batch, model="digits-cnn", dataset="digits", **fields
     )
     folder = RunFolder(path)
-    folder.create(config, {})
+    folder.create(config, {"ranks": ranks})
     clean = batch // 2 if method.endswith("-equal") else batch
     for step, noise in enumerate((9.0, 1.0, 1.02, 0.98, 1.0)):  # the first line holds the start
         folder.append_metrics({"step": step, "images_per_second": 1e3 * clean / (milliseconds * noise)})
@@ -176,14 +200,18 @@ def test_calibration_finds_the_constants_that_made_the_runs(tmp_path):
     truth = machine.replace()
     object.__setattr__(truth, "compute", {"digits-cnn": Compute(2.5, 0.08)})
     runs = []
-    for method, batch in (("vanilla", 32), ("disadv", 64), ("conadv", 128), ("recycled-equal", 256)):
+    for method, batch, place in (
+        ("vanilla", 32, "serial"), ("disadv", 64, "serial"), ("conadv", 128, "serial"), ("conadv", 24, "stream"),
+        ("recycled-equal", 256, "serial"),
+    ):  # fmt: skip
         workload = workload_of(Config().replace(method=method, global_batch=batch, model="digits-cnn"))
-        seconds = plan(truth, workload, method, 1).compute
-        runs.append(run_folder(tmp_path / f"{method}{batch}", method, batch, 1e3 * seconds))
+        seconds = plan(truth, workload, method, 1, placement=place).compute
+        run = tmp_path / f"{method}{batch}"
+        runs.append(run_folder(run, method, batch, 1e3 * seconds, placement=place))
     found, lines = calibrate.from_runs(machine, runs)
     assert found.of("digits-cnn").fixed_ms == pytest.approx(2.5, rel=1e-6)
     assert found.of("digits-cnn").image_ms == pytest.approx(0.08, rel=1e-6)
-    assert [line["ratio"] for line in lines] == pytest.approx([1.0] * 4)
+    assert [line["ratio"] for line in lines] == pytest.approx([1.0] * 5)
 
 
 def test_calibration_from_one_run_scales_the_known_constants(tmp_path, capsys):
@@ -206,6 +234,9 @@ def test_calibration_refuses_what_it_cannot_use(tmp_path):
     empty.create(Config(), {})
     with pytest.raises(ValueError, match="has logged no images_per_second"):
         calibrate.from_runs(load("this-machine"), [tmp_path / "empty"])
+    several = run_folder(tmp_path / "several", "vanilla", 32, 5.0, ranks=2)
+    with pytest.raises(ValueError, match="several is a run of 2 ranks; allowed: runs on one device"):
+        calibrate.from_runs(load("this-machine"), [several])
     other = RunFolder(tmp_path / "other")
     other.create(Config().replace(model="resnet18"), {})
     other.append_metrics({"images_per_second": 10.0})
@@ -215,16 +246,27 @@ def test_calibration_refuses_what_it_cannot_use(tmp_path):
 
 @pytest.fixture(scope="module")
 def page():
-    rows = [
-        {"draw": "constant", "tau": tau, "phase": phase, "measure": measure, "value": 1.0 + tau}
+    return report.build("h100", WORKLOADS["imagenet-resnet50-4k"], devices=16, dynamics=dynamics_rows())
+
+
+def dynamics_rows():
+    about = {
+        "problem": "digits",
+        "draw": "constant",
+        "workers": 1,
+        "seed": 0,
+        "lr": 0.1,
+        "step": 8,
+        "worker": 0,
+    }
+    return pd.DataFrame(
+        {**about, "tau": tau, "effective_tau": tau, "tau_lr": tau / 10, "phase": phase, "measure": name, "value": value}
         for tau in (0, 1, 4)
-        for measure, phase in (
-            ("test_accuracy", "whole"),
-            ("top_eigenvalue", "whole"),
-            ("sign_agreement", "late"),
+        for name, phase, value in (
+            ("test_accuracy", "whole", 90.0 + tau), ("top_eigenvalue", "whole", 1.0 + tau),
+            ("sign_agreement", "late", 1 - tau / 10),
         )
-    ]
-    return report.build("h100", WORKLOADS["imagenet-resnet50-4k"], devices=16, dynamics=pd.DataFrame(rows))
+    )  # fmt: skip
 
 
 def test_the_page_holds_everything_and_needs_nothing(page):
@@ -239,7 +281,7 @@ def test_the_page_holds_everything_and_needs_nothing(page):
 
 
 def test_the_page_gives_the_simple_models_numbers_from_its_assumptions():
-    for row in report._simple(load("h100"), WORKLOADS["imagenet-resnet50-32k"]):
+    for row in tables.simple(load("h100"), WORKLOADS["imagenet-resnet50-32k"]):
         quoted, same, *_ = row["cells"][:4]
         assert same == pytest.approx(quoted, abs=0.006)
         quoted, same, joint, apart = row["cells"][4:]
@@ -248,16 +290,21 @@ def test_the_page_gives_the_simple_models_numbers_from_its_assumptions():
 
 
 def test_rows_behind_the_page(page):
-    assert set(page.rows["table"]) == {"images per device", "devices"}
+    assert set(page.rows["table"]) == {"what if", "images per device", "devices", "effective tau"}
     assert set(page.rows["line"]) == {
-        "vanilla",
-        "disadv",
-        "stream",
-        "ranks",
-        "spare",
-        "recycled",
-        "recycled-equal",
-    }
+        "vanilla", "disadv", "stream", "ranks", "spare", "recycled", "recycled-equal",
+    }  # fmt: skip
+    by_tau = page.rows[page.rows["table"] == "effective tau"]
+    assert by_tau.groupby(["tau", "share"])["part"].sum().to_numpy() == pytest.approx(1)
+    np.testing.assert_allclose(by_tau["share"], by_tau["attackers"] / by_tau["devices"])
+    if_what = page.rows[page.rows["table"] == "what if"]
+    first = tables.summary(if_what)[0]
+    own = if_what[if_what["what"] == "as it is"].set_index("line")
+    faster = own.loc[["stream", "ranks"], "step_ms"].min()
+    assert first["speed_up"] == pytest.approx(own.loc["disadv", "step_ms"] / faster)
+    assert (
+        first["conadv_hours"] == own.loc[["stream", "ranks"]].sort_values("step_ms")["device_hours"].iloc[0]
+    )
     assert page.rows["devices"].max() == 8192  # a spare device for each of 4,096
     wide = page.rows[page.rows["table"] == "devices"].pivot_table("step_ms", "workers", "line")
     assert (wide["stream"] < wide["disadv"]).all()
@@ -288,9 +335,10 @@ def test_the_chart_of_steps_shows_every_pass():
 
 def test_tables_of_the_dynamics_are_read_or_refused(tmp_path):
     file = tmp_path / "rows.json"
-    file.write_text(json.dumps({"rows": [{"tau": 1, "measure": "test_accuracy", "value": 2.0}]}))
-    assert report.read_rows(file)["value"].tolist() == [2.0]
-    file.write_text(json.dumps({"rows": [{"tau": 1}]}))
+    file.write_text(json.dumps({"rows": dynamics_rows().to_dict("records")}))
+    pd.testing.assert_frame_equal(report.read_rows(file), dynamics_rows(), check_like=True)
+    short = dynamics_rows().drop(columns=["measure", "value"])
+    file.write_text(json.dumps({"rows": short.to_dict("records")}))
     with pytest.raises(ValueError, match="lacks the columns measure, value"):
         report.read_rows(file)
     file.write_text("{")

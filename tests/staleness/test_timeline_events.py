@@ -61,6 +61,8 @@ def job(
         if method == "asyncsam":
             made.send = point_to_point(NETWORK, size) + all_reduce(NETWORK, size, attackers)
         made.makers = [makers_of(n, trainers, attackers) for n in range(trainers)]
+        if method == "asyncsam":  # one ascent gradient, averaged over all of them
+            made.makers = [set(range(attackers))] * trainers
     return made
 
 

@@ -10,7 +10,7 @@ from conadv_lab.models.resnet import resnet18, resnet20, resnet50
 from conadv_lab.recipes import RECIPES
 from conadv_lab.staleness import calibrate
 from conadv_lab.staleness.cluster import Cluster, Compute, Network, Stragglers, load, names, parse, to_toml
-from conadv_lab.staleness.communication import NCCL, all_reduce, bus, one
+from conadv_lab.staleness.communication import NCCL, all_reduce, bus, one, point_to_point
 from conadv_lab.staleness.interruptions import finish_seconds, interruptions
 from conadv_lab.staleness.plan import METHODS, plan
 from conadv_lab.staleness.simulation import best, one_timeline, simulate
@@ -140,6 +140,8 @@ def test_all_reduces_over_alpha_and_beta():
                   for n in ("ring", "tree", "hierarchical"))  # fmt: skip
     assert all_reduce(network, size, p) == fastest
     assert all_reduce(network, size, 1) == 0
+    assert point_to_point(network, size) == pytest.approx(5e-6 + size / 10e9)
+    assert point_to_point(load("h100").network, size) == pytest.approx((6.8 + 5.0) * 1e-6 + size / 47e9)
 
 
 def test_nccls_published_constants():
@@ -266,7 +268,7 @@ def test_a_wrong_cluster_file_says_what_is_wrong(text, message):
     [
         ({"devices": 0}, "devices is 0; allowed: a whole number of at least 1"),
         ({"devices": 8, "placement": "ranks", "attackers": 8}, "attackers is 8; allowed: 1 to 7"),
-        ({"devices": 1, "placement": "ranks"}, "attackers is 1; allowed: needs two devices"),
+        ({"devices": 1, "placement": "ranks"}, "attackers is 1; allowed: none, as one device has to train"),
         ({"devices": 8, "attackers": 2}, "attackers are 2; allowed with placement serial: none"),
         ({"devices": 8, "placement": "steam"}, "unknown placement 'steam'.*Did you mean 'stream'"),
         (
