@@ -22,7 +22,7 @@ def batch_sharpness(study: Study) -> Outcome:
     samples, shares = [], []
     for group, share in study.problem.groups(study.settings.m):
         _, gradient = group.value_and_gradient()
-        image = Hessian(group, memory_budget=0) @ gradient
+        image = Hessian(group, planned=1) @ gradient
         samples.append(float(gradient @ image) / max(float(gradient.square().sum()), 1e-300))
         shares.append(share)
     told = {"m": study.settings.m or max(study.problem.batch_sizes), "groups": len(samples), "gradients": 1}
@@ -90,7 +90,7 @@ def fisher_rao(study: Study) -> Outcome:
     A rescaling of the layers that keeps the function leaves it unchanged.
     """
     weights = study.problem.weights()
-    fisher = Fisher(study.problem, likelihood=study.settings.likelihood, memory_budget=0)
+    fisher = Fisher(study.problem, likelihood=study.settings.likelihood, planned=1)
     value = float(weights.double() @ (fisher @ weights).double())
     rounding = abs(value) * 100 * float(torch.finfo(study.problem.dtype).eps)
     return Outcome(value, rounding, 1, {"likelihood": study.settings.likelihood, "matrix": "Fisher"})

@@ -1,8 +1,11 @@
 """Curvature as symmetric linear maps: what is multiplied, apart from the algorithms that multiply.
 
 Each operator is the average over a data set, weighted by examples, so ragged last batches count rightly. A
-product goes through the batches; the graph of a batch, which does not change from product to product, is kept
-for as many batches as the memory budget holds and is rebuilt for the others.
+product goes through the batches. With F the arithmetic of a forward pass a gradient is 3F. A *kept* graph
+costs 3F once (the set-up: about one product and a half, as it also takes memory from the system) and then 6F,
+two gradients, for each product; a *streamed* product builds its graph and drops it: 9F, three gradients. So
+graphs are kept from the second planned product on, for as many batches as the memory budget holds, and the
+other batches are streamed. Both paths give the same bits.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,6 +19,7 @@ from torch import Tensor
 
 from conadv_lab.mistakes import require, unknown
 from conadv_lab.sharpness.problem import Problem, first_tensor, take
+from conadv_lab.sharpness.twice import CheapTwice
 
 WRT = ("parameters", "inputs")
 LIKELIHOODS = ("categorical", "gaussian")
@@ -28,17 +32,29 @@ class Operator:
     Args:
         problem: model, loss and batches; the weights of the moment it was made.
         wrt: ``"parameters"``, or ``"inputs"``: then the vector holds all inputs of all batches, end to end.
-        memory_budget: bytes that kept graphs may take together; 0 rebuilds them for every product.
+        memory_budget: bytes that kept graphs may take together; 0 streams every batch.
+        planned: how many products will be asked for; ``None``: many. With one, nothing is kept.
 
     Attributes:
         products: how many products were made, each over the whole data set.
     """
 
-    def __init__(self, problem: Problem, *, wrt: str = "parameters", memory_budget: int = 2**30) -> None:
+    linear = False  # whether a product is linear in the backward pass's cotangent alone
+
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        wrt: str = "parameters",
+        memory_budget: int = 2**30,
+        planned: int | None = None,
+    ) -> None:
         if wrt not in WRT:
             raise unknown("wrt", wrt, WRT)
         require(memory_budget >= 0, "memory_budget", memory_budget, "a number of bytes of at least 0")
-        self.problem, self.wrt, self.memory_budget = problem, wrt, memory_budget
+        require(planned is None or planned >= 1, "planned", planned, "a number of products of at least 1")
+        self.problem, self.wrt = problem, wrt
+        self.memory_budget = 0 if planned == 1 else memory_budget
         self.dtype, self.device = problem.dtype, problem.device
         self.products = 0
         self.size = problem.size if wrt == "parameters" else self._input_size()
@@ -118,12 +134,16 @@ class Operator:
 
     def _variables(self, inputs: Any, targets: Any) -> tuple[list[Tensor], Callable[[], Tensor], Any]:
         """The leaves, a function that runs the model on them, and the targets."""
+        leaves = parameters = self.problem.leaves()
         if self.wrt == "inputs":
-            leaf = inputs.detach().requires_grad_()
-            fixed = [part.detach() for part in self.problem.leaves()]
-            return [leaf], lambda: self.problem.outputs(fixed, leaf), targets
-        leaves = self.problem.leaves()
-        return leaves, lambda: self.problem.outputs(leaves, inputs), targets
+            inputs = inputs.detach().requires_grad_()
+            leaves, parameters = [inputs], [part.detach() for part in parameters]
+
+        def run() -> Tensor:
+            with CheapTwice(self.linear):
+                return self.problem.outputs(parameters, inputs)
+
+        return leaves, run, targets
 
     def _bytes_per_example(self, inputs: Any, targets: Any) -> float:
         """What a kept graph holds, counted on a few examples; storages of the weights are not counted."""
@@ -206,6 +226,8 @@ class _OutputCurvature(Operator):
     The product Jv is the derivative of u ↦ Jᵀu in direction v (the double-backward trick), so nothing but
     reverse mode is needed and every layer with a second derivative works.
     """
+
+    linear = True
 
     def _prepare(self, leaves: list[Tensor], run: Callable[[], Tensor], targets: Any) -> Product:
         output = run()
