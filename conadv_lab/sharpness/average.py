@@ -11,7 +11,8 @@ from torch import Tensor
 
 from conadv_lab.mistakes import require
 from conadv_lab.sharpness.eigen import normal_vector
-from conadv_lab.sharpness.problem import Problem, first_tensor
+from conadv_lab.sharpness.nests import first_tensor
+from conadv_lab.sharpness.problem import Problem
 from conadv_lab.sharpness.study import UNCHANGED, Outcome, Study, register
 
 TARGET_DROP = 0.1

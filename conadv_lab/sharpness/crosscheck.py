@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from conadv_lab.sharpness.nests import to_device
 from conadv_lab.sharpness.operators import Hessian
-from conadv_lab.sharpness.problem import Problem, to_device
+from conadv_lab.sharpness.problem import Problem
 from conadv_lab.sharpness.results import Report
 
 
