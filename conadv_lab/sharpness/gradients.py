@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from conadv_lab.mistakes import require
 from conadv_lab.sharpness.operators import Fisher, Hessian
 from conadv_lab.sharpness.study import UNCHANGED, Outcome, Study, register
-from conadv_lab.sharpness.worst import standard_error
 
 
 @register("batch_sharpness")
@@ -26,7 +26,8 @@ def batch_sharpness(study: Study) -> Outcome:
         samples.append(float(gradient @ image) / max(float(gradient.square().sum()), 1e-300))
         shares.append(share)
     told = {"m": study.settings.m or max(study.problem.batch_sizes), "groups": len(samples), "gradients": 1}
-    return Outcome(float(np.average(samples, weights=shares)), standard_error(samples), 1, told)
+    value, error = study.problem.group_mean(samples, shares)
+    return Outcome(value, error, 1, told)
 
 
 def noise_scale(sizes: Sequence[int], squares: Sequence[float], whole: float) -> float:
@@ -55,8 +56,9 @@ def gradient_noise_scale(study: Study) -> Outcome:
     error is the jackknife's standard error over groups; a rescaling of the layers moves it.
 
     Raises:
-        ValueError: fewer than three groups; give smaller batches or ``m``.
+        ValueError: fewer than three groups; give smaller batches or ``m``. Data shared among ranks.
     """
+    require(not study.problem.all_reduce, "gradient_noise_scale's all_reduce", True, "data on one rank alone")
     sizes, squares, gradients = [], [], []
     for group, _ in study.problem.groups(study.settings.m):
         gradient = group.value_and_gradient()[1].double()

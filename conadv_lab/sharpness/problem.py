@@ -140,7 +140,7 @@ class Problem:
     def groups(self, m: int | None = None) -> Iterator[tuple["Problem", float]]:
         """The data in disjoint groups of at most ``m`` (``None``: the batches as given), each with its share.
 
-        A group is a problem of its own; a batch whose size ``m`` does not divide leaves a smaller last one.
+        A group is a problem of its own, on its own rank; a batch that ``m`` does not divide leaves a smaller one.
         """
         with self.untouched():
             for inputs, targets, share in self.data():
@@ -148,9 +148,22 @@ class Problem:
                 for start in range(0, size, m or size):
                     part = slice(start, min(start + (m or size), size))
                     group, count = copy.copy(self), part.stop - part.start
+                    group.all_reduce = False
                     group.batches = [(take(inputs, part), take(targets, part))]
                     group.examples, group.batch_sizes = count, (count,)
                     yield group, share * count / size
+
+    def group_mean(self, samples: Sequence[float], shares: Sequence[float]) -> tuple[float, float | None]:
+        """The mean over groups of all ranks, weighted by share, and its standard error (``None`` for one group)."""
+        x = torch.tensor(samples, dtype=torch.float64)
+        weighted = float((x * torch.tensor(shares, dtype=torch.float64)).sum())
+        sums = self.reduced(
+            torch.tensor([weighted, float(len(x)), float(x.sum())], dtype=torch.float64)
+        ).cpu()
+        count, centre = float(sums[1]), float(sums[2] / sums[1])
+        spread = self.reduced((x - centre).square().sum())
+        error = (float(spread) / (count - 1) / count) ** 0.5 if count > 1 else None
+        return float(sums[0]), error
 
     # ------------------------------------------------------------------ the function
 
@@ -252,8 +265,18 @@ class Problem:
         self.batch_sizes = tuple(sizes)
         self.initial_loss = float(summed[0]) / self.examples
         self.gradient = self.reduced(gradient) / self.examples
-        self.data_hash = digest.hexdigest()[:16]
+        self.data_hash = self._hash_of_all(digest.digest())
         self._drop_unused(used, named)
+
+    def _hash_of_all(self, mine: bytes) -> str:
+        """One hash of the data of all ranks, in the ranks' order."""
+        whole = [torch.tensor(list(mine), dtype=torch.uint8, device=self.device)]
+        if self.all_reduce:
+            whole *= torch.distributed.get_world_size()
+            whole = [part.clone() for part in whole]
+            torch.distributed.all_gather(whole, whole[0].clone())
+            return hashlib.sha256(bytes(torch.cat(whole).tolist())).hexdigest()[:16]
+        return mine.hex()[:16]
 
     def _drop_unused(self, used: list[bool], named: bool) -> None:
         self.left_out = tuple(n for n, u in zip(self.names, used, strict=True) if not u)

@@ -18,29 +18,21 @@ Named = tuple[str, Report]
 SHOWN_IN_FULL = 6
 
 
-def require_conditions(reports: Sequence[Named]) -> None:
-    """Refuse numbers that do not carry what they depend on.
-
-    Raises:
-        ValueError: naming the measure and what it lacks.
-    """
+def _complete(reports: Sequence[Named]) -> None:
     for name, report in reports:
-        for measure in report.measures:
-            missing = [key for key in CONDITIONS if key not in measure.conditions]
-            if missing:
-                raise ValueError(f"{name}: {measure.name} lacks {', '.join(missing)}; nothing was written")
+        report.complete(name)
 
 
 def write_json(reports: Sequence[Named], path: Path, **more: Any) -> None:
     """``{"measures": […]}`` of all reports; each measure's conditions name its subject."""
-    require_conditions(reports)
+    _complete(reports)
     measures = [asdict(m) for _, report in reports for m in report.measures]
     path.write_text(json.dumps({"measures": measures} | more, indent=1, default=str) + "\n")
 
 
 def write_csv(reports: Sequence[Named], path: Path) -> None:
     """One row a number: subject, measure, part (ρ, place in a list, layer), value, error and the conditions."""
-    require_conditions(reports)
+    _complete(reports)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["subject", "measure", "part", "value", "error", "products", "seconds", *CONDITIONS])
@@ -96,9 +88,9 @@ def page(reports: Sequence[Named], checks: Sequence[tuple[str, Sequence[tuple[st
         checks: for each cross-checked subject, its rows of (what, ours, PyHessian's).
 
     Raises:
-        ValueError: a number lacks something that it must carry.
+        ValueError: a number lacks something that it must carry, see :meth:`~.results.Report.complete`.
     """
-    require_conditions(reports)
+    _complete(reports)
     template = (files("conadv_lab.sharpness") / "report.html").read_text()
     environment = Environment(autoescape=True)
     subjects = []

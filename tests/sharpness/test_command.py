@@ -10,7 +10,7 @@ import pytest
 
 from conadv_lab.sharpness.__main__ import main
 from conadv_lab.sharpness.comparison import correlations
-from conadv_lab.sharpness.results import Measure, Report
+from conadv_lab.sharpness.results import FACTS, Measure, Report
 
 STRANGER = """
 import torch
@@ -37,6 +37,7 @@ def stranger(tmp_path):
 def test_a_strangers_model(stranger, tmp_path, capsys):
     out = {kind: tmp_path / f"out.{kind}" for kind in ("json", "html", "csv")}
     words = [stranger, "--cross-check", "--figures", str(tmp_path / "figures"), "--learning-rate", "0.1"]
+    words += [f"--fact={fact}" for fact in ("split=train", "augmentation=none", "weight_decay_inside=False")]
     words += ["--also", "layer_traces,landscape_line,landscape_plane,lr_lambda_max", "--set", "k=2"]
     for kind, path in out.items():
         words += [f"--{kind}", str(path)]
@@ -48,7 +49,7 @@ def test_a_strangers_model(stranger, tmp_path, capsys):
     )
     by_name = {m["name"]: m for m in data["measures"]}
     assert by_name["lr_lambda_max"]["value"] == pytest.approx(0.1 * by_name["top_eigenvalue"]["value"])
-    assert by_name["trace"]["conditions"]["split"] == "not stated"
+    assert by_name["trace"]["conditions"]["split"] == "train"
     assert float(data["cross_check"][0]["rows"][0][2].split()[-1]) < 1e-5
     html = out["html"].read_text()
     assert html.count("<svg") == 6
@@ -68,6 +69,8 @@ MISTAKES = {
     "--measures=trase": "Did you mean 'trace'",
     "--set=kk=3": "unknown setting 'kk'",
     "--set=k": "NAME=VALUE",
+    "--fact=split": "--fact is 'split'",
+    "--fact=split=train": "does not state augmentation, learning_rate, weight_decay_inside",
     "--dtype=float16": "unknown dtype",
     "--bn=evl": "Did you mean 'eval'",
     "--split=trian": "'train' or 'test'",
@@ -77,9 +80,20 @@ MISTAKES = {
 @pytest.mark.parametrize("word", sorted(MISTAKES))
 def test_mistakes_exit_2_and_write_nothing(stranger, tmp_path, word, capsys):
     out = tmp_path / "out.json"
-    assert main([stranger, "--json", str(out), word]) == 2
+    facts = [] if "fact" in word else [f"--fact={name}=unknown" for name in FACTS]
+    assert main([stranger, "--json", str(out), word, *facts]) == 2
     assert MISTAKES[word] in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_a_line_to_another_solution(stranger, tmp_path):
+    out = tmp_path / "out.json"
+    words = [stranger, "--measures", "top_eigenvalue", "--line-to", stranger, "--json", str(out)]
+    assert main(words + [f"--fact={name}=unknown" for name in FACTS]) == 0
+    line = json.loads(out.read_text())["measures"][-1]
+    assert line["name"] == "landscape_between"
+    assert line["value"]["axes"][0][0] == -0.25
+    assert line["value"]["losses"] == pytest.approx([line["conditions"]["loss_value"]] * 21, rel=1e-5)
 
 
 def test_places_that_do_not_exist(stranger, tmp_path, capsys):
