@@ -176,8 +176,9 @@ def pac_bayes_flatness_magnitude(study: Study) -> Outcome:
 
     Formula and number of the measure are from memory, not re-read in the paper. The code published with
     Dziugaite et al. (2020) hands σ²wᵢ² + (10⁻³)² to its generator as a standard deviation, where it is a
-    variance by the formula; others take its root, as here. For small σ the loss rises by ½Σ(σ²wᵢ² + 10⁻⁶)Hᵢᵢ,
-    to which a test holds these perturbations. But for the 10⁻⁶ a rescaling of the layers would leave it unchanged; small weights make it move.
+    variance by the formula; others take its root, as here. For small σ the loss rises by
+    ½Σ(σ²wᵢ² + 10⁻⁶)Hᵢᵢ, to which a test holds these perturbations. But for the 10⁻⁶ a rescaling of the layers
+    would leave it unchanged; small weights make it move.
     """
     weights = study.problem.weights()
     return _flatness(study, partial(magnitude_width, weights))

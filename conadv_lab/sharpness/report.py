@@ -73,9 +73,15 @@ def _shown(measure: Measure) -> str:
 
 def _price(measure: Measure) -> str:
     told = measure.conditions
-    prices = [f"{measure.products} products"] if measure.products else []
-    prices += [
-        f"{told[k]:.3g} {k}" for k in ("gradients", "forwards") if isinstance(told.get(k), (int, float))
+    counts = {
+        "products": measure.products or None,
+        "gradients": told.get("gradients"),
+        "forwards": told.get("forwards"),
+    }
+    prices = [
+        f"{count:.3g} {what if count != 1 else what.removesuffix('s')}"
+        for what, count in counts.items()
+        if isinstance(count, (int, float))
     ]
     return ", ".join(prices)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from conadv_lab.sharpness.__main__ import main
-from conadv_lab.sharpness.comparison import correlations
+from conadv_lab.sharpness.comparison import correlations, scalars
 from conadv_lab.sharpness.results import FACTS, Measure, Report
 
 STRANGER = """
@@ -165,4 +165,14 @@ def test_correlations_resample_seeds():
     assert sure.low <= sure.tau <= sure.high < -0.7
     assert luck.low < 0 < luck.high
     assert (sure.runs, sure.seeds) == (20, 5)
-    assert correlations(reports[:8])[0].low is None
+    assert correlations(reports[:16])[0].low is None  # four seeds
+    assert sure.luck < 0.01 < 0.05 < luck.luck
+    three = {c.measure: c for c in correlations(reports[0:12:4])}  # one run a seed: any order is likely
+    assert "trace" not in three  # the same in all three: no τ
+    assert three["luck"].luck > 0.3
+
+
+def test_layers_with_numbers_for_names_are_no_radii():
+    layers = Measure("layer_traces", {"0": 1.0, "3": 2.0}, None, 0, 0.0)
+    keskar = Measure("keskar", {"0.001": 3.0}, None, 0, 0.0)
+    assert scalars(Report((layers, keskar))) == {"keskar ε=0.001": 3.0}
