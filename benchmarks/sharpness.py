@@ -110,7 +110,8 @@ def product_rows(subject: Subject, rounds: int) -> list[Row]:
     problem, model, (inputs, labels) = subject.problem(), subject.model, subject.batch
     vector = torch.randn(problem.size, generator=torch.Generator().manual_seed(0)).to(problem.device)
     kept, streamed = Hessian(problem, memory_budget=subject.budget), Hessian(problem, memory_budget=0)
-    first, truth = timed(lambda: kept @ vector)
+    first, _ = timed(lambda: kept @ vector)
+    truth = Hessian(subject.problem(torch.float64), planned=1) @ vector.double()
     half = len(labels) // 2
     halves = [(inputs[:half], labels[:half]), (inputs[half:], labels[half:])]
 
@@ -130,9 +131,11 @@ def product_rows(subject: Subject, rounds: int) -> list[Row]:
                 calls[name] = make(subject, vector)
             except ImportError:
                 print(f"{name} is not installed: not measured", file=sys.stderr)
-        for name, call in calls.items():
-            if name != "gradient" and (off := float((call() - truth).norm() / truth.norm())) > 1e-5:
-                raise RuntimeError(f"{name} gives another product, by {off:.1e}")
+        for name, call in list(calls.items())[1:]:
+            off = float((call() - truth).norm() / truth.norm())
+            print(f"{name}: the product is {off:.1e} from the one in float64", flush=True)
+            if off > 1e-4:  # in float32 a trained ResNet-20 is at 1e-5, whoever multiplies
+                raise RuntimeError(f"{name} gives another product")
         times = interleaved(calls, rounds, cuda=problem.device.type == "cuda")
     rows = [times.row("gradient"), times.row("product kept", "pyhessian")]
     rows += [times.row("product streamed", "pyhessian streamed")]

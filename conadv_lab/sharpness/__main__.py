@@ -136,7 +136,8 @@ def _measure(asked: argparse.Namespace) -> None:
         problem = Problem(subject.model, subject.criterion, subject.batches, **options)
         for other, _ in others:
             end = Problem(other.model, other.criterion, other.batches, **options)
-            found = line_to(found, problem, end, other.name)
+            folder = asked.resume / f"{index}-line" if asked.resume else None
+            found = line_to(found, problem, end, other.name, folder)
         reports.append((subject.name, found))
         _print(subject.name, found)
         if asked.cross_check:

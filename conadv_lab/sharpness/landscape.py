@@ -4,6 +4,7 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -142,10 +143,14 @@ def between(
     return Landscape((coordinates,), _filled(value, len(coordinates), journal, name))
 
 
-def line_to(report: Report, problem: Problem, end: Problem, name: str, points: int = 21) -> Report:
+def line_to(
+    report: Report, problem: Problem, end: Problem, name: str, resume: Path | None = None, points: int = 21
+) -> Report:
     """The report with one more measure, ``landscape_between``: :func:`between` from position −0.25 to 1.25."""
     start = time.perf_counter()
-    found = between(problem, end, np.linspace(-0.25, 1.25, points))
+    norms = [float(p.weights().norm()) for p in (problem, end)]
+    journal = Journal(resume, {"data": problem.data_hash, "norms": norms, "points": points})
+    found = between(problem, end, np.linspace(-0.25, 1.25, points), journal=journal)
     value = {"axes": [found.axes[0].tolist()], "losses": found.losses.tolist()}
     conditions = dict(report.measures[0].conditions) if report.measures else {}
     told = {"directions": f"the line to {name}, at position 1", "forwards": points, "under_rescaling": MOVES}

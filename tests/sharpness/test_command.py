@@ -122,7 +122,7 @@ def test_help_and_import_do_not_need_torch():
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
-def test_a_run_and_its_checkpoint(tmp_path):
+def test_a_run_its_checkpoint_and_one_of_another_architecture(tmp_path, capsys):
     from conadv_lab.config import Config
     from conadv_lab.training.loop import train
 
@@ -138,6 +138,13 @@ def test_a_run_and_its_checkpoint(tmp_path):
     checkpoint = sorted((run / "checkpoints").iterdir())[-1]
     assert main([str(checkpoint), *words]) == 0
     assert json.loads(out.read_text())["measures"][0]["value"] == whole["value"]
+    file = run / "config.json"
+    other = json.loads(file.read_text())
+    assert other["model"]["model"] != "resnet20"
+    other["model"]["model"] = "resnet20"
+    file.write_text(json.dumps(other))
+    assert main([str(checkpoint), *words]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_correlations_resample_seeds():
