@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import kendalltau
 
 from conadv_lab.sharpness.results import Report
 
@@ -66,6 +65,19 @@ def _is_number(text: str) -> bool:
     return True
 
 
+def kendall_tau(x: np.ndarray, y: np.ndarray) -> float:
+    """Kendall's τ-b (Kendall 1945), which counts ties rightly; NaN where one side is all ties.
+
+    Many times faster than SciPy's for the few dozen runs of a comparison, of which thousands are resampled.
+
+    >>> round(kendall_tau(np.array([1, 2, 3, 3]), np.array([2, 4, 6, 9])), 4)
+    0.9129
+    """
+    a, b = np.sign(x[:, None] - x), np.sign(y[:, None] - y)
+    scale = float((a * a).sum()) * float((b * b).sum())
+    return float((a * b).sum()) / math.sqrt(scale) if scale else math.nan
+
+
 def correlations(reports: Sequence[Report], seed: int = 0) -> list[Correlation]:
     """τ of every number that all reports have with every outcome that all runs state.
 
@@ -85,7 +97,7 @@ def correlations(reports: Sequence[Report], seed: int = 0) -> list[Correlation]:
         y = np.array([float(f[outcome]) for f in facts])
         for name in shared:
             x = np.array([n[name] for n in numbers])
-            tau = float(kendalltau(x, y).statistic)
+            tau = kendall_tau(x, y)
             if not math.isnan(tau):
                 low, high = _interval(x, y, seeds, seed)
                 result.append(
@@ -107,7 +119,7 @@ def _interval(
     taus = []
     for _ in range(RESAMPLES):
         rows = np.concatenate([where[kind] for kind in rng.choice(kinds, len(kinds))])
-        taus.append(kendalltau(x[rows], y[rows]).statistic)
+        taus.append(kendall_tau(x[rows], y[rows]))
     low, high = np.nanquantile(taus, [0.025, 0.975])
     return float(low), float(high)
 
@@ -122,5 +134,5 @@ def _luck(tau: float, x: np.ndarray, y: np.ndarray, seeds: np.ndarray, seed: int
         mixed = y.copy()
         for group in groups:
             mixed[group] = y[rng.permutation(group)]
-        as_large += abs(kendalltau(x, mixed).statistic) >= abs(tau) - 1e-12
+        as_large += abs(kendall_tau(x, mixed)) >= abs(tau) - 1e-12
     return (as_large + 1) / (RESAMPLES + 1)

@@ -7,9 +7,10 @@ import sys
 
 import numpy as np
 import pytest
+from scipy.stats import kendalltau
 
 from conadv_lab.sharpness.__main__ import main
-from conadv_lab.sharpness.comparison import correlations, scalars
+from conadv_lab.sharpness.comparison import correlations, kendall_tau, scalars
 from conadv_lab.sharpness.results import FACTS, Measure, Report
 
 STRANGER = """
@@ -177,6 +178,13 @@ def test_correlations_resample_seeds():
     three = {c.measure: c for c in correlations(reports[0:12:4])}  # one run a seed: any order is likely
     assert "trace" not in three  # the same in all three: no τ
     assert three["luck"].luck > 0.3
+
+
+def test_kendalls_tau_is_scipys():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        x, y = rng.integers(0, 6, (2, 9))
+        assert kendall_tau(x, y) == pytest.approx(kendalltau(x, y).statistic, nan_ok=True)
 
 
 def test_layers_with_numbers_for_names_are_no_radii():
