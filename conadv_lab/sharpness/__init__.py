@@ -23,6 +23,7 @@ _HOMES = {
     "deflated_trace": "trace",
     "hutch_pp": "trace",
     "xtrace": "trace",
+    "between": "landscape",
 }
 
 __all__ = sorted(_HOMES)

@@ -33,10 +33,21 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--params", metavar="A,B,…", help="parameters or modules (default: all)")
     p.add_argument("--bn", default="eval", help="batch norm: eval or train (default: %(default)s)")
     p.add_argument("--dtype", help="float32 or float64 (default: the model's own)")
+    p.add_argument(
+        "--line-to", metavar="PLACE", help="also the loss on the straight line from each place to this one"
+    )
     p.add_argument("--seed", type=int, default=0, help="of all that is random (default: %(default)s)")
     p.add_argument("--resume", type=Path, metavar="DIR", help="keep finished parts here and go on from them")
-    p.add_argument("--learning-rate", type=float, help="state it for a model that does not")
-    p.add_argument("--augmentation", help="state it for a model that does not")
+    p.add_argument("--learning-rate", type=float, help="the same as --fact learning_rate=…")
+    p.add_argument("--augmentation", help="the same as --fact augmentation=…")
+    p.add_argument(
+        "--fact",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="state what a model does not: split, augmentation, learning_rate, weight_decay_inside, "
+        "label_smoothing; no file is written while one is unstated, but 'unknown' is a statement",
+    )
     p.add_argument(
         "--set",
         action="append",
@@ -76,17 +87,17 @@ def _list() -> int:
     return 0
 
 
-def settings(words: Sequence[str]) -> dict[str, Any]:
-    """``["k=10", "rhos=(0.1,)"]`` as a mapping; values are Python's literals.
+def pairs(option: str, words: Sequence[str]) -> dict[str, Any]:
+    """``["k=10", "rhos=(0.1,)"]`` as a mapping; values are Python's literals, or else words.
 
-    >>> settings(["k=10", "likelihood=gaussian"])
+    >>> pairs("--set", ["k=10", "likelihood=gaussian"])
     {'k': 10, 'likelihood': 'gaussian'}
     """
     found: dict[str, Any] = {}
     for word in words:
         name, equals, text = word.partition("=")
         if not equals:
-            raise ValueError(f"--set is {word!r}; allowed: NAME=VALUE, such as k=10")
+            raise ValueError(f"{option} is {word!r}; allowed: NAME=VALUE")
         try:
             found[name] = ast.literal_eval(text)
         except (ValueError, SyntaxError):
@@ -98,38 +109,65 @@ def _measure(asked: argparse.Namespace) -> None:
     import torch
 
     from conadv_lab.mistakes import unknown
-    from conadv_lab.sharpness import figures, report
     from conadv_lab.sharpness.crosscheck import cross_check, side_by_side
+    from conadv_lab.sharpness.landscape import line_to
     from conadv_lab.sharpness.measures import DEFAULT, measure
     from conadv_lab.sharpness.problem import Problem
     from conadv_lab.sharpness.results import Report
-    from conadv_lab.sharpness.subject import load
 
     types = {"float32": torch.float32, "float64": torch.float64}
     if asked.dtype and asked.dtype not in types:
         raise unknown("dtype", asked.dtype, types)
     wanted = tuple(_words(asked.measures)) or DEFAULT
     wanted += tuple(name for name in _words(asked.also) if name not in wanted)
-    stated = {"learning_rate": asked.learning_rate, "augmentation": asked.augmentation}
     options: dict[str, Any] = {
         "params": _words(asked.params) or None, "bn": asked.bn, "dtype": types.get(asked.dtype), "seed": asked.seed,
     }  # fmt: skip
     reports: list[tuple[str, Report]] = []
     checks = []
-    for index, place in enumerate(asked.places):
-        subject = load(place, examples=asked.examples, batch_size=asked.batch_size, split=asked.split)
-        facts = dict(subject.facts) | {k: v for k, v in stated.items() if v is not None}
+    subjects = _subjects(asked, asked.places)
+    others = _subjects(asked, [asked.line_to] if asked.line_to else [])
+    for index, (subject, facts) in enumerate(subjects):
         found = measure(
             subject.model, subject.criterion, subject.batches, wanted, facts=facts, progress=sys.stderr.isatty(),
-            resume=asked.resume / str(index) if asked.resume else None, **options, **settings(asked.set),
+            resume=asked.resume / str(index) if asked.resume else None,
+            **options, **pairs("--set", asked.set),
         )  # fmt: skip
+        problem = Problem(subject.model, subject.criterion, subject.batches, **options)
+        for other, _ in others:
+            end = Problem(other.model, other.criterion, other.batches, **options)
+            folder = asked.resume / f"{index}-line" if asked.resume else None
+            found = line_to(found, problem, end, other.name, folder)
         reports.append((subject.name, found))
         _print(subject.name, found)
         if asked.cross_check:
-            problem = Problem(subject.model, subject.criterion, subject.batches, **options)
             rows = side_by_side(found, cross_check(problem, seed=asked.seed))
             checks.append((subject.name, rows))
             print("\n".join(f"  {what:28} ours {ours:24} PyHessian {theirs}" for what, ours, theirs in rows))
+    _write(asked, reports, checks)
+
+
+def _subjects(asked: argparse.Namespace, places: Sequence[str]) -> list[tuple[Any, dict[str, Any]]]:
+    """What the places hold, with their facts; refused before an hour of work if a file could not be written."""
+    from conadv_lab.sharpness.results import require_facts
+    from conadv_lab.sharpness.study import label_smoothing
+    from conadv_lab.sharpness.subject import load
+
+    given = {"learning_rate": asked.learning_rate, "augmentation": asked.augmentation}
+    stated = {k: v for k, v in given.items() if v is not None} | pairs("--fact", asked.fact)
+    found = []
+    for place in places:
+        subject = load(place, examples=asked.examples, batch_size=asked.batch_size, split=asked.split)
+        facts = {"label_smoothing": label_smoothing(subject.criterion)} | dict(subject.facts) | stated
+        if asked.json or asked.html or asked.csv:
+            require_facts(subject.name, facts)
+        found.append((subject, facts))
+    return found
+
+
+def _write(asked: argparse.Namespace, reports: Any, checks: Any) -> None:
+    from conadv_lab.sharpness import figures, report
+
     page = report.page(reports, checks) if asked.html else ""  # before anything is written: it may refuse
     if asked.json:
         report.write_json(reports, asked.json, cross_check=[{"subject": n, "rows": r} for n, r in checks])

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from conadv_lab.mistakes import require
 from conadv_lab.sharpness.eigen import normal_vector
-from conadv_lab.sharpness.problem import Problem, first_tensor
+from conadv_lab.sharpness.nests import first_tensor
+from conadv_lab.sharpness.problem import Problem
 from conadv_lab.sharpness.study import UNCHANGED, Outcome, Study, register
 
 TARGET_DROP = 0.1
@@ -158,17 +159,26 @@ def _flatness(study: Study, width: Callable[[float], Tensor]) -> Outcome:
 def pac_bayes_flatness(study: Study) -> Outcome:
     """1/σ² for the σ at which u ~ N(0, σ²I) costs 0.1 of accuracy (Jiang et al. 2020, measure 52).
 
-    Large is sharp. A rescaling of the layers moves it.
+    The number of the measure is from memory. Large is sharp. A rescaling of the layers moves it.
     """
     ones = torch.ones_like(study.problem.weights())
     return _flatness(study, lambda sigma: sigma * ones)
+
+
+def magnitude_width(weights: Tensor, sigma: float) -> Tensor:
+    """The standard deviations √(σ²w² + 10⁻⁶) of magnitude-aware noise, shape ``(size,)``."""
+    return (sigma**2 * weights.square() + 1e-6).sqrt()
 
 
 @register("pac_bayes_flatness_magnitude")
 def pac_bayes_flatness_magnitude(study: Study) -> Outcome:
     """1/σ² for uᵢ ~ N(0, σ²wᵢ² + 10⁻⁶) (Jiang et al. 2020, measure 56).
 
-    But for the 10⁻⁶ a rescaling of the layers would leave it unchanged; small weights make it move.
+    Formula and number of the measure are from memory, not re-read in the paper. The code published with
+    Dziugaite et al. (2020) hands σ²wᵢ² + (10⁻³)² to its generator as a standard deviation, where it is a
+    variance by the formula; others take its root, as here. For small σ the loss rises by
+    ½Σ(σ²wᵢ² + 10⁻⁶)Hᵢᵢ, to which a test holds these perturbations. But for the 10⁻⁶ a rescaling of the layers
+    would leave it unchanged; small weights make it move.
     """
     weights = study.problem.weights()
-    return _flatness(study, lambda sigma: (sigma**2 * weights.square() + 1e-6).sqrt())
+    return _flatness(study, partial(magnitude_width, weights))

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import kendalltau
 
 from conadv_lab.sharpness.results import Report
 
 OUTCOMES = ("test_accuracy", "train_test_gap")
 RESAMPLES = 1000
+FEWEST_SEEDS = 5
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,9 @@ class Correlation:
     Attributes:
         tau: τ-b over all runs.
         low, high: its 95 % interval, from resampling *seeds*, all of a seed's runs together; ``None`` with fewer
-            than three seeds.
+            than five seeds, of which a resampling says too little.
+        luck: the share of random reorderings of the outcome with at least this |τ|; within seeds, where every
+            seed has several runs, since runs of one seed are not independent.
         runs, seeds: how many of each.
     """
 
@@ -32,6 +34,7 @@ class Correlation:
     high: float | None
     runs: int
     seeds: int
+    luck: float
 
 
 def scalars(report: Report) -> dict[str, float]:
@@ -46,8 +49,11 @@ def scalars(report: Report) -> dict[str, float]:
         value: Any = measure.value
         if isinstance(value, (int, float)):
             found[measure.name] = float(value)
-        elif isinstance(value, dict) and value and all(_is_number(k) for k in value):
-            found |= {f"{measure.name} ρ={rho}": float(v) for rho, v in value.items()}
+        elif (
+            isinstance(value, dict) and value and all(map(_is_number, value)) and "layer" not in measure.name
+        ):
+            sign = "ε" if measure.name.startswith("keskar") else "ρ"
+            found |= {f"{measure.name} {sign}={radius}": float(v) for radius, v in value.items()}
     return found
 
 
@@ -59,11 +65,24 @@ def _is_number(text: str) -> bool:
     return True
 
 
+def kendall_tau(x: np.ndarray, y: np.ndarray) -> float:
+    """Kendall's τ-b (Kendall 1945), which counts ties rightly; NaN where one side is all ties.
+
+    Many times faster than SciPy's for the few dozen runs of a comparison, of which thousands are resampled.
+
+    >>> round(kendall_tau(np.array([1, 2, 3, 3]), np.array([2, 4, 6, 9])), 4)
+    0.9129
+    """
+    a, b = np.sign(x[:, None] - x), np.sign(y[:, None] - y)
+    scale = float((a * a).sum()) * float((b * b).sum())
+    return float((a * b).sum()) / math.sqrt(scale) if scale else math.nan
+
+
 def correlations(reports: Sequence[Report], seed: int = 0) -> list[Correlation]:
     """τ of every number that all reports have with every outcome that all runs state.
 
     Runs of one seed share data order and start, so they are not independent: the interval resamples seeds and
-    takes all runs of each. Fewer than three runs give none.
+    takes all runs of each; fewer than five seeds give no interval, fewer than three runs no τ.
     """
     numbers = [scalars(report) for report in reports]
     facts = [report.measures[0].conditions for report in reports if report.measures]
@@ -78,10 +97,14 @@ def correlations(reports: Sequence[Report], seed: int = 0) -> list[Correlation]:
         y = np.array([float(f[outcome]) for f in facts])
         for name in shared:
             x = np.array([n[name] for n in numbers])
-            tau = float(kendalltau(x, y).statistic)
+            tau = kendall_tau(x, y)
             if not math.isnan(tau):
                 low, high = _interval(x, y, seeds, seed)
-                result.append(Correlation(name, outcome, tau, low, high, len(y), len(set(seeds))))
+                result.append(
+                    Correlation(
+                        name, outcome, tau, low, high, len(y), len(set(seeds)), _luck(tau, x, y, seeds, seed)
+                    )
+                )
     return result
 
 
@@ -89,13 +112,27 @@ def _interval(
     x: np.ndarray, y: np.ndarray, seeds: np.ndarray, seed: int
 ) -> tuple[float | None, float | None]:
     kinds = np.unique(seeds)
-    if len(kinds) < 3:
+    if len(kinds) < FEWEST_SEEDS:
         return None, None
     rng = np.random.default_rng(seed)
     where = {kind: np.flatnonzero(seeds == kind) for kind in kinds}
     taus = []
     for _ in range(RESAMPLES):
         rows = np.concatenate([where[kind] for kind in rng.choice(kinds, len(kinds))])
-        taus.append(kendalltau(x[rows], y[rows]).statistic)
+        taus.append(kendall_tau(x[rows], y[rows]))
     low, high = np.nanquantile(taus, [0.025, 0.975])
     return float(low), float(high)
+
+
+def _luck(tau: float, x: np.ndarray, y: np.ndarray, seeds: np.ndarray, seed: int) -> float:
+    rng = np.random.default_rng(seed)
+    groups = [np.flatnonzero(seeds == kind) for kind in np.unique(seeds)]
+    if min(map(len, groups)) < 2:
+        groups = [np.arange(len(y))]
+    as_large = 0
+    for _ in range(RESAMPLES):
+        mixed = y.copy()
+        for group in groups:
+            mixed[group] = y[rng.permutation(group)]
+        as_large += abs(kendall_tau(x, mixed)) >= abs(tau) - 1e-12
+    return (as_large + 1) / (RESAMPLES + 1)

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from conadv_lab.sharpness.nests import to_device
 from conadv_lab.sharpness.operators import Hessian
-from conadv_lab.sharpness.problem import Problem, to_device
+from conadv_lab.sharpness.problem import Problem
 from conadv_lab.sharpness.results import Report
 
 
@@ -107,7 +108,7 @@ def cross_check(problem: Problem, *, samples: int = 100, seed: int = 0) -> Cross
     """
     vector = torch.randn(problem.size, generator=torch.Generator().manual_seed(seed), dtype=problem.dtype)
     vector = vector.to(problem.device)
-    ours = Hessian(problem, memory_budget=0) @ vector
+    ours = Hessian(problem, planned=1) @ vector
     with pyhessian(problem, seed) as theirs:
         product = their_product(theirs, problem, vector)
         values, _ = theirs.eigenvalues(maxIter=1000, tol=1e-5)

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from conadv_lab.sharpness.problem import Problem, first_tensor, take
+from conadv_lab.sharpness.nests import first_tensor, take
+from conadv_lab.sharpness.problem import Problem
 from conadv_lab.sharpness.structure import curved_because
 
 MAX_OUTPUTS = 1000

@@ -95,6 +95,21 @@ def line(reports: Sequence[tuple[str, Report]]) -> Figure | None:
     return figure
 
 
+def between(reports: Sequence[tuple[str, Report]]) -> Figure | None:
+    """The loss on the line to another solution."""
+    found = [(n, r["landscape_between"]) for n, r in reports if "landscape_between" in r]
+    if not found:
+        return None
+    figure, axes = _axes()
+    for name, measure in found:
+        axes.semilogy(measure.value["axes"][0], measure.value["losses"], lw=1.2, label=name)  # type: ignore[attr-defined]
+    for end in (0, 1):
+        axes.axvline(end, color=NEUTRAL, lw=0.6, ls=":")  # type: ignore[attr-defined]
+    axes.set(xlabel=str(found[0][1].conditions["directions"]), ylabel="loss")  # type: ignore[attr-defined]
+    _legend(axes)
+    return figure
+
+
 def contours(name: str, report: Report, measure: str) -> Figure | None:
     """A plane's losses as contours, the levels spaced in the logarithm."""
     if measure not in report or len(report[measure].value["axes"]) != 2:
@@ -128,6 +143,7 @@ SHARED: dict[str, tuple[str, Callable[[Sequence[tuple[str, Report]]], Figure | N
     "layers": ("Curvature by layer", layers),
     "rho": ("Sharpness against ρ", against_rho),
     "line": ("Loss along a random direction", line),
+    "between": ("Loss on the line between two solutions", between),
 }
 PLANES = {
     "landscape_plane": "Loss over two random directions",

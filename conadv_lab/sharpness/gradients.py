@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from conadv_lab.mistakes import require
 from conadv_lab.sharpness.operators import Fisher, Hessian
 from conadv_lab.sharpness.study import UNCHANGED, Outcome, Study, register
-from conadv_lab.sharpness.worst import standard_error
 
 
 @register("batch_sharpness")
@@ -22,11 +22,12 @@ def batch_sharpness(study: Study) -> Outcome:
     samples, shares = [], []
     for group, share in study.problem.groups(study.settings.m):
         _, gradient = group.value_and_gradient()
-        image = Hessian(group, memory_budget=0) @ gradient
+        image = Hessian(group, planned=1) @ gradient
         samples.append(float(gradient @ image) / max(float(gradient.square().sum()), 1e-300))
         shares.append(share)
     told = {"m": study.settings.m or max(study.problem.batch_sizes), "groups": len(samples), "gradients": 1}
-    return Outcome(float(np.average(samples, weights=shares)), standard_error(samples), 1, told)
+    value, error = study.problem.group_mean(samples, shares)
+    return Outcome(value, error, 1, told)
 
 
 def noise_scale(sizes: Sequence[int], squares: Sequence[float], whole: float) -> float:
@@ -55,8 +56,9 @@ def gradient_noise_scale(study: Study) -> Outcome:
     error is the jackknife's standard error over groups; a rescaling of the layers moves it.
 
     Raises:
-        ValueError: fewer than three groups; give smaller batches or ``m``.
+        ValueError: fewer than three groups; give smaller batches or ``m``. Data shared among ranks.
     """
+    require(not study.problem.all_reduce, "gradient_noise_scale's all_reduce", True, "data on one rank alone")
     sizes, squares, gradients = [], [], []
     for group, _ in study.problem.groups(study.settings.m):
         gradient = group.value_and_gradient()[1].double()
@@ -90,7 +92,7 @@ def fisher_rao(study: Study) -> Outcome:
     A rescaling of the layers that keeps the function leaves it unchanged.
     """
     weights = study.problem.weights()
-    fisher = Fisher(study.problem, likelihood=study.settings.likelihood, memory_budget=0)
+    fisher = Fisher(study.problem, likelihood=study.settings.likelihood, planned=1)
     value = float(weights.double() @ (fisher @ weights).double())
     rounding = abs(value) * 100 * float(torch.finfo(study.problem.dtype).eps)
     return Outcome(value, rounding, 1, {"likelihood": study.settings.likelihood, "matrix": "Fisher"})

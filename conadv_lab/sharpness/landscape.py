@@ -1,8 +1,10 @@
 """The loss along lines and over planes: filter-normalised, along eigenvectors, between two solutions."""
 
 import copy
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,7 +14,8 @@ from conadv_lab.mistakes import require
 from conadv_lab.sharpness.eigen import normal_vector
 from conadv_lab.sharpness.journal import Journal
 from conadv_lab.sharpness.problem import Problem
-from conadv_lab.sharpness.study import UNCHANGED, Outcome, Study, register
+from conadv_lab.sharpness.results import Measure, Report
+from conadv_lab.sharpness.study import MOVES, UNCHANGED, Outcome, Study, register
 
 
 @dataclass(frozen=True)
@@ -80,28 +83,44 @@ def landscape(
     require(len(axes) == len(directions), "axes", len(axes), f"{len(directions)}, one for each direction")
     coordinates = tuple(np.asarray(axis, dtype=float) for axis in axes)
     shape = tuple(len(axis) for axis in coordinates)
-    flat = np.full(int(np.prod(shape)), np.nan)
-    kept = journal.get(name) if journal else None
-    if kept is not None:
-        flat = kept.numpy().copy()
     weights = problem.weights()
-    for place in range(len(flat)):
-        if np.isfinite(flat[place]) or np.isinf(flat[place]):
-            continue
+
+    def value(place: int) -> float:
         point = weights.clone()
         for axis, i, direction in zip(coordinates, np.unravel_index(place, shape), directions, strict=True):
             point += float(axis[i]) * direction
-        flat[place] = problem.value(point)
-        if journal and (journal.due or place == len(flat) - 1):
-            journal.put(name, torch.from_numpy(flat.copy()))
+        return problem.value(point)
+
+    flat = _filled(value, int(np.prod(shape)), journal, name)
     return Landscape(coordinates, flat.reshape(shape))
 
 
-def between(first: Problem, second: Problem, positions: Sequence[float]) -> Landscape:
+def _filled(value: Callable[[int], float], count: int, journal: Journal | None, name: str) -> np.ndarray:
+    """``value`` of every place; those that a journal holds are not made again."""
+    flat = np.full(count, np.nan)
+    kept = journal.get(name) if journal else None
+    if kept is not None:
+        flat = kept.numpy().copy()
+    for place in np.flatnonzero(np.isnan(flat)):
+        flat[place] = value(int(place))
+        if journal and (journal.due or place == count - 1):
+            journal.put(name, torch.from_numpy(flat.copy()))
+    return flat
+
+
+def between(
+    first: Problem,
+    second: Problem,
+    positions: Sequence[float] | np.ndarray,
+    *,
+    journal: Journal | None = None,
+    name: str = "between",
+) -> Landscape:
     """The loss on the straight line from one solution (position 0) to another (1) of the same network.
 
     Goodfellow et al. (2015), "Qualitatively characterizing neural network optimization problems". Floating
     buffers, such as running statistics, go along the line too; data and criterion are the first problem's.
+    With a journal the finished points are kept.
 
     Raises:
         ValueError: the problems' parameters differ in name or shape.
@@ -110,15 +129,34 @@ def between(first: Problem, second: Problem, positions: Sequence[float]) -> Land
         first.names == second.names, "the second problem's parameters", second.names, "those of the first"
     )
     require(first.shapes == second.shapes, "the second problem's shapes", second.shapes, "those of the first")
-    losses, start, direction = [], first.weights(), second.weights() - first.weights()
-    for position in positions:
-        point = copy.copy(first)
+    start, direction = first.weights(), second.weights() - first.weights()
+    coordinates = np.asarray(positions, dtype=float)
+
+    def value(place: int) -> float:
+        point, position = copy.copy(first), float(coordinates[place])
         point.buffers = {
-            name: torch.lerp(b, second.buffers[name].to(b), position) if b.is_floating_point() else b
-            for name, b in first.buffers.items()
+            key: torch.lerp(b, second.buffers[key].to(b), position) if b.is_floating_point() else b
+            for key, b in first.buffers.items()
         }
-        losses.append(point.value(start + position * direction))
-    return Landscape((np.asarray(positions, dtype=float),), np.array(losses))
+        return point.value(start + position * direction)
+
+    return Landscape((coordinates,), _filled(value, len(coordinates), journal, name))
+
+
+def line_to(
+    report: Report, problem: Problem, end: Problem, name: str, resume: Path | None = None, points: int = 21
+) -> Report:
+    """The report with one more measure, ``landscape_between``: :func:`between` from position −0.25 to 1.25."""
+    start = time.perf_counter()
+    norms = [float(p.weights().norm()) for p in (problem, end)]
+    journal = Journal(resume, {"data": problem.data_hash, "norms": norms, "points": points})
+    found = between(problem, end, np.linspace(-0.25, 1.25, points), journal=journal)
+    value = {"axes": [found.axes[0].tolist()], "losses": found.losses.tolist()}
+    conditions = dict(report.measures[0].conditions) if report.measures else {}
+    told = {"directions": f"the line to {name}, at position 1", "forwards": points, "under_rescaling": MOVES}
+    seconds = time.perf_counter() - start
+    one = Measure("landscape_between", value, None, 0, seconds, conditions | told)
+    return Report((*report.measures, one))
 
 
 def _told(study: Study, found: Landscape, what: str) -> Outcome:

@@ -80,7 +80,7 @@ def measure(
     )
     journal = Journal(resume, _key(problem, chosen, seed))
     with tqdm(total=len(measures), disable=not progress, unit="measure", delay=1) as bar:
-        study = Study(problem, chosen, seed, dict(facts or {}), journal)
+        study = Study(problem, chosen, seed, dict(facts or {}), journal, lambda: _count_in(bar))
         results = []
         for name in sorted(measures, key=_order):
             bar.set_description(name)
@@ -96,6 +96,13 @@ def names() -> list[str]:
     True
     """
     return sorted(REGISTRY)
+
+
+def _count_in(bar: Any) -> None:
+    """One more product, shown beside the measure's name."""
+    bar.products = getattr(bar, "products", 0) + 1
+    bar.set_postfix_str(f"{bar.products} products", refresh=False)
+    bar.update(0)
 
 
 def _order(name: str) -> int:

@@ -2,114 +2,23 @@
 
 import copy
 import hashlib
-import random
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from conadv_lab.mistakes import require, unknown
+from conadv_lab.sharpness.checks import check_labels, check_loss, check_mean, chosen_names, reusable
+from conadv_lab.sharpness.nests import first_tensor, hash_into, logits, pair, take, to_device
+from conadv_lab.sharpness.traceless import untouched
 
 Criterion = Callable[[Tensor, Any], Tensor]
 Batch = tuple[Any, Any]
 
 BN_MODES = ("eval", "train")
-
-
-def to_device(data: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
-    """The same nest of tensors on ``device``, its floating tensors as ``dtype`` (``None`` keeps theirs)."""
-    if isinstance(data, Tensor):
-        return data.to(device, dtype if data.is_floating_point() else None)
-    if isinstance(data, Mapping):
-        return {key: to_device(value, device, dtype) for key, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        return tuple(to_device(value, device, dtype) for value in data)
-    return data
-
-
-def first_tensor(data: Any) -> Tensor:
-    """The first tensor of a batch's inputs or targets; its first axis counts the examples."""
-    if isinstance(data, Tensor):
-        return data
-    if isinstance(data, Mapping):
-        return first_tensor(next(iter(data.values())))
-    if isinstance(data, (list, tuple)) and data:
-        return first_tensor(data[0])
-    raise ValueError(f"a batch is (inputs, targets) of tensors; got {type(data).__name__}")
-
-
-def take(data: Any, index: slice | Tensor) -> Any:
-    """Some examples of a nest of tensors, by their place on the first axis."""
-    if isinstance(data, Tensor):
-        return data[index] if data.ndim else data
-    if isinstance(data, Mapping):
-        return {key: take(value, index) for key, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        return tuple(take(value, index) for value in data)
-    return data
-
-
-def logits(output: Any) -> Tensor:
-    """The tensor that the criterion judges: the output itself, its ``logits``, or its first part."""
-    if isinstance(output, Tensor):
-        return output
-    if hasattr(output, "logits"):
-        return output.logits
-    if isinstance(output, (list, tuple)) and output and isinstance(output[0], Tensor):
-        return output[0]
-    raise ValueError(
-        f"the model returned {type(output).__name__}; allowed: a tensor, or something with .logits"
-    )
-
-
-def _generators(batches: Any) -> list[torch.Generator]:
-    sources = [batches, getattr(batches, "sampler", None), getattr(batches, "batch_sampler", None)]
-    found = [getattr(source, "generator", None) for source in sources]
-    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
-
-
-def _seed_all(seed: int) -> None:
-    # Not torch.manual_seed: before CUDA starts, each call of that queues a stack trace for ever.
-    torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():
-        torch.cuda.manual_seed_all(seed)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - augmentations of others may draw from it
-
-
-@contextmanager
-def untouched(model: nn.Module, batches: Any, bn: str, seed: int) -> Iterator[None]:
-    """Set modes and random state for one evaluation, and put everything back, also after an exception.
-
-    Every module is in evaluation mode, batch norm in train mode if ``bn == "train"``. The flags are set one
-    by one, since a model may have overridden ``train()``.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    generators = [(g, g.get_state()) for g in _generators(batches)]
-    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - what others may use
-    cpu_state = torch.get_rng_state()
-    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    try:
-        for module, _ in modes:
-            module.training = bn == "train" and isinstance(module, _BatchNorm)
-        _seed_all(seed)
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for generator, state in generators:
-            generator.set_state(state)
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)  # noqa: NPY002
-        torch.set_rng_state(cpu_state)
-        if cuda_states:
-            torch.cuda.set_rng_state_all(cuda_states)
 
 
 class Problem:
@@ -122,7 +31,8 @@ class Problem:
         criterion: ``criterion(output, targets)``, a scalar that is the **mean** over the batch's examples.
         batches: ``(inputs, targets)`` pairs that can be gone through many times: a list or a ``DataLoader``.
             One pair is one batch; a generator is read into a list. Inputs may be a tensor, a tuple
-            (``model(*inputs)``) or a mapping (``model(**inputs)``). The first axis counts examples.
+            (``model(*inputs)``) or a mapping (``model(**inputs)``). A batch may also be one mapping with
+            ``labels`` in it. The first axis counts examples.
         params: names of parameters or of modules (all of the module's parameters), or ``None`` for every
             parameter that requires a gradient and has an effect on the loss.
         bn: ``"eval"`` uses batch norm's running statistics, ``"train"`` each batch's own. Other layers, such
@@ -157,7 +67,7 @@ class Problem:
             raise unknown("bn", bn, BN_MODES)
         self.model, self.criterion, self.bn, self.seed = model, criterion, bn, seed
         self.all_reduce = all_reduce
-        self.batches = _reusable(batches)
+        self.batches = reusable(batches)
         tensors = dict(model.named_parameters())
         if not tensors:
             raise ValueError(f"the model {type(model).__name__} has no parameters; nothing can be measured")
@@ -173,7 +83,7 @@ class Problem:
         self.dtype = torch.float64 if self.precision == torch.float64 else torch.float32
         self._all = {name: to_device(t.detach().clone(), t.device, dtype) for name, t in tensors.items()}
         self.buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
-        self.names = _chosen(model, tensors, params)
+        self.names = chosen_names(model, tensors, params)
         self._measure_once(named=params is not None)
 
     # ------------------------------------------------------------------ the vector
@@ -230,7 +140,7 @@ class Problem:
     def groups(self, m: int | None = None) -> Iterator[tuple["Problem", float]]:
         """The data in disjoint groups of at most ``m`` (``None``: the batches as given), each with its share.
 
-        A group is a problem of its own; a batch whose size ``m`` does not divide leaves a smaller last one.
+        A group is a problem of its own, on its own rank; a batch that ``m`` does not divide leaves a smaller one.
         """
         with self.untouched():
             for inputs, targets, share in self.data():
@@ -238,9 +148,22 @@ class Problem:
                 for start in range(0, size, m or size):
                     part = slice(start, min(start + (m or size), size))
                     group, count = copy.copy(self), part.stop - part.start
+                    group.all_reduce = False
                     group.batches = [(take(inputs, part), take(targets, part))]
                     group.examples, group.batch_sizes = count, (count,)
                     yield group, share * count / size
+
+    def group_mean(self, samples: Sequence[float], shares: Sequence[float]) -> tuple[float, float | None]:
+        """The mean over groups of all ranks, weighted by share, and its standard error (``None`` for one group)."""
+        x = torch.tensor(samples, dtype=torch.float64)
+        weighted = float((x * torch.tensor(shares, dtype=torch.float64)).sum())
+        sums = self.reduced(
+            torch.tensor([weighted, float(len(x)), float(x.sum())], dtype=torch.float64)
+        ).cpu()
+        count, centre = float(sums[1]), float(sums[2] / sums[1])
+        spread = self.reduced((x - centre).square().sum())
+        error = (float(spread) / (count - 1) / count) ** 0.5 if count > 1 else None
+        return float(sums[0]), error
 
     # ------------------------------------------------------------------ the function
 
@@ -250,7 +173,8 @@ class Problem:
 
     def data(self) -> Iterator[tuple[Any, Any, float]]:
         """Each batch on the device, with its share of all examples (ragged batches are weighted rightly)."""
-        for inputs, targets in self.batches:
+        for batch in self.batches:
+            inputs, targets = pair(batch)
             inputs = to_device(inputs, self.device, self.compute_dtype)
             targets = to_device(targets, self.device, self.compute_dtype)
             yield inputs, targets, first_tensor(inputs).shape[0] / self.examples
@@ -320,17 +244,20 @@ class Problem:
             for index, (inputs, targets, share) in enumerate(self.data()):
                 output = self.outputs(leaves, inputs)
                 check_labels(output, targets, self.criterion, index)
-                loss = self.criterion(output, targets)
-                _check_loss(loss, index)
+                try:
+                    loss = self.criterion(output, targets)
+                except IndexError as error:
+                    raise ValueError(f"the criterion fails on batch {index}: {error}") from error
+                check_loss(loss, index)
                 grads = torch.autograd.grad(loss, leaves, allow_unused=True)
                 used = [u or g is not None for u, g in zip(used, grads, strict=True)]
                 total += share * float(loss.detach())
                 parts = [torch.zeros_like(p) if g is None else g for p, g in zip(leaves, grads, strict=True)]
                 gradient += share * self.flat(parts)
                 sizes.append(int(share))
-                _hash_into(digest, inputs, targets)
+                hash_into(digest, inputs, targets)
                 if index == 0:
-                    self._check_mean(leaves, inputs, targets)
+                    check_mean(lambda x, y: self.loss(leaves, x, y), inputs, targets)
         if not sizes:
             raise ValueError("batches is empty; allowed: at least one (inputs, targets) pair")
         summed = self.reduced(torch.tensor([total, float(sum(sizes))], dtype=torch.float64))
@@ -338,8 +265,18 @@ class Problem:
         self.batch_sizes = tuple(sizes)
         self.initial_loss = float(summed[0]) / self.examples
         self.gradient = self.reduced(gradient) / self.examples
-        self.data_hash = digest.hexdigest()[:16]
+        self.data_hash = self._hash_of_all(digest.digest())
         self._drop_unused(used, named)
+
+    def _hash_of_all(self, mine: bytes) -> str:
+        """One hash of the data of all ranks, in the ranks' order."""
+        whole = [torch.tensor(list(mine), dtype=torch.uint8, device=self.device)]
+        if self.all_reduce:
+            whole *= torch.distributed.get_world_size()
+            whole = [part.clone() for part in whole]
+            torch.distributed.all_gather(whole, whole[0].clone())
+            return hashlib.sha256(bytes(torch.cat(whole).tolist())).hexdigest()[:16]
+        return mine.hex()[:16]
 
     def _drop_unused(self, used: list[bool], named: bool) -> None:
         self.left_out = tuple(n for n, u in zip(self.names, used, strict=True) if not u)
@@ -352,79 +289,3 @@ class Problem:
         kept = [s for name, s in self.slices().items() if name not in self.left_out]
         self.gradient = torch.cat([self.gradient[s] for s in kept])
         self.names = tuple(n for n in self.names if n not in self.left_out)
-
-    def _check_mean(self, leaves: list[Tensor], inputs: Any, targets: Any) -> None:
-        """A mean does not change when the batch is doubled; a sum doubles."""
-        few = slice(0, min(8, first_tensor(inputs).shape[0]))
-        index = torch.arange(first_tensor(inputs).shape[0], device=self.device)[few]
-        twice = torch.cat([index, index])
-        with torch.no_grad():
-            once = float(self.loss(leaves, take(inputs, index), take(targets, index)))
-            double = float(self.loss(leaves, take(inputs, twice), take(targets, twice)))
-        if abs(double - 2 * once) < abs(double - once):
-            raise ValueError(
-                f"the criterion sums over the batch (loss {once:.4g} on {len(index)} examples, {double:.4g} "
-                "on the same twice); allowed: the mean, as with reduction='mean'"
-            )
-
-
-def _reusable(batches: Any) -> Any:
-    if isinstance(batches, tuple) and len(batches) == 2 and not isinstance(batches[0], (tuple, list)):
-        return [batches]
-    if not isinstance(batches, Iterable):
-        raise ValueError(
-            f"batches is {type(batches).__name__}; allowed: a list or loader of (inputs, targets)"
-        )
-    return list(batches) if isinstance(batches, Iterator) else batches
-
-
-def _chosen(model: nn.Module, tensors: Mapping[str, Tensor], params: Sequence[str] | None) -> tuple[str, ...]:
-    if params is None:
-        names = tuple(name for name, tensor in tensors.items() if tensor.requires_grad)
-        require(bool(names), "params", params, "names, since no parameter of the model requires a gradient")
-        return names
-    params = [params] if isinstance(params, str) else list(params)
-    require(bool(params), "params", params, "at least one name of a parameter or module")
-    modules = [
-        name for name, module in model.named_modules() if name and any(True for _ in module.parameters())
-    ]
-    wanted: set[str] = set()
-    for asked in params:
-        found = [name for name in tensors if name == asked or name.startswith(asked + ".")]
-        if not found:
-            raise unknown("parameter", asked, [*tensors, *modules])
-        wanted.update(found)
-    return tuple(name for name in tensors if name in wanted)
-
-
-def check_labels(output: Tensor, targets: Any, criterion: Criterion, index: int) -> None:
-    """Refuse class labels beyond the outputs' classes, which a GPU would answer with an abort."""
-    whole = isinstance(targets, Tensor) and targets.dtype in (torch.int64, torch.int32, torch.uint8)
-    if not whole or output.ndim != targets.ndim + 1 or targets.numel() == 0:
-        return
-    kept = targets[targets != getattr(criterion, "ignore_index", -100)]
-    if kept.numel() and (int(kept.min()) < 0 or int(kept.max()) >= output.shape[1]):
-        worst = int(kept.max()) if int(kept.max()) >= output.shape[1] else int(kept.min())
-        raise ValueError(
-            f"label {worst} in batch {index}; allowed: 0 to {output.shape[1] - 1}, the outputs' classes"
-        )
-
-
-def _check_loss(loss: Any, index: int) -> None:
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-        raise ValueError(f"the criterion returned {shape}; allowed: one number, the mean over the batch")
-    if not bool(torch.isfinite(loss)):
-        raise ValueError(f"the loss of batch {index} is {float(loss.detach())}; allowed: a finite number")
-    if not loss.requires_grad:
-        raise ValueError("no effect on the loss: none of the chosen parameters; name others in params")
-
-
-def _hash_into(digest: Any, *data: Any) -> None:
-    for item in data:
-        if isinstance(item, Tensor):
-            digest.update(item.detach().to("cpu").contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        elif isinstance(item, Mapping):
-            _hash_into(digest, *item.values())
-        elif isinstance(item, (list, tuple)):
-            _hash_into(digest, *item)

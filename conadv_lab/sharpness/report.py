@@ -18,29 +18,21 @@ Named = tuple[str, Report]
 SHOWN_IN_FULL = 6
 
 
-def require_conditions(reports: Sequence[Named]) -> None:
-    """Refuse numbers that do not carry what they depend on.
-
-    Raises:
-        ValueError: naming the measure and what it lacks.
-    """
+def _complete(reports: Sequence[Named]) -> None:
     for name, report in reports:
-        for measure in report.measures:
-            missing = [key for key in CONDITIONS if key not in measure.conditions]
-            if missing:
-                raise ValueError(f"{name}: {measure.name} lacks {', '.join(missing)}; nothing was written")
+        report.complete(name)
 
 
 def write_json(reports: Sequence[Named], path: Path, **more: Any) -> None:
     """``{"measures": […]}`` of all reports; each measure's conditions name its subject."""
-    require_conditions(reports)
+    _complete(reports)
     measures = [asdict(m) for _, report in reports for m in report.measures]
     path.write_text(json.dumps({"measures": measures} | more, indent=1, default=str) + "\n")
 
 
 def write_csv(reports: Sequence[Named], path: Path) -> None:
     """One row a number: subject, measure, part (ρ, place in a list, layer), value, error and the conditions."""
-    require_conditions(reports)
+    _complete(reports)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["subject", "measure", "part", "value", "error", "products", "seconds", *CONDITIONS])
@@ -81,9 +73,15 @@ def _shown(measure: Measure) -> str:
 
 def _price(measure: Measure) -> str:
     told = measure.conditions
-    prices = [f"{measure.products} products"] if measure.products else []
-    prices += [
-        f"{told[k]:.3g} {k}" for k in ("gradients", "forwards") if isinstance(told.get(k), (int, float))
+    counts = {
+        "products": measure.products or None,
+        "gradients": told.get("gradients"),
+        "forwards": told.get("forwards"),
+    }
+    prices = [
+        f"{count:.3g} {what if count != 1 else what.removesuffix('s')}"
+        for what, count in counts.items()
+        if isinstance(count, (int, float))
     ]
     return ", ".join(prices)
 
@@ -96,9 +94,9 @@ def page(reports: Sequence[Named], checks: Sequence[tuple[str, Sequence[tuple[st
         checks: for each cross-checked subject, its rows of (what, ours, PyHessian's).
 
     Raises:
-        ValueError: a number lacks something that it must carry.
+        ValueError: a number lacks something that it must carry, see :meth:`~.results.Report.complete`.
     """
-    require_conditions(reports)
+    _complete(reports)
     template = (files("conadv_lab.sharpness") / "report.html").read_text()
     environment = Environment(autoescape=True)
     subjects = []

@@ -14,6 +14,24 @@ CONDITIONS = (
     "gradient_norm", "weight_norm", "learning_rate",
 )  # fmt: skip
 """What every number must carry (besides its own products, error and convergence)."""
+FACTS = ("split", "augmentation", "learning_rate", "weight_decay_inside", "label_smoothing")
+"""Those that the model, the loss and the batches do not always show: the caller's to state."""
+
+
+def require_facts(who: str, conditions: Mapping[str, Any]) -> None:
+    """Refuse numbers whose conditions are partly unstated; "unknown" is a statement.
+
+    Raises:
+        ValueError: naming the facts that are missing and how to give them.
+
+    >>> require_facts("net", dict.fromkeys(FACTS, "unknown"))
+    """
+    missing = [name for name in FACTS if conditions.get(name) is None]
+    if missing:
+        raise ValueError(
+            f"{who} does not state {', '.join(missing)}, which its numbers must carry, so nothing is written; "
+            f"state each (as 'unknown', if need be): --fact {missing[0]}=… or facts={{{missing[0]!r}: …}}"
+        )
 
 
 @dataclass(frozen=True)
@@ -67,14 +85,19 @@ class Report:
         """The report that ``to_dict`` gave."""
         return cls(tuple(Measure(**measure) for measure in data["measures"]))
 
-    def save(self, path: str | Path) -> None:
-        """Write ``to_dict()`` as JSON; a number without its conditions is refused.
+    def complete(self, who: str = "the report") -> None:
+        """Refuse to be written down while a number lacks something that it must carry.
 
         Raises:
-            ValueError: a measure lacks one of ``CONDITIONS``.
+            ValueError: a measure lacks one of ``CONDITIONS``, or one of ``FACTS`` was not stated.
         """
         for measure in self.measures:
             missing = [key for key in CONDITIONS if key not in measure.conditions]
             if missing:
-                raise ValueError(f"{measure.name} does not carry {', '.join(missing)}; nothing was written")
+                raise ValueError(f"{who}: {measure.name} lacks {', '.join(missing)}; nothing was written")
+            require_facts(who, measure.conditions)
+
+    def save(self, path: str | Path) -> None:
+        """Write ``to_dict()`` as JSON; a number without its conditions is refused, see :meth:`complete`."""
+        self.complete()
         Path(path).write_text(json.dumps(self.to_dict(), indent=1, allow_nan=True) + "\n")

@@ -210,14 +210,17 @@ class Study:
             self.journal.put("probes", {"forms": self.probes.forms, "squares": self.probes.squares})
 
     def conditions(self) -> dict[str, Any]:
-        """What every number of this study depends on; what the caller alone knows comes from ``facts``."""
+        """What every number of this study depends on.
+
+        What the caller alone knows comes from ``facts`` and is ``None`` until it is stated there.
+        """
         problem, criterion = self.problem, self.problem.criterion
         sizes = problem.batch_sizes
         common: dict[str, Any] = {
-            "split": "not stated",
-            "augmentation": "not stated",
-            "learning_rate": "not stated",
-            "weight_decay_inside": "not stated",
+            "split": None,
+            "augmentation": None,
+            "learning_rate": None,
+            "weight_decay_inside": None,
             "examples": problem.examples,
             "data_hash": problem.data_hash,
             "batch_size": max(sizes),
@@ -225,7 +228,7 @@ class Study:
             "bn": problem.bn if _has_batch_norm(problem.model) else "none",
             "loss": type(criterion).__name__ if isinstance(criterion, torch.nn.Module) else _name(criterion),
             "reduction": "mean",
-            "label_smoothing": getattr(criterion, "label_smoothing", "not stated"),
+            "label_smoothing": label_smoothing(criterion),
             "parameters": _subset(problem),
             "left_out": list(problem.left_out),
             "precision": str(problem.precision).removeprefix("torch."),
@@ -239,6 +242,19 @@ class Study:
 
 def _has_batch_norm(model: torch.nn.Module) -> bool:
     return any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in model.modules())
+
+
+def label_smoothing(criterion: Any) -> float | str | None:
+    """The loss's label smoothing, ``"none"`` for other losses of torch, ``None`` for a stranger's own.
+
+    >>> label_smoothing(torch.nn.CrossEntropyLoss(label_smoothing=0.1)), label_smoothing(torch.nn.MSELoss())
+    (0.1, 'none')
+    """
+    if criterion is torch.nn.functional.cross_entropy:
+        return 0.0
+    module = criterion if hasattr(criterion, "__name__") else type(criterion)
+    known = "none" if module.__module__.startswith("torch.nn.") else None
+    return getattr(criterion, "label_smoothing", known)
 
 
 def _name(criterion: Any) -> str:

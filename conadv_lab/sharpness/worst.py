@@ -185,11 +185,5 @@ def m_sharpness(study: Study) -> Outcome:
         shares.append(share)
         gradients += found.gradients
     told = {"rho": rho, "m": s.m or max(study.problem.batch_sizes), "groups": len(rises)}
-    value = float(np.average(rises, weights=shares))
-    per_pass = gradients / len(rises)
-    return Outcome(value, standard_error(rises), 0, told | {"gradients": per_pass})
-
-
-def standard_error(samples: Sequence[float]) -> float | None:
-    """Of a mean; ``None`` for fewer than two samples."""
-    return float(np.std(samples, ddof=1) / np.sqrt(len(samples))) if len(samples) > 1 else None
+    value, error = study.problem.group_mean(rises, shares)
+    return Outcome(value, error, 0, told | {"gradients": gradients / len(rises)})

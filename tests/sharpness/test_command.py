@@ -7,10 +7,11 @@ import sys
 
 import numpy as np
 import pytest
+from scipy.stats import kendalltau
 
 from conadv_lab.sharpness.__main__ import main
-from conadv_lab.sharpness.comparison import correlations
-from conadv_lab.sharpness.results import Measure, Report
+from conadv_lab.sharpness.comparison import correlations, kendall_tau, scalars
+from conadv_lab.sharpness.results import FACTS, Measure, Report
 
 STRANGER = """
 import torch
@@ -37,6 +38,7 @@ def stranger(tmp_path):
 def test_a_strangers_model(stranger, tmp_path, capsys):
     out = {kind: tmp_path / f"out.{kind}" for kind in ("json", "html", "csv")}
     words = [stranger, "--cross-check", "--figures", str(tmp_path / "figures"), "--learning-rate", "0.1"]
+    words += [f"--fact={fact}" for fact in ("split=train", "augmentation=none", "weight_decay_inside=False")]
     words += ["--also", "layer_traces,landscape_line,landscape_plane,lr_lambda_max", "--set", "k=2"]
     for kind, path in out.items():
         words += [f"--{kind}", str(path)]
@@ -48,7 +50,7 @@ def test_a_strangers_model(stranger, tmp_path, capsys):
     )
     by_name = {m["name"]: m for m in data["measures"]}
     assert by_name["lr_lambda_max"]["value"] == pytest.approx(0.1 * by_name["top_eigenvalue"]["value"])
-    assert by_name["trace"]["conditions"]["split"] == "not stated"
+    assert by_name["trace"]["conditions"]["split"] == "train"
     assert float(data["cross_check"][0]["rows"][0][2].split()[-1]) < 1e-5
     html = out["html"].read_text()
     assert html.count("<svg") == 6
@@ -68,6 +70,8 @@ MISTAKES = {
     "--measures=trase": "Did you mean 'trace'",
     "--set=kk=3": "unknown setting 'kk'",
     "--set=k": "NAME=VALUE",
+    "--fact=split": "--fact is 'split'",
+    "--fact=split=train": "does not state augmentation, learning_rate, weight_decay_inside",
     "--dtype=float16": "unknown dtype",
     "--bn=evl": "Did you mean 'eval'",
     "--split=trian": "'train' or 'test'",
@@ -77,9 +81,20 @@ MISTAKES = {
 @pytest.mark.parametrize("word", sorted(MISTAKES))
 def test_mistakes_exit_2_and_write_nothing(stranger, tmp_path, word, capsys):
     out = tmp_path / "out.json"
-    assert main([stranger, "--json", str(out), word]) == 2
+    facts = [] if "fact" in word else [f"--fact={name}=unknown" for name in FACTS]
+    assert main([stranger, "--json", str(out), word, *facts]) == 2
     assert MISTAKES[word] in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_a_line_to_another_solution(stranger, tmp_path):
+    out = tmp_path / "out.json"
+    words = [stranger, "--measures", "top_eigenvalue", "--line-to", stranger, "--json", str(out)]
+    assert main(words + [f"--fact={name}=unknown" for name in FACTS]) == 0
+    line = json.loads(out.read_text())["measures"][-1]
+    assert line["name"] == "landscape_between"
+    assert line["value"]["axes"][0][0] == -0.25
+    assert line["value"]["losses"] == pytest.approx([line["conditions"]["loss_value"]] * 21, rel=1e-5)
 
 
 def test_places_that_do_not_exist(stranger, tmp_path, capsys):
@@ -108,7 +123,7 @@ def test_help_and_import_do_not_need_torch():
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
-def test_a_run_and_its_checkpoint(tmp_path):
+def test_a_run_its_checkpoint_and_one_of_another_architecture(tmp_path, capsys):
     from conadv_lab.config import Config
     from conadv_lab.training.loop import train
 
@@ -124,6 +139,13 @@ def test_a_run_and_its_checkpoint(tmp_path):
     checkpoint = sorted((run / "checkpoints").iterdir())[-1]
     assert main([str(checkpoint), *words]) == 0
     assert json.loads(out.read_text())["measures"][0]["value"] == whole["value"]
+    file = run / "config.json"
+    other = json.loads(file.read_text())
+    assert other["model"]["model"] != "resnet20"
+    other["model"]["model"] = "resnet20"
+    file.write_text(json.dumps(other))
+    assert main([str(checkpoint), *words]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_correlations_resample_seeds():
@@ -151,4 +173,21 @@ def test_correlations_resample_seeds():
     assert sure.low <= sure.tau <= sure.high < -0.7
     assert luck.low < 0 < luck.high
     assert (sure.runs, sure.seeds) == (20, 5)
-    assert correlations(reports[:8])[0].low is None
+    assert correlations(reports[:16])[0].low is None  # four seeds
+    assert sure.luck < 0.01 < 0.05 < luck.luck
+    three = {c.measure: c for c in correlations(reports[0:12:4])}  # one run a seed: any order is likely
+    assert "trace" not in three  # the same in all three: no τ
+    assert three["luck"].luck > 0.3
+
+
+def test_kendalls_tau_is_scipys():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        x, y = rng.integers(0, 6, (2, 9))
+        assert kendall_tau(x, y) == pytest.approx(kendalltau(x, y).statistic, nan_ok=True)
+
+
+def test_layers_with_numbers_for_names_are_no_radii():
+    layers = Measure("layer_traces", {"0": 1.0, "3": 2.0}, None, 0, 0.0)
+    keskar = Measure("keskar", {"0.001": 3.0}, None, 0, 0.0)
+    assert scalars(Report((layers, keskar))) == {"keskar ε=0.001": 3.0}

@@ -47,3 +47,15 @@ def test_train_mode_is_refused():
     problem = Problem(mlp(), nn.CrossEntropyLoss(), ragged_batches("mlp", torch.float32), bn="train")
     with pytest.raises(ValueError, match="only mode of PyHessian"):
         cross_check(problem)
+
+
+def test_one_product_is_curvlinops():
+    curvlinops = pytest.importorskip(
+        "curvlinops", reason="curvlinops is not installed; it is compared by hand and by the benchmark"
+    )
+    model, batches = cnn().eval(), ragged_batches("cnn", torch.float32)
+    problem = Problem(model, nn.CrossEntropyLoss(), batches)
+    theirs = curvlinops.HessianLinearOperator(model, nn.CrossEntropyLoss(), [*model.parameters()], batches)
+    vector = torch.randn(problem.size, generator=torch.Generator().manual_seed(0))
+    ours = Hessian(problem) @ vector
+    assert float((ours - theirs @ vector).norm() / ours.norm()) < 1e-5

@@ -65,6 +65,24 @@ def test_a_line_between_two_solutions_ends_in_them():
         between(problems[0], Problem(mlp().double(), nn.CrossEntropyLoss(), BATCHES), [0.0])
 
 
+def test_an_interrupted_line_goes_on(tmp_path, monkeypatch):
+    problems = [Problem(mlp().double(), nn.CrossEntropyLoss(), BATCHES) for _ in range(2)]
+    value, calls = Problem.value, []
+
+    def counting(self, point):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return value(self, point)
+
+    monkeypatch.setattr(Problem, "value", counting)
+    with pytest.raises(KeyboardInterrupt):
+        between(*problems, [0.0, 0.5, 1.0], journal=Journal(tmp_path, every=0))
+    found = between(*problems, [0.0, 0.5, 1.0], journal=Journal(tmp_path, every=0))
+    assert len(calls) == 4
+    assert found.losses == pytest.approx([value(problems[0])] * 3)
+
+
 def test_an_interrupted_landscape_goes_on(tmp_path):
     problem = Problem(cnn().double(), nn.CrossEntropyLoss(), BATCHES)
     direction, axis = random_direction(problem), np.linspace(-1, 1, 7)

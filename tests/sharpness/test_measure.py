@@ -13,18 +13,18 @@ from torch import nn
 from conadv_lab.sharpness import operators
 from conadv_lab.sharpness.measures import measure, names
 from conadv_lab.sharpness.problem import Problem
-from conadv_lab.sharpness.results import CONDITIONS, Report
+from conadv_lab.sharpness.report import page, write_csv, write_json
+from conadv_lab.sharpness.results import CONDITIONS, FACTS, Report
 from conadv_lab.sharpness.study import REGISTRY
 
 from .conftest import cnn, mlp, ragged_batches
 
 BATCHES = ragged_batches("mlp", torch.float32)
+STATED = dict.fromkeys(FACTS, "unknown")
 
 
 def test_the_default_report_is_complete_and_survives_json(tmp_path):
-    report = measure(
-        mlp(nn.ReLU), nn.CrossEntropyLoss(), BATCHES, facts={"split": "train"}, k=2, probes=2, steps=8
-    )
+    report = measure(mlp(nn.ReLU), nn.CrossEntropyLoss(), BATCHES, facts=STATED, k=2, probes=2, steps=8)
     report.save(tmp_path / "sharpness.json")
     data = json.loads((tmp_path / "sharpness.json").read_text())
     assert {m["name"] for m in data["measures"]} >= {"top_eigenvalue", "trace", "density", "adaptive_worst"}
@@ -37,12 +37,34 @@ def test_the_default_report_is_complete_and_survives_json(tmp_path):
 
 
 def test_a_number_without_its_conditions_is_not_written(tmp_path):
-    report = measure(mlp(), nn.CrossEntropyLoss(), BATCHES, ("input_sharpness",))
+    report = measure(mlp(), nn.CrossEntropyLoss(), BATCHES, ("input_sharpness",), facts=STATED)
     data = report.to_dict()
     del data["measures"][0]["conditions"]["bn"]
-    with pytest.raises(ValueError, match="does not carry bn"):
+    with pytest.raises(ValueError, match="lacks bn"):
         Report.from_dict(data).save(tmp_path / "sharpness.json")
     assert not (tmp_path / "sharpness.json").exists()
+
+
+WRITERS = {
+    "save": lambda report, path: report.save(path),
+    "json": lambda report, path: write_json([("net", report)], path),
+    "csv": lambda report, path: write_csv([("net", report)], path),
+    "html": lambda report, path: path.write_text(page([("net", report)])),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(WRITERS))
+def test_facts_that_nobody_stated_are_none_and_are_not_written(tmp_path, kind):
+    report = measure(
+        mlp(), lambda f, y: nn.functional.cross_entropy(f, y), BATCHES, ("input_sharpness",),
+        facts={"split": "train", "augmentation": "none", "learning_rate": 0.1},
+    )  # fmt: skip
+    assert report.conditions["weight_decay_inside"] is None
+    with pytest.raises(
+        ValueError, match=r"does not state weight_decay_inside, label_smoothing, .* 'unknown'"
+    ):
+        WRITERS[kind](report, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_second_call_goes_on_from_the_folder(tmp_path, monkeypatch):
@@ -75,17 +97,29 @@ RANK = """
 import sys, torch
 from torch import nn, distributed
 from conadv_lab.sharpness import measure
+from conadv_lab.sharpness.results import FACTS
 from tests.sharpness.conftest import cnn, ragged_batches
 rank = int(sys.argv[1])
 distributed.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
 batches = ragged_batches("cnn", torch.float64)
-wanted = ("top_eigenvalues", "trace", "sam_worst", "input_sharpness", "fisher_rao")
-options = {"all_reduce": True, "ascent_steps": 2}
-report = measure(cnn().double(), nn.CrossEntropyLoss(), batches[rank::2], wanted, **options)
+wanted = ("top_eigenvalues", "trace", "sam_worst", "input_sharpness", "fisher_rao", "m_sharpness",
+          "batch_sharpness", "density", "landscape_line", "adaptive_average", "layer_traces")
+options = {"all_reduce": True, "ascent_steps": 2, "steps": 6, "probes": 2}
+facts = dict.fromkeys(FACTS, "unknown")
+report = measure(cnn().double(), nn.CrossEntropyLoss(), batches[rank::2], wanted, facts=facts, **options)
 if rank == 0:
     report.save(sys.argv[3])
 distributed.destroy_process_group()
 """
+
+
+def approximately(value):
+    """A nest of numbers to 1e-5."""
+    if isinstance(value, dict):
+        return {key: approximately(part) for key, part in value.items()}
+    if isinstance(value, list) and value and isinstance(value[0], list):
+        return [approximately(part) for part in value]
+    return pytest.approx(value, rel=1e-5, abs=1e-9)
 
 
 def test_two_ranks_give_the_result_of_one(tmp_path):
@@ -98,9 +132,19 @@ def test_two_ranks_give_the_result_of_one(tmp_path):
     assert [rank.wait(120) for rank in ranks] == [0, 0]
     found = Report.from_dict(json.loads(out.read_text()))
     wanted = [m.name for m in found.measures]
-    alone = measure(cnn().double(), nn.CrossEntropyLoss(), ragged_batches("cnn"), wanted, ascent_steps=2)
+    alone = measure(
+        cnn().double(),
+        nn.CrossEntropyLoss(),
+        ragged_batches("cnn"),
+        wanted,
+        ascent_steps=2,
+        steps=6,
+        probes=2,
+    )
     for name in wanted:
-        assert found[name].value == pytest.approx(alone[name].value, rel=1e-5), name
+        assert found[name].value == approximately(alone[name].value), name
+        if name in ("m_sharpness", "batch_sharpness"):
+            assert found[name].error == pytest.approx(alone[name].error, rel=1e-5)
     assert found.conditions["examples"] == 21
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
+from conadv_lab.sharpness.average import average_rise, magnitude_width
 from conadv_lab.sharpness.gradients import noise_scale
 from conadv_lab.sharpness.images import attacked
 from conadv_lab.sharpness.keskar import keskar_sharpness
@@ -133,6 +134,27 @@ def test_keskar_in_closed_form():
         truth = 100 * ((2 + 3 * epsilon) ** 2 - 4) / (1 + 4)
         assert keskar_sharpness(problem, epsilon)[0] == pytest.approx(truth, rel=1e-9)
         assert keskar_sharpness(problem, epsilon, 1)[0] == pytest.approx(truth, rel=1e-9)
+
+
+def test_keskars_box_is_that_of_its_dual_norm():
+    """Away from a minimum the loss is linear in a small box, whose highest corner is known."""
+    problem = Problem(mlp().double(), nn.CrossEntropyLoss(), ragged_batches("mlp"))
+    g, w = problem.gradient, problem.weights()
+    for epsilon in (1e-7, 1e-6):
+        corner = float((g.abs() * (w.abs() + 1)).sum())
+        truth = 100 * epsilon * corner / (1 + problem.initial_loss)
+        assert keskar_sharpness(problem, epsilon)[0] == pytest.approx(truth, rel=1e-4)
+
+
+@pytest.mark.parametrize("sigma", [0.01, 0.03])
+def test_magnitude_aware_noise_has_the_second_order_rise_of_its_variance(sigma):
+    problem = Problem(mlp().double(), nn.CrossEntropyLoss(), ragged_batches("mlp"))
+    diagonal, w = Hessian(problem).dense().diagonal(), problem.weights()
+    width = magnitude_width(w, sigma)
+    value, error = average_rise(problem, lambda z: width * z, draws=800, confidence=0.99, seed=0)
+    truth = float(((sigma**2 * w.square() + 1e-6) * diagonal).sum()) / 2
+    assert abs(value - truth) <= 1.2 * error
+    assert error < 0.25 * abs(truth)
 
 
 def test_batch_sharpness_and_fisher_rao_against_dense_matrices():

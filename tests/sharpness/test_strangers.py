@@ -64,3 +64,51 @@ def test_a_shuffling_loader_keeps_its_order_in_the_inputs_too():
     kept, partly = (Hessian(problem, wrt="inputs", memory_budget=b) for b in (2**30, int(18 * each)))
     vector = torch.randn(kept.size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(kept @ vector, partly @ vector)
+
+
+def test_a_batch_may_be_one_mapping_with_labels():
+    batches = ragged_batches("transformer")
+    plain = Problem(transformer(), nn.CrossEntropyLoss(), batches)
+    for name in ("labels", "label"):
+        mapped = [{"input_ids": x, "attention_mask": torch.ones_like(x), name: y} for x, y in batches]
+        found = Problem(Wrapped(), nn.CrossEntropyLoss(), mapped)
+        assert found.examples == 21
+        assert found.value() == plain.value()
+    alone = Problem(Wrapped(), nn.CrossEntropyLoss(), {"input_ids": batches[0][0], "labels": batches[0][1]})
+    assert alone.batch_sizes == (8,)
+
+
+class Positions(nn.Module):
+    """A class at each position, the classes on the last axis, in a mapping as segmentation models give it."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(7, 4), nn.Linear(4, 7)
+
+    def forward(self, input_ids):
+        return {"out": self.head(self.embed(input_ids)), "aux": None}
+
+
+def test_a_criterion_of_ones_own_may_have_its_classes_on_another_axis():
+    def next_token(output, targets):
+        return nn.functional.cross_entropy(output[:, :-1].flatten(0, 1), targets[:, 1:].flatten())
+
+    tokens = torch.arange(24).remainder(7).view(6, 4)  # labels up to 6 beside an axis 1 of length 4
+    report = measure(Positions(), next_token, [{"input_ids": tokens, "labels": tokens}], ("top_eigenvalue",))
+    assert report["top_eigenvalue"].value > 0
+    with pytest.raises(ValueError, match="criterion fails on batch 0: Target"):
+        Problem(Positions(), next_token, [{"input_ids": tokens, "labels": tokens + 3}])
+
+
+STRANGE = {
+    "keys": ([{"x": torch.ones(2)}], "has the keys x; allowed: one called 'labels'"),
+    "three": ([(torch.ones(2), torch.ones(2), torch.ones(2))], "a batch is tuple of 3"),
+    "tensor": ([torch.ones(2)], "a batch is Tensor"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(STRANGE))
+def test_a_batch_that_is_no_pair_is_told(name):
+    batches, told = STRANGE[name]
+    with pytest.raises(ValueError, match=told):
+        Problem(mlp(), nn.CrossEntropyLoss(), batches)
