@@ -76,7 +76,7 @@ def decode_with_pillow(content: Content, name: str) -> Pixels:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # broken EXIF blocks and palettes do not matter for pixels
             with Image.open(io.BytesIO(content)) as image:
-                return np.asarray(image.convert("RGB"))
+                return np.array(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = "no image format that Pillow knows" if "cannot identify" in str(error) else str(error)
         raise ValueError(f"{name} cannot be decoded: {reason or 'broken file'}") from None

@@ -18,7 +18,7 @@ class Batch:
 
     Attributes:
         images: (m, C, H, W) float in [0, 1].
-        labels: (m,) int64.
+        labels: (m,) int64, or (m, classes) probabilities where images are mixed.
         epochs, indices: (m,) int64, the pass and the place in the data set: what random numbers depend on.
         share: this micro-batch's part of its step's images, so that the shares of a step add up to 1.
     """
@@ -68,6 +68,7 @@ class ImageSet(Protocol):
 
 
 Augmentation = Callable[[Tensor, Tensor, Tensor], Tensor]
+Span = tuple[int, int]
 
 
 class Stream:
@@ -105,14 +106,25 @@ class Stream:
         """How many clean images come before step ``number``."""
         return 0 if number == 0 else self.first_batch + (number - 1) * self.batch
 
-    def _batches(self, number: int) -> Iterator[Batch]:
+    def groups(self, number: int) -> list[Span]:
+        """(first, last) places of each micro-batch of step ``number``."""
         start, stop = self.first_place(number), self.first_place(number + 1)
         # A longer first step is cut as a row of ordinary ones, so that its leading groups match the next step's.
-        for part in range(start, stop, self.batch):
-            end = min(part + self.batch, stop)
-            for first in range(part, end, self.micro_batch):
-                last = min(first + self.micro_batch, end)
-                yield self._batch(first, last, (last - first) / (stop - start))
+        parts = [(part, min(part + self.batch, stop)) for part in range(start, stop, self.batch)]
+        return [
+            (first, min(first + self.micro_batch, end))
+            for part, end in parts
+            for first in range(part, end, self.micro_batch)
+        ]
+
+    def own_groups(self, number: int) -> list[Span]:
+        """The micro-batches of step ``number`` that this process makes."""
+        return self.groups(number)
+
+    def _batches(self, number: int) -> Iterator[Batch]:
+        count = self.first_place(number + 1) - self.first_place(number)
+        for first, last in self.own_groups(number):
+            yield self._batch(first, last, (last - first) / count)
 
     def _batch(self, first: int, last: int, share: float) -> Batch:
         epochs, indices = places(self.seed, len(self.images), first, last)

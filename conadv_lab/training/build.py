@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -178,7 +179,12 @@ def build_stream(config: Config, method: Method, train_set: ImageSet) -> Stream:
     training = config.training
     batch = round(training.global_batch * method.clean_fraction)
     steps = training.steps or max(1, round(training.epochs * len(train_set) / batch))
-    return Stream(
+    kind: Any = Stream
+    if config.data.dataset == "imagenet":
+        from conadv_lab.data.imagenet_stream import PhotoStream
+
+        kind = partial(PhotoStream, mixup=config.data.mixup)
+    return kind(
         train_set,
         seed=training.seed,
         batch=batch,
@@ -192,7 +198,8 @@ def build_stream(config: Config, method: Method, train_set: ImageSet) -> Stream:
 def _augmentation(config: Config) -> Augmentation | None:
     data, seed = config.data, config.training.seed
     double = config.model.precision == "float64"
-    if not (data.crop or data.flip or data.cutout):
+    photographs = data.dataset == "imagenet"  # they are augmented as they are read
+    if photographs or not (data.crop or data.flip or data.cutout):
         return (lambda images, epochs, indices: images.double()) if double else None
 
     def augmented(images: Tensor, epochs: Tensor, indices: Tensor) -> Tensor:
