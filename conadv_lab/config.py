@@ -75,7 +75,7 @@ class Model:
     """What is trained."""
 
     model: str = "digits-cnn"
-    """digits-cnn, resnet18, resnet20, resnet50, or path/to/file.py:function."""
+    """digits-cnn, resnet18, resnet20, resnet50, timm:NAME, or path/to/file.py:function."""
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
     """bfloat16 is autocast, with weights in float32."""
     channels_last: bool = False
@@ -297,6 +297,7 @@ def _check_names(config: Config) -> None:
         ("optimizer", config.optimization.optimizer, OPTIMIZERS),
     ):
         own = what != "optimizer" and is_file_reference(value)
+        own |= what == "model" and value.startswith("timm:")
         if value not in allowed and not own:
             raise unknown(what, value, allowed)
 

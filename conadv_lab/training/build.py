@@ -129,6 +129,10 @@ def build_model(config: Config, classes: int) -> nn.Module:
             from conadv_lab.models.digits import DigitsCNN
 
             model = DigitsCNN(classes)
+        elif name.startswith("timm:"):
+            from conadv_lab.models.timm_models import timm_model
+
+            model = timm_model(name.removeprefix("timm:"), classes)
         else:
             from conadv_lab.models import resnet
 
