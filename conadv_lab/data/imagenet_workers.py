@@ -20,7 +20,7 @@ from conadv_lab.data.imagenet_files import Numbers, Photos
 from conadv_lab.data.imagenet_view import View
 from conadv_lab.data.workers import leave_signals_to_the_parent
 
-CHUNK = 16
+CHUNK = 32
 """Images of one task: long enough that handing it out costs nothing, short enough that workers end together."""
 
 Draws = np.ndarray[Any, np.dtype[np.float32]]

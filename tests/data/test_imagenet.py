@@ -209,7 +209,7 @@ def test_workers_ignore_stop_signals_and_a_dead_one_is_told(tree):
 def test_slots_are_few_for_vanilla_and_many_where_images_are_kept(tree):
     vanilla = slots_of(config_for(tree, method="vanilla", pixels=224, eval_pixels=224, workers=4))
     kept = slots_of(config_for(tree, pixels=224, eval_pixels=224, workers=4, keep_gb=0.1))
-    assert vanilla == (2 + 2 * (1 + 1 + 2 * 4 * 16 // 3), 3)
+    assert vanilla == (2 + 2 * (1 + 1 + 2 * 4 * 32 // 3), 3)
     assert kept == (vanilla[0] + int(0.1e9 / (3 * 3 * 224**2)), 3)
 
 
