@@ -18,6 +18,10 @@ class Options:
     """The run folder; None: runs/RECIPE-METHOD-bBATCH-sSEED."""
     resume: bool = False
     """Continue the run in the folder from its newest checkpoint."""
+    plan: bool = False
+    """Print memory, network and time that a step is predicted to take on --devices, and train nothing."""
+    devices: int = 1
+    """How many devices share a step, for --plan."""
 
 
 def parse_config(

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 from conadv_lab.config import Config, resolved
 
 if TYPE_CHECKING:
+    from conadv_lab.cli import Options
     from conadv_lab.training.loop import Run
 
 USAGE = """usage: python -m conadv_lab.train RECIPE [--out DIR] [--resume] [--field value ...]
+       python -m conadv_lab.train RECIPE --plan [--devices N]    what a step will take, nothing trained
        python -m conadv_lab.train --list            the recipes, one a line
        python -m conadv_lab.train RECIPE --help     every field, with its default in this recipe
 
@@ -30,8 +32,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not words or words[0] in ("-h", "--help"):
             print(USAGE)
             return 0 if words else 2
-        config, out, resume = parse(words)
+        config, options = parse(words)
+        out, resume = options.out or _folder(words[0], config), options.resume
         resolved(config)
+        if options.plan:
+            from conadv_lab.plan import plan_of
+
+            print(plan_of(config, options.devices).text())
+            return 0
         from conadv_lab.training.loop import prepare
 
         run = prepare(config, out, resume=resume)
@@ -41,8 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _train(run, out)
 
 
-def parse(words: Sequence[str]) -> tuple[Config, Path, bool]:
-    """(config, run folder, resume) from the words of a command line.
+def parse(words: Sequence[str]) -> tuple[Config, "Options"]:
+    """(config, this command's options) from the words of a command line.
 
     Raises:
         ValueError: an unknown recipe.
@@ -52,8 +60,7 @@ def parse(words: Sequence[str]) -> tuple[Config, Path, bool]:
     from conadv_lab.recipes import find
 
     recipe = find(words[0])
-    config, options = parse_config(recipe, words[1:], prog=f"conadv_lab.train {words[0]}")
-    return config, options.out or _folder(words[0], config), options.resume
+    return parse_config(recipe, words[1:], prog=f"conadv_lab.train {words[0]}")
 
 
 def _folder(recipe: str, config: Config) -> Path:
