@@ -46,6 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as mistake:
         print(f"error: {mistake}", file=sys.stderr)
         return 2
+    except OSError as failure:
+        print(f"error: {failure}", file=sys.stderr)
+        return 1
     return _train(run, out)
 
 

@@ -10,8 +10,9 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from hashlib import sha256
+from io import FileIO
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -77,32 +78,38 @@ class FolderPhotos:
 
 @dataclass(frozen=True)
 class TarPhotos:
-    """Images inside an uncompressed archive, each a stretch of its bytes."""
+    """Images inside uncompressed archives, each a stretch of the bytes of one of them."""
 
-    path: Path
+    paths: tuple[Path, ...]
     classes: tuple[str, ...]
     labels: Numbers
+    archives: Numbers  # (N,) which of the paths
     offsets: Numbers
     sizes: Numbers
     names: np.ndarray  # (N,) of bytes
 
-    @cached_property
-    def _handle(self) -> int:
-        return os.open(self.path, os.O_RDONLY)
-
     def read(self, index: int) -> bytes:
-        size = int(self.sizes[index])
-        content = os.pread(self._handle, size, int(self.offsets[index]))
+        path, size = self.paths[self.archives[index]], int(self.sizes[index])
+        try:
+            content = os.pread(_open_file(path).fileno(), size, int(self.offsets[index]))
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read: {error.strerror}") from None
         if len(content) != size:
-            raise ValueError(f"{self.path} ends within {self.name(index)}: the archive is truncated")
+            raise ValueError(f"{path} ends within {self.name(index)}: the archive is truncated")
         return content
 
     def name(self, index: int) -> str:
         return os.fsdecode(bytes(self.names[index]))
 
     def fingerprint(self) -> str:
-        """Of names, labels and places in the archive; the images are not read."""
-        return _fingerprint(self.classes, self.labels, self.names.tobytes(), self.offsets.tobytes())
+        """Of names, labels and places in the archives; the images are not read."""
+        places = self.archives.tobytes() + self.offsets.tobytes()
+        return _fingerprint(self.classes, self.labels, self.names.tobytes(), places)
+
+
+@lru_cache(maxsize=256)  # shards may be more than the files that a process may have open
+def _open_file(path: Path) -> FileIO:
+    return FileIO(path)
 
 
 def _fingerprint(classes: Sequence[str], labels: Numbers, *more: bytes) -> str:
@@ -113,11 +120,12 @@ def _fingerprint(classes: Sequence[str], labels: Numbers, *more: bytes) -> str:
 
 
 def open_photos(data_dir: str | Path, split: str, classes: tuple[str, ...] | None = None) -> Photos:
-    """The images of a split: a folder of class folders, or else the official archive.
+    """The images of a split: a folder of class folders, or else WebDataset's shards, or else the official archive.
 
     Args:
-        data_dir: holds ``train`` and ``val``, or ``ILSVRC2012_img_train.tar``, ``ILSVRC2012_img_val.tar`` and,
-            for the labels of the latter, ``ILSVRC2012_devkit_t12.tar.gz``.
+        data_dir: holds ``train`` and ``val``, or ``train-000000.tar`` … and ``val-000000.tar`` …, or
+            ``ILSVRC2012_img_train.tar``, ``ILSVRC2012_img_val.tar`` and, for the labels of the latter,
+            ``ILSVRC2012_devkit_t12.tar.gz``.
         split: "train" or "val".
         classes: the training set's, which the labels of "val" refer to.
 
@@ -127,11 +135,14 @@ def open_photos(data_dir: str | Path, split: str, classes: tuple[str, ...] | Non
     root = Path(data_dir)
     if (root / split).is_dir():
         return folder_photos(root / split, classes)
+    shards = sorted(root.glob(f"{split}-*.tar"))
+    if shards:
+        return shard_photos(shards, classes)
     archive = root / (TRAIN_ARCHIVE if split == "train" else VAL_ARCHIVE)
     if not archive.is_file():
         raise ValueError(
             f"no ImageNet {split} images in {root.resolve()}; looked for {split}.pack, "
-            f"{split}/<class>/<image> and {archive.name}"
+            f"{split}/<class>/<image>, {split}-….tar and {archive.name}"
         )
     if split == "train":
         return train_archive(archive)
@@ -192,7 +203,7 @@ def train_archive(path: Path) -> TarPhotos:
                     rows.append((wnid, image.name, member.offset_data + image.offset_data, image.size))
     classes = tuple(sorted({wnid for wnid, *_ in rows}))
     places = {name: place for place, name in enumerate(classes)}
-    return _tar_photos(path, classes, sorted((places[row[0]], *row[1:]) for row in rows))
+    return _tar_photos([path], classes, sorted((places[row[0]], *row[1:], 0) for row in rows))
 
 
 def val_archive(path: Path, devkit: Path, classes: tuple[str, ...] | None = None) -> TarPhotos:
@@ -219,10 +230,45 @@ def val_archive(path: Path, devkit: Path, classes: tuple[str, ...] | None = None
     if missing:
         raise ValueError(f"{devkit.name} names {missing[0]}, a class that the training set does not have")
     rows = [
-        (places[wnid], member.name, member.offset_data, member.size)
+        (places[wnid], member.name, member.offset_data, member.size, 0)
         for wnid, member in zip(wnids, members, strict=True)
     ]
-    return _tar_photos(path, names, rows)
+    return _tar_photos([path], names, rows)
+
+
+def shard_photos(paths: Sequence[Path], classes: tuple[str, ...] | None = None) -> TarPhotos:
+    """WebDataset's shards: of each sample an image, ``KEY.jpg`` say, and its class as a number in ``KEY.cls``.
+
+    They are read in place and in any order, so WebDataset itself is not needed. Classes are named by their numbers.
+
+    Raises:
+        ValueError: an image without a class or the other way round, a class that is no number, or a truncated shard.
+    """
+    rows: list[tuple[int, str, int, int, int]] = []
+    for number, path in enumerate(tqdm(paths, desc="shards", disable=None, leave=False)):
+        images: dict[str, tarfile.TarInfo] = {}
+        labels: dict[str, int] = {}
+        with _opened(path) as archive:
+            for member in archive:
+                key, _, ending = member.name.rpartition(".")
+                if "." + ending.lower() in ENDINGS:
+                    images[key] = member
+                elif ending == "cls":
+                    labels[key] = _number(archive.extractfile(member).read(), member.name, path)  # type: ignore[union-attr]
+        for key in images.keys() ^ labels.keys():
+            raise ValueError(f"{path} has {'no class' if key in images else 'no image'} for {key}")
+        rows += [(labels[k], m.name, m.offset_data, m.size, number) for k, m in images.items()]
+    count = max((label for label, *_ in rows), default=-1) + 1
+    if classes is not None and count > len(classes):
+        raise ValueError(f"{paths[0]} … hold class {count - 1}; the training set has {len(classes)}")
+    names = classes or tuple(map(str, range(count)))
+    return _tar_photos(paths, names, rows)
+
+
+def _number(content: bytes, name: str, path: Path) -> int:
+    if not content.strip().isdigit():
+        raise ValueError(f"{name} in {path} holds {content[:20]!r}; allowed: the number of a class")
+    return int(content)
 
 
 def val_classes(devkit: Path) -> list[str]:
@@ -265,10 +311,12 @@ def _opened(path: Path) -> Iterator[tarfile.TarFile]:
         raise ValueError(f"{path} is no uncompressed tar archive, or a truncated one: {error}") from None
 
 
-def _tar_photos(path: Path, classes: tuple[str, ...], rows: list[tuple[int, str, int, int]]) -> TarPhotos:
+def _tar_photos(
+    paths: Sequence[Path], classes: tuple[str, ...], rows: list[tuple[int, str, int, int, int]]
+) -> TarPhotos:
     if not rows:
-        raise ValueError(f"{path} holds no images")
-    labels, names, offsets, sizes = zip(*rows, strict=True)
-    encoded = np.array([os.fsencode(name) for name in names])
-    numbers = [np.array(values, np.int64) for values in (labels, offsets, sizes)]
-    return TarPhotos(path, classes, numbers[0], numbers[1], numbers[2], encoded)
+        raise ValueError(f"{paths[0]} holds no images")
+    labels, names, offsets, sizes, archives = zip(*rows, strict=True)
+    numbers = {"labels": labels, "offsets": offsets, "sizes": sizes, "archives": archives}
+    arrays = {name: np.array(values, np.int64) for name, values in numbers.items()}
+    return TarPhotos(tuple(paths), classes, names=np.array([os.fsencode(name) for name in names]), **arrays)

@@ -164,7 +164,7 @@ def shrunk(content: bytes | memoryview, name: str, side: int, quality: int | Non
 
 
 def open_split(data_dir: str | Path, split: str, classes: tuple[str, ...] | None = None) -> Photos:
-    """The images of "train" or "val": a pack, or else a folder of class folders, or else the official archive.
+    """The images of "train" or "val": a pack, or else what `open_photos` finds.
 
     Raises:
         ValueError: none of them, or a broken one.

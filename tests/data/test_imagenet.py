@@ -121,6 +121,24 @@ def test_two_ranks_see_together_what_one_sees(tree, workers):
     assert not halves[0] & halves[1]
 
 
+def test_real_photographs_are_the_same_for_any_readers_and_ranks(tmp_path):
+    photos = os.environ.get("CONADV_PHOTOS")
+    if not photos:
+        pytest.skip("CONADV_PHOTOS names no folder that holds train/<class>/<photograph>")
+    for split in ("train", "val"):
+        (tmp_path / split).symlink_to(Path(photos) / "train", target_is_directory=True)
+    options = {"pixels": 224, "policy": "randaugment", "mixup": 0.2, "global_batch": 20, "micro_batch": 5}
+    expected = seen(stream_for(tmp_path, **options))
+    for workers in (1, 2):
+        assert seen(stream_for(tmp_path, workers=workers, **options)) == expected
+    halves = []
+    for rank in (0, 1):
+        stream = stream_for(tmp_path, workers=1, **options)
+        stream.__class__, stream.rank = HalfStream, rank
+        halves.append({row[2] for row in seen(stream)})
+    assert halves[0] | halves[1] == {row[2] for row in expected}
+
+
 def test_epochs_and_seeds_see_other_crops_and_the_same_ones_again(tree):
     rows = [stream_for(tree, steps=9, seed=seed) for seed in (0, 0, 1)]
     one, two, three = ([b.images for n in range(9) for b in s.step(n).batches()] for s in rows)

@@ -111,6 +111,42 @@ def test_the_kit_says_which_class_a_validation_image_is_of(tmp_path):
     assert val.labels.tolist() == [0, 1, 2, 2]
 
 
+def write_shards(
+    root: Path, split: str, samples: list[tuple[str, bytes, bytes | None]], shards: int = 2
+) -> None:
+    for number in range(shards):
+        with tarfile.open(root / f"{split}-{number:06d}.tar", "w") as archive:
+            for key, image, label in samples[number::shards]:
+                add(archive, f"{key}.jpg", image)
+                add(archive, f"{key}.json", b"{}")
+                if label is not None:
+                    add(archive, f"{key}.cls", label)
+
+
+def test_shards_are_read_in_place(tmp_path):
+    images = [encoded(photo(30, 20 + i, seed=i)) for i in range(5)]
+    write_shards(
+        tmp_path, "train", [(f"{i:04d}", image, b"%d\n" % (i % 3)) for i, image in enumerate(images)]
+    )
+    photos = open_photos(tmp_path, "train")
+    assert photos.classes == ("0", "1", "2")
+    order = [0, 2, 4, 1, 3]
+    assert listed(photos) == [(f"{i:04d}.jpg", str(i % 3), images[i]) for i in order]
+    write_shards(tmp_path, "val", [("a", images[0], b"2")], shards=1)
+    assert open_photos(tmp_path, "val", photos.classes).labels.tolist() == [2]
+    with pytest.raises(ValueError, match="hold class 2; the training set has 2"):
+        open_photos(tmp_path, "val", ("0", "1"))
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [(None, "has no class for a"), (b"fish", r"a\.cls in .* holds b'fish'; allowed: the number")],
+)
+def test_broken_shards(tmp_path, label, message):
+    write_shards(tmp_path, "train", [("a", encoded(photo(20, 20)), label)], shards=1)
+    refused(tmp_path, "train", message)
+
+
 def refused(tmp_path: Path, split: str, message: str, classes: tuple[str, ...] | None = None) -> None:
     with pytest.raises(ValueError, match=message) as error:
         open_photos(tmp_path, split, classes)
