@@ -93,13 +93,13 @@ class PhotoStream(Stream):
         if not self._ahead:
             return
         step = 0 if span[0] < self.first_batch else 1 + (span[0] - self.first_batch) // self.batch
-        own = self.own_groups(step)
+        own = self.own_spans(step)
         if span not in own:
             return  # asked for by somebody who goes another way
         later = own[own.index(span) + 1 :]
         while len(later) < self._ahead and step + 1 < self.steps:
             step += 1
-            later += self.own_groups(step)
+            later += self.own_spans(step)
         yield from later[: self._ahead]
 
     def _slot(self, needed: bool) -> int | None:

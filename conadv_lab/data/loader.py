@@ -117,13 +117,13 @@ class Stream:
             for first in range(part, end, self.micro_batch)
         ]
 
-    def own_groups(self, number: int) -> list[Span]:
+    def own_spans(self, number: int) -> list[Span]:
         """The micro-batches of step ``number`` that this process makes."""
         return self.groups(number)
 
     def _batches(self, number: int) -> Iterator[Batch]:
         count = self.first_place(number + 1) - self.first_place(number)
-        for first, last in self.own_groups(number):
+        for first, last in self.own_spans(number):
             yield self._batch(first, last, (last - first) / count)
 
     def _batch(self, first: int, last: int, share: float) -> Batch:

@@ -105,7 +105,7 @@ class HalfStream(PhotoStream):
 
     rank = 0
 
-    def own_groups(self, number):
+    def own_spans(self, number):
         return self.groups(number)[self.rank :: 2]
 
 
