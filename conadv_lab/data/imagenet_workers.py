@@ -61,6 +61,9 @@ class Readers:
         workers: processes; 0 reads in this one, when `begin` is called.
         slots: how many readings there is room for.
         slot_images: images of a slot.
+
+    Raises:
+        ValueError: more memory than there is.
     """
 
     def __init__(
@@ -69,10 +72,7 @@ class Readers:
         self.sets, self.workers = list(sets), workers
         self.slots, self.slot_images = slots, slot_images
         self.image_bytes = 3 * max(view.side for _, view in sets) ** 2
-        # Pages that nobody writes to take no memory.
-        self._memory = torch.frombuffer(
-            mmap.mmap(-1, slots * slot_images * self.image_bytes), dtype=torch.uint8
-        )
+        self._memory = _shared_memory(slots * slot_images * self.image_bytes)
         self._decoder = Decoder()
         self._pool: ProcessPoolExecutor | None = None
 
@@ -138,6 +138,17 @@ class Readers:
         return self._pool
 
 
+def _shared_memory(size: int) -> Tensor:
+    """Bytes that forked processes share; those that nobody writes to take no memory."""
+    try:
+        return torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
+    except OSError as error:
+        raise ValueError(
+            f"{size / 1e9:,.1f} GB to read images into cannot be had ({error.strerror}); allowed: less, by a smaller "
+            "micro_batch, keep_gb or number of workers"
+        ) from None
+
+
 _readers: Readers | None = None
 
 
@@ -156,9 +167,7 @@ def _render(*chunk: Any) -> None:
 def _done(readers: Readers, *chunk: Any) -> Future[None]:
     task: Future[None] = Future()
     try:
-        threads = torch.get_num_threads()
         readers.render(*chunk)
-        torch.set_num_threads(threads)
         task.set_result(None)
     except ValueError as error:
         task.set_exception(error)

@@ -248,6 +248,7 @@ def test_erasing_blanks_with_the_mean_pixel(tree):
     [
         ({"train_images": 25}, "train_images is 25; allowed: 1 to 24"),
         ({"data_dir": "/nowhere"}, "no ImageNet train images in /nowhere"),
+        ({"micro_batch": 10**11}, r"GB to read images into cannot be had .* a smaller micro_batch"),
     ],
 )
 def test_impossible_sets(tree, changes, message):
