@@ -20,6 +20,10 @@ class Options:
     """Continue the run in the folder from its newest checkpoint."""
     ranks: int = 1
     """Train with so many processes of this machine, which share every step; torchrun and submit start their own."""
+    plan: bool = False
+    """Print memory, network and time that a step is predicted to take on --devices, and train nothing."""
+    devices: int = 1
+    """How many devices share a step, for --plan."""
 
 
 def parse_config(

@@ -22,7 +22,7 @@ METHODS = (
     "noise-equal",
     "copy-equal",
 )
-DATASETS = ("digits", "cifar10", "cifar100", "synthetic")
+DATASETS = ("digits", "cifar10", "cifar100", "imagenet", "synthetic")
 MODELS = ("digits-cnn", "resnet18", "resnet20", "resnet50")
 OPTIMIZERS = ("sgd", "lars", "lamb")
 INFINITY = float("inf")
@@ -33,9 +33,9 @@ class Data:
     """What is trained on."""
 
     dataset: str = "digits"
-    """digits, cifar10, cifar100, synthetic, or path/to/file.py:function."""
+    """digits, cifar10, cifar100, imagenet, synthetic, or path/to/file.py:function."""
     data_dir: str = "data"
-    """Folder of the CIFAR archives or of their unpacked layouts."""
+    """Folder of the CIFAR or ImageNet archives, of their unpacked layouts, or of packs."""
     download: bool = False
     """Fetch the official archive when it is not in data_dir."""
     train_images: int | None = None
@@ -50,6 +50,24 @@ class Data:
     """Flip every second image left to right."""
     cutout: int = 0
     """Side in pixels of the square that is blanked out; 0 for none."""
+    pixels: int = 224
+    """Side of imagenet's training images, cut out at random and resized."""
+    crop_scale: float = 0.08
+    """Smallest share of a photograph that a random crop takes (imagenet)."""
+    eval_pixels: int = 224
+    """Side of imagenet's images in evaluation, from the middle."""
+    eval_resize: int | None = None
+    """What the short side is brought to before that; None: eval_pixels · 256/224."""
+    policy: Literal["none", "autoaugment", "randaugment"] = "none"
+    """Policy after crop and flip (imagenet)."""
+    mixup: float = 0.0
+    """α of mixup's Beta distribution; 0 for none (imagenet)."""
+    erasing: float = 0.0
+    """Probability of random erasing (imagenet)."""
+    workers: int = 0
+    """Processes that read imagenet; images are the same for any number."""
+    keep_gb: float = 1.0
+    """Memory of a process in GB for images that the method needs once more; without room they are read again."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +75,7 @@ class Model:
     """What is trained."""
 
     model: str = "digits-cnn"
-    """digits-cnn, resnet18, resnet20, resnet50, or path/to/file.py:function."""
+    """digits-cnn, resnet18, resnet20, resnet50, timm:NAME, or path/to/file.py:function."""
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
     """bfloat16 is autocast, with weights in float32."""
     channels_last: bool = False
@@ -285,6 +303,7 @@ def _check_names(config: Config) -> None:
         ("optimizer", config.optimization.optimizer, OPTIMIZERS),
     ):
         own = what != "optimizer" and is_file_reference(value)
+        own |= what == "model" and value.startswith("timm:")
         if value not in allowed and not own:
             raise unknown(what, value, allowed)
 
@@ -301,6 +320,15 @@ def _check_numbers(config: Config) -> None:
         ("synthetic_pixels", data.synthetic_pixels, data.synthetic_pixels >= 1, whole_from_1),
         ("crop", data.crop, data.crop >= 0, whole_from_0),
         ("cutout", data.cutout, data.cutout >= 0, whole_from_0),
+        ("pixels", data.pixels, data.pixels >= 1, whole_from_1),
+        ("crop_scale", data.crop_scale, 0 < data.crop_scale <= 1, "above 0, up to 1"),
+        ("eval_pixels", data.eval_pixels, data.eval_pixels >= 1, whole_from_1),
+        ("eval_resize", data.eval_resize, data.eval_resize is None or data.eval_resize >= data.eval_pixels,
+         f"at least eval_pixels, {data.eval_pixels}"),
+        ("mixup", data.mixup, 0 <= data.mixup < INFINITY, "at least 0"),
+        ("erasing", data.erasing, 0 <= data.erasing <= 1, "0 to 1"),
+        ("workers", data.workers, data.workers >= 0, whole_from_0),
+        ("keep_gb", data.keep_gb, 0 <= data.keep_gb < INFINITY, "at least 0"),
         ("ema", model.ema, 0 <= model.ema < 1, "at least 0 and below 1"),
         ("epsilon", method.epsilon, 0 <= method.epsilon <= largest, f"0 to {largest:g}"),
         ("attack_step", method.attack_step, _step_is_fine(method), "above 0, or None"),
@@ -337,7 +365,16 @@ def _check_numbers(config: Config) -> None:
         require(fine, name, value, allowed)
 
 
+def _check_augmentation(data: Data) -> None:
+    photographs = data.dataset == "imagenet"
+    for name, idle in (("crop", 0), ("cutout", 0), ("policy", "none"), ("mixup", 0.0), ("erasing", 0.0)):
+        value = getattr(data, name)
+        if value != idle and photographs == (name in ("crop", "cutout")):
+            raise ValueError(f"{name} is {value!r}; allowed with dataset {data.dataset}: {idle!r}")
+
+
 def _check_combinations(config: Config) -> None:
+    _check_augmentation(config.data)
     method, training, optimization = config.method, config.training, config.optimization
     if method.method.endswith("-equal") and training.global_batch % 2:
         raise ValueError(

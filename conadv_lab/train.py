@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from conadv_lab.cli import Options
 
 USAGE = """usage: python -m conadv_lab.train RECIPE [--out DIR] [--resume] [--ranks N] [--field value ...]
+       python -m conadv_lab.train RECIPE --plan [--devices N]    what a step will take, nothing trained
        python -m conadv_lab.train --list            the recipes, one a line
        python -m conadv_lab.train RECIPE --help     every field, with its default in this recipe
 
@@ -35,6 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0 if words else 2
         config, out, options = parse(words)
         resolved(config)
+        if options.plan:
+            from conadv_lab.plan import plan_of
+
+            print(plan_of(config, options.devices).text())
+            return 0
     except ValueError as mistake:
         _tell(mistake)
         return 2
@@ -96,6 +102,9 @@ def _train(config: Config, out: Path, resume: bool) -> int:
     except ValueError as mistake:
         _tell(mistake)
         return 2
+    except OSError as failure:
+        print(f"error: {failure}", file=sys.stderr)
+        return 1
     except AnotherRankFailed as failure:
         print(f"error: {failure}", file=sys.stderr)
         return 1

@@ -18,7 +18,7 @@ class Batch:
 
     Attributes:
         images: (m, C, H, W) float in [0, 1].
-        labels: (m,) int64.
+        labels: (m,) int64, or (m, classes) probabilities where images are mixed.
         epochs, indices: (m,) int64, the pass and the place in the data set: what random numbers depend on.
         share: this micro-batch's part of its step's images, so that the shares of a step add up to 1.
     """
@@ -155,9 +155,9 @@ class Stream:
             for first in range(part, end, self.micro_batch)
         ]
 
-    def own_groups(self, number: int) -> int:
-        """How many micro-batches of step ``number``, or slices of them, are this rank's."""
-        return len(self.split.pieces(self.groups(number)))
+    def own_spans(self, number: int) -> list[Span]:
+        """The micro-batches of step ``number``, or slices of them, that are this rank's."""
+        return self.split.pieces(self.groups(number))
 
     def image(self) -> Tensor:
         """Some image (C, H, W) as a step has it: for its shape and dtype."""
@@ -167,7 +167,7 @@ class Stream:
 
     def _batches(self, number: int) -> Iterator[Batch]:
         count = self.first_place(number + 1) - self.first_place(number)
-        for first, last in self.split.pieces(self.groups(number)):
+        for first, last in self.own_spans(number):
             yield self._batch(first, last, (last - first) / count)
 
     def _require_parts_for_all(self) -> None:

@@ -83,6 +83,12 @@ def load_sets(config: Config, device: torch.device) -> tuple[ImageSet, ImageSet]
         shape = (3, data.synthetic_pixels, data.synthetic_pixels)
         made = Synthetic(data.synthetic_images, shape, device=device)
         return made, Synthetic(1_000, shape, seed=1, device=device)
+    if data.dataset == "imagenet":
+        from conadv_lab.data.imagenet import load_imagenet
+
+        photos, shown = load_imagenet(config, device)
+        _require_enough(config, len(photos))
+        return photos, shown
     train, test = _real_sets(config)
     if data.train_images is not None:
         if data.train_images > len(train):
@@ -90,12 +96,16 @@ def load_sets(config: Config, device: torch.device) -> tuple[ImageSet, ImageSet]
                 f"train_images is {data.train_images}; allowed: 1 to {len(train)}, the set's size"
             )
         train = train.subset(data.train_images)
-    if config.training.global_batch > len(train):
-        raise ValueError(
-            f"global_batch is {config.training.global_batch}; allowed: 1 to {len(train)}, "
-            f"the training images of {data.dataset}"
-        )
+    _require_enough(config, len(train))
     return train.to(device), test.to(device)
+
+
+def _require_enough(config: Config, images: int) -> None:
+    if config.training.global_batch > images:
+        raise ValueError(
+            f"global_batch is {config.training.global_batch}; allowed: 1 to {images}, "
+            f"the training images of {config.data.dataset}"
+        )
 
 
 def _real_sets(config: Config) -> tuple[TensorSet, TensorSet]:

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from conadv_lab import references
 from conadv_lab.config import Config, is_file_reference
 from conadv_lab.mistakes import unknown
-from conadv_lab.recipes import cifar, digits
+from conadv_lab.recipes import cifar, digits, imagenet
 
 Recipe = Callable[[], Config]
 
-RECIPES: dict[str, Recipe] = {**digits.RECIPES, **cifar.RECIPES}
+RECIPES: dict[str, Recipe] = {**digits.RECIPES, **cifar.RECIPES, **imagenet.RECIPES}
 
 
 def find(name: str) -> Recipe:

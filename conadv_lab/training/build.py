@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -142,6 +143,10 @@ def build_model(config: Config, classes: int) -> nn.Module:
             from conadv_lab.models.digits import DigitsCNN
 
             model = DigitsCNN(classes)
+        elif name.startswith("timm:"):
+            from conadv_lab.models.timm_models import timm_model
+
+            model = timm_model(name.removeprefix("timm:"), classes)
         else:
             from conadv_lab.models import resnet
 
@@ -195,7 +200,12 @@ def build_stream(config: Config, method: Method, train_set: ImageSet, ranks: Ran
         split = Split(ranks.number - ranks.trainers, ranks.attackers)
     batch = round(training.global_batch * method.clean_fraction)
     steps = training.steps or max(1, round(training.epochs * len(train_set) / batch))
-    return Stream(
+    kind: Any = Stream
+    if config.data.dataset == "imagenet":
+        from conadv_lab.data.imagenet_stream import PhotoStream
+
+        kind = partial(PhotoStream, mixup=config.data.mixup)
+    return kind(
         train_set,
         seed=training.seed,
         batch=batch,
@@ -221,7 +231,8 @@ def build_placement(config: Config, stream: Stream, ranks: Ranks, device: torch.
 def _augmentation(config: Config) -> Augmentation | None:
     data, seed = config.data, config.training.seed
     double = config.model.precision == "float64"
-    if not (data.crop or data.flip or data.cutout):
+    photographs = data.dataset == "imagenet"  # they are augmented as they are read
+    if photographs or not (data.crop or data.flip or data.cutout):
         return (lambda images, epochs, indices: images.double()) if double else None
 
     def augmented(images: Tensor, epochs: Tensor, indices: Tensor) -> Tensor:

@@ -175,7 +175,7 @@ class Run:
         parts = self.parts
         if self.reducer is None:
             return parts.method.backward(self.network, step, parts.criterion)
-        self.reducer.begin(parts.method.passes(step) * parts.stream.own_groups(step.number))
+        self.reducer.begin(parts.method.passes(step) * len(parts.stream.own_spans(step.number)))
         losses = parts.method.backward(self.network, step, parts.criterion)
         return self.reducer.finish(losses, check=due or parts.device.type == "cpu")
 

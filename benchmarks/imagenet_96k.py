@@ -1,0 +1,105 @@
+"""One ConAdv step of ResNet-50 at batch 98,304 on the CPU, and its peak memory beside what the plan predicted.
+
+    python -m benchmarks.imagenet_96k [--json FILE] [--batch N] [--micro-batch N] [--threads N]
+
+Images are synthetic, of 32 x 32 pixels: it is the batch that is of full size. By hand, never in CI: about 25 minutes
+on two cores (predicted from smaller batches). ``--batch 2048`` takes about a minute and shows the same memory but for
+the pending signs, one bit a value.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks.harness import Row, arguments, publish
+from conadv_lab.config import Config, resolved
+from conadv_lab.footprint import resident_bytes
+from conadv_lab.plan import plan_of
+
+BATCH, MICRO_BATCH = 98_304, 256
+
+
+def config_of(batch: int, micro_batch: int, threads: int | None) -> Config:
+    return Config().replace(
+        dataset="synthetic",
+        synthetic_images=BATCH,
+        synthetic_pixels=32,
+        model="resnet50",
+        method="conadv",
+        optimizer="lars",
+        lars_variant="C",
+        base_lr=4.0,
+        base_batch=512,
+        lr_rule="sqrt",
+        global_batch=batch,
+        micro_batch=min(batch, micro_batch),
+        steps=1,
+        bn_recalibrate=0,
+        device="cpu",
+        threads=threads,
+    )
+
+
+def child(config: Config) -> None:
+    """Take the step in this process and print seconds, loss and peak in MB."""
+    from conadv_lab.runs import RunFolder
+    from conadv_lab.training.build import build
+    from conadv_lab.training.loop import Run
+
+    with tempfile.TemporaryDirectory() as scratch:
+        run = Run(build(resolved(config)), RunFolder(Path(scratch) / "run"), "none")
+        run.start()
+        for group in run.parts.optimizer.param_groups:  # the velocity is there in every step but the first
+            for param in group["params"]:
+                run.parts.optimizer.state[param]["velocity"] = torch.empty_like(param).zero_()
+        start = time.perf_counter()
+        run.train_step()
+        seconds = time.perf_counter() - start
+        loss = run.folder.metrics()[-1]["adversarial_loss"]
+    print(json.dumps([seconds, loss, resident_bytes(peak=True) / 1e6]))
+
+
+def measured(words: list[str]) -> tuple[float, float, float]:
+    command = [sys.executable, "-m", "benchmarks.imagenet_96k", "--child", *words]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    seconds, loss, peak = json.loads(output.splitlines()[-1])
+    return seconds, loss, peak
+
+
+def main() -> None:
+    parser = arguments(__doc__ or "", rounds=1)
+    parser.add_argument("--batch", type=int, default=BATCH, help="global batch (default: %(default)s)")
+    parser.add_argument("--micro-batch", type=int, default=MICRO_BATCH, help="default: %(default)s")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    config = config_of(options.batch, options.micro_batch, options.threads)
+    if options.child:
+        child(config)
+        return
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    plan = plan_of(config)
+    words = ["--batch", str(options.batch), "--micro-batch", str(options.micro_batch)]
+    seconds, loss, peak = measured(words + (["--threads", str(options.threads)] if options.threads else []))
+    predicted = plan.peak() / 1e6
+    publish(
+        [
+            Row("step", seconds, "s"),
+            Row("adversarial loss", loss, "nats"),
+            Row("predicted peak", predicted, "MB"),
+            Row("peak", peak, "MB", "predicted peak", peak / predicted),
+        ],
+        options.json,
+    )
+    print(plan.text())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""Compressed photographs to pixels: simplejpeg where it is installed, Pillow for whatever else a file may be.
+
+Both give the same pixels, so a run does not depend on which is there. What ImageNet's files hold is handled
+like this, and all else is a mistake that names the file:
+
+    greyscale            three equal channels
+    CMYK, YCCK           Pillow's conversion to RGB
+    PNG named .JPEG      by its content; transparency is dropped, as Pillow's conversion to RGB does
+    EXIF orientation     ignored, as ImageNet's usual loaders do (torchvision, timm, DALI), so that crops agree
+    truncated            refused: "cannot be decoded: image file is truncated"
+"""
+
+import io
+import warnings
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+try:
+    import simplejpeg  # type: ignore[import-untyped,import-not-found,unused-ignore]
+except ImportError:  # the extra "fast" is not installed
+    simplejpeg = None
+
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+Content = bytes | memoryview
+_JPEG = b"\xff\xd8\xff"
+
+
+class Decoder:
+    """Decodes one image after another into memory that it keeps: fresh pages for each would cost a tenth.
+
+    >>> file = io.BytesIO()
+    >>> Image.new("L", (4, 3), 200).save(file, "PNG")
+    >>> pixels = Decoder()(file.getvalue(), "grey.JPEG")
+    >>> pixels.shape, int(pixels[0, 0, 2])
+    ((3, 4, 3), 200)
+    """
+
+    def __init__(self) -> None:
+        self._memory = np.empty(0, np.uint8)
+
+    def __call__(self, content: Content, name: str) -> Pixels:
+        """The pixels, (H, W, 3) uint8 RGB, good until the next call.
+
+        Args:
+            content: the whole file.
+            name: of the file, for messages.
+
+        Raises:
+            ValueError: the content is no image, or a broken one.
+        """
+        if simplejpeg is not None and content[:3] == _JPEG:
+            try:
+                return self._fast(content)
+            except ValueError:
+                pass  # another colour space or an irregular file: Pillow decides
+        return decode_with_pillow(content, name)
+
+    def _fast(self, content: Content) -> Pixels:
+        height, width, space, _ = simplejpeg.decode_jpeg_header(content)
+        if space not in ("YCbCr", "RGB", "Gray"):
+            raise ValueError(space)
+        if self._memory.size < height * width * 3:
+            self._memory = np.empty(height * width * 3, np.uint8)
+        return simplejpeg.decode_jpeg(content, "RGB", buffer=self._memory)
+
+
+def decode_with_pillow(content: Content, name: str) -> Pixels:
+    """As `Decoder`, by Pillow alone.
+
+    Raises:
+        ValueError: the content is no image, or a broken one.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # broken EXIF blocks and palettes do not matter for pixels
+            with Image.open(io.BytesIO(content)) as image:
+                return np.array(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = "no image format that Pillow knows" if "cannot identify" in str(error) else str(error)
+        raise ValueError(f"{name} cannot be decoded: {reason or 'broken file'}") from None

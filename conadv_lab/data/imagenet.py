@@ -1,0 +1,117 @@
+"""ImageNet, or any tree of photographs with one folder a class, as the training and test set of a run."""
+
+import torch
+from torch import Tensor
+
+from conadv_lab.config import Config, clean_batch
+from conadv_lab.data.hashing import image_keys, uniform
+from conadv_lab.data.imagenet_files import Numbers
+from conadv_lab.data.imagenet_view import DRAWS, View
+from conadv_lab.data.imagenet_workers import CHUNK, Readers, Reading
+from conadv_lab.data.pack import open_split
+from conadv_lab.seeds import generator
+
+FETCH_SLOTS = (0, 1)
+"""Slots for images that are shown as they are; the others are the stream's."""
+
+
+class PhotoSet:
+    """Photographs behind the `ImageSet` interface; augmented, they are what a `PhotoStream` reads.
+
+    Args:
+        readers: read this set and others.
+        shown: place among the readers' sets of these photographs as they are.
+        order: (N,) int64, which photograph each index is.
+        seed: the run's; it decides crops, flips and what else is drawn, together with epoch and index.
+        drawn: place among the readers' sets of the same photographs augmented; None for a test set.
+        device: where images are wanted.
+    """
+
+    def __init__(
+        self,
+        readers: Readers,
+        shown: int,
+        order: Tensor,
+        seed: int = 0,
+        drawn: int | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.readers, self.shown, self.drawn = readers, shown, drawn
+        self.seed, self.device = seed, torch.device(device)
+        self.photos, _ = readers.sets[shown]
+        self.classes = len(self.photos.classes)
+        self._order = order.numpy()
+        self._labels = torch.from_numpy(self.photos.labels[self._order])
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def labels(self, indices: Tensor) -> Tensor:
+        """(m,) int64, on the device."""
+        return self._labels[indices.cpu()].to(self.device)
+
+    def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (m, 3, S, S) uint8 as they are, from the middle, and labels (m,), on the device.
+
+        Raises:
+            OSError: an image cannot be read.
+        """
+        read = self.readers.read(self.shown, FETCH_SLOTS, self._places(indices))
+        pieces = [piece.to(self.device, copy=True) for piece in read]
+        return (pieces[0] if len(pieces) == 1 else torch.cat(pieces)), self.labels(indices)
+
+    def begin(self, slot: int, epochs: Tensor, indices: Tensor) -> Reading:
+        """Start to read augmented images into one of the readers' slots."""
+        assert self.drawn is not None, "a test set has no augmented images"
+        draws = uniform(image_keys(self.seed, "photo", epochs, indices), DRAWS)
+        return self.readers.begin(self.drawn, slot, self._places(indices), draws.numpy())
+
+    def fingerprint(self) -> str:
+        return f"{len(self)} of {self.photos.fingerprint()}"
+
+    def _places(self, indices: Tensor) -> Numbers:
+        return self._order[indices.cpu().numpy()]
+
+
+def read_ahead(workers: int, slot_images: int) -> int:
+    """How many micro-batches are read ahead: two tasks for each worker, and at least one micro-batch."""
+    return 1 + 2 * workers * CHUNK // slot_images if workers else 0
+
+
+def slots_of(config: Config) -> tuple[int, int]:
+    """(slots, images a slot) that the readers of a run need.
+
+    An attack that looks ahead and the step itself are two readers in the order of the run, so twice what is read
+    ahead, and ``keep_gb`` of what will be wanted once more: everything, but for vanilla.
+    """
+    data = config.data
+    images = (config.training.micro_batch or clean_batch(config)) + (data.mixup > 0)
+    largest = 3 * max(data.pixels, data.eval_pixels) ** 2 * images
+    kept = 0 if config.method.method == "vanilla" else int(data.keep_gb * 1e9 / largest)
+    return len(FETCH_SLOTS) + 2 * (1 + read_ahead(data.workers, images)) + kept, images
+
+
+def load_imagenet(config: Config, device: torch.device | str) -> tuple[PhotoSet, PhotoSet]:
+    """Training and validation set: a pack, a folder tree or the official archive for each, in ``data_dir``.
+
+    The training set's indices are a fixed shuffle of its photographs, so that its first 10,000, which the
+    training accuracy is measured on, are of all classes.
+
+    Raises:
+        ValueError: data that are missing or not what they should be, or too many ``train_images``.
+    """
+    data, seed = config.data, config.training.seed
+    train = open_split(data.data_dir, "train")
+    test = open_split(data.data_dir, "val", train.classes)
+    count = len(train.labels)
+    if (data.train_images or 0) > count:
+        raise ValueError(f"train_images is {data.train_images}; allowed: 1 to {count}, the set's size")
+    resize = data.eval_resize or round(data.eval_pixels * 256 / 224)
+    shown = View(data.eval_pixels, resize)
+    drawn = View(data.pixels, resize, data.crop_scale, data.flip, data.policy, data.erasing)
+    readers = Readers([(train, drawn), (train, shown), (test, shown)], data.workers, *slots_of(config))
+    order = torch.randperm(count, generator=generator(0, "subset"))[: data.train_images]
+    return (
+        PhotoSet(readers, 1, order, seed, drawn=0, device=device),
+        PhotoSet(readers, 2, torch.arange(len(test.labels)), device=device),
+    )

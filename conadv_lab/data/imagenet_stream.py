@@ -1,0 +1,114 @@
+"""The stream of steps over photographs: read ahead by worker processes, and kept for who wants them again."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from conadv_lab.data.hashing import image_keys
+from conadv_lab.data.imagenet import FETCH_SLOTS, PhotoSet, read_ahead
+from conadv_lab.data.imagenet_workers import Reading
+from conadv_lab.data.loader import Batch, Span, Stream, as_float
+from conadv_lab.data.mixup import mixed, mixup_weights
+from conadv_lab.data.order import places
+
+
+@dataclass
+class _Held:
+    """A micro-batch in a slot; ``used`` once the stream has given it out."""
+
+    slot: int
+    reading: Reading
+    used: bool = False
+
+
+class PhotoStream(Stream):
+    """A `Stream` over a training `PhotoSet` that reads ahead and keeps what will be wanted again.
+
+    Look-ahead and recycling ask for every micro-batch twice. What was read stays in its slot until the slot is
+    needed, the longest unused first, so with room enough a photograph is decoded once. Neither that nor reading
+    ahead can change an image: all are pure functions of (seed, epoch, index).
+
+    With ``mixup`` (α of its Beta distribution) an image is mixed with the one before it in the endless order of
+    the run, the very first with itself, so micro-batches and ranks change nothing; labels are then
+    (m, classes) probabilities.
+    """
+
+    images: PhotoSet
+
+    def __init__(self, images: PhotoSet, *, mixup: float = 0.0, **rest: Any) -> None:
+        super().__init__(images, **rest)
+        self.mixup = mixup
+        readers = images.readers
+        self._free = [slot for slot in range(readers.slots) if slot not in FETCH_SLOTS]
+        self._held: dict[Span, _Held] = {}
+        self._ahead = read_ahead(readers.workers, readers.slot_images)
+
+    def pixels(self, first: int, last: int) -> Tensor:
+        """Images of a micro-batch's places, (m, 3, S, S) uint8 in shared memory, good until the next call.
+
+        With mixup the image before them comes first, where there is one.
+
+        Raises:
+            OSError: an image cannot be read.
+        """
+        span = first, last
+        held = self._held.pop(span, None) or self._start(span, self._slot(needed=True))
+        held.used = False
+        self._held[span] = held
+        for later in self._following(span):
+            slot = None if later in self._held else self._slot(needed=False)
+            if slot is not None:
+                self._held[later] = self._start(later, slot)
+        held.used = True
+        return held.reading.wait()
+
+    def _batch(self, first: int, last: int, share: float) -> Batch:
+        epochs, indices = self._places(first, last)
+        images = as_float(self.pixels(first, last).to(self.images.device))
+        labels = self.images.labels(indices)
+        epochs, indices = epochs.to(images.device), indices.to(images.device)
+        if self.augment is not None:
+            images = self.augment(images, epochs, indices)
+        if self.mixup:
+            if first == 0:
+                images, labels = (torch.cat([values[:1], values]) for values in (images, labels))
+            epochs, indices = epochs[first - last :], indices[first - last :]
+            weights = mixup_weights(image_keys(self.seed, "mixup", epochs, indices), self.mixup)
+            images, labels = mixed(images, labels, weights, self.images.classes)
+        return Batch(images, labels, epochs, indices, share)
+
+    def _places(self, first: int, last: int) -> tuple[Tensor, Tensor]:
+        before = 1 if self.mixup and first else 0
+        return places(self.seed, len(self.images), first - before, last)
+
+    def _start(self, span: Span, slot: int | None) -> _Held:
+        assert slot is not None
+        return _Held(slot, self.images.begin(slot, *self._places(*span)))
+
+    def _following(self, span: Span) -> Iterator[Span]:
+        """The micro-batches that come next in the run's order, as many as are read ahead."""
+        if not self._ahead:
+            return
+        step = 0 if span[0] < self.first_batch else 1 + (span[0] - self.first_batch) // self.batch
+        own = self.own_spans(step)
+        if span not in own:
+            return  # asked for by somebody who goes another way
+        later = own[own.index(span) + 1 :]
+        while len(later) < self._ahead and step + 1 < self.steps:
+            step += 1
+            later += self.own_spans(step)
+        yield from later[: self._ahead]
+
+    def _slot(self, needed: bool) -> int | None:
+        """A free slot, or that of the micro-batch that was used longest ago; any micro-batch's where it must be."""
+        if self._free:
+            return self._free.pop()
+        used = next((span for span, held in self._held.items() if held.used), None)
+        if used is None and not needed:
+            return None
+        held = self._held.pop(used or next(iter(self._held)))
+        held.reading.settle()
+        return held.slot

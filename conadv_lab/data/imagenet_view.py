@@ -1,0 +1,70 @@
+"""From a photograph's file to the image of a step: decode, crop, resize, flip, policy, erasing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from conadv_lab.data.crops import CROP_DRAWS, ERASE_DRAWS, centre_crop, crop_box, erased_box, resized_crop
+from conadv_lab.data.decode import Content, Decoder
+from conadv_lab.data.policies import POLICY_DRAWS, autoaugment, randaugment
+
+Policy = Literal["none", "autoaugment", "randaugment"]
+
+DRAWS = CROP_DRAWS + 1 + POLICY_DRAWS + ERASE_DRAWS
+"""Uniform numbers that an image of the training set takes, whatever is made of them."""
+
+_POLICY = CROP_DRAWS + 1
+_ERASE = _POLICY + POLICY_DRAWS
+# ImageNet's mean pixel: torchvision erases with 0 after normalisation, which is this before it.
+_MEAN = torch.tensor([124, 116, 104], dtype=torch.uint8)
+
+
+@dataclass(frozen=True)
+class View:
+    """How photographs become square images.
+
+    Attributes:
+        side: of the images, in pixels.
+        resize: what the short side is brought to before the central crop, where an image is shown as it is.
+        least: smallest share of the area that a random crop takes.
+        flip: mirror every second image left to right.
+        policy: AutoAugment or RandAugment after crop and flip.
+        erasing: probability of random erasing.
+    """
+
+    side: int
+    resize: int
+    least: float = 0.08
+    flip: bool = True
+    policy: Policy = "none"
+    erasing: float = 0.0
+
+    def as_it_is(self, content: Content, name: str, decoder: Decoder) -> Tensor:
+        """(side, side, 3) uint8, of the middle."""
+        return centre_crop(decoder(content, name), self.resize, self.side)
+
+    def augmented(self, content: Content, name: str, decoder: Decoder, draws: Sequence[float]) -> Tensor:
+        """(side, side, 3) uint8, as ``draws``, `DRAWS` numbers in [0, 1), say."""
+        pixels = decoder(content, name)
+        height, width = pixels.shape[:2]
+        box = crop_box(height, width, draws[:CROP_DRAWS], scale=(self.least, 1.0))
+        image = resized_crop(pixels, box, self.side, self.flip and draws[CROP_DRAWS] < 0.5)
+        if self.policy != "none":
+            image = self._by_policy(image, draws[_POLICY:_ERASE])
+        if self.erasing:
+            erased = erased_box(self.side, self.side, draws[_ERASE:], self.erasing)
+            if erased is not None:
+                top, left, height, width = erased
+                image = image.clone()  # a crop of this very size is a view of the decoder's memory
+                image[top : top + height, left : left + width] = _MEAN
+        return image
+
+    def _by_policy(self, image: Tensor, draws: Sequence[float]) -> Tensor:
+        picture = Image.fromarray(image.numpy())
+        made = autoaugment(picture, draws) if self.policy == "autoaugment" else randaugment(picture, draws)
+        return torch.from_numpy(np.array(made))

@@ -1,0 +1,192 @@
+"""Building a pack: in parallel, resumable at any moment, complete under its name or not there at all.
+
+While it is built, ``train.pack.part`` holds the images so far and ``train.pack.part-log`` a line of JSON with the
+settings, then 12 bytes an image: size and hash. A build that is begun again keeps every image whose hash fits.
+"""
+
+import argparse
+import json
+import os
+import struct
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from conadv_lab.data.decode import Decoder
+from conadv_lab.data.imagenet_files import Photos
+from conadv_lab.data.pack import HEAD, finish, hash_of, open_pack, open_split, shrunk
+from conadv_lab.data.workers import cores, leave_signals_to_the_parent
+from conadv_lab.mistakes import require
+
+_CHUNK = 64
+_RECORD = struct.Struct("<IQ")
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="python -m conadv_lab.data.pack",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("data_dir", type=Path, help="holds train/ and val/, or the official archives")
+    made.add_argument("out_dir", type=Path, nargs="?", help="where train.pack and val.pack go")
+    made.add_argument("--side", type=int, default=400, help="short side in pixels; 0: the files as they are")
+    made.add_argument("--quality", type=int, default=90, help="of the JPEGs that are made (default: 90)")
+    made.add_argument("--workers", type=int, default=cores(), help="default: all cores")
+    made.add_argument("--splits", nargs="+", choices=("train", "val"), default=("train", "val"))
+    made.add_argument("--verify", action="store_true", help="hash every image of the packs in DATA_DIR again")
+    return made
+
+
+def build_pack(data_dir: Path, out_dir: Path, options: argparse.Namespace) -> Iterator[Path]:
+    """Build the packs of the options' splits, and give their paths, each when it is done and verified.
+
+    Raises:
+        ValueError: impossible options, missing or broken images, or a begun build with other settings.
+    """
+    require(options.side == 0 or options.side >= 32, "side", options.side, "0, or at least 32")
+    require(1 <= options.quality <= 100, "quality", options.quality, "1 to 100")
+    require(options.workers >= 1, "workers", options.workers, "a whole number of at least 1")
+    classes: tuple[str, ...] | None = None
+    for split in options.splits:
+        if classes is None and split == "val":
+            classes = open_split(data_dir, "train").classes
+        photos = open_split(data_dir, split, classes)
+        classes = photos.classes
+        path = out_dir / f"{split}.pack"
+        about = {
+            "classes": list(photos.classes),
+            "side": options.side,
+            "quality": options.quality if options.side else None,
+            "made_from": photos.fingerprint(),
+        }
+        if path.exists():
+            if open_pack(path).about != about | {"images": len(photos.labels)}:
+                raise ValueError(f"{path} was made with other settings or images; remove it to make it again")
+        else:
+            out_dir.mkdir(parents=True, exist_ok=True)
+            _build(photos, path, about, options.workers)
+        yield path
+
+
+def _build(photos: Photos, path: Path, about: dict[str, Any], workers: int) -> None:
+    begun = Begun.open(path, about)
+    count = len(photos.labels)
+    rest = [range(i, min(i + _CHUNK, count)) for i in range(len(begun.sizes), count, _CHUNK)]
+    bar = tqdm(total=count, initial=len(begun.sizes), desc=path.name, unit="image", disable=None)
+    try:
+        with bar, _pool(photos, about, workers) as pool:
+            for made in _in_order(pool, rest, ahead=4 * workers):
+                begun.append(made)
+                bar.update(len(made))
+    finally:
+        begun.flush()
+    finish(begun.part, begun.sizes, photos.labels, begun.hashes, about)
+    open_pack(begun.part).verify()
+    with begun.part.open("rb") as file:
+        os.fsync(file.fileno())
+    begun.part.rename(path)
+    begun.log.unlink()
+
+
+@dataclass
+class Begun:
+    """What is there of a pack."""
+
+    part: Path
+    log: Path
+    sizes: list[int] = field(default_factory=list)
+    hashes: list[int] = field(default_factory=list)
+
+    @staticmethod
+    def open(path: Path, about: dict[str, Any]) -> "Begun":
+        """Go on with a begun build, its images hashed again, or begin.
+
+        Raises:
+            ValueError: it was begun with other settings or images.
+        """
+        begun = Begun(path.with_name(path.name + ".part"), path.with_name(path.name + ".part-log"))
+        settings = json.dumps(about).encode() + b"\n"
+        logged = begun.log.read_bytes() if begun.log.exists() else b""
+        if begun.part.exists() and b"\n" in logged:
+            if not logged.startswith(settings):
+                raise ValueError(
+                    f"{begun.part} was begun with other settings or images; remove it to begin again"
+                )
+            begun._keep_what_fits(logged[len(settings) :])
+            records = len(begun.sizes) * _RECORD.size
+            os.truncate(begun.log, len(settings) + records)
+        else:
+            begun.part.write_bytes(HEAD)
+            begun.log.write_bytes(settings)
+        return begun
+
+    def _keep_what_fits(self, records: bytes) -> None:
+        whole = len(records) - len(records) % _RECORD.size
+        with self.part.open("rb+") as file:
+            if file.read(len(HEAD)) != HEAD:
+                file.seek(0)
+                file.write(HEAD)
+                whole = 0
+            end = len(HEAD)
+            for size, digest in _RECORD.iter_unpack(records[:whole]):
+                content = file.read(size)
+                if len(content) < size or hash_of(content) != digest:
+                    break
+                self.sizes.append(size)
+                self.hashes.append(digest)
+                end += size
+            file.truncate(end)
+
+    def append(self, images: list[bytes]) -> None:
+        hashes = [hash_of(image) for image in images]
+        with self.part.open("ab") as file:
+            file.write(b"".join(images))
+        with self.log.open("ab") as file:
+            file.write(b"".join(_RECORD.pack(len(i), h) for i, h in zip(images, hashes, strict=True)))
+        self.sizes += map(len, images)
+        self.hashes += hashes
+
+    def flush(self) -> None:
+        for path in (self.part, self.log):
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+
+
+def _pool(photos: Photos, about: dict[str, Any], workers: int) -> ProcessPoolExecutor:
+    # Forked, so that the set's lists are shared and not sent.
+    return ProcessPoolExecutor(workers, get_context("fork"), _begin_work, (photos, about))
+
+
+_work: dict[str, Any] = {}
+
+
+def _begin_work(photos: Photos, about: dict[str, Any]) -> None:
+    leave_signals_to_the_parent()
+    _work.update(photos=photos, side=about["side"], quality=about["quality"], decoder=Decoder())
+
+
+def _make(chunk: range) -> list[bytes]:
+    photos, decoder = _work["photos"], _work["decoder"]
+    return [shrunk(photos.read(i), photos.name(i), _work["side"], _work["quality"], decoder) for i in chunk]
+
+
+def _in_order(pool: ProcessPoolExecutor, chunks: list[range], ahead: int) -> Iterator[list[bytes]]:
+    """Results in the order of the chunks, with so many under way that memory stays bounded."""
+    under_way: deque[Future[list[bytes]]] = deque()
+    try:
+        for chunk in chunks:
+            under_way.append(pool.submit(_make, chunk))
+            if len(under_way) > ahead:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+    finally:
+        for future in under_way:
+            future.cancel()

@@ -1,0 +1,116 @@
+"""Memory that a training step will take, counted from the model itself: two images are sent through it on the CPU."""
+
+import resource
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from conadv_lab.config import Config
+
+# Fitted to peaks of ResNet-50 at 32 pixels and micro-batches of 12 to 256 on a CPU with torch 2.13: gaps in the
+# allocator's heap, and what kernels and the libraries behind them hold. Not measured on a GPU.
+_GAPS, _KERNELS = 1.75, 190_000_000
+
+CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "synthetic": 10}
+SHAPES = {"digits": (1, 8, 8), "cifar10": (3, 32, 32), "cifar100": (3, 32, 32)}
+
+
+def image_shape(config: Config) -> tuple[int, int, int]:
+    """(channels, height, width) of a training image."""
+    data = config.data
+    side = data.synthetic_pixels if data.dataset == "synthetic" else data.pixels
+    return SHAPES.get(data.dataset, (3, side, side))
+
+
+def memory_bytes(config: Config, images: float, micro_batch: int) -> tuple[dict[str, int], int]:
+    """(bytes by purpose, number of parameters) of a device that trains on so many clean images of a step."""
+    from conadv_lab.training.build import build_model
+    from conadv_lab.training.network import network_of
+
+    model = build_model(config, CLASSES.get(config.data.dataset, 1000))
+    parameters = sum(p.numel() for p in model.parameters())
+    weights = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    states = {"lamb": 2}.get(config.optimization.optimizer, 1)
+    shape = image_shape(config)
+    values = torch.Size(shape).numel()
+    both = 2 if config.method.method.endswith("-equal") else 1  # its halves share a forward
+    network = network_of(model.train(), replace(config.model, compile=False), torch.device("cpu"))
+    saved = activations(network, shape, next(model.parameters()).dtype)
+    return {
+        "weights": weights,
+        "gradients and optimiser": (1 + states) * 4 * parameters,
+        "activations": round(_GAPS * micro_batch * both * saved),
+        "kernels": _KERNELS,
+        "images": micro_batch * both * 3 * 4 * values,
+        "pending attacks": round(_pending(config) * images * values),
+    }, parameters
+
+
+def _pending(config: Config) -> float:
+    """Bytes a pixel value and image of what waits for its step: a sign is a bit, other attacks are floats."""
+    method = config.method
+    if method.method == "conadv":
+        size = 1 / 8 if method.attack_steps == 1 and method.norm == "linf" else 4
+        steps = config.training.steps or method.staleness + 1
+        return size * min(method.staleness + 1, steps)
+    if method.method == "disadv":
+        return 1 / 8 if method.attack_steps == 1 and method.norm == "linf" else 4
+    return 1 / 8 if method.method.startswith("recycled") else 0
+
+
+def activations(network: nn.Module, shape: tuple[int, int, int], dtype: torch.dtype = torch.float32) -> int:
+    """Bytes an image that a forward keeps for its backward.
+
+    >>> net = nn.Sequential(nn.Linear(8, 4), nn.Tanh())  # its input and what comes out, float32
+    >>> activations(net, (1, 1, 8))
+    48
+    """
+    # What does not grow with the batch, such as statistics and weights in another precision, falls out.
+    return (
+        _kept(network, torch.zeros(4, *shape, dtype=dtype))
+        - _kept(network, torch.zeros(2, *shape, dtype=dtype))
+    ) // 2
+
+
+def _kept(network: nn.Module, images: Tensor) -> int:
+    own = {p.untyped_storage().data_ptr() for p in (*network.parameters(), *network.buffers())}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        outputs = network(images)
+    del outputs
+    return sum(kept.values())
+
+
+def host_bytes(config: Config) -> dict[str, int]:
+    """Bytes of a process on the host: Python and torch as they are here, and images that are read."""
+    parts: dict[str, int] = {"Python and torch": resident_bytes()}
+    if config.data.dataset == "imagenet":
+        from conadv_lab.data.imagenet import slots_of
+
+        slots, images = slots_of(config)
+        parts["images being read"] = (
+            slots * images * 3 * max(config.data.pixels, config.data.eval_pixels) ** 2
+        )
+    elif config.data.dataset in ("cifar10", "cifar100"):
+        parts["the set"] = 60_000 * 3 * 32 * 32
+    return parts
+
+
+def resident_bytes(peak: bool = False) -> int:
+    """Memory that this process holds, or the most that it ever held, in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage's peak begins with that of the process that started this one
+        wanted = "VmHWM:" if peak else "VmRSS:"
+        line = next(line for line in status.read_text().splitlines() if line.startswith(wanted))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
