@@ -57,7 +57,9 @@ class Times:
         return Row(name, value, "ms", peer, middle, (low, high))
 
 
-def interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int, cuda: bool = False) -> Times:
+def interleaved(
+    calls: Mapping[str, Callable[[], Any]], rounds: int, cuda: bool = False, repeats: int = 1
+) -> Times:
     """Time named callables in turn, round after round, so that a machine's moods meet all alike.
 
     The order is reversed in every second round: no callable always runs on the caches of the same neighbour.
@@ -65,7 +67,8 @@ def interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int, cuda: bool 
     Args:
         calls: what to time; each is called once beforehand, untimed.
         rounds: timed calls of each, at least 2.
-        cuda: wait for the GPU before and after each call.
+        cuda: wait for the GPU before and after each timing.
+        repeats: calls of one timing, whose time is divided by it: the host runs ahead of a GPU only over several.
     """
     require(rounds >= 2, "rounds", rounds, "a whole number of at least 2")
     wait = torch.cuda.synchronize if cuda else lambda: None
@@ -76,9 +79,10 @@ def interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int, cuda: bool 
         for name in list(calls)[:: -1 if turn % 2 else 1]:
             wait()
             start = time.perf_counter()
-            calls[name]()
+            for _ in range(repeats):
+                calls[name]()
             wait()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append((time.perf_counter() - start) / repeats)
     return Times(seconds)
 
 
@@ -115,8 +119,7 @@ def arguments(description: str, rounds: int) -> argparse.ArgumentParser:
 
 def publish(rows: Sequence[Row], json_file: Path | None = None) -> None:
     """Print the rows as a table and, where asked, write them as JSON."""
-    described = machine()
-    print(" · ".join(f"{key} {value}" for key, value in described.items()))
+    print(in_words(machine()))
     width = max(len(row.name) for row in rows)
     for row in rows:
         line = f"{row.name:<{width}}  {row.value:>10.3f} {row.unit}"
@@ -125,6 +128,16 @@ def publish(rows: Sequence[Row], json_file: Path | None = None) -> None:
             line += f"   {row.ratio:.3f}{spread} × {row.peer}"
         print(line)
     if json_file is not None:
-        kept = ("name", "value", "unit", "peer", "ratio")
-        plain = [{key: asdict(row)[key] for key in kept} for row in rows]
-        json_file.write_text(json.dumps({"machine": described, "rows": plain}, indent=2) + "\n")
+        write(rows, json_file)
+
+
+def in_words(described: Mapping[str, Any]) -> str:
+    """`machine`'s description in one line."""
+    return " · ".join(f"{key} {value}" for key, value in described.items())
+
+
+def write(rows: Sequence[Row], json_file: Path) -> None:
+    """Write the machine and the rows as JSON."""
+    kept = ("name", "value", "unit", "peer", "ratio")
+    plain = [{key: asdict(row)[key] for key in kept} for row in rows]
+    json_file.write_text(json.dumps({"machine": machine(), "rows": plain}, indent=2) + "\n")

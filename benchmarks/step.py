@@ -34,38 +34,35 @@ LR, MOMENTUM, DECAY, STEPS = 0.05, 0.9, 5e-4, 1_000_000
 
 
 def plain_loop(
-    model_name: str, batch: int, device: torch.device, images: Tensor, labels: Tensor
+    model: nn.Module, batch: int, images: Tensor, labels: Tensor, bfloat16: bool = False
 ) -> Callable[[], None]:
     """The peer: what one writes in PyTorch without any package, the same model, data, precision and schedule."""
-    model = PLAIN[model_name]().to(device)
-    if model_name == "digits-cnn":
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     criterion = nn.CrossEntropyLoss()
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.SGD(groups, lr=LR, momentum=MOMENTUM)
+    optimizer = torch.optim.SGD(groups, lr=LR, momentum=MOMENTUM, fused=images.is_cuda or None)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=STEPS)
 
     def batches() -> Iterator[Tensor]:
         while True:
-            shuffled = torch.randperm(len(labels))
+            shuffled = torch.randperm(len(labels), device=labels.device)
             for first in range(0, len(labels) - batch + 1, batch):
                 yield shuffled[first : first + batch]
 
     order = batches()
 
     def step() -> None:
-        chosen = next(order).to(device)
+        chosen = next(order)
         x = images[chosen].float() / 255
-        loss = criterion(model(x), labels[chosen])
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=bfloat16):
+            loss = criterion(model(x), labels[chosen])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         scheduler.step()
-        if not loss.is_cuda and not torch.isfinite(
-            loss
-        ):  # a loop that one would trust with a long run looks at its loss
+        # A loop that one would trust with a long run looks at its loss.
+        if not loss.is_cuda and not torch.isfinite(loss):
             raise ArithmeticError("loss")
 
     return step
@@ -92,7 +89,12 @@ def our_run(model_name: str, method: str, batch: int, folder: Path) -> Run:
         checkpoint_every=STEPS,
         threads=torch.get_num_threads(),
     )
-    run = Run(build(resolved(config)), RunFolder(folder / method), "none")
+    return started(config, folder / method)
+
+
+def started(config: Config, folder: Path) -> Run:
+    """A run that has taken no step yet."""
+    run = Run(build(resolved(config)), RunFolder(folder), "none")
     run.start()
     return run
 
@@ -104,7 +106,10 @@ def measure(model_name: str, batch: int | None, rounds: int, suffix: str) -> lis
         parts = runs["vanilla"].parts
         images, labels = parts.train_set.fetch(torch.arange(min(len(parts.train_set), 2_048)))
         calls: dict[str, Callable[[], None]] = {name: run.train_step for name, run in runs.items()}
-        calls["plain loop"] = plain_loop(model_name, batch, parts.device, images, labels)
+        model = PLAIN[model_name]().to(parts.device)
+        if parts.config.model.channels_last:
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        calls["plain loop"] = plain_loop(model, batch, images, labels)
         # The forms that recycle are themselves only from their second step on; allocators settle meanwhile.
         for _ in range(3):
             for call in calls.values():

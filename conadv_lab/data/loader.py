@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from conadv_lab.data.order import places
+from conadv_lab.data.transfer import sent
 from conadv_lab.mistakes import require
 
 
@@ -188,7 +189,7 @@ class Stream:
     def _batch(self, first: int, last: int, share: float) -> Batch:
         epochs, indices = places(self.seed, len(self.images), first, last)
         images, labels = self.images.fetch(indices)
-        epochs, indices = epochs.to(images.device), indices.to(images.device)
+        epochs, indices = sent(torch.stack([epochs, indices]), images.device)
         images = as_float(images)
         if self.augment is not None:
             images = self.augment(images, epochs, indices)

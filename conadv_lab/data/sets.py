@@ -9,6 +9,7 @@ from torch import Tensor
 from conadv_lab import references
 from conadv_lab.config import Config, is_file_reference
 from conadv_lab.data.loader import ImageSet
+from conadv_lab.data.transfer import sent
 from conadv_lab.seeds import generator
 
 
@@ -53,7 +54,7 @@ class TensorSet:
         return len(self.labels)
 
     def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        places = indices.to(self.labels.device)
+        places = sent(indices, self.labels.device)
         return self.images[places], self.labels[places]
 
     def to(self, device: torch.device) -> "TensorSet":

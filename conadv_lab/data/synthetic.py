@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from conadv_lab.data.hashing import image_keys, random_bytes, uniform
+from conadv_lab.data.transfer import sent
 from conadv_lab.mistakes import require
 
 
@@ -53,7 +54,7 @@ class Synthetic:
             raise ValueError(
                 f"indices reach {indices.min()} … {indices.max()}; allowed: 0 to {self.size - 1}"
             )
-        indices = indices.to(self.device)
+        indices = sent(indices, torch.device(self.device))
         whole = torch.zeros((), dtype=torch.int64, device=indices.device)
         channels, height, width = self.shape
         pixels = random_bytes(image_keys(self.seed, "pixels", whole, indices), channels * height * width)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from conadv_lab.mistakes import require
+from conadv_lab.models.averages import Averages, clear, fold
 from conadv_lab.models.synchronised import average_over_ranks, synchronised
 
 Branch = Literal["main", "adversarial"]
@@ -36,29 +37,18 @@ class _Ranks:
 
 @dataclass
 class _Mode:
-    """What all mixture norms of one model share: which branch, which statistics, and an open global step."""
+    """What all mixture norms of one model share: which branch, which statistics, and an open global step.
+
+    ``touched`` is what the forward under way saw, ``folded`` what the step's earlier ones did.
+    """
 
     branch: Branch | int = "main"
     statistics: Statistics | None = None
     in_step: bool = False
-    touched: list["_Group"] = field(default_factory=list)
+    touched: list[Averages] = field(default_factory=list)
+    folded: dict[Averages, None] = field(default_factory=dict)
     adversarial_updates: int | None = None
     ranks: _Ranks | None = None
-
-
-@dataclass
-class _Group:
-    """Average of the batch statistics of one branch's ghost groups since the global step was opened."""
-
-    branch: Branch
-    norm: Any  # a _BatchNorm that tracks statistics: torch types its buffers as optional
-    mean: Tensor
-    var: Tensor
-    count: int = 0
-
-    def fits(self, norm: Any) -> bool:
-        stored, wanted = self.mean, norm.running_mean
-        return self.norm is norm and stored.device == wanted.device and stored.dtype == wanted.dtype
 
 
 class MixtureBatchNorm(nn.Module):
@@ -73,7 +63,7 @@ class MixtureBatchNorm(nn.Module):
         self.main = norm
         self.adversarial = copy.deepcopy(norm)
         self.mode = mode
-        self._groups: dict[str, _Group] = {}
+        self._averages = self._empty_averages()
         self.register_load_state_dict_post_hook(_forget_updates)
 
     def __getattr__(self, name: str):
@@ -83,6 +73,18 @@ class MixtureBatchNorm(nn.Module):
             if name == "main":
                 raise
             return getattr(self.main, name)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "MixtureBatchNorm":
+        super()._apply(fn, recurse)
+        self._averages = self._empty_averages()
+        return self
+
+    def _empty_averages(self) -> dict[str, Averages]:
+        # Made here and not in a forward, which would have to be compiled once to make them and once to use them.
+        norms: dict[str, Any] = {"main": self.main, "adversarial": self.adversarial}
+        return {
+            name: Averages.of(name, norm) for name, norm in norms.items() if norm.running_mean is not None
+        }
 
     def forward(self, x: Tensor) -> Tensor:
         branch = self.mode.branch
@@ -115,28 +117,24 @@ class MixtureBatchNorm(nn.Module):
         )
 
     def _accumulate(self, branch: Branch, norm: Any, x: Tensor) -> Tensor:
-        """Normalise by the batch and add its statistics to the average of this step's groups."""
-        group = self._groups.get(branch)
+        """Normalise by the batch and add its statistics to the average over this step's groups."""
+        group = self._averages.get(branch)
         if group is None or not group.fits(norm):
-            mean, var = torch.zeros_like(norm.running_mean), torch.zeros_like(norm.running_var)
-            group = self._groups[branch] = _Group(branch, norm, mean, var)
-        if group.count == 0:
-            self.mode.touched.append(group)
-            # Cleared and not only outweighed: 0 · NaN of a step that went wrong would stay NaN for ever.
-            group.mean.zero_()
-            group.var.zero_()
-        group.count += 1
-        # A momentum of 1/k turns the exponential average that batch_norm keeps into a plain one.
-        momentum = 1.0 / group.count
+            group = self._averages[branch] = Averages.of(branch, norm)
+        if group.waiting:
+            _fold(self.mode)  # the norm is used twice in a forward, or forwards follow without `branch_of`
+        group.waiting = True
+        self.mode.touched.append(group)
+        # Momentum 1: the buffers take this group's statistics as they are.
         if _spans_ranks(norm):
-            return _with_buffers(norm, group, momentum, x)
+            return _with_buffers(norm, group, x)
         norm._check_input_dim(x)
         if self.mode.ranks is not None and self.mode.ranks.spread:
             y, mean, var = synchronised(x, norm.weight, norm.bias, norm.eps, self.mode.ranks.group)
-            group.mean.lerp_(mean.to(group.mean.dtype), momentum)
-            group.var.lerp_(var.to(group.var.dtype), momentum)
+            group.mean.copy_(mean)
+            group.var.copy_(var)
             return y
-        return F.batch_norm(x, group.mean, group.var, norm.weight, norm.bias, True, momentum, norm.eps)
+        return F.batch_norm(x, group.mean, group.var, norm.weight, norm.bias, True, 1.0, norm.eps)
 
 
 def mixture_batch_norm(model: nn.Module) -> nn.Module:
@@ -193,6 +191,7 @@ def branch_of(model: nn.Module, branch: Branch | int, statistics: Statistics | N
         return
     before = mode.branch, mode.statistics
     mode.branch, mode.statistics = branch, statistics
+    _fold(mode)
     try:
         yield
     finally:
@@ -220,9 +219,9 @@ def one_update(model: nn.Module, momentum: float | None = None) -> Iterator[None
         yield
         _commit(mode, momentum)
     finally:
-        for group in mode.touched:
-            group.count = 0
-        mode.touched.clear()
+        _fold(mode)
+        clear(list(mode.folded))
+        mode.folded.clear()
         mode.in_step = False
 
 
@@ -293,25 +292,33 @@ def _mode(model: nn.Module) -> _Mode | None:
     return None if norm is None else norm.mode
 
 
+def _fold(mode: _Mode) -> None:
+    if mode.touched:
+        fold(mode.touched)
+        mode.folded |= dict.fromkeys(mode.touched)
+        mode.touched.clear()
+
+
 def _commit(mode: _Mode, momentum: float | None) -> None:
     """One exponential-average step of every touched norm; ``momentum=None`` in a norm means a plain average."""
-    if not mode.touched:
+    _fold(mode)
+    if not mode.folded:
         return
     if mode.ranks is not None and not mode.ranks.spread:  # slices of a group know its statistics already
-        average_over_ranks([(g.count, [g.mean, g.var]) for g in mode.touched], mode.ranks.group)
-    torch._foreach_add_([group.norm.num_batches_tracked for group in mode.touched], 1)
+        average_over_ranks([(g.count, [g.step_mean, g.step_var]) for g in mode.folded], mode.ranks.group)
+    torch._foreach_add_([group.norm.num_batches_tracked for group in mode.folded], 1)
     by_weight: dict[float, tuple[list[Tensor], list[Tensor]]] = {}
-    for group in mode.touched:
+    for group in mode.folded:
         norm = group.norm
         weight = momentum if momentum is not None else norm.momentum
         weight = 1.0 / int(norm.num_batches_tracked) if weight is None else weight
         old, new = by_weight.setdefault(weight, ([], []))
         old += [norm.running_mean, norm.running_var]
-        new += [group.mean, group.var]
+        new += [group.step_mean, group.step_var]
     with torch.no_grad():
         for weight, (old, new) in by_weight.items():
             torch._foreach_lerp_(old, new, weight)
-    if mode.adversarial_updates is not None and any(g.branch == "adversarial" for g in mode.touched):
+    if mode.adversarial_updates is not None and any(g.branch == "adversarial" for g in mode.folded):
         mode.adversarial_updates += 1
 
 
@@ -320,12 +327,12 @@ def _spans_ranks(norm: _BatchNorm) -> bool:
     return isinstance(norm, nn.SyncBatchNorm) and ready and torch.distributed.get_world_size() > 1
 
 
-def _with_buffers(norm: Any, group: _Group, momentum: float, x: Tensor) -> Tensor:
+def _with_buffers(norm: Any, group: Averages, x: Tensor) -> Tensor:
     """Call a synchronised norm, its statistics going to ``group`` instead of its own buffers."""
     kept = norm.running_mean, norm.running_var, norm.num_batches_tracked, norm.momentum
     norm.running_mean, norm.running_var = group.mean, group.var
     norm.num_batches_tracked = torch.zeros_like(norm.num_batches_tracked)
-    norm.momentum = momentum
+    norm.momentum = 1.0
     try:
         return norm(x)
     finally:

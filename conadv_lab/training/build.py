@@ -66,6 +66,8 @@ def build(config: Config, ranks: Ranks = ALONE) -> Parts:
     if config.training.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+    # All micro-batches have one shape, so it pays to look for the fastest convolutions once.
+    torch.backends.cudnn.benchmark = device.type == "cuda" and not config.training.deterministic
     with ranks.first_goes_first():
         train_set, test_set = load_sets(config, device)
     model = build_model(config, train_set.classes).to(device)
@@ -248,7 +250,13 @@ def build_optimizer(config: Config, groups: list) -> Optimizer:
     assert section.lr is not None, "the config is not resolved"
     if section.optimizer == "sgd":
         plain = [{k: v for k, v in group.items() if k != "adapt"} for group in groups]
-        return torch.optim.SGD(plain, lr=section.lr, momentum=section.momentum, nesterov=section.nesterov)
+        return torch.optim.SGD(
+            plain,
+            lr=section.lr,
+            momentum=section.momentum,
+            nesterov=section.nesterov,
+            fused=_all_on_gpu(groups) or None,
+        )
     if section.optimizer == "lars":
         from conadv_lab.optim.lars import LARS
 
@@ -263,6 +271,10 @@ def build_optimizer(config: Config, groups: list) -> Optimizer:
     from conadv_lab.optim.lamb import LAMB
 
     return LAMB(groups, lr=section.lr, weight_decay=section.weight_decay)
+
+
+def _all_on_gpu(groups: list) -> bool:
+    return all(parameter.is_cuda for group in groups for parameter in group["params"])
 
 
 def build_schedule(config: Config, stream: Stream, images: int) -> Schedule:

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from conadv_lab.config import Config, resolved
 from conadv_lab.data.loader import Step
@@ -129,9 +128,7 @@ class Run:
             self.folder.cut_metrics(0)
         else:
             self._restore(*loaded)
-        self.bar = tqdm(
-            total=self.parts.stream.steps, initial=self.step, unit="step", disable=not self.on_terminal
-        )
+        self.bar = _bar(self.parts.stream.steps, self.step) if self.on_terminal else None
         self.logged_at = self.started, self.step
         self.ranks.wait()
 
@@ -157,7 +154,8 @@ class Run:
         if self.ema is not None:
             self.ema.update_parameters(parts.model)
         self.step = number + 1
-        self.bar.update()
+        if self.bar is not None:
+            self.bar.update()
         line: dict[str, Any] = {} if agreement is None else {"sign_agreement": agreement}
         if self._comes(training.evaluate_every):
             if self.ranks.first:
@@ -232,7 +230,8 @@ class Run:
         }
         self.saver.wait()
         write_json(self.folder.path / "result.json", result)
-        self.bar.close()
+        if self.bar is not None:
+            self.bar.close()
         if self.lines:
             print(f"test accuracy {figures['test_accuracy']:.2f} % after {self.step} steps", flush=True)
         self.ranks.wait()
@@ -315,7 +314,7 @@ class Run:
         if losses.adversarial is not None:
             line["adversarial_loss"] = losses.adversarial.item()
         self.folder.append_metrics(line | more | {"images_per_second": rate})
-        if self.on_terminal:
+        if self.bar is not None:
             self.bar.set_postfix(loss=f"{line['loss']:.3f}", refresh=False)
         if self.lines:
             print(
@@ -323,6 +322,12 @@ class Run:
                 f"loss {line['loss']:.4f} {rate:.0f} images/s",
                 flush=True,
             )
+
+
+def _bar(steps: int, step: int) -> Any:
+    from tqdm import tqdm  # not needed where nobody looks, as on a machine that has torch alone
+
+    return tqdm(total=steps, initial=step, unit="step")
 
 
 def _due(number: int, every: int) -> bool:

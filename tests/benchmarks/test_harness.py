@@ -21,6 +21,13 @@ def test_calls_are_interleaved_in_alternating_order():
     assert {name: len(seconds) for name, seconds in times.seconds.items()} == {"a": 3, "b": 3, "c": 3}
 
 
+def test_repeated_calls_share_their_time():
+    order = []
+    times = interleaved({name: lambda name=name: order.append(name) for name in "ab"}, rounds=2, repeats=2)
+    assert "".join(order) == "ab" + "aabb" + "bbaa"
+    assert {name: len(seconds) for name, seconds in times.seconds.items()} == {"a": 2, "b": 2}
+
+
 def test_one_round_is_refused():
     with pytest.raises(ValueError, match="rounds is 1; allowed: a whole number of at least 2"):
         interleaved({}, rounds=1)

@@ -1,0 +1,130 @@
+"""What the GPU benchmark makes of its times: rates, shares of the peak, tables and rows."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+
+from benchmarks.harness import Row, Times
+
+PEAK_TFLOPS = {
+    "NVIDIA H100 80GB HBM3": 989.0,
+    "NVIDIA H100 PCIe": 756.0,
+    "NVIDIA H200": 989.0,
+    "NVIDIA A100-SXM4-40GB": 312.0,
+    "NVIDIA A100-SXM4-80GB": 312.0,
+    "NVIDIA A100-PCIE-40GB": 312.0,
+    "NVIDIA A100 80GB PCIe": 312.0,
+}
+"""Dense bfloat16, by torch's name of the GPU: NVIDIA's H100, H200 and A100 Tensor Core GPU data sheets (those of the
+H100 and H200 give twice as much, with sparsity). Of any other GPU no share is given."""
+STEP_GFLOP = {("resnet50", 224): 24.5}
+"""10⁹ floating-point operations an image of a vanilla training step: three passes of 4.09 G multiply-adds
+(torchvision's documentation), two operations each."""
+
+
+DASH = "–"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One kind of step at one batch.
+
+    Attributes:
+        label: method and placement.
+        batch: images of a step.
+        ms: median time of a step.
+        ratio, spread: to vanilla's, the median over the rounds' pairs and its quartiles.
+        memory: GiB that torch reserved at most, or None.
+        share: percent of the GPU's peak rate, or None.
+        over_disadv: DisAdv's time over this one's, the median over pairs, or None.
+    """
+
+    label: str
+    batch: int
+    ms: float
+    ratio: float
+    spread: tuple[float, float] | None
+    memory: float | None
+    share: float | None
+    over_disadv: float | None
+
+    @classmethod
+    def of(
+        cls,
+        label: str,
+        batch: int,
+        times: Times,
+        memory: float | None,
+        evaluations: float,
+        gflop: float | None,
+        peak: float | None,
+    ) -> "Measured":
+        row = times.row(label, "vanilla")
+        assert row.ratio is not None
+        share = None
+        if gflop is not None and peak is not None:
+            share = 100 * gflop * evaluations * batch / (row.value * peak)  # GFLOP a ms are TFLOP a s
+        over = times.row("disadv", label).ratio if "disadv" in times.seconds else None
+        return cls(label, batch, row.value, row.ratio, row.spread, memory, share, over)
+
+
+def peak_tflops() -> float | None:
+    """Of this GPU, or None where its data sheet is not on record."""
+    return PEAK_TFLOPS.get(torch.cuda.get_device_name())
+
+
+def images_per_second(times: Times, batch: int, own: Sequence[str]) -> list[Row]:
+    """A row for each loop; its ratio is its rate over that of the fastest loop that is not one of ``own``."""
+    fastest = min((name for name in times.seconds if name not in own), key=times.median)
+    rows = []
+    for name, seconds in times.seconds.items():
+        pairs = zip(times.seconds[fastest], seconds, strict=True)
+        rate = batch / times.median(name)
+        ratio = median(theirs / ours for theirs, ours in pairs)
+        rows.append(Row(f"rate of {name}, {batch} images", rate, "images/s", fastest, ratio))
+    return rows
+
+
+def rows_of(steps: Sequence[Measured]) -> list[Row]:
+    """Times with their ratio to vanilla, DisAdv's time over ConAdv's, memory, and shares of the peak rate."""
+    rows = []
+    for one in steps:
+        name = f"{one.label}, {one.batch} images"
+        rows.append(Row(name, one.ms, "ms", "vanilla", one.ratio, one.spread))
+        if one.label.startswith("conadv") and one.over_disadv is not None:
+            rows.append(Row(f"disadv / {name}", one.over_disadv, "1"))
+        if one.memory is not None:
+            rows.append(Row(f"{name}, memory", one.memory, "GiB"))
+        if one.share is not None:
+            rows.append(Row(f"{name}, of the peak rate", one.share, "%"))
+    return rows
+
+
+def tables(steps: Sequence[Measured]) -> str:
+    """A table a quantity: kinds of steps down, batches across."""
+    shown: dict[str, Callable[[Measured], str]] = {
+        "ms a step": lambda one: f"{one.ms:.2f}",
+        "times vanilla": lambda one: f"{one.ratio:.3f}",
+        "DisAdv's time over it": lambda one: _or_dash(one.over_disadv, ".3f"),
+        "GiB reserved at most": lambda one: _or_dash(one.memory, ".2f"),
+        "% of the peak rate": lambda one: _or_dash(one.share, ".1f"),
+    }
+    known = {title: show for title, show in shown.items() if any(show(one) != DASH for one in steps)}
+    return "\n\n".join(_table(title, steps, show) for title, show in known.items())
+
+
+def _table(title: str, steps: Sequence[Measured], shown: Callable[[Measured], str]) -> str:
+    batches = list(dict.fromkeys(one.batch for one in steps))
+    cells = {(one.label, one.batch): shown(one) for one in steps}
+    labels = list(dict.fromkeys(one.label for one in steps))
+    width = max([len(title), *map(len, labels)])
+    lines = [f"{title:<{width}}" + "".join(f"{batch:>10}" for batch in batches)]
+    for label in labels:
+        lines.append(f"{label:<{width}}" + "".join(f"{cells.get((label, b), DASH):>10}" for b in batches))
+    return "\n".join(lines)
+
+
+def _or_dash(value: float | None, form: str) -> str:
+    return DASH if value is None else format(value, form)

@@ -1,0 +1,255 @@
+"""ResNet-50 at 224 pixels on one GPU: images a second beside plain loops, and what a step of each method costs.
+
+    python -m benchmarks.imagenet_gpu [--json FILE] [--rounds N] [--batches 4 16 256] [--methods conadv recycled]
+
+Needs torch and numpy alone; torchvision's and timm's ResNet-50 are peers where they can be imported. First, at the
+largest batch, vanilla here and plain PyTorch loops, eager and compiled: bfloat16 autocast, channels-last, fused SGD.
+Then a step of every method and placement at every batch, with the peak of the memory that torch reserved and the
+share of the GPU's peak arithmetic rate. Images lie on the device: reading them is another benchmark's subject.
+
+Not measured yet. It is meant to end within nine minutes on an H100; ``--minutes`` is when no other batch is begun.
+``--device cpu --model resnet20 --pixels 8 --batches 4`` tries it without a GPU.
+"""
+
+import argparse
+import gc
+import importlib
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.device_images import device_images
+from benchmarks.gpu_report import STEP_GFLOP, Measured, images_per_second, peak_tflops, rows_of, tables
+from benchmarks.harness import Row, arguments, in_words, interleaved, machine, write
+from benchmarks.step import LR, MOMENTUM, PLAIN, STEPS, plain_loop, started
+from conadv_lab.config import Config
+from conadv_lab.data.sets import TensorSet
+from conadv_lab.methods.adversarial import ConAdv
+from conadv_lab.methods.attack import WARM_UPDATES
+from conadv_lab.methods.placement import SideStream
+from conadv_lab.models.resnet import IMAGENET_MEAN, IMAGENET_STD, Normalised
+from conadv_lab.training.build import pick_device
+from conadv_lab.training.loop import Run
+
+METHODS = ("vanilla", "disadv", "conadv", "recycled", "recycled-equal")
+MODELS = ("resnet50", "resnet18", "resnet20")
+BATCHES = (4, 8, 16, 32, 64, 128, 256)
+WARM = WARM_UPDATES + 3
+"""Steps before any timing: an attack is itself only once the adversarial statistics are warm."""
+PEERS: dict[str, Callable[[Any], nn.Module]] = {
+    "torchvision": lambda package: package.models.resnet50(),
+    "timm": lambda package: package.create_model("resnet50"),
+}
+GRAPHS = 64
+"""Compiled versions that torch keeps of one function; all methods' networks share their functions."""
+
+
+class Peer(Normalised):
+    """Another package's network, behind the normalisation that ours begins with."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(IMAGENET_MEAN, IMAGENET_STD)
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(self.normalise(images))
+
+
+def images_on_device(config: Config) -> tuple[TensorSet, TensorSet]:
+    """Training and test set of the runs."""
+    data = config.data
+    made = device_images(data.synthetic_images, data.synthetic_pixels, pick_device(config.training.device))
+    return made, made
+
+
+def config_of(method: str, batch: int, asked: argparse.Namespace, compiled: bool, **fields: Any) -> Config:
+    return Config().replace(
+        dataset=f"{__file__}:images_on_device",
+        synthetic_images=2 * max(asked.batches),
+        synthetic_pixels=asked.pixels,
+        model=asked.model,
+        precision="bfloat16",
+        channels_last=True,
+        compile=compiled,
+        method=method,
+        optimizer=asked.optimizer,
+        lr=LR,
+        momentum=MOMENTUM,
+        global_batch=batch,
+        steps=STEPS,
+        log_every=STEPS,
+        checkpoint_every=STEPS,
+        device=asked.device,
+        threads=torch.get_num_threads(),
+        **fields,
+    )
+
+
+def peers(model: str) -> dict[str, Callable[[], nn.Module]]:
+    """Networks of the plain loops: those of packages that are there, ours where none is."""
+    found: dict[str, Callable[[], nn.Module]] = {}
+    for name, make in PEERS.items() if model == "resnet50" else ():
+        try:
+            package = importlib.import_module(name)
+        except Exception as error:  # beside another build of torch, importing them fails in many ways
+            _say(f"no plain loop of {name}'s, which cannot be imported: {type(error).__name__}")
+            continue
+        found[f"plain {name}"] = lambda make=make, package=package: Peer(make(package))  # type: ignore[misc]
+    return found or {f"plain {model} of this package": lambda: PLAIN[model](1000)}  # type: ignore[call-arg]
+
+
+def rates(asked: argparse.Namespace, folder: Path) -> list[Row]:
+    """Images a second of vanilla here and of the plain loops, timed in turn."""
+    batch, device = max(asked.batches), pick_device(asked.device)
+    forms = {"": False, ", compiled": True} if asked.compile else {"": False}
+    calls: dict[str, Callable[[], None]] = {}
+    for ending, compiled in forms.items():
+        config = config_of("vanilla", batch, asked, compiled)
+        run = started(config, folder / f"rate-{compiled}")
+        calls[f"vanilla{ending}"] = run.train_step
+        data = images_on_device(config)[0]
+        for name, make in peers(asked.model).items():
+            network = make().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            if compiled:
+                network = torch.compile(network)
+            calls[f"{name}{ending}"] = plain_loop(network, batch, data.images, data.labels, bfloat16=True)
+    for name, call in calls.items():
+        _say(f"{name}, {batch} images")
+        for _ in range(WARM):
+            call()
+    times = interleaved(calls, asked.rounds, cuda=device.type == "cuda", repeats=asked.repeats)
+    return images_per_second(times, batch, own=[f"vanilla{ending}" for ending in forms])
+
+
+def kinds(asked: argparse.Namespace, on_gpu: bool) -> dict[str, dict[str, Any]]:
+    """Label of each kind of step to its config's fields; vanilla is always the first."""
+    chosen: dict[str, dict[str, Any]] = {}
+    for method in ("vanilla", *(m for m in METHODS if m in asked.methods and m != "vanilla")):
+        if method != "conadv":
+            chosen[method] = {"method": method}
+            continue
+        chosen["conadv serial"] = {"method": method, "placement": "serial"}
+        if on_gpu:
+            chosen["conadv stream"] = {"method": method, "placement": "stream"}
+    if on_gpu and "disadv" in chosen:
+        # ConAdv's stream replays the attack from a CUDA graph. DisAdv can do so too, if not beside the step: how much
+        # of a gain is the graph's and how much is that nothing waits for the attack?
+        chosen["disadv, attack captured"] = {"method": "disadv"}
+    return chosen
+
+
+def steps_at(batch: int, asked: argparse.Namespace, folder: Path) -> list[Measured]:
+    """Every kind of step at one batch, timed in turn; what does not fit the memory is left out and named."""
+    device = pick_device(asked.device)
+    torch.compiler.reset()  # another batch is another set of shapes
+    runs: dict[str, Run] = {}
+    memory: dict[str, float | None] = {}
+    for label, fields in kinds(asked, device.type == "cuda").items():
+        fields = dict(fields)
+        config = config_of(fields.pop("method"), batch, asked, asked.compile_steps, **fields)
+        try:
+            runs[label], memory[label] = warmed(
+                config, label.endswith("captured"), folder / f"{batch} {label}"
+            )
+        except torch.OutOfMemoryError:
+            _say(f"{label} at {batch} images: not measured, as it does not fit the memory")
+    if "vanilla" not in runs:
+        return []
+    calls = {label: run.train_step for label, run in runs.items()}
+    times = interleaved(calls, asked.rounds, cuda=device.type == "cuda", repeats=asked.repeats)
+    peak = peak_tflops() if device.type == "cuda" else None
+    gflop = STEP_GFLOP.get((asked.model, asked.pixels))
+    return [
+        Measured.of(label, batch, times, memory[label], run.parts.method.gradient_evaluations, gflop, peak)
+        for label, run in runs.items()
+    ]
+
+
+def warmed(config: Config, captured: bool, folder: Path) -> tuple[Run, float | None]:
+    """A run past its first steps, and what it made torch reserve on the GPU at most, in GiB."""
+    before = _reserved(config)
+    run = started(config, folder)
+    method = run.parts.method
+    if captured and isinstance(method, ConAdv):
+        method.placement = SideStream(run.parts.device)
+    for _ in range(WARM):
+        run.train_step()
+    if before is None:
+        return run, None
+    torch.cuda.synchronize()
+    return run, (torch.cuda.max_memory_reserved() - before) / 2**30
+
+
+def _reserved(config: Config) -> int | None:
+    if pick_device(config.training.device).type != "cuda":
+        return None
+    images_on_device(config)
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_reserved()
+
+
+def measure(asked: argparse.Namespace) -> list[Row]:
+    """All rows; the tables are printed on the way."""
+    begun, rows = time.monotonic(), []
+    torch._dynamo.config.recompile_limit = GRAPHS
+    print(in_words(machine()))
+    with tempfile.TemporaryDirectory() as scratch:
+        if asked.rates:
+            rows += rates(asked, Path(scratch))
+            width = max(len(row.name) for row in rows)
+            for row in rows:
+                print(f"{row.name:<{width}} {row.value:>9.1f} {row.unit}   {row.ratio:.3f} × {row.peer}")
+        steps: list[Measured] = []
+        longest = 0.0
+        for batch in asked.batches:
+            start = time.monotonic()
+            if start - begun + longest > 60 * asked.minutes:
+                _say(f"{batch} images: not measured, as {asked.minutes:g} minutes would be over")
+                continue
+            _say(f"steps of {batch} images")
+            try:
+                steps += steps_at(batch, asked, Path(scratch))
+            except torch.OutOfMemoryError:
+                _say(f"{batch} images: not measured, as all kinds together do not fit the memory")
+            longest = max(longest, time.monotonic() - start)
+    print(tables(steps))
+    return rows + rows_of(steps)
+
+
+def main(words: Iterable[str] | None = None) -> None:
+    parser = arguments(__doc__ or "", rounds=7)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES), help="images a step")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--model", choices=MODELS, default="resnet50")
+    parser.add_argument("--pixels", type=int, default=224, help="height and width (default: %(default)s)")
+    parser.add_argument("--optimizer", choices=("sgd", "lars"), default="sgd", help="of the methods here")
+    parser.add_argument("--repeats", type=int, default=4, help="steps of one timing (default: %(default)s)")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+    parser.add_argument("--no-rates", dest="rates", action="store_false", help="without the plain loops")
+    parser.add_argument("--no-compile", dest="compile", action="store_false", help="plain loops eager only")
+    parser.add_argument("--compile-steps", action="store_true", help="compile the methods' networks too")
+    parser.add_argument("--minutes", type=float, default=8.0, help="begin nothing after it (default: 8)")
+    asked = parser.parse_args(None if words is None else list(words))
+    if asked.threads:
+        torch.set_num_threads(asked.threads)
+    rows = measure(asked)
+    if asked.json is not None:
+        write(rows, asked.json)
+
+
+def _say(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
