@@ -1,0 +1,147 @@
+"""Where does a larger batch stop saving steps: gradient noise scale along training, and steps to a target?
+
+Regime: digits, the six-conv network, SGD at a constant learning rate after five steps of warm-up, vanilla and ConAdv;
+a run counts as there at the first evaluation, every second step, at which its test accuracy is 97 %. Each batch takes
+its best of one grid of learning rates, which leans to few steps and is the same for all. The noise scale is that of the
+training loss on all 898 images, from groups of 32 (McCandlish et al. 2018), along vanilla training at batch 64. Beside
+it stand MLPerf's public reference points for ResNet-50 on ImageNet (mlcommons/logging, rcps_resnet.json of training
+4.0): epochs to 75.9 %, here as steps.
+
+    python -m analysis.critical_batch --scale full       about TIME on one core; figure and table: --from-results
+"""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analysis.arms import TRAIN_IMAGES
+from analysis.measuring import trained
+from analysis.study import RESULTS, Options, Study, run_all
+from conadv_lab.config import Config
+from conadv_lab.recipes import digits
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TARGET = 97.0
+EVALUATE_EVERY = 2
+LONGEST = {16: 224, 32: 160, 64: 112, 128: 80, 256: 60, 512: 44, 898: 44}
+METHODS = ("vanilla", "conadv")
+GROUP = 32
+MLPERF = RESULTS / "mlperf_resnet50.csv"
+IMAGENET_IMAGES = 1_281_167
+PLANS: dict[str, dict[str, Any]] = {
+    "smoke": {"batches": (64, 898), "rates": (0.2,), "seeds": (0, 1), "longest": 12, "noise_steps": (0, 4)},
+    "small": {"batches": (32, 128, 898), "rates": (0.1, 0.2), "seeds": (0, 1), "longest": 0,
+              "noise_steps": (0, 8, 16, 32, 56)},
+    "full": {"batches": (16, 64, 256, 898), "rates": (0.05, 0.1, 0.2, 0.4), "seeds": (0, 1, 2), "longest": 0,
+             "noise_steps": (0, 4, 8, 16, 32, 56, 112, 224)},
+}  # fmt: skip
+
+
+def plan(scale: str) -> list[Config]:
+    """The runs to the target."""
+    chosen = PLANS[scale]
+    return [
+        _config(method, batch, chosen["longest"] or LONGEST[batch], lr, seed).replace(
+            evaluate_every=EVALUATE_EVERY
+        )
+        for seed in chosen["seeds"] for batch in chosen["batches"] for lr in chosen["rates"] for method in METHODS
+    ]  # fmt: skip
+
+
+def sweep() -> list[Config]:
+    """The full scale's runs, for ``submit sweep analysis/critical_batch.py:sweep``."""
+    return plan("full")
+
+
+def steps_to_target(config: Config, path: Path) -> dict[str, Any]:
+    """Train and look up the first evaluation that reached the target; None where none did."""
+    from conadv_lab.runs import RunFolder
+
+    figures = trained(config, path)
+    evaluated = {
+        line["step"] + 1: line["test_accuracy"] for line in RunFolder(path).metrics() if "test_accuracy" in line
+    } | {figures["steps"]: figures["test_accuracy"]}
+    there = [step for step, accuracy in sorted(evaluated.items()) if accuracy >= TARGET]
+    return {"steps_to_target": there[0] if there else None, "seconds": figures["seconds"]}
+
+
+def noise_along(config: Config, path: Path) -> dict[str, Any]:
+    """Train vanilla and measure the gradient noise scale before the steps of the plan."""
+    import shutil
+
+    from conadv_lab import sharpness
+    from conadv_lab.models.norm import plain_batch_norm
+    from conadv_lab.training.evaluate import calibrated_copy, fixed_images
+    from conadv_lab.training.loop import prepare
+
+    shutil.rmtree(path, ignore_errors=True)  # a run that was cut short has lost its measurements
+    run = prepare(config, path, progress="none")
+    assert run is not None
+    found = []
+
+    def look() -> None:
+        judged = plain_batch_norm(calibrated_copy(run.parts, run.parts.model))
+        batch = fixed_images(run.parts.train_set, TRAIN_IMAGES)
+        report = sharpness.measure(judged, run.parts.criterion, [batch], ("gradient_noise_scale",), m=GROUP)
+        measure = report["gradient_noise_scale"]
+        found.append({"step": run.step, "noise_scale": measure.value, "error": measure.error})
+
+    with run.saver:
+        run.start()
+        while run.step < run.parts.stream.steps:
+            if run.step in NOISE_STEPS:
+                look()
+            run.train_step()
+        run.finish()
+        look()
+    return {"noise": found, "seconds": (run.folder.result() or {})["seconds"]}
+
+
+NOISE_STEPS = frozenset(step for chosen in PLANS.values() for step in chosen["noise_steps"])
+
+
+def measure(given: Options) -> tuple["pd.DataFrame", dict[str, Any]]:
+    import pandas as pd
+
+    chosen = PLANS[given.scale]
+    configs = plan(given.scale)
+    found = run_all(configs, given.runs, steps_to_target, processes=given.processes, known="steps.json")
+    rows = [
+        {
+            "kind": "steps to target",
+            "method": config.method.method,
+            "global_batch": config.training.global_batch,
+            "lr": config.optimization.lr,
+            "seed": config.training.seed,
+            "steps": found[config]["steps_to_target"],
+            "longest": config.training.steps,
+        }
+        for config in configs
+    ]
+    along = [_config("vanilla", 64, max(chosen["noise_steps"]), 0.1, seed) for seed in chosen["seeds"]]
+    noise = run_all(along, given.runs, noise_along, processes=given.processes, known="noise.json")
+    rows += [
+        {
+            "kind": "noise scale", "method": "vanilla", "global_batch": 64, "lr": 0.1, "seed": config.training.seed,
+            "steps": point["step"], "noise_scale": point["noise_scale"], "noise_error": point["error"],
+        }
+        for config in along for point in noise[config]["noise"]
+    ]  # fmt: skip
+    seconds = sum(figures["seconds"] for figures in [*found.values(), *noise.values()])
+    return pd.DataFrame(rows), {"runs": len(configs) + len(along), "run_seconds": round(seconds)}
+
+
+def _config(method: str, batch: int, steps: int, lr: float, seed: int) -> Config:
+    return digits.vanilla().replace(
+        method=method,
+        global_batch=batch,
+        steps=steps,
+        warmup_steps=5,
+        schedule="constant",
+        lr=lr,
+        seed=seed,
+        log_every=1_000_000,
+        checkpoint_every=1_000_000,
+    )

@@ -1,0 +1,72 @@
+"""What of the attack matters: ε, its steps, its start, the batch norm branch and the statistics that it sees?
+
+Regime: digits, the six-conv network, SGD, ConAdv with τ = 1 at batch 256, 16 epochs (56 steps), one learning rate for
+all, everything but the named setting as in the default: ε = 0.1, one step of ε, random start, adversarial branch with
+running statistics. One setting is changed at a time, so that interactions are not seen.
+
+    python -m analysis.epsilon --scale full       about TIME on one core; figure and table: --from-results
+"""
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from analysis.arms import Cell
+from analysis.measuring import measured
+from analysis.study import Options, Study, run_all
+from conadv_lab.config import Config
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BATCH, STEPS, LR = 256, 56, 0.2
+EPSILON = 0.1
+DEFAULT = "ε = 0.1 (default)"
+SETTINGS: dict[str, dict[str, Any]] = {
+    "ε = 0 (copy)": {"epsilon": 0.0},
+    "ε = 0.025": {"epsilon": 0.025},
+    "ε = 0.05": {"epsilon": 0.05},
+    DEFAULT: {},
+    "ε = 0.2": {"epsilon": 0.2},
+    "ε = 0.4": {"epsilon": 0.4},
+    "3 steps of ε/2": {"attack_steps": 3, "attack_step": EPSILON / 2},
+    "no random start": {"random_start": False},
+    "batch statistics": {"attack_statistics": "batch"},
+    "main branch": {"attack_branch": "main"},
+}
+SEEDS = {"smoke": 2, "small": 2, "full": 5}
+
+
+def plan(scale: str) -> dict[tuple[str, int], Config]:
+    """The run of every setting and seed."""
+    settings = list(SETTINGS)[2:6] if scale == "smoke" else list(SETTINGS)
+    steps = 4 if scale == "smoke" else STEPS
+    cell = Cell("epsilon", "conadv", BATCH, steps)
+    return {
+        (setting, seed): cell.config(LR, seed).replace(**SETTINGS[setting])
+        for seed in range(SEEDS[scale]) for setting in settings
+    }  # fmt: skip
+
+
+def sweep() -> list[Config]:
+    """The full scale's runs, for ``submit sweep analysis/epsilon.py:sweep``."""
+    return list(plan("full").values())
+
+
+def measure(given: Options) -> tuple["pd.DataFrame", dict[str, Any]]:
+    import pandas as pd
+
+    planned = plan(given.scale)
+    found = run_all(planned.values(), given.runs, measured, processes=given.processes)
+    columns = ("test_accuracy", "train_test_gap", "top_eigenvalue", "trace", "adaptive_worst")
+    rows = [
+        {
+            "setting": setting, "epsilon": config.method.epsilon, "seed": seed,
+            "gradient_evaluations": found[config]["gradient_evaluations"],
+            **{name: found[config][name] for name in columns},
+        }
+        for (setting, seed), config in planned.items()
+    ]  # fmt: skip
+    return pd.DataFrame(rows), {
+        "runs": len(planned),
+        "run_seconds": round(sum(figures["seconds"] for figures in found.values())),
+    }

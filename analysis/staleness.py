@@ -1,0 +1,124 @@
+"""What does staleness cost: accuracy, sharpness, and how much of its attack ConAdv loses with τ?
+
+Regime: digits, the six-conv network, SGD, 56 steps at every batch (so that τ is the same part of a run), ε = 0.1, one
+learning rate for every τ. The first τ steps train on images attacked with the initial weights, so that at τ = 32 more
+than half of the run does. Every fourth step the pending attack is compared with a fresh one of the same images: the
+share of equal signs, and the gain ratio [L(x̂ stale) − L(x)] / [L(x̂ fresh) − L(x)], both with the weights of that
+step and batch statistics of the adversarial branch. τ = 0 is DisAdv, where both are 1.
+
+    python -m analysis.staleness --scale full       about TIME on one core; figure and table: --from-results
+"""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analysis.arms import Cell
+from analysis.estimates import cell_mean, difference, rows_of
+from analysis.measuring import flatness
+from analysis.study import Options, Study, run_all
+from conadv_lab.config import Config
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+STEPS = 56
+PROBE_EVERY = 4
+LR = 0.2
+PLANS: dict[str, dict[str, tuple[int, ...]]] = {
+    "smoke": {"taus": (0, 1, 4), "batches": (64, 256), "seeds": (0, 1)},
+    "small": {"taus": (0, 1, 4, 16), "batches": (64, 256), "seeds": (0, 1)},
+    "full": {"taus": (0, 1, 2, 4, 8, 16, 32), "batches": (64, 256, 898), "seeds": (0, 1, 2)},
+}
+
+
+def plan(scale: str) -> list[Config]:
+    """All runs, also for ``submit sweep analysis/staleness.py:sweep``."""
+    chosen = PLANS[scale]
+    steps = 8 if scale == "smoke" else STEPS
+    return [
+        Cell("staleness", "conadv", batch, steps).config(LR, seed).replace(staleness=tau)
+        for seed in chosen["seeds"] for batch in chosen["batches"] for tau in chosen["taus"]
+    ]  # fmt: skip
+
+
+def probed(config: Config, path: Path) -> dict[str, Any]:
+    """Train step by step, compare the pending attack with a fresh one on the way, and measure the flatness."""
+    import shutil
+
+    from conadv_lab.training.loop import prepare
+
+    shutil.rmtree(path, ignore_errors=True)  # a run that was cut short has lost its probes
+    run = prepare(config, path, progress="none")
+    assert run is not None
+    probes = []
+    with run.saver:
+        run.start()
+        while run.step < run.parts.stream.steps:
+            if run.step % PROBE_EVERY == 0:
+                probes.append({"step": run.step, **_compared(run)})
+            run.train_step()
+        run.finish()
+    gains = [sum(probe[name] for probe in probes) for name in ("stale_gain", "fresh_gain")]
+    return (run.folder.result() or {}) | flatness(path) | {
+        "sign_agreement": sum(probe["agreement"] for probe in probes) / len(probes),
+        "gain_ratio": gains[0] / gains[1],
+        "probes": probes,
+    }  # fmt: skip
+
+
+def _compared(run: Any) -> dict[str, float]:
+    """Sign agreement and both losses' gains at this step; 1 and equal where nothing is pending (τ = 0)."""
+    import torch
+
+    from conadv_lab.methods.signs import unpack
+    from conadv_lab.models.norm import branch_of
+
+    method, model, criterion = run.parts.method, run.parts.model, run.parts.criterion
+    step = run.parts.stream.step(run.step, method.lookahead)
+    pending = method.pending.get(run.step)
+    found = {"agreement": 0.0, "stale_gain": 0.0, "fresh_gain": 0.0}
+    for place, batch in enumerate(step.batches()):
+        fresh = method.attack.perturb(model, batch, criterion)
+        stale = fresh if pending is None else pending[place]
+
+        def loss(images: torch.Tensor, labels: torch.Tensor = batch.labels) -> float:
+            with torch.no_grad(), branch_of(model, "adversarial", "batch"):
+                return float(criterion(model(images), labels))
+
+        clean = loss(batch.images)
+        same = unpack(stale, batch.images) == unpack(fresh, batch.images)
+        found["agreement"] += batch.share * float(same.float().mean())
+        found["stale_gain"] += batch.share * (loss(method.attack.apply(batch, stale)) - clean)
+        found["fresh_gain"] += batch.share * (loss(method.attack.apply(batch, fresh)) - clean)
+    return found
+
+
+def sweep() -> list[Config]:
+    return plan("full")
+
+
+def measure(given: Options) -> tuple["pd.DataFrame", dict[str, Any]]:
+    import pandas as pd
+
+    configs = plan(given.scale)
+    found = run_all(configs, given.runs, probed, processes=given.processes, known="probes.json")
+    columns = (
+        "test_accuracy", "train_test_gap", "top_eigenvalue", "trace", "adaptive_worst", "sign_agreement",
+        "gain_ratio",
+    )  # fmt: skip
+    rows = [
+        {
+            "tau": config.method.staleness,
+            "global_batch": config.training.global_batch,
+            "steps": config.training.steps,
+            "lr": config.optimization.lr,
+            "seed": config.training.seed,
+            **{name: found[config][name] for name in columns},
+        }
+        for config in configs
+    ]
+    return pd.DataFrame(rows), {
+        "runs": len(configs),
+        "run_seconds": round(sum(found[config]["seconds"] for config in configs)),
+    }
