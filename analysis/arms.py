@@ -107,16 +107,18 @@ def cells(scale: Scale) -> list[Cell]:
             Cell("equal-steps", method, batch, steps[batch]) for method in ("vanilla", *scale.equal_cost)
         ]
         if batch == largest:
-            planned.append(
-                Cell("equal-arithmetic", "vanilla", largest, round(ATTACK_COST * steps[largest]))
-            )
+            planned.append(Cell("equal-arithmetic", "vanilla", largest, round(ATTACK_COST * steps[largest])))
             planned += [
-                Cell("equal-depth", method, third, steps[third]) for method in scale.paired if method in AT_DEPTH
+                Cell("equal-depth", method, third, steps[third])
+                for method in scale.paired
+                if method in AT_DEPTH
             ]
             planned.append(Cell("equal-depth", "vanilla", round(ATTACK_COST * third), steps[third]))
     for batch in scale.batches:
         planned += [
-            Cell("equal-updates", method, batch, scale.updates) for method in scale.paired if method in AT_UPDATES
+            Cell("equal-updates", method, batch, scale.updates)
+            for method in scale.paired
+            if method in AT_UPDATES
         ]
     return planned
 
@@ -144,7 +146,12 @@ def tune(name: str, out: Path, runs: Path, processes: int, planned: Sequence[Cel
             })  # fmt: skip
     seconds = sum(found[config]["seconds"] for config in set(configs.values()))
     save(
-        LEARNING_RATES, out, pd.DataFrame(rows), name, runs=len(set(configs.values())), run_seconds=round(seconds)
+        LEARNING_RATES,
+        out,
+        pd.DataFrame(rows),
+        name,
+        runs=len(set(configs.values())),
+        run_seconds=round(seconds),
     )
 
 

@@ -10,11 +10,13 @@ it stand MLPerf's public reference points for ResNet-50 on ImageNet (mlcommons/l
     python -m analysis.critical_batch --scale full       about TIME on one core; figure and table: --from-results
 """
 
+import itertools
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.arms import TRAIN_IMAGES
+from analysis.estimates import mean
 from analysis.measuring import trained
 from analysis.study import RESULTS, Options, Study, run_all
 from conadv_lab.config import Config
@@ -31,7 +33,7 @@ GROUP = 32
 MLPERF = RESULTS / "mlperf_resnet50.csv"
 IMAGENET_IMAGES = 1_281_167
 PLANS: dict[str, dict[str, Any]] = {
-    "smoke": {"batches": (64, 898), "rates": (0.2,), "seeds": (0, 1), "longest": 12, "noise_steps": (0, 4)},
+    "smoke": {"batches": (64, 898), "rates": (0.2,), "seeds": (0, 1), "longest": 12, "noise_steps": (0, 4, 8)},
     "small": {"batches": (32, 128, 898), "rates": (0.1, 0.2), "seeds": (0, 1), "longest": 0,
               "noise_steps": (0, 8, 16, 32, 56)},
     "full": {"batches": (16, 64, 256, 898), "rates": (0.05, 0.1, 0.2, 0.4), "seeds": (0, 1, 2), "longest": 0,
@@ -61,7 +63,9 @@ def steps_to_target(config: Config, path: Path) -> dict[str, Any]:
 
     figures = trained(config, path)
     evaluated = {
-        line["step"] + 1: line["test_accuracy"] for line in RunFolder(path).metrics() if "test_accuracy" in line
+        line["step"] + 1: line["test_accuracy"]
+        for line in RunFolder(path).metrics()
+        if "test_accuracy" in line
     } | {figures["steps"]: figures["test_accuracy"]}
     there = [step for step, accuracy in sorted(evaluated.items()) if accuracy >= TARGET]
     return {"steps_to_target": there[0] if there else None, "seconds": figures["seconds"]}
@@ -145,3 +149,87 @@ def _config(method: str, batch: int, steps: int, lr: float, seed: int) -> Config
         log_every=1_000_000,
         checkpoint_every=1_000_000,
     )
+
+
+def best_steps(rows: "pd.DataFrame") -> "pd.DataFrame":
+    """Of every method and batch the rate with the fewest mean steps, among those at which every seed arrived."""
+    own = rows[rows["kind"] == "steps to target"]
+    by = ["method", "global_batch", "lr"]
+    arrived = own.groupby(by).filter(lambda group: bool(group["steps"].notna().all()))
+    means = arrived.groupby(by, as_index=False)["steps"].mean()
+    chosen = means.loc[means.groupby(["method", "global_batch"])["steps"].idxmin(), by]
+    return arrived.merge(chosen, on=by)
+
+
+def draw(rows: "pd.DataFrame") -> Any:
+    import pandas as pd
+    from matplotlib import pyplot as plt
+
+    from conadv_lab.plots import curves
+
+    figure, axes = plt.subplots(1, 3, figsize=(14.5, 4.3), layout="constrained")
+    noise = rows[rows["kind"] == "noise scale"].assign(run=lambda r: r["seed"].map("seed {}".format))
+    curves(
+        noise.assign(noise_scale=noise["noise_scale"].where(noise["noise_scale"] > 0)), "steps", "noise_scale",
+        "step of vanilla training at batch 64", "gradient noise scale (images)",
+        hue="run", logy=True, ax=axes[0],
+    )  # fmt: skip
+    best = best_steps(rows)
+    label = f"steps to {TARGET:g} % test accuracy; bars: 95 % t intervals"
+    curves(best, "global_batch", "steps", f"global batch (images); n = {best['seed'].nunique()} seeds", label,
+           hue="method", logx=True, logy=True, ax=axes[1])  # fmt: skip
+    axes[1].set_title("digits, own best learning rate")
+    public = pd.read_csv(MLPERF)
+    public["steps"] = public["epochs_to_target"] * IMAGENET_IMAGES / public["global_batch"]
+    public["source"] = "MLPerf reference points"
+    curves(public, "global_batch", "steps", "global batch (images); one public value each",
+           "steps to 75.9 % top-1", hue="source", logx=True, logy=True, ax=axes[2])  # fmt: skip
+    axes[2].set_title("ResNet-50, ImageNet (mlcommons/logging)")
+    for ax, own in ((axes[1], best), (axes[2], public)):
+        smallest = own["global_batch"].min()
+        first = own.loc[own["global_batch"] == smallest, "steps"].mean()
+        ends = [smallest, own["global_batch"].max()]
+        ax.plot(ends, [first, first * ends[0] / ends[1]], color="black", linestyle=":", linewidth=1,
+                label="twice the batch, half the steps")  # fmt: skip
+    for ax in axes:
+        ax.legend(frameon=False, fontsize="small")
+    return figure
+
+
+def numbers(rows: "pd.DataFrame") -> dict[str, Any]:
+    """``METHOD_BATCH`` steps to the target, the noise scale by step, and how far steps fall from batch to batch."""
+    best = best_steps(rows)
+    found: dict[str, Any] = {}
+    for (method, batch), own in best.groupby(["method", "global_batch"]):
+        found[f"{method}_{batch}"] = mean(own["steps"].tolist(), decimals=0)
+    for method, own in best.groupby("method"):
+        steps = own.groupby("global_batch")["steps"].mean()
+        for small, large in itertools.pairwise(steps.index):
+            found[f"{method}_{small}_to_{large}"] = f"{steps[small] / steps[large]:.1f}"
+    noise = rows[rows["kind"] == "noise scale"]
+    for step, own in noise.groupby("steps"):
+        found[f"noise_{int(step)}"] = mean(own["noise_scale"].tolist(), decimals=0)
+    found["table"] = _table(best)
+    return found
+
+
+def _table(best: "pd.DataFrame") -> str:
+    sizes = sorted(best["global_batch"].unique())
+    lines = [f"| steps to {TARGET:g} % | " + " | ".join(f"batch {size}" for size in sizes) + " |"]
+    lines.append("|---" * (len(sizes) + 1) + "|")
+    for method in best["method"].unique():
+        cells = []
+        for size in sizes:
+            own = best[(best["method"] == method) & (best["global_batch"] == size)]["steps"].tolist()
+            cells.append(str(mean(own, decimals=0)) if own else "not reached")
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+CONCLUSION = ""
+CLAIMS: dict[str, Any] = {}
+
+STUDY = Study("critical_batch", __doc__, measure, draw, numbers, CONCLUSION, CLAIMS)
+
+if __name__ == "__main__":
+    sys.exit(STUDY.main())

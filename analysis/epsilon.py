@@ -11,6 +11,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from analysis.arms import Cell
+from analysis.estimates import Estimate, cell_mean, difference, ratio
 from analysis.measuring import measured
 from analysis.study import Options, Study, run_all
 from conadv_lab.config import Config
@@ -70,3 +71,73 @@ def measure(given: Options) -> tuple["pd.DataFrame", dict[str, Any]]:
         "runs": len(planned),
         "run_seconds": round(sum(figures["seconds"] for figures in found.values())),
     }
+
+
+PANELS = (
+    ("test_accuracy", "test accuracy (points)", difference),
+    ("top_eigenvalue", "top eigenvalue λ, ratio", ratio),
+    ("adaptive_worst", "adaptive worst rise (ρ = 1), ratio", ratio),
+)
+
+
+def draw(rows: "pd.DataFrame") -> Any:
+    from matplotlib import pyplot as plt
+
+    from conadv_lab.plots import differences
+
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4.4), layout="constrained")
+    for ax, (name, label, compare) in zip(axes, PANELS, strict=True):
+        shown = _against_default(rows, name, compare)
+        neutral = 1.0 if compare is ratio else 0.0
+        text = f"{label}, against the default; 95 % t intervals"
+        differences(shown, text, neutral=neutral, log=compare is ratio, ax=ax)
+        ax.xaxis.label.set_size("small")
+        if ax is not axes[0]:
+            ax.set_yticklabels([])
+    return figure
+
+
+def _against_default(rows: "pd.DataFrame", figure: str, compare: Any) -> dict[str, Estimate]:
+    return {
+        setting: compare(rows, {"setting": setting}, {"setting": DEFAULT}, figure)
+        for setting in rows["setting"].unique()
+        if setting != DEFAULT
+    }
+
+
+def numbers(rows: "pd.DataFrame") -> dict[str, Any]:
+    """``accuracy SETTING`` and ``eigenvalue SETTING`` against the default, short names for the settings."""
+    found: dict[str, Any] = {}
+    for name, (figure, _, compare) in zip(("accuracy", "eigenvalue", "adaptive"), PANELS, strict=True):
+        for setting, estimate in _against_default(rows, figure, compare).items():
+            found[f"{name}_{SHORT[setting]}"] = estimate
+    found["default"] = cell_mean(rows, {"setting": DEFAULT}, "test_accuracy")
+    found["table"] = _table(rows)
+    return found
+
+
+SHORT = dict(
+    zip(
+        SETTINGS, ("e0", "e025", "e05", "default", "e2", "e4", "steps", "start", "batch", "main"), strict=True
+    )
+)
+
+
+def _table(rows: "pd.DataFrame") -> str:
+    lines = [
+        "| setting | test accuracy (%) | top eigenvalue λ | adaptive worst rise (ρ = 1) |",
+        "|---|---|---|---|",
+    ]
+    for setting in rows["setting"].unique():
+        cells = [str(cell_mean(rows, {"setting": setting}, figure)) for figure, _, _ in PANELS]
+        lines.append(f"| {setting} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+CONCLUSION = ""
+CLAIMS: dict[str, Any] = {}
+
+STUDY = Study("epsilon", __doc__, measure, draw, numbers, CONCLUSION, CLAIMS)
+
+if __name__ == "__main__":
+    sys.exit(STUDY.main())

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from conadv_lab.mistakes import require
+from conadv_lab.plots import t_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,16 +65,10 @@ def mean(values: Sequence[float], kind: str = "mean", decimals: int = 2) -> Esti
     >>> str(mean([1.0, 2.0, 3.0]))
     '2.00 ± 2.48'
     """
-    from scipy import stats
-
     count = len(values)
     require(count > 0, "values", values, "at least one")
     middle = sum(values) / count
-    if count == 1:
-        return Estimate(middle, math.nan, math.nan, 1, kind, decimals)
-    variance = sum((value - middle) ** 2 for value in values) / (count - 1)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * math.sqrt(variance / count)
-    return Estimate(middle, middle - half, middle + half, count, kind, decimals)
+    return Estimate(middle, *t_interval(values, CONFIDENCE), count, kind, decimals)
 
 
 def rows_of(rows: "pd.DataFrame", **wanted: Any) -> "pd.DataFrame":

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.arms import Cell
-from analysis.estimates import cell_mean, difference, rows_of
+from analysis.estimates import cell_mean, difference, ratio, rows_of
 from analysis.measuring import flatness
 from analysis.study import Options, Study, run_all
 from conadv_lab.config import Config
@@ -122,3 +122,71 @@ def measure(given: Options) -> tuple["pd.DataFrame", dict[str, Any]]:
         "runs": len(configs),
         "run_seconds": round(sum(found[config]["seconds"] for config in configs)),
     }
+
+
+def draw(rows: "pd.DataFrame") -> Any:
+    from matplotlib import pyplot as plt
+
+    from conadv_lab.plots import points
+
+    figure, axes = plt.subplots(1, 4, figsize=(17, 4.2), layout="constrained")
+    label = f"staleness τ (steps of {int(rows['steps'].iloc[0])}); n = {rows['seed'].nunique()} seeds"
+    shown = rows.assign(batch=rows["global_batch"].map("batch {}".format))
+    for ax, (name, what, log) in zip(axes, PANELS, strict=True):
+        points(shown, "tau", name, label, what, hue="batch", log=log, ax=ax)
+        ax.legend(frameon=False, fontsize="small")
+    axes[2].axhline(0.5, color="black", linewidth=0.8, linestyle=":")
+    axes[2].annotate("chance", (0, 0.505), fontsize="small")
+    axes[3].axhline(0.0, color="black", linewidth=0.8, linestyle=":")
+    return figure
+
+
+PANELS = (
+    ("test_accuracy", "test accuracy (%); bars: 95 % t intervals", False),
+    ("top_eigenvalue", "top eigenvalue λ of the training loss", True),
+    ("sign_agreement", "signs equal to a fresh attack's (share)", False),
+    ("gain_ratio", "loss gain, stale over fresh attack", False),
+)
+
+
+def numbers(rows: "pd.DataFrame") -> dict[str, Any]:
+    """``NAME_BATCH_TAU`` means, and ``accuracy_BATCH_TAU`` differences from τ = 0."""
+    found: dict[str, Any] = {}
+    for batch in rows["global_batch"].unique():
+        fresh = {"global_batch": batch, "tau": 0}
+        for tau in rows["tau"].unique():
+            cell = {"global_batch": batch, "tau": tau}
+            for name in ("sign_agreement", "gain_ratio", "test_accuracy", "top_eigenvalue"):
+                found[f"{name}_{batch}_{tau}"] = cell_mean(rows, cell, name)
+            if tau:
+                found[f"accuracy_{batch}_{tau}"] = difference(rows, cell, fresh, "test_accuracy")
+                found[f"eigenvalue_{batch}_{tau}"] = ratio(rows, cell, fresh, "top_eigenvalue")
+    found["table"] = _table(rows)
+    return found
+
+
+def _table(rows: "pd.DataFrame") -> str:
+    lines = [
+        "| batch | τ | test accuracy (%) | top eigenvalue λ | signs equal | loss gain, stale over fresh |",
+        "|---|---|---|---|---|---|",
+    ]
+    for batch in rows["global_batch"].unique():
+        for tau in rows["tau"].unique():
+            cell = {"global_batch": batch, "tau": tau}
+            if rows_of(rows, **cell).empty:
+                continue
+            cells = [
+                str(cell_mean(rows, cell, name))
+                for name in ("test_accuracy", "top_eigenvalue", "sign_agreement", "gain_ratio")
+            ]
+            lines.append(f"| {batch} | {tau} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+CONCLUSION = ""
+CLAIMS: dict[str, Any] = {}
+
+STUDY = Study("staleness", __doc__, measure, draw, numbers, CONCLUSION, CLAIMS)
+
+if __name__ == "__main__":
+    sys.exit(STUDY.main())

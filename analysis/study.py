@@ -3,7 +3,6 @@
 import argparse
 import importlib
 import json
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -55,7 +54,9 @@ def options(name: str, description: str, arguments: Sequence[str] | None = None)
         "--scale", choices=SCALES, default="small", help="how much is run (default: %(default)s)"
     )
     parser.add_argument("--out", type=Path, help="folder of table, manifest and figure")
-    parser.add_argument("--runs", type=Path, default=Path("runs/studies/runs"), help="where the run folders are")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs/studies/runs"), help="where the run folders are"
+    )
     parser.add_argument("--processes", type=int, default=1, help="runs at a time, one thread each")
     parser.add_argument("--from-results", action="store_true", help="redraw from the tables, run nothing")
     given = parser.parse_args(arguments)
