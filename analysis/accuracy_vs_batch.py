@@ -39,7 +39,8 @@ def draw(rows: "pd.DataFrame") -> Any:
     from conadv_lab.plots import differences, figure_against_batch, over_seeds
 
     figure = plt.figure(figsize=(13, 8.2), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=(1, 1.05))
+    parts: Any = figure.subfigures(2, 1, height_ratios=(1, 1.05))
+    upper, lower = parts
     for ax, (arm, title) in zip(upper.subplots(1, 3, sharey=True), ARMS.items(), strict=True):
         own = over_seeds(rows[rows["arm"] == arm], "test_accuracy")
         figure_against_batch(own, "test_accuracy", "test accuracy (%)", spread="interval", ax=ax)

@@ -53,7 +53,7 @@ class Cell:
     def tuning(self, lr: float, seed: int) -> Config:
         """As many steps on four fifths of the training images, with four fifths of the batch."""
         batch = folds.scaled(self.global_batch)
-        return _config(self.method, batch, self.steps, lr, seed).replace(dataset=folds.REFERENCE)
+        return _config(self.method, batch, self.steps, lr, seed).replace(dataset=folds.DIGITS)
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def _timed(model: str, batch: int, rounds: int) -> list[dict[str, Any]]:
 def _predicted(configs: dict[str, Any]) -> dict[str, float]:
     """The simulator's step times over vanilla's on one device of this machine; empty where it cannot say."""
     try:
-        from conadv_lab.staleness import simulate
+        from conadv_lab.staleness import simulate  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
         return {}
     try:
@@ -140,14 +140,14 @@ def numbers(rows: "pd.DataFrame") -> dict[str, Any]:
 def _table(rows: "pd.DataFrame") -> str:
     lines = ["| model, local batch | vanilla (ms) | " + " | ".join(METHODS[1:]) + " |"]
     lines.append("|---" * (len(METHODS) + 1) + "|")
-    for (model, batch), own in rows.groupby(["model", "batch"], sort=False):
-        known = own.set_index("method")
+    for model, batch in dict.fromkeys(zip(rows["model"], rows["batch"], strict=True)):
+        own = {row["method"]: row for row in rows_of(rows, model=model, batch=batch).to_dict("records")}
         cells = [
-            "{ratio:.2f} ({ratio_low:.2f}–{ratio_high:.2f})".format(**known.loc[method].to_dict())
-            for method in METHODS[1:]
+            f"{own[m]['ratio']:.2f} ({own[m]['ratio_low']:.2f}–{own[m]['ratio_high']:.2f})"
+            for m in METHODS[1:]
         ]
         lines.append(
-            f"| {model}, {batch} | {known.loc['vanilla', 'milliseconds']:.2f} | " + " | ".join(cells) + " |"
+            f"| {model}, {batch} | {own['vanilla']['milliseconds']:.2f} | " + " | ".join(cells) + " |"
         )
     return "\n".join(lines)
 

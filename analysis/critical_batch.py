@@ -200,14 +200,15 @@ def numbers(rows: "pd.DataFrame") -> dict[str, Any]:
     """``METHOD_BATCH`` steps to the target, the noise scale by step, and how far steps fall from batch to batch."""
     best = best_steps(rows)
     found: dict[str, Any] = {}
-    for (method, batch), own in best.groupby(["method", "global_batch"]):
-        found[f"{method}_{batch}"] = mean(own["steps"].tolist(), decimals=0)
+    for name, own in best.groupby(best["method"] + "_" + best["global_batch"].astype(int).astype(str)):
+        found[str(name)] = mean(own["steps"].tolist(), decimals=0)
     for method, own in best.groupby("method"):
         steps = own.groupby("global_batch")["steps"].mean()
         for small, large in itertools.pairwise(steps.index):
             found[f"{method}_{small}_to_{large}"] = f"{steps[small] / steps[large]:.1f}"
     noise = rows[rows["kind"] == "noise scale"]
-    for step, own in noise.groupby("steps"):
+    for step in noise["steps"].unique():
+        own = noise[noise["steps"] == step]
         found[f"noise_{int(step)}"] = mean(own["noise_scale"].tolist(), decimals=0)
     found["table"] = _table(best)
     return found

@@ -89,11 +89,11 @@ def draw(rows: "pd.DataFrame") -> Any:
     for ax, (name, label, compare) in zip(axes, PANELS, strict=True):
         shown = _against_default(rows, name, compare)
         neutral = 1.0 if compare is ratio else 0.0
-        text = f"{label}, against the default; 95 % t intervals"
-        differences(shown, text, neutral=neutral, log=compare is ratio, ax=ax)
+        differences(shown, label, neutral=neutral, log=compare is ratio, ax=ax)
         ax.xaxis.label.set_size("small")
         if ax is not axes[0]:
             ax.set_yticklabels([])
+    figure.supxlabel("against the default setting, seed by seed; bars: 95 % t intervals", fontsize="small")
     return figure
 
 

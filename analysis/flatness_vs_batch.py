@@ -3,8 +3,8 @@
 Regime: as in `analysis.accuracy_vs_batch`, whose runs these are (equal epochs, and the equal-cost forms beside them).
 Flatness is that of the training loss on its first 256 images, without augmentation, batch norm re-estimated.
 Raw: top eigenvalue λ and trace of the Hessian, which a rescaling of the layers moves; lr · λ, since gradient descent
-holds λ near 2/lr. Scale-invariant: the worst rise within ‖d/|w|‖₂ ≤ 1 (Kwon et al. 2021) for the loss and for the loss of
-normalised logits, and the mean rise under d ~ N(0, 0.1²·w²) (Andriushchenko et al. 2023).
+holds λ near 2/lr. Scale-invariant: the worst rise within ‖d/|w|‖₂ ≤ 1 (Kwon et al. 2021) for the loss and for the
+loss of normalised logits, and the mean rise under d ~ N(0, 0.1²·w²) (Andriushchenko et al. 2023).
 
     python -m analysis.flatness_vs_batch --scale full       about TIME on one core; figure and table: --from-results
 
@@ -48,7 +48,7 @@ def draw(rows: "pd.DataFrame") -> Any:
     own = rows[(rows["arm"] == "equal-epochs") | (rows["method"] != "vanilla")]
     figure, axes = plt.subplots(2, 4, figsize=(17, 8), layout="constrained")
     for ax, (name, label, log) in zip(axes.flat, PANELS, strict=True):
-        figure_against_batch(over_seeds(own, name), name, label, log=log, spread="interval", ax=ax)
+        figure_against_batch(over_seeds(own, name, log=log), name, label, log=log, spread="interval", ax=ax)
     for ax in axes.flat:
         ax.xaxis.label.set_size("small")
     handles, names = axes.flat[0].get_legend_handles_labels()

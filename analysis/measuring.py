@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from conadv_lab.config import Config
+from conadv_lab.config import Config, resolved
 from conadv_lab.runs import write_json
 
 CURVATURE_IMAGES = 256
@@ -29,7 +29,8 @@ def measured(config: Config, path: Path) -> dict[str, Any]:
     """Train and measure the flatness of the training loss on its first 256 images, without augmentation."""
     figures = trained(config, path)
     found = flatness(path)
-    return figures | found | {"lr_times_eigenvalue": config.optimization.lr * found["top_eigenvalue"]}
+    rate = resolved(config).optimization.lr or 0.0
+    return figures | found | {"lr_times_eigenvalue": rate * found["top_eigenvalue"]}
 
 
 def flatness(path: Path) -> dict[str, float]:

@@ -48,20 +48,36 @@ def t_interval(values: "Sequence[float] | pd.Series", confidence: float = 0.95) 
 
 
 def over_seeds(
-    rows: "pd.DataFrame", figure: str, by: Sequence[str] = ("method", "global_batch")
+    rows: "pd.DataFrame", figure: str, by: Sequence[str] = ("method", "global_batch"), *, log: bool = False
 ) -> "pd.DataFrame":
-    """One row a cell from one row a run: ``FIGURE_mean``, ``FIGURE_interval`` (half its width) and ``seeds``."""
+    """One row a cell from one row a run: ``FIGURE_mean``, ``FIGURE_low``, ``FIGURE_high`` (t interval), ``seeds``.
 
-    def half(values: "pd.Series") -> float:
-        low, high = t_interval(values)
-        return (high - low) / 2
+    Args:
+        log: geometric means, and intervals of the logarithms, for figures that span decades.
+    """
+    import numpy as np
 
-    columns = {
-        f"{figure}_mean": (figure, "mean"),
-        f"{figure}_interval": (figure, half),
-        "seeds": (figure, "size"),
-    }
-    return rows.groupby(list(by), as_index=False).agg(**columns)
+    def interval(values: "pd.Series") -> tuple[float, float, float]:
+        found = (
+            (values.mean(), *t_interval(values))
+            if not log
+            else (np.log(values).mean(), *t_interval(np.log(values)))
+        )
+        return tuple(np.exp(found)) if log else found
+
+    grouped = rows.groupby(list(by))[figure]
+    parts = grouped.agg(interval)
+    cells = parts.index.to_frame(index=False)
+    for place, end in enumerate(("mean", "low", "high")):
+        cells[f"{figure}_{end}"] = [part[place] for part in parts]
+    return cells.assign(seeds=grouped.size().to_numpy())
+
+
+def frame_of_metrics(runs: Mapping[str, Any]) -> "pd.DataFrame":
+    """The logged lines of several run folders (`conadv_lab.runs.RunFolder`) by name, in a column ``run``."""
+    import pandas as pd
+
+    return pd.concat([pd.DataFrame(folder.metrics()).assign(run=name) for name, folder in runs.items()])
 
 
 def figure_against_batch(
@@ -78,7 +94,8 @@ def figure_against_batch(
     Equal-cost forms have the marker of their paired form, left open.
 
     Args:
-        rows: columns ``method``, ``global_batch``, ``FIGURE_mean``, ``FIGURE_SPREAD``, ``seeds``.
+        rows: columns ``method``, ``global_batch``, ``FIGURE_mean``, ``seeds``, and ``FIGURE_std``, or ``FIGURE_low``
+            and ``FIGURE_high``.
         figure: which figure; label: its name and unit on the axis; log: logarithmic axis.
         spread: ``"std"``, or ``"interval"`` as `over_seeds` makes it.
     """
@@ -97,7 +114,7 @@ def figure_against_batch(
         axes.errorbar(
             places,
             own[f"{figure}_mean"],
-            own[f"{figure}_{spread}"],
+            _bars(own, figure, spread),
             color=colour,
             marker=marker,
             markersize=6,
@@ -114,7 +131,15 @@ def figure_against_batch(
     axes.set_ylabel(label)
     if log:
         axes.set_yscale("log")
+        _plain_ticks(axes.yaxis)
     return _plain(axes)
+
+
+def _bars(own: "pd.DataFrame", figure: str, spread: str) -> Any:
+    middle = own[f"{figure}_mean"]
+    if spread == "interval":
+        return [middle - own[f"{figure}_low"], own[f"{figure}_high"] - middle]
+    return own[f"{figure}_std"]
 
 
 def differences(
@@ -154,6 +179,7 @@ def differences(
     axes.set_xlabel(label)
     if log:
         axes.set_xscale("log")
+        _plain_ticks(axes.xaxis)
     return _plain(axes, "x")
 
 
@@ -189,6 +215,7 @@ def points(
     axes.set_ylabel(ylabel)
     if log:
         axes.set_yscale("log")
+        _plain_ticks(axes.yaxis)
     return _plain(axes)
 
 
@@ -212,17 +239,28 @@ def curves(
     axes = ax if ax is not None else plt.gca()
     kinds = rows[hue].nunique()
     seaborn.lineplot(
-        rows, x=x, y=y, hue=hue, style=hue, markers=list(MARKERS[:kinds]), dashes=False, linewidth=1.2,
-        palette=seaborn.color_palette("colorblind", kinds), errorbar=t_interval, err_style="bars",
+        rows.reset_index(drop=True), x=x, y=y, hue=hue, style=hue, markers=list(MARKERS[:kinds]), dashes=False,
+        linewidth=1.2, palette=seaborn.color_palette("colorblind", kinds), errorbar=t_interval, err_style="bars",
         err_kws={"capsize": 2.5}, ax=axes, **more,
     )  # fmt: skip
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     if logx:
         axes.set_xscale("log")
+        _plain_ticks(axes.xaxis)
     if logy:
         axes.set_yscale("log")
+        _plain_ticks(axes.yaxis)
     return _plain(axes)
+
+
+def _plain_ticks(axis: Any) -> None:
+    """0.5, 1, 2, 5 in place of powers of ten."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _plain(axes: "Axes", grid: Any = "y") -> "Axes":
