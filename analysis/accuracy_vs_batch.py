@@ -42,9 +42,12 @@ def draw(rows: "pd.DataFrame") -> Any:
     parts: Any = figure.subfigures(2, 1, height_ratios=(1, 1.05))
     upper, lower = parts
     for ax, (arm, title) in zip(upper.subplots(1, 3, sharey=True), ARMS.items(), strict=True):
+        ax.set_title(title)
+        if not (rows["arm"] == arm).any():
+            ax.set_xlabel("not measured")
+            continue
         own = over_seeds(rows[rows["arm"] == arm], "test_accuracy")
         figure_against_batch(own, "test_accuracy", "test accuracy (%)", spread="interval", ax=ax)
-        ax.set_title(title)
         ax.legend(frameon=False, fontsize="small", ncols=2)
     left, right = lower.subplots(1, 2)
     names = batches.labels(rows)

@@ -15,14 +15,12 @@ seeds that are not reported. The runs can also be sent to a cluster, where the s
     python -m conadv_lab.submit sweep analysis/arms.py:reported --out runs/studies/runs
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis import folds
 from analysis.measuring import trained
-from analysis.study import RESULTS, run_all, save, table
+from analysis.study import RESULTS, Options, run_all, save, table
 from conadv_lab.config import Config
 from conadv_lab.recipes import digits
 
@@ -33,7 +31,7 @@ TRAIN_IMAGES = 898
 PAIRED = ("vanilla", "copy", "noise", "disadv", "conadv", "recycled")
 EQUAL_COST = ("copy-equal", "noise-equal", "recycled-equal")
 AT_DEPTH = ("vanilla", "copy", "noise", "conadv")
-AT_UPDATES = ("vanilla", "copy", "disadv", "conadv")
+AT_UPDATES = ("vanilla", "copy", "conadv", "copy-equal", "recycled-equal")
 ATTACK_COST = 8 / 3
 LEARNING_RATES = "learning_rates"
 
@@ -117,42 +115,42 @@ def cells(scale: Scale) -> list[Cell]:
     for batch in scale.batches:
         planned += [
             Cell("equal-updates", method, batch, scale.updates)
-            for method in scale.paired
+            for method in (*scale.paired, *scale.equal_cost)
             if method in AT_UPDATES
         ]
     return planned
 
 
-def tune(name: str, out: Path, runs: Path, processes: int, planned: Sequence[Cell] | None = None) -> None:
+def tune(given: Options) -> None:
     """Choose each cell's learning rate on validation folds and write the whole grid to ``learning_rates.csv``."""
     import pandas as pd
 
-    scale = SCALES[name]
-    planned = cells(scale) if planned is None else planned
+    scale = SCALES[given.scale]
+    planned = cells(scale)
     configs = {
         (cell, lr, seed): cell.tuning(lr, seed)
         for cell in planned for lr in scale.rates for seed in scale.tuning_seeds
     }  # fmt: skip
-    found = run_all(configs.values(), runs, trained, processes=processes)
+    found = run_all(configs.values(), given, trained)
     rows = []
     for cell in planned:
         for lr in scale.rates:
-            own = [found[configs[cell, lr, seed]] for seed in scale.tuning_seeds]
+            own = [
+                found[configs[cell, lr, seed]]
+                for seed in scale.tuning_seeds
+                if configs[cell, lr, seed] in found
+            ]
+            if len(own) < len(scale.tuning_seeds):
+                continue
             rows.append({
                 "arm": cell.arm, "method": cell.method, "global_batch": cell.global_batch, "steps": cell.steps,
                 "lr": lr, "folds": len(own),
                 "validation_accuracy": sum(f["test_accuracy"] for f in own) / len(own),
                 "validation_loss": sum(f["test_loss"] for f in own) / len(own),
             })  # fmt: skip
-    seconds = sum(found[config]["seconds"] for config in set(configs.values()))
-    save(
-        LEARNING_RATES,
-        out,
-        pd.DataFrame(rows),
-        name,
-        runs=len(set(configs.values())),
-        run_seconds=round(seconds),
-    )
+    seconds = sum(figures["seconds"] for figures in found.values())
+    facts = {"runs": len(found), "run_seconds": round(seconds)}
+    save(LEARNING_RATES, given.out, pd.DataFrame(rows), given.scale, **facts)
 
 
 def best_rates(grid: "pd.DataFrame") -> dict[Cell, float]:

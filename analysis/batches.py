@@ -20,11 +20,12 @@ def measure(
     import pandas as pd
 
     scale = SCALES[given.scale]
-    tune(given.scale, given.out, given.runs, given.processes)
+    tune(given)
     best = best_rates(table(LEARNING_RATES, given.out))
-    jobs = [(cell, seed) for cell in cells(scale) if wanted(cell) for seed in scale.seeds_of(cell)]
+    tuned = [cell for cell in cells(scale) if wanted(cell) and cell in best]
+    jobs = [(cell, seed) for cell in tuned for seed in scale.seeds_of(cell)]
     configs = {job: job[0].config(best[job[0]], job[1]) for job in jobs}
-    found = run_all(configs.values(), given.runs, measured, processes=given.processes)
+    found = run_all(configs.values(), given, measured)
     rows = [
         {
             "arm": cell.arm, "method": cell.method, "global_batch": cell.global_batch, "steps": cell.steps,
@@ -32,6 +33,7 @@ def measure(
             **{name: found[configs[cell, seed]][name] for name in columns},
         }
         for cell, seed in jobs
+        if configs[cell, seed] in found
     ]  # fmt: skip
     seconds = sum(figures["seconds"] for figures in found.values())
     return pd.DataFrame(rows), {"runs": len(found), "run_seconds": round(seconds)}
@@ -69,6 +71,9 @@ def comparisons(
         "requal_noise": (equal, cell("noise-equal", "equal-steps")),
         "arithmetic": (conadv, cell("vanilla", "equal-arithmetic")),
         "depth": (at_third("conadv"), cell("vanilla", "equal-depth", round(ATTACK_COST * third))),
+        "updates_conadv": (cell("conadv", "equal-updates"), cell("vanilla", "equal-updates")),
+        "updates_requal": (cell("recycled-equal", "equal-updates"), cell("vanilla", "equal-updates")),
+        "updates_requal_copy": (cell("recycled-equal", "equal-updates"), cell("copy-equal", "equal-updates")),
         "third_vanilla": (at_third("conadv"), at_third("vanilla")),
         "third_copy": (at_third("conadv"), at_third("copy")),
     }
@@ -87,6 +92,8 @@ def labels(rows: "pd.DataFrame") -> dict[str, str]:
     largest = int(rows.loc[rows["arm"] == "equal-epochs", "global_batch"].max())
     deep = rows[rows["arm"] == "equal-depth"]["global_batch"]
     third, wide = (int(deep.min()), int(deep.max())) if len(deep) else (0, 0)
+    steps = rows.loc[rows["arm"] == "equal-updates", "steps"]
+    updates = int(steps.max()) if len(steps) else 0
     return {
         "conadv_vanilla": f"ConAdv − vanilla, equal epochs, {largest}",
         "conadv_copy": f"ConAdv − copy, equal epochs, {largest}",
@@ -98,6 +105,9 @@ def labels(rows: "pd.DataFrame") -> dict[str, str]:
         "requal_noise": f"recycled-equal − noise-equal, {largest}",
         "arithmetic": f"ConAdv − vanilla with 8/3 of the steps, {largest}",
         "depth": f"ConAdv at {third} − vanilla at {wide}, equal steps",
+        "updates_conadv": f"ConAdv − vanilla, {updates} steps, {largest}",
+        "updates_requal": f"recycled-equal − vanilla, {updates} steps, equal cost, {largest}",
+        "updates_requal_copy": f"recycled-equal − copy-equal, {updates} steps, {largest}",
         "third_vanilla": f"ConAdv − vanilla, equal epochs, {third}",
         "third_copy": f"ConAdv − copy, equal epochs, {third}",
     }

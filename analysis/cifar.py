@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from analysis import folds
 from analysis.estimates import cell_mean
 from analysis.measuring import measured, trained
-from analysis.study import RESULTS, existing, run_all, save
+from analysis.study import RESULTS, Options, existing, run_all, save
 from conadv_lab.config import Config, resolved
 from conadv_lab.launch.sweep import identity
 from conadv_lab.recipes import cifar
@@ -83,16 +83,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--minutes", type=float, default=60.0, help="no run is begun after this")
     given = parser.parse_args(arguments)
+    how = Options("full", given.out, given.out, given.runs, processes=1, from_results=False, finished=False)
     until = time.monotonic() + 60 * given.minutes
     for cell in cells():
         if time.monotonic() >= until:
             break
         trials = {factor: cell.tuning(factor, given.data_dir) for factor in FACTORS}
-        found = run_all(trials.values(), given.runs, trained)
+        found = run_all(trials.values(), how, trained)
         best = max(FACTORS, key=lambda factor: found[trials[factor]]["test_accuracy"])
         for seed in SEEDS:
             if time.monotonic() < until:
-                run_all([cell.config(best, seed, given.data_dir)], given.runs, measured)
+                run_all([cell.config(best, seed, given.data_dir)], how, measured)
     rows = finished(given.runs, given.data_dir)
     if len(rows):
         save(NAME, given.out, rows, "full", runs=len(rows))

@@ -1,6 +1,6 @@
 """Where does a larger batch stop saving steps: gradient noise scale along training, and steps to a target?
 
-Regime: digits, the six-conv network, SGD at a constant learning rate after five steps of warm-up, vanilla and ConAdv;
+Regime: digits, the six-conv network, SGD at a constant learning rate after five steps of warm-up, vanilla;
 a run counts as there at the first evaluation, every second step, at which its test accuracy is 97 %. Each batch takes
 its best of one grid of learning rates, which leans to few steps and is the same for all. The noise scale is that of the
 training loss on all 898 images, from groups of 32 (McCandlish et al. 2018), along vanilla training at batch 64. Beside
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 TARGET = 97.0
 EVALUATE_EVERY = 2
 LONGEST = {16: 224, 32: 160, 64: 112, 128: 80, 256: 60, 512: 44, 898: 44}
-METHODS = ("vanilla", "conadv")
+METHODS = ("vanilla",)
 GROUP = 32
 MLPERF = RESULTS / "mlperf_resnet50.csv"
 IMAGENET_IMAGES = 1_281_167
@@ -111,7 +111,7 @@ def measure(given: Options) -> tuple["pd.DataFrame", dict[str, Any]]:
 
     chosen = PLANS[given.scale]
     configs = plan(given.scale)
-    found = run_all(configs, given.runs, steps_to_target, processes=given.processes, known="steps.json")
+    found = run_all(configs, given, steps_to_target, "steps.json")
     rows = [
         {
             "kind": "steps to target",
@@ -123,18 +123,19 @@ def measure(given: Options) -> tuple["pd.DataFrame", dict[str, Any]]:
             "longest": config.training.steps,
         }
         for config in configs
+        if config in found
     ]
     along = [_config("vanilla", 64, max(chosen["noise_steps"]), 0.1, seed) for seed in chosen["seeds"]]
-    noise = run_all(along, given.runs, noise_along, processes=given.processes, known="noise.json")
+    noise = run_all(along, given, noise_along, "noise.json")
     rows += [
         {
             "kind": "noise scale", "method": "vanilla", "global_batch": 64, "lr": 0.1, "seed": config.training.seed,
             "steps": point["step"], "noise_scale": point["noise_scale"], "noise_error": point["error"],
         }
-        for config in along for point in noise[config]["noise"]
+        for config in noise for point in noise[config]["noise"]
     ]  # fmt: skip
     seconds = sum(figures["seconds"] for figures in [*found.values(), *noise.values()])
-    return pd.DataFrame(rows), {"runs": len(configs) + len(along), "run_seconds": round(seconds)}
+    return pd.DataFrame(rows), {"runs": len(found) + len(noise), "run_seconds": round(seconds)}
 
 
 def _config(method: str, batch: int, steps: int, lr: float, seed: int) -> Config:

@@ -102,7 +102,7 @@ def measure(given: Options) -> tuple["pd.DataFrame", dict[str, Any]]:
     import pandas as pd
 
     configs = plan(given.scale)
-    found = run_all(configs, given.runs, probed, processes=given.processes, known="probes.json")
+    found = run_all(configs, given, probed, "probes.json")
     columns = (
         "test_accuracy", "train_test_gap", "top_eigenvalue", "trace", "adaptive_worst", "sign_agreement",
         "gain_ratio",
@@ -117,10 +117,11 @@ def measure(given: Options) -> tuple["pd.DataFrame", dict[str, Any]]:
             **{name: found[config][name] for name in columns},
         }
         for config in configs
+        if config in found
     ]
     return pd.DataFrame(rows), {
-        "runs": len(configs),
-        "run_seconds": round(sum(found[config]["seconds"] for config in configs)),
+        "runs": len(found),
+        "run_seconds": round(sum(figures["seconds"] for figures in found.values())),
     }
 
 

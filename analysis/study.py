@@ -38,6 +38,7 @@ class Options:
     runs: Path
     processes: int
     from_results: bool
+    finished: bool
 
 
 def options(name: str, description: str, arguments: Sequence[str] | None = None) -> Options:
@@ -59,25 +60,31 @@ def options(name: str, description: str, arguments: Sequence[str] | None = None)
     )
     parser.add_argument("--processes", type=int, default=1, help="runs at a time, one thread each")
     parser.add_argument("--from-results", action="store_true", help="redraw from the tables, run nothing")
+    parser.add_argument(
+        "--finished", action="store_true", help="take the runs that are done, leave out the others"
+    )
     given = parser.parse_args(arguments)
     committed = given.scale == "full" and given.out is None
     out = given.out or (RESULTS if committed else Path("runs/studies") / given.scale)
     pictures = FIGURES if committed else out
-    return Options(given.scale, out, pictures, given.runs, given.processes, given.from_results)
+    return Options(
+        given.scale, out, pictures, given.runs, given.processes, given.from_results, given.finished
+    )
 
 
 def run_all(
-    configs: Iterable[Config], runs: Path, work: Work, *, processes: int = 1, known: str = "figures.json"
+    configs: Iterable[Config], given: Options, work: Work, known: str = "figures.json"
 ) -> dict[Config, Figures]:
     """The figures of every config, in its run folder or made now; what two studies share is run once.
 
-    A run is known by what its config asks for, not by its folder's name: runs that ``submit sweep`` left below
-    ``runs`` are found too.
+    A run is known by what its config asks for, not by its folder's name: runs that ``submit sweep`` left among the
+    run folders are found too. With ``given.finished`` nothing is run, and what is not there is left out.
 
     Args:
         work: trains at a path and gives the figures; a function that another process can import.
         known: the file of the run folder that keeps them.
     """
+    runs = given.runs
     wanted = {config: identity(resolved(config)) for config in configs}
     folders = existing(runs)
     places = {
@@ -89,12 +96,12 @@ def run_all(
     for config, found in wanted.items():
         if (places[found] / known).exists():
             figures[found] = json.loads((places[found] / known).read_text())
-        else:
+        elif not given.finished:
             todo[found] = config
-    for found, made in _work(todo, places, work, processes):
+    for found, made in _work(todo, places, work, given.processes):
         write_json(places[found] / known, made)
         figures[found] = made
-    return {config: figures[found] for config, found in wanted.items()}
+    return {config: figures[found] for config, found in wanted.items() if found in figures}
 
 
 def existing(runs: Path) -> dict[str, Path]:

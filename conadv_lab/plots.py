@@ -255,10 +255,11 @@ def curves(
 
 
 def _plain_ticks(axis: Any) -> None:
-    """0.5, 1, 2, 5 in place of powers of ten."""
+    """1.5, 2, 3 in place of powers of ten where the axis spans less than a decade or so."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if high < 20 * low else (1,), numticks=12))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())
 
