@@ -27,7 +27,7 @@ METHODS = ("vanilla", "disadv", "conadv", "recycled", "recycled-equal")
 PLANS: dict[str, dict[str, Any]] = {
     "smoke": {"batches": {"digits-cnn": (8, 64)}, "rounds": 5},
     "small": {"batches": {"digits-cnn": (4, 16, 64, 256)}, "rounds": 15},
-    "full": {"batches": {"digits-cnn": (2, 8, 32, 128, 512), "resnet18": (2, 8, 32)}, "rounds": 15},
+    "full": {"batches": {"digits-cnn": (2, 8, 32, 128, 512), "resnet18": (2, 8, 32)}, "rounds": 9},
 }
 
 
