@@ -26,7 +26,7 @@ _HOMES = {
     "LAMB": "conadv_lab.optim.lamb",
     "LARS": "conadv_lab.optim.lars",
 }
-_MODULES = ("sharpness",)
+_MODULES = ("sharpness", "staleness")
 
 __all__ = sorted([*_HOMES, *_MODULES])
 __version__ = "0.1.0"

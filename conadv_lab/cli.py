@@ -18,6 +18,8 @@ class Options:
     """The run folder; None: runs/RECIPE-METHOD-bBATCH-sSEED."""
     resume: bool = False
     """Continue the run in the folder from its newest checkpoint."""
+    ranks: int = 1
+    """Train with so many processes of this machine, which share every step; torchrun and submit start their own."""
 
 
 def parse_config(

@@ -92,6 +92,10 @@ class Method:
     """τ: how many steps old the weights are that a batch is attacked with (conadv)."""
     first: Literal["initial", "clean"] = "initial"
     """What the first τ steps train on: images attacked with the initial weights, or clean ones alone."""
+    placement: Literal["serial", "stream", "ranks"] = "serial"
+    """Where the attack of conadv runs: before the step, on a CUDA stream beside it, or on ranks that only attack."""
+    attackers: int = 0
+    """How many of the ranks only attack (placement ranks)."""
     weights: tuple[float, float] | None = None
     """Weights of clean and adversarial loss; None: (0.5, 0.5) for sgd and equal-cost forms, else (1, 1)."""
 
@@ -150,6 +154,8 @@ class Training:
     """Images of a step; the clean ones, but for equal-cost forms, which take half clean and half altered."""
     micro_batch: int | None = None
     """Clean images of one forward, and the ghost batch of batch norm; None: all clean images of a step."""
+    batch_norm: Literal["ghost", "sync"] = "ghost"
+    """How ranks share a step: whole micro-batches each, or a slice of every one, its statistics synchronised."""
     seed: int = 0
     """Decides initial weights, order, augmentation and random starts."""
     device: str = "auto"
@@ -300,6 +306,7 @@ def _check_numbers(config: Config) -> None:
         ("attack_step", method.attack_step, _step_is_fine(method), "above 0, or None"),
         ("attack_steps", method.attack_steps, method.attack_steps >= 1, whole_from_1),
         ("staleness", method.staleness, method.staleness >= 0, whole_from_0),
+        ("attackers", method.attackers, method.attackers >= 0, whole_from_0),
         ("lr", optimization.lr, optimization.lr is None or 0 <= optimization.lr < INFINITY, "at least 0"),
         ("base_lr", optimization.base_lr, 0 <= optimization.base_lr < INFINITY, "at least 0"),
         ("base_batch", optimization.base_batch, optimization.base_batch >= 1, whole_from_1),
@@ -342,7 +349,21 @@ def _check_combinations(config: Config) -> None:
             f"micro_batch is {training.micro_batch}; allowed: at most {clean_batch(config)}, "
             "the clean images of a step"
         )
+    _check_placement(method)
     if optimization.nesterov and (optimization.optimizer != "sgd" or optimization.momentum == 0):
         raise ValueError("nesterov is True; allowed: with optimizer sgd and a momentum above 0 only")
     if method.weights is not None and (min(method.weights) < 0 or sum(method.weights) == 0):
         raise ValueError(f"weights are {method.weights}; allowed: two numbers of at least 0, not both 0")
+
+
+def _check_placement(method: Method) -> None:
+    placement, name = method.placement, method.method
+    if placement != "serial" and (name != "conadv" or method.staleness == 0):
+        name = f"{name} with staleness 0" if name == "conadv" else name
+        raise ValueError(
+            f"placement is {placement!r}; allowed for {name}: 'serial', as only an attack that its own step "
+            "does not wait for, conadv's with a staleness of at least 1, can run beside a step"
+        )
+    if (placement == "ranks") != (method.attackers > 0):
+        allowed = "at least 1" if placement == "ranks" else "0"
+        raise ValueError(f"attackers is {method.attackers}; allowed with placement {placement!r}: {allowed}")

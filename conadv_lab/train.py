@@ -1,5 +1,6 @@
-"""Train one recipe here: ``python -m conadv_lab.train RECIPE [--field value …] [--out DIR] [--resume]``."""
+"""Train one recipe here: ``python -m conadv_lab.train RECIPE [--field value …] [--out DIR] [--resume] [--ranks N]``."""
 
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -7,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from conadv_lab.config import Config, resolved
+from conadv_lab.launch import ranks
+from conadv_lab.mistakes import require
 
 if TYPE_CHECKING:
-    from conadv_lab.training.loop import Run
+    from conadv_lab.cli import Options
 
-USAGE = """usage: python -m conadv_lab.train RECIPE [--out DIR] [--resume] [--field value ...]
+USAGE = """usage: python -m conadv_lab.train RECIPE [--out DIR] [--resume] [--ranks N] [--field value ...]
        python -m conadv_lab.train --list            the recipes, one a line
        python -m conadv_lab.train RECIPE --help     every field, with its default in this recipe
 
@@ -30,22 +33,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not words or words[0] in ("-h", "--help"):
             print(USAGE)
             return 0 if words else 2
-        config, out, resume = parse(words)
+        config, out, options = parse(words)
         resolved(config)
-        from conadv_lab.training.loop import prepare
-
-        run = prepare(config, out, resume=resume)
     except ValueError as mistake:
-        print(f"error: {mistake}", file=sys.stderr)
+        _tell(mistake)
         return 2
-    return _train(run, out)
+    if options.ranks > 1 and "RANK" not in os.environ:
+        return ranks.start([sys.executable, "-m", "conadv_lab.train", *words], options.ranks)
+    return _train(config, out, options.resume)
 
 
-def parse(words: Sequence[str]) -> tuple[Config, Path, bool]:
-    """(config, run folder, resume) from the words of a command line.
+def parse(words: Sequence[str]) -> tuple[Config, Path, "Options"]:
+    """(config, run folder, other options) from the words of a command line.
 
     Raises:
-        ValueError: an unknown recipe.
+        ValueError: an unknown recipe, or another number of ranks than was started.
         SystemExit: an unknown field or a value of the wrong type, told by the parser (status 2).
     """
     from conadv_lab.cli import parse_config
@@ -53,7 +55,17 @@ def parse(words: Sequence[str]) -> tuple[Config, Path, bool]:
 
     recipe = find(words[0])
     config, options = parse_config(recipe, words[1:], prog=f"conadv_lab.train {words[0]}")
-    return config, options.out or _folder(words[0], config), options.resume
+    _check_ranks(options.ranks)
+    return config, options.out or _folder(words[0], config), options
+
+
+def _check_ranks(count: int) -> None:
+    there = os.environ.get("WORLD_SIZE", "1") if "RANK" in os.environ else None
+    require(count >= 1, "ranks", count, "a whole number of at least 1")
+    if count > 1 and there not in (None, str(count)):
+        raise ValueError(
+            f"ranks is {count}, but this is one of {there} ranks that were started already; leave it out"
+        )
 
 
 def _folder(recipe: str, config: Config) -> Path:
@@ -75,21 +87,42 @@ def _sentence(recipe: Callable[[], Config]) -> str:
     return (recipe.__doc__ or "").strip().splitlines()[0]
 
 
-def _train(run: "Run | None", out: Path) -> int:
-    from conadv_lab.training.loop import NotFinite, StoppedOnRequest
+def _train(config: Config, out: Path, resume: bool) -> int:
+    from conadv_lab.training.distributed import AnotherRankFailed
+    from conadv_lab.training.loop import NotFinite, StoppedOnRequest, prepare
 
     try:
+        try:
+            run = prepare(config, out, resume=resume)
+        except ValueError as mistake:
+            _tell(mistake)
+            return 2
         if run is not None:
             run.to_the_end()
     except StoppedOnRequest as stop:
-        print(stop, file=sys.stderr)
-        print(out)
+        if _is_first():
+            print(stop, file=sys.stderr)
+            print(out)
         return 75
-    except (NotFinite, OSError) as failure:
+    except OSError as failure:  # of this rank alone
         print(f"error: {failure}", file=sys.stderr)
         return 1
-    print(out)
+    except (NotFinite, AnotherRankFailed) as failure:
+        _tell(failure)
+        return 1
+    if _is_first():
+        print(out)
     return 0
+
+
+def _tell(what: Exception) -> None:
+    """Once, though several ranks may find it."""
+    if _is_first():
+        print(f"error: {what}", file=sys.stderr)
+
+
+def _is_first() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 if __name__ == "__main__":

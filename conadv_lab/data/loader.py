@@ -68,6 +68,37 @@ class ImageSet(Protocol):
 
 
 Augmentation = Callable[[Tensor, Tensor, Tensor], Tensor]
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which part of each step is one rank's: a pure function of the groups, so that no rank has to ask another.
+
+    Attributes:
+        rank: from 0.
+        ranks: how many share a step.
+        spread: False gives rank r the whole groups r, r + ranks, …; True gives it the r-th slice of every group.
+    """
+
+    rank: int = 0
+    ranks: int = 1
+    spread: bool = False
+
+    def pieces(self, groups: list[Span]) -> list[Span]:
+        """This rank's part of a step whose groups are (first, last) places.
+
+        >>> Split(1, 2).pieces([(0, 4), (4, 8), (8, 10)]), Split(1, 2, spread=True).pieces([(0, 4), (4, 8)])
+        ([(4, 8)], [(2, 4), (6, 8)])
+        """
+        if not self.spread:
+            return groups[self.rank :: self.ranks]
+        return [
+            (first + self._cut(last - first, 0), first + self._cut(last - first, 1)) for first, last in groups
+        ]
+
+    def _cut(self, size: int, edge: int) -> int:
+        return size * (self.rank + edge) // self.ranks
 
 
 class Stream:
@@ -81,6 +112,10 @@ class Stream:
         micro_batch: largest number of images in one forward, and the ghost batch of batch norm.
         first_batch: new clean images of step 0, where it differs (the equal-cost forms take B, then B/2).
         augment: (images, epochs, indices) to images; None for the images as they are.
+        split: which part of each step's groups this process makes; all of them unless it shares with other ranks.
+
+    Raises:
+        ValueError: a batch that cannot be split so that every rank has a part of it.
     """
 
     def __init__(
@@ -93,10 +128,14 @@ class Stream:
         micro_batch: int | None = None,
         first_batch: int | None = None,
         augment: Augmentation | None = None,
+        split: Split | None = None,
     ) -> None:
         self.images, self.seed, self.steps, self.augment = images, seed, steps, augment
         self.batch, self.first_batch = batch, first_batch or batch
         self.micro_batch = min(micro_batch or batch, batch)
+        self.split = split or Split()
+        self._image: Tensor | None = None
+        self._require_parts_for_all()
 
     def step(self, number: int, ahead: int = 0) -> Step:
         return Step(number, ahead, self.steps - 1, self._batches)
@@ -105,14 +144,46 @@ class Stream:
         """How many clean images come before step ``number``."""
         return 0 if number == 0 else self.first_batch + (number - 1) * self.batch
 
-    def _batches(self, number: int) -> Iterator[Batch]:
+    def groups(self, number: int) -> list[Span]:
+        """(first, last) places of each micro-batch of step ``number``, of all ranks: its ghost groups."""
         start, stop = self.first_place(number), self.first_place(number + 1)
         # A longer first step is cut as a row of ordinary ones, so that its leading groups match the next step's.
-        for part in range(start, stop, self.batch):
-            end = min(part + self.batch, stop)
-            for first in range(part, end, self.micro_batch):
-                last = min(first + self.micro_batch, end)
-                yield self._batch(first, last, (last - first) / (stop - start))
+        parts = [(part, min(part + self.batch, stop)) for part in range(start, stop, self.batch)]
+        return [
+            (first, min(first + self.micro_batch, end))
+            for part, end in parts
+            for first in range(part, end, self.micro_batch)
+        ]
+
+    def own_groups(self, number: int) -> int:
+        """How many micro-batches of step ``number``, or slices of them, are this rank's."""
+        return len(self.split.pieces(self.groups(number)))
+
+    def image(self) -> Tensor:
+        """Some image (C, H, W) as a step has it: for its shape and dtype."""
+        if self._image is None:
+            self._image = self._batch(0, 1, 1.0).images[0]
+        return self._image
+
+    def _batches(self, number: int) -> Iterator[Batch]:
+        count = self.first_place(number + 1) - self.first_place(number)
+        for first, last in self.split.pieces(self.groups(number)):
+            yield self._batch(first, last, (last - first) / count)
+
+    def _require_parts_for_all(self) -> None:
+        ranks, groups = self.split.ranks, self.groups(1)
+        smallest = min(last - first for first, last in groups)
+        if not self.split.spread and len(groups) < ranks:
+            raise ValueError(
+                f"{ranks} ranks cannot share a step of {len(groups)} micro-batches (global batch {self.batch}, "
+                f"micro_batch {self.micro_batch}); allowed: a micro_batch of at most {max(1, self.batch // ranks)}, "
+                "fewer ranks, or batch_norm sync, which spreads each micro-batch over the ranks"
+            )
+        if self.split.spread and smallest < ranks:
+            raise ValueError(
+                f"{ranks} ranks cannot each have an image of a micro-batch of {smallest} (global batch "
+                f"{self.batch}, micro_batch {self.micro_batch}); allowed: micro-batches of at least {ranks} images"
+            )
 
     def _batch(self, first: int, last: int, share: float) -> Batch:
         epochs, indices = places(self.seed, len(self.images), first, last)

@@ -1,13 +1,21 @@
-"""The ranks of a job get to know one another, in the words of torchrun's environment."""
+"""The ranks of a job get to know one another, in the words of torchrun's environment; or are started here."""
 
+import ctypes
 import json
 import os
+import signal
 import socket
+import subprocess
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 PATIENCE = 120
+GRACE = 15
+"""Seconds that the other ranks have to end by themselves once one has failed."""
 
 
 def introduce(environment: Any, folder: Path) -> None:
@@ -35,14 +43,63 @@ def introduce(environment: Any, folder: Path) -> None:
     )
 
 
+def start(command: Sequence[str], count: int) -> int:
+    """Run the command as ``count`` ranks of this machine and return their exit status; one that dies ends all.
+
+    Stop signals are passed on to every rank. The status is that of the first rank that failed.
+    """
+    children: list[subprocess.Popen] = []
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        for child in children:
+            child.send_signal(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, pass_on)
+    shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
+    shared["MASTER_PORT"] = str(_free_port("127.0.0.1"))
+    for rank in range(count):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        children.append(subprocess.Popen(command, env=os.environ | shared | own, preexec_fn=_end_with_parent))
+    return _status_of(children)
+
+
+def _status_of(children: list[subprocess.Popen]) -> int:
+    """Wait for all ranks; from the first failure on, for `GRACE` seconds at most."""
+    first: int | None = None
+    until = float("inf")
+    while any(child.poll() is None for child in children) and time.monotonic() < until:
+        failed = [rank for rank, child in enumerate(children) if child.poll()]
+        if failed and first is None:
+            first, until = failed[0], time.monotonic() + GRACE
+        time.sleep(0.05)
+    for child in children:
+        if child.poll() is None:
+            child.kill()
+            child.wait()
+    failed = [rank for rank, child in enumerate(children) if child.returncode]
+    if not failed:
+        return 0
+    first = failed[0] if first is None else first
+    status = children[first].returncode
+    if status < 0:
+        print(f"error: rank {first} was killed by {signal.Signals(-status).name}", file=sys.stderr)
+        return 1
+    return status
+
+
+def _end_with_parent() -> None:
+    """In a child, before it becomes a rank: be killed when the process that started it is, where Linux offers that."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 def _announce(meeting: Path) -> None:
     # The node that srun was started on is the first, which rank 0 runs on; its number needs no name server.
     address = os.environ.get("SLURM_LAUNCH_NODE_IPADDR")
     if address is None:
         address = "127.0.0.1" if os.environ.get("SUBMITIT_EXECUTOR") == "local" else socket.gethostname()
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        port = probe.getsockname()[1]
+    port = _free_port("")
     for old in meeting.parent.glob("meeting-*.json"):
         old.unlink(missing_ok=True)
     beside = meeting.with_suffix(".partial")
@@ -58,3 +115,9 @@ def _wait_for(meeting: Path) -> tuple[str, int]:
         time.sleep(0.1)
     address, port = json.loads(meeting.read_text())
     return address, port
+
+
+def _free_port(address: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((address, 0))
+        return probe.getsockname()[1]

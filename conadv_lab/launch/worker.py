@@ -71,6 +71,7 @@ class Rank:
             self.record.note("finished", job=self.job_id)
 
     def _train(self) -> None:
+        from conadv_lab.training.distributed import AnotherRankFailed
         from conadv_lab.training.loop import StoppedOnRequest, train
 
         try:
@@ -78,6 +79,10 @@ class Rank:
         except StoppedOnRequest as stop:
             print(stop, file=sys.stderr, flush=True)
             self._leave(str(stop))
+        except AnotherRankFailed as failure:
+            # That rank has noted why, unless it was killed: then the log has srun's word, and this.
+            print(failure, file=sys.stderr, flush=True)
+            raise SystemExit(1) from None
 
     def _note_start(self) -> None:
         before = last(self.record.events(), "started", "stopped", "failed", "cancelled")

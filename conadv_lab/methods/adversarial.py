@@ -20,6 +20,7 @@ from conadv_lab.methods.base import (
     train_on_both,
     train_on_clean,
 )
+from conadv_lab.methods.placement import Placement
 from conadv_lab.methods.signs import pack, unpack
 from conadv_lab.mistakes import require, unknown
 from conadv_lab.models.norm import has_batch_norm, one_update
@@ -59,7 +60,7 @@ class ConAdv(TwoBranches):
     Liu et al., "Concurrent Adversarial Learning for Large-Batch Training", ICLR 2022, Algorithm 1. At step t the
     batch of step t + τ is attacked first, with weights and running statistics as they are, and kept; then the
     step trains on its clean images and on those attacked at step t − τ. No old weights are stored. Nothing in a
-    step waits for its own attack, so that it can run beside the training.
+    step waits for its own attack, so that it can run beside the training: see `conadv_lab.methods.placement`.
 
     Args:
         attack: how an image is attacked.
@@ -68,6 +69,7 @@ class ConAdv(TwoBranches):
             adversarial images weighs its clean loss 1.
         first: what the first τ steps train on, which the paper does not say: ``"initial"`` is images attacked
             with the initial weights, ``"clean"`` is clean images alone.
+        placement: where the attack runs; None is before the step, on the same device. It changes no bit.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class ConAdv(TwoBranches):
         staleness: int = 1,
         weights: Weights = (1, 1),
         first: Literal["initial", "clean"] = "initial",
+        placement: Placement | None = None,
     ) -> None:
         super().__init__(weights)
         require(
@@ -90,32 +93,55 @@ class ConAdv(TwoBranches):
         self.lookahead = staleness
         self.gradient_evaluations = (6 + 2 * attack.steps) / 3
         self.depth = max(1, attack.steps) if staleness else 1 + attack.steps
-        self.pending: dict[int, list[Tensor]] = {}
+        self.placement = placement or Placement()
+        self.pending: dict[int, list[Any]] = {}
 
     def backward(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
+        criterion = self.attack_ahead(model, step, criterion)
+        pending = self.pending.pop(step.number, None)
+        with one_update(model):
+            losses = self._trained(model, step, criterion, pending)
+            self.placement.join()
+        return losses
+
+    def attack_ahead(self, model: nn.Module, step: Step, criterion: Criterion) -> Criterion:
+        """Begin to attack what will be trained on within τ steps and is not attacked yet: τ + 1 batches at first."""
         criterion = self._checked(model, step, criterion)
         if step.number == 0:  # another loop: what an earlier one left behind belongs to other images
             self.pending.clear()
-        self._attack_ahead(model, step, criterion)
-        pending = self.pending.pop(step.number, None)
-        with one_update(model):
-            if pending is None:
-                return Losses(train_on_clean(model, step, criterion, weight=1.0))
-            clean, adversarial = [], []
-            for batch, kept in zip(step.batches(), pending, strict=True):
-                clean.append(train_on(model, batch.images, batch, criterion, self.weights[0], "main"))
-                images = self.attack.apply(batch, kept)
-                adversarial.append(train_on(model, images, batch, criterion, self.weights[1], "adversarial"))
-            return Losses(total(clean), total(adversarial))
+        ahead = range(step.number, min(step.number + self.staleness, step.last) + 1)
+        wanted = [n for n in ahead if n not in self.pending and not self._starts_clean(n)]
+        if wanted:
+            self.pending |= self.placement.attack(self.attack, model, step, criterion, wanted)
+        return criterion
+
+    def passes(self, step: Step) -> int:
+        return 1 if self._starts_clean(step.number) else 2
+
+    def _trained(
+        self, model: nn.Module, step: Step, criterion: Criterion, pending: list[Any] | None
+    ) -> Losses:
+        if pending is None:
+            return Losses(train_on_clean(model, step, criterion, weight=1.0))
+        clean, adversarial = [], []
+        for batch, kept in zip(step.batches(), pending, strict=True):
+            clean.append(train_on(model, batch.images, batch, criterion, self.weights[0], "main"))
+            images = self.attack.apply(batch, self.placement.taken(kept))
+            adversarial.append(train_on(model, images, batch, criterion, self.weights[1], "adversarial"))
+        return Losses(total(clean), total(adversarial))
+
+    def _starts_clean(self, number: int) -> bool:
+        return self.first == "clean" and number < self.staleness
 
     def sign_agreement(self, model: nn.Module, step: Step, criterion: Criterion) -> float | None:
         """Share of pixels where the pending, stale sign equals a fresh one; a probe, called before `backward`.
 
         None where there is no pending sign attack for this step. Costs one attack.
         """
-        pending = self.pending.get(step.number)
-        if pending is None or pending[0].dtype != torch.uint8:
+        pending = [self.placement.taken(kept) for kept in self.pending.get(step.number, [])]
+        if not pending or pending[0].dtype != torch.uint8:
             return None
+        self.pending[step.number] = pending
         agreement = 0.0
         for batch, kept in zip(step.batches(), pending, strict=True):
             fresh = unpack(self.attack.perturb(model, batch, criterion), batch.images)
@@ -124,18 +150,12 @@ class ConAdv(TwoBranches):
         return agreement
 
     def state_dict(self) -> dict[str, Any]:
+        for number, kept in self.pending.items():
+            self.pending[number] = [self.placement.taken(one) for one in kept]
         return {"pending": dict(self.pending)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.pending = dict(state["pending"])
-
-    def _attack_ahead(self, model: nn.Module, step: Step, criterion: Criterion) -> None:
-        """Attack what will be trained on within τ steps and is not attacked yet: τ + 1 batches at first, then one."""
-        for number in range(step.number, min(step.number + self.staleness, step.last) + 1):
-            clean_start = self.first == "clean" and number < self.staleness
-            if number not in self.pending and not clean_start:
-                batches = step.batches(number - step.number)
-                self.pending[number] = [self.attack.perturb(model, b, criterion) for b in batches]
 
 
 class DisAdv(ConAdv):
@@ -172,6 +192,9 @@ class Recycled(TwoBranches):
         self.epsilon, self.equal_cost = epsilon, equal_cost
         self.clean_fraction, self.gradient_evaluations = _cost(equal_cost)
         self.pending: list[Tensor] = []
+
+    def passes(self, step: Step) -> int:
+        return 1 if self.equal_cost or step.number == 0 else 2
 
     def backward(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
         criterion = self._checked(model, step, criterion)
@@ -234,6 +257,9 @@ class _Control(TwoBranches):
 
     def alter(self, batch: Batch) -> Tensor:
         raise NotImplementedError
+
+    def passes(self, step: Step) -> int:
+        return 1 if self.equal_cost else 2
 
     def backward(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
         criterion = self._checked(model, step, criterion)

@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from conadv_lab.data.hashing import image_keys, uniform
 from conadv_lab.data.loader import Batch
@@ -59,6 +60,9 @@ class Attack:
         self.step = self.epsilon if step is None else float(step)
         self.random_start, self.seed = random_start, seed
         self.branch, self.statistics = branch, statistics
+        self.input_gradient = (
+            input_gradient  # a placement may put one in its place that is captured in a graph
+        )
 
     def perturb(self, model: nn.Module, batch: Batch, criterion: Criterion) -> Tensor:
         """What has to be kept of an attack on ``batch`` with the model as it is now."""
@@ -68,13 +72,19 @@ class Attack:
         """The adversarial images of ``batch`` from what `perturb` kept."""
         raise NotImplementedError
 
+    def space(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """An uninitialised tensor on the CPU like what `perturb` keeps of images of this shape (B, C, H, W)."""
+        raise NotImplementedError
+
     def gradient(self, model: nn.Module, images: Tensor, labels: Tensor, criterion: Criterion) -> Tensor:
         """Input gradient (B, C, H, W) of the attacked branch."""
-        statistics: Statistics = self.statistics
+        return self.input_gradient(model, images, labels, criterion, self.branch, self.seen_statistics(model))
+
+    def seen_statistics(self, model: nn.Module) -> Statistics:
+        """Batch norm statistics that an attack on ``model`` sees now: those of the batch while it is cold."""
         updates = adversarial_updates(model)
-        if self.branch == "adversarial" and updates is not None and updates < WARM_UPDATES:
-            statistics = "batch"
-        return input_gradient(model, images, labels, criterion, self.branch, statistics)
+        cold = self.branch == "adversarial" and updates is not None and updates < WARM_UPDATES
+        return "batch" if cold else self.statistics
 
 
 class SignAttack(Attack):
@@ -100,6 +110,9 @@ class SignAttack(Attack):
         if start is not None:
             delta.add_(start)
         return delta.clamp_(-self.epsilon, self.epsilon).add_(batch.images).clamp_(0, 1)
+
+    def space(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return torch.empty(shape[0], -(-math.prod(shape[1:]) // 8), dtype=torch.uint8)
 
     def _start(self, batch: Batch) -> Tensor | None:
         return linf_start(batch, self.epsilon, self.seed) if self.random_start else None
@@ -147,6 +160,9 @@ class PGDAttack(Attack):
     def apply(self, batch: Batch, kept: Tensor) -> Tensor:
         return (batch.images + kept).clamp_(0, 1)
 
+    def space(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype)
+
     def _start(self, batch: Batch) -> Tensor:
         if not self.random_start:
             return torch.zeros_like(batch.images)
@@ -174,8 +190,11 @@ def input_gradient(
 ) -> Tensor:
     """∇ₓ of the mean loss, (B, C, H, W), in evaluation mode but for the statistics asked for.
 
-    No weight gradient is computed, and the running statistics stay as they are.
+    No weight gradient is computed, and the running statistics stay as they are. Of a network in
+    DistributedDataParallel the module is attacked, so that no rank waits for another.
     """
+    if isinstance(model, DistributedDataParallel):
+        model = model.module
     images = images.detach().requires_grad_()
     with _frozen(model), branch_of(model, branch, statistics), torch.enable_grad():
         (gradient,) = torch.autograd.grad(criterion(model(images), labels), images)

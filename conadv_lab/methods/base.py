@@ -39,8 +39,19 @@ class Method:
     def backward(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
         raise NotImplementedError
 
+    def passes(self, step: Step) -> int:
+        """How many backwards of a step reach the weights for each of its micro-batches, or 0 if that is not known.
+
+        Ranks send a gradient while the step's last backward goes on; where the last is not known, after it.
+        """
+        return 0
+
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs beside weights: tensors and plain values only."""
+        """What a resumed run needs beside weights: tensors and plain values only.
+
+        Several ranks gather ``pending`` alone, one tensor a micro-batch: a list for those of the step before, or a
+        dict with one for each step to come.
+        """
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -56,6 +67,9 @@ class Vanilla(Method):
 
     def __init__(self) -> None:
         self._check = MeanCheck()
+
+    def passes(self, step: Step) -> int:
+        return 1
 
     def backward(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
         criterion = self._check(criterion)

@@ -17,9 +17,21 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from conadv_lab.mistakes import require
+from conadv_lab.models.synchronised import average_over_ranks, synchronised
 
 Branch = Literal["main", "adversarial"]
 Statistics = Literal["batch", "running"]
+
+
+@dataclass(frozen=True)
+class _Ranks:
+    """The ranks that average their statistics; ``spread`` where each of them has a slice of every group."""
+
+    group: Any
+    spread: bool
+
+    def __deepcopy__(self, _memo: object) -> None:
+        """A copy of a model, as for an evaluation, belongs to its own rank alone."""
 
 
 @dataclass
@@ -31,6 +43,7 @@ class _Mode:
     in_step: bool = False
     touched: list["_Group"] = field(default_factory=list)
     adversarial_updates: int | None = None
+    ranks: _Ranks | None = None
 
 
 @dataclass
@@ -87,6 +100,8 @@ class MixtureBatchNorm(nn.Module):
         norm = self.main if branch == "main" else self.adversarial
         statistics = self.mode.statistics
         if statistics == "batch":
+            if self.mode.ranks is not None and self.mode.ranks.spread:
+                return synchronised(x, norm.weight, norm.bias, norm.eps, self.mode.ranks.group)[0]
             return F.batch_norm(x, None, None, norm.weight, norm.bias, True, 0.0, norm.eps)
         if statistics is None and norm.training and norm.running_mean is not None:
             if self.mode.in_step:
@@ -116,6 +131,11 @@ class MixtureBatchNorm(nn.Module):
         if _spans_ranks(norm):
             return _with_buffers(norm, group, momentum, x)
         norm._check_input_dim(x)
+        if self.mode.ranks is not None and self.mode.ranks.spread:
+            y, mean, var = synchronised(x, norm.weight, norm.bias, norm.eps, self.mode.ranks.group)
+            group.mean.lerp_(mean.to(group.mean.dtype), momentum)
+            group.var.lerp_(var.to(group.var.dtype), momentum)
+            return y
         return F.batch_norm(x, group.mean, group.var, norm.weight, norm.bias, True, momentum, norm.eps)
 
 
@@ -183,9 +203,9 @@ def branch_of(model: nn.Module, branch: Branch | int, statistics: Statistics | N
 def one_update(model: nn.Module, momentum: float | None = None) -> Iterator[None]:
     """Update running statistics once, on leaving, with the average over all groups seen inside.
 
-    So the statistics do not depend on how a global batch is cut into the same groups. Outside this context a
-    mixture norm updates at every training forward, as an ordinary batch norm does. After an exception the
-    running statistics are as they were.
+    So the statistics do not depend on how a global batch is cut into the same groups, nor, after `share_statistics`,
+    on which rank saw which group. Outside this context a mixture norm updates at every training forward, as an
+    ordinary batch norm does. After an exception the running statistics are as they were.
 
     Args:
         momentum: weight of the new average; None takes each norm's own.
@@ -204,6 +224,20 @@ def one_update(model: nn.Module, momentum: float | None = None) -> Iterator[None
             group.count = 0
         mode.touched.clear()
         mode.in_step = False
+
+
+def share_statistics(model: nn.Module, group: Any, spread: bool = False) -> None:
+    """Let `one_update` average over the groups of all ranks of a process group, each of which must see one at least.
+
+    Args:
+        model: a model converted by `mixture_batch_norm`; deep copies of it share with nobody.
+        group: of `torch.distributed`; every rank of it must open and leave the same global steps.
+        spread: every rank has a slice of each group, and the slices are normalised as one batch: synchronised
+            batch norm, on a CPU too.
+    """
+    mode = _mode(model)
+    if mode is not None:
+        mode.ranks = _Ranks(group, spread)
 
 
 @torch.no_grad()
@@ -263,6 +297,8 @@ def _commit(mode: _Mode, momentum: float | None) -> None:
     """One exponential-average step of every touched norm; ``momentum=None`` in a norm means a plain average."""
     if not mode.touched:
         return
+    if mode.ranks is not None and not mode.ranks.spread:  # slices of a group know its statistics already
+        average_over_ranks([(g.count, [g.mean, g.var]) for g in mode.touched], mode.ranks.group)
     torch._foreach_add_([group.norm.num_batches_tracked for group in mode.touched], 1)
     by_weight: dict[float, tuple[list[Tensor], list[Tensor]]] = {}
     for group in mode.touched:
@@ -294,6 +330,13 @@ def _with_buffers(norm: Any, group: _Group, momentum: float, x: Tensor) -> Tenso
         return norm(x)
     finally:
         norm.running_mean, norm.running_var, norm.num_batches_tracked, norm.momentum = kept
+
+
+def forget_updates(model: nn.Module) -> None:
+    """Count the adversarial branch's updates anew from its buffers: call it after writing to them directly."""
+    mode = _mode(model)
+    if mode is not None:
+        mode.adversarial_updates = None
 
 
 def _forget_updates(module: MixtureBatchNorm, _keys: object) -> None:

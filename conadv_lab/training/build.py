@@ -13,15 +13,17 @@ from conadv_lab import references
 from conadv_lab.config import Config, is_file_reference
 from conadv_lab.data.augment import augment
 from conadv_lab.data.hashing import image_keys
-from conadv_lab.data.loader import Augmentation, ImageSet, Stream, as_float
+from conadv_lab.data.loader import Augmentation, ImageSet, Split, Stream, as_float
 from conadv_lab.data.sets import load_sets
 from conadv_lab.methods import adversarial
 from conadv_lab.methods.attack import Attack, PGDAttack, SignAttack
 from conadv_lab.methods.base import Method, Vanilla
-from conadv_lab.models.norm import mixture_batch_norm
+from conadv_lab.methods.placement import Attacker, OtherRanks, Placement, SideStream
+from conadv_lab.models.norm import mixture_batch_norm, share_statistics
 from conadv_lab.optim.groups import parameter_groups
 from conadv_lab.optim.schedule import Schedule
 from conadv_lab.seeds import derived_seed, generator
+from conadv_lab.training.distributed import ALONE, Ranks
 
 EVALUATION_BATCH = 500
 
@@ -40,6 +42,7 @@ class Parts:
     schedule: Schedule
     criterion: nn.Module
     stream: Stream
+    ranks: Ranks = ALONE
 
     def calibration(self) -> Iterator[Tensor]:
         """Training images without augmentation on which the main statistics are re-estimated."""
@@ -50,22 +53,28 @@ class Parts:
         return (as_float(self.train_set.fetch(part)[0]) for part in chosen.tensor_split(groups) if len(part))
 
 
-def build(config: Config) -> Parts:
+def build(config: Config, ranks: Ranks = ALONE) -> Parts:
     """All objects of a resolved config, the model with initial weights.
 
     Raises:
         ValueError: whatever the config asks for and cannot have.
     """
-    device = pick_device(config.training.device)
-    torch.set_num_threads(config.training.threads or os.cpu_count() or 1)
+    device = pick_device(config.training.device, ranks)
+    neighbours = min(ranks.count, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    torch.set_num_threads(config.training.threads or max(1, (os.cpu_count() or 1) // neighbours))
     if config.training.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    train_set, test_set = load_sets(config, device)
+    with ranks.first_goes_first():
+        train_set, test_set = load_sets(config, device)
     model = build_model(config, train_set.classes).to(device)
     _require_fit(model, train_set, config)
     method = build_method(config)
-    stream = build_stream(config, method, train_set)
+    stream = build_stream(config, method, train_set, ranks)
+    if isinstance(method, adversarial.ConAdv) and config.method.placement != "serial":
+        method.placement = build_placement(config, stream, ranks, device)
+    if ranks.trains and ranks.trainers > 1:
+        share_statistics(model, ranks.training, spread=config.training.batch_norm == "sync")
     groups = parameter_groups(model, config.optimization.weight_decay)
     criterion = nn.CrossEntropyLoss(label_smoothing=config.optimization.label_smoothing)
     return Parts(
@@ -79,6 +88,7 @@ def build(config: Config) -> Parts:
         build_schedule(config, stream, len(train_set)),
         criterion,
         stream,
+        ranks,
     )
 
 
@@ -103,15 +113,19 @@ def _require_fit(model: nn.Module, images: ImageSet, config: Config) -> None:
         )
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str, ranks: Ranks = ALONE) -> torch.device:
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
         raise ValueError(f"device is {name!r}; allowed: auto, cpu, cuda, cuda:0 …") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device is {name!r}, but torch sees no GPU; allowed here: auto, cpu")
+    if device.type == "cuda" and ranks.count > 1:
+        # Where the site shows each rank its own GPU alone, that is number 0.
+        device = torch.device("cuda", ranks.local % torch.cuda.device_count())
+        torch.cuda.set_device(device)
     return device
 
 
@@ -174,8 +188,11 @@ def _attack(config: Config) -> Attack:
     return kind(section.epsilon, step, section.random_start, config.training.seed, **more)
 
 
-def build_stream(config: Config, method: Method, train_set: ImageSet) -> Stream:
+def build_stream(config: Config, method: Method, train_set: ImageSet, ranks: Ranks = ALONE) -> Stream:
     training = config.training
+    split = Split(ranks.number, ranks.trainers, training.batch_norm == "sync")
+    if not ranks.trains:  # an attacker attacks whole groups, whoever trains on them
+        split = Split(ranks.number - ranks.trainers, ranks.attackers)
     batch = round(training.global_batch * method.clean_fraction)
     steps = training.steps or max(1, round(training.epochs * len(train_set) / batch))
     return Stream(
@@ -186,7 +203,19 @@ def build_stream(config: Config, method: Method, train_set: ImageSet) -> Stream:
         steps=steps,
         micro_batch=training.micro_batch,
         augment=_augmentation(config),
+        split=split,
     )
+
+
+def build_placement(config: Config, stream: Stream, ranks: Ranks, device: torch.device) -> Placement:
+    """Where ConAdv's attack runs, on this rank."""
+    if config.method.placement == "stream":
+        return SideStream(device)
+    if not ranks.trains:
+        spread = config.training.batch_norm == "sync"
+        trained = [Split(trainer, ranks.trainers, spread) for trainer in range(ranks.trainers)]
+        return Attacker(stream, trained, ranks.weights)
+    return OtherRanks(stream, ranks.trainers, ranks.attackers, ranks.weights)
 
 
 def _augmentation(config: Config) -> Augmentation | None:

@@ -11,12 +11,17 @@ from torch import nn
 from tqdm import tqdm
 
 from conadv_lab.config import Config, resolved
+from conadv_lab.data.loader import Step
 from conadv_lab.methods.adversarial import ConAdv
 from conadv_lab.methods.base import Losses
-from conadv_lab.runs import RunFolder, manifest, write_json
+from conadv_lab.runs import RunFolder, manifest, read_checkpoint, write_json
 from conadv_lab.training.build import Parts, build
+from conadv_lab.training.distributed import Ranks, Spectator, join
 from conadv_lab.training.evaluate import calibrated_copy, evaluate
 from conadv_lab.training.network import network_of
+from conadv_lab.training.pending import gathered_state, scattered_state
+from conadv_lab.training.reducer import Reducer
+from conadv_lab.training.resuming import fingerprint, reconciled, require_same_data
 from conadv_lab.training.saving import Saver
 from conadv_lab.training.stopping import StoppedOnRequest, stop_requests
 from conadv_lab.training.weights import average_of, load_weights, on_device, parameters_sha256
@@ -29,7 +34,7 @@ class NotFinite(ArithmeticError):
 
 
 def train(config: Config, out: str | Path, *, resume: bool = False, progress: Progress = "auto") -> RunFolder:
-    """Train as ``config`` says and leave a run folder at ``out``.
+    """Train as ``config`` says and leave a run folder at ``out``; with all ranks, where there are several.
 
     Args:
         config: see `conadv_lab.config`.
@@ -43,6 +48,7 @@ def train(config: Config, out: str | Path, *, resume: bool = False, progress: Pr
         StoppedOnRequest: TERM, INT or USR2 came; the state of that step is saved.
         NotFinite: the loss is no number any more.
         OSError: the disk is full; earlier checkpoints are intact.
+        AnotherRankFailed: another rank is gone or does not answer.
     """
     run = prepare(config, out, resume=resume, progress=progress)
     if run is not None:
@@ -58,44 +64,24 @@ def prepare(
     Raises:
         ValueError: as for `train`.
     """
-    folder = RunFolder(out)
-    config = _reconciled(resolved(config), folder, resume)
-    if folder.result() is not None:
-        return None
-    run = Run(build(config), folder, progress)
-    if (folder.path / "manifest.json").exists():
-        before, now = folder.manifest().get("data"), _fingerprint(run.parts)
-        if before is not None and before != now:
-            raise ValueError(f"{folder.path} was started on other data: {before}; now {now}")
+    config = resolved(config)
+    ranks = join(config)
+    with ranks.failures_told(), ranks.agreed():
+        run = _prepared(config, RunFolder(out) if ranks.first else Spectator(out), resume, progress, ranks)
+    if run is None:
+        ranks.leave()
     return run
 
 
-def _reconciled(config: Config, folder: RunFolder, resume: bool) -> Config:
-    """The config, its machine-dependent gaps filled from the folder that is resumed; refuses any other conflict."""
-    if folder.path.exists() and not folder.path.is_dir():
-        raise ValueError(f"{folder.path} is a file; pass the path of a folder as --out")
-    if not folder.path.exists() or not any(folder.path.iterdir()):
-        return config
-    if not resume:
-        raise ValueError(f"{folder.path} exists already; pass --resume to continue it, or another --out")
-    if not (folder.path / "config.json").exists():
-        if any(not child.name.startswith(".") and child.name != "manifest.json" and child.name != "checkpoints"
-               for child in folder.path.iterdir()):  # fmt: skip
-            raise ValueError(f"{folder.path} is no run folder, so it cannot be resumed; pass another --out")
-        return config
-    before = folder.config()
-    if config.training.threads is None:
-        config = config.replace(threads=before.training.threads)
-    ours, theirs = config.to_dict(), before.to_dict()
-    different = [
-        f"{name} is {ours[section][name]!r}, was {value!r}"
-        for section, values in theirs.items()
-        for name, value in values.items()
-        if ours[section][name] != value
-    ]
-    if different:
-        raise ValueError(f"{folder.path} was started with another config: {'; '.join(different)}")
-    return config
+def _prepared(
+    config: Config, folder: RunFolder, resume: bool, progress: Progress, ranks: Ranks
+) -> "Run | None":
+    config = reconciled(config, folder, resume)
+    if folder.result() is not None:
+        return None
+    run = Run(build(config, ranks), folder, progress if ranks.first else "none")
+    require_same_data(folder, run.parts.train_set)
+    return run
 
 
 class Run:
@@ -104,7 +90,9 @@ class Run:
     def __init__(self, parts: Parts, folder: RunFolder, progress: Progress) -> None:
         threads = torch.get_num_threads()
         parts.config = parts.config.replace(threads=threads)
-        self.parts, self.folder, self.config = parts, folder, parts.config
+        self.parts, self.folder, self.config, self.ranks = parts, folder, parts.config, parts.ranks
+        several = self.ranks.trains and self.ranks.trainers > 1
+        self.reducer = Reducer(parts.model, self.ranks.training) if several else None
         self.step = 0
         self.saver = Saver(folder)
         self.seconds_before = 0.0
@@ -115,25 +103,29 @@ class Run:
 
     def to_the_end(self) -> None:
         """Start, take every step that is left, and finish; or stop between two steps where a signal asks for it."""
-        with stop_requests() as requests, self.saver:
+        with stop_requests() as requests, self.ranks.failures_told(), self.saver:
             self.start()
             while self.step < self.parts.stream.steps:
                 self.train_step()
-                if requests and self.step < self.parts.stream.steps:
+                if self.ranks.any(bool(requests)) and self.step < self.parts.stream.steps:
                     self.save()
                     self.saver.wait()
+                    self.ranks.wait()
+                    self.ranks.leave()
+                    signal = requests[0] if requests else "a signal to another rank"
                     raise StoppedOnRequest(
-                        f"stopped by {requests[0]} after step {self.step}; continue with --resume"
+                        f"stopped by {signal} after step {self.step}; continue with --resume"
                     )
             self.finish()
+        self.ranks.leave()
 
     def start(self) -> None:
         """Continue from the newest checkpoint, or write the new folder's first files."""
         self.started = time.monotonic()
         self.folder.clear_leftovers()
-        loaded = self.folder.load_checkpoint() if self.folder.checkpoints.exists() else None
+        loaded = self._newest()
         if loaded is None:
-            self.folder.create(self.config, manifest(_fingerprint(self.parts)))
+            self.folder.create(self.config, manifest(fingerprint(self.parts.train_set)) | self._placed())
             self.folder.cut_metrics(0)
         else:
             self._restore(*loaded)
@@ -148,12 +140,15 @@ class Run:
         parts, number = self.parts, self.step
         training = self.config.training
         step = parts.stream.step(number, parts.method.lookahead)
+        if not self.ranks.trains:
+            self._attack_step(step)
+            return
         lr = parts.schedule(number)
         for group in parts.optimizer.param_groups:
             group["lr"] = lr
         agreement = self._probe(step) if _due(number, training.probe_every) else None
-        losses = parts.method.backward(self.network, step, parts.criterion)
         due = _due(number, training.log_every) or number == parts.stream.steps - 1
+        losses = self._gradient(step, due)
         if due or parts.device.type == "cpu":
             self._require_finite(losses, number)
         parts.optimizer.step()
@@ -163,28 +158,59 @@ class Run:
         self.step = number + 1
         self.bar.update()
         line: dict[str, Any] = {} if agreement is None else {"sign_agreement": agreement}
-        if _due(self.step, training.evaluate_every) and self.step < parts.stream.steps:
+        if self.ranks.first and _due(self.step, training.evaluate_every) and self.step < parts.stream.steps:
             line |= evaluate(parts, calibrated_copy(parts, self._judged()))
         if due or line:
             self._log(number, lr, losses, line)
         if self.step % training.checkpoint_every == 0 and self.step < parts.stream.steps:
             self._require_finite(losses, number)
             self.save()
+        self._wait_for_first()
+
+    def _gradient(self, step: Step, due: bool) -> Losses:
+        """The whole step's gradient in the parameters, and its losses, whoever made which part of them."""
+        parts = self.parts
+        if self.reducer is None:
+            return parts.method.backward(self.network, step, parts.criterion)
+        self.reducer.begin(parts.method.passes(step) * parts.stream.own_groups(step.number))
+        losses = parts.method.backward(self.network, step, parts.criterion)
+        return self.reducer.finish(losses, check=due or parts.device.type == "cpu")
+
+    def _attack_step(self, step: Step) -> None:
+        """What a rank that only attacks does in a step."""
+        method = self.parts.method
+        assert isinstance(method, ConAdv)
+        method.attack_ahead(self.network, step, self.parts.criterion)
+        method.pending.pop(step.number, None)
+        self.step = step.number + 1
+        self._wait_for_first()
+
+    def _wait_for_first(self) -> None:
+        """Where rank 0 evaluates or saves, others must not take its silence for a failure."""
+        training = self.config.training
+        if _due(self.step, training.evaluate_every) or _due(self.step, training.checkpoint_every):
+            self.ranks.wait()
 
     def save(self) -> None:
         """Begin a checkpoint of the state after the last step; weights that are no numbers are not saved."""
-        if self.saver.step == self.step:
+        if self.saver.step == self.step or not self.ranks.trains:
             return
         parameters = [p.detach() for p in self.parts.model.parameters()]
         if not torch.isfinite(torch.stack(torch._foreach_norm(parameters))).all():
             raise NotFinite(
                 f"a weight is NaN or infinite after step {self.step - 1} {self._told(self.step - 1)}"
             )
-        self.saver.save(self.step, self._state())
+        state = self._state()
+        if self.ranks.first:
+            self.saver.save(self.step, state)
+        self.saver.step = self.step
 
     def finish(self) -> None:
         """The last checkpoint, the final figures, and with them the mark that the run is done."""
         self.save()
+        if not self.ranks.first:
+            self.ranks.wait()
+            return
         parts = self.parts
         figures = evaluate(parts, calibrated_copy(parts, self._judged()))
         for name, figure in figures.items():
@@ -206,6 +232,7 @@ class Run:
         self.bar.close()
         if self.lines:
             print(f"test accuracy {figures['test_accuracy']:.2f} % after {self.step} steps", flush=True)
+        self.ranks.wait()
 
     def _state(self) -> dict[str, Any]:
         parts = self.parts
@@ -214,7 +241,7 @@ class Run:
             "seconds": self._seconds(),
             "model": parts.model.state_dict(),
             "optimizer": parts.optimizer.state_dict(),
-            "method": parts.method.state_dict(),
+            "method": gathered_state(parts.method, parts.stream, self.ranks, self.step),
             "ema": None if self.ema is None else self.ema.state_dict(),
         }
 
@@ -222,21 +249,39 @@ class Run:
         parts = self.parts
         load_weights(parts.model, state["model"], str(self.folder.path))
         parts.optimizer.load_state_dict(state["optimizer"])
-        parts.method.load_state_dict(on_device(state["method"], parts.device))
+        own = scattered_state(state["method"], parts.stream, self.ranks, state["step"])
+        parts.method.load_state_dict(on_device(own, parts.device))
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         self.step = self.saver.step = state["step"]
         self.seconds_before = state["seconds"]
         self.folder.cut_metrics(commit["metrics_bytes"])
 
+    def _newest(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """(commit, state) that rank 0 continues from, on all ranks."""
+        there = self.ranks.first and self.folder.checkpoints.exists()
+        loaded = self.folder.load_checkpoint() if there else None
+        step = self.ranks.told_by_first(-1 if loaded is None else loaded[1]["step"])
+        if self.ranks.first or step < 0:
+            return loaded
+        return read_checkpoint(self.folder.checkpoints / f"step_{step:08d}")
+
+    def _placed(self) -> dict[str, Any]:
+        return {
+            "ranks": self.ranks.count,
+            "attackers": self.ranks.attackers,
+            "placement": self.config.method.placement,
+        }
+
     def _judged(self) -> nn.Module:
         return self.parts.model if self.ema is None else self.ema.module
 
-    def _probe(self, step: Any) -> float | None:
+    def _probe(self, step: Step) -> float | None:
         method = self.parts.method
         if not isinstance(method, ConAdv):
             return None
-        return method.sign_agreement(self.network, step, self.parts.criterion)
+        agreement = method.sign_agreement(self.network, step, self.parts.criterion)
+        return None if agreement is None else self.ranks.sum(agreement)
 
     def _seconds(self) -> float:
         return self.seconds_before + time.monotonic() - self.started
@@ -279,8 +324,3 @@ class Run:
 
 def _due(number: int, every: int) -> bool:
     return every > 0 and number % every == 0
-
-
-def _fingerprint(parts: Parts) -> str:
-    fingerprint = getattr(parts.train_set, "fingerprint", None)
-    return fingerprint() if fingerprint else f"{len(parts.train_set)} images"

@@ -26,7 +26,8 @@ def restore(path: str | Path, checkpoint: Path | None = None, **changes: object)
         ValueError: no run folder, no intact checkpoint, or a checkpoint of another model.
     """
     folder = RunFolder(path)
-    parts = build(folder.config().replace(**changes))
+    # One process alone has no other rank to attack on, and perhaps no GPU.
+    parts = build(folder.config().replace(**{"placement": "serial", "attackers": 0, **changes}))
     loaded = folder.load_checkpoint() if checkpoint is None else read_checkpoint(checkpoint)
     if loaded is None:
         raise ValueError(f"{folder.path} has no intact checkpoint")

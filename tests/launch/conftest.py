@@ -17,6 +17,8 @@ from conadv_lab.launch.status import State, states
 
 # Steps that take a known time, so that a test can disturb a run in its middle; and one that eats memory.
 OWN = '''
+import os
+import pathlib
 import time
 from conadv_lab.methods.base import Losses, Method, train_on_clean
 from conadv_lab.recipes.digits import vanilla
@@ -37,6 +39,23 @@ class Slow(Method):
 
 def slow(config):
     return Slow()
+
+def shared_recipe():
+    """Slow, two groups a step, ConAdv; rank 1 leaves its number."""
+    return recipe().replace(method=f"{__file__}:slow_conadv", micro_batch=10, staleness=2)
+
+def slow_conadv(config):
+    from conadv_lab.methods.adversarial import ConAdv
+    from conadv_lab.methods.attack import SignAttack
+
+    class SlowConAdv(ConAdv):
+        def backward(self, model, step, criterion):
+            time.sleep(0.05)
+            return super().backward(model, step, criterion)
+
+    if os.environ.get("RANK") == "1":
+        pathlib.Path(os.environ["SUBMITIT_FOLDER"]).parents[1].joinpath("rank-1.pid").write_text(str(os.getpid()))
+    return SlowConAdv(SignAttack(0.1), config.method.staleness)
 
 class Greedy(Method):
     steps = 0

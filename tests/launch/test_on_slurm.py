@@ -50,6 +50,46 @@ def test_a_run_is_preempted_and_resumes_bitwise(cluster, own, run, tmp_path):
     assert cluster.jobs() == set()
 
 
+def on_two_nodes(tmp_path: Path) -> Path:
+    site = tmp_path / "two.toml"
+    site.write_text('partition = "low"\nnodes = 2\n')
+    return site
+
+
+def test_two_nodes_train_together_are_preempted_and_resume_bitwise(cluster, own, run, tmp_path):
+    words = ("run", f"{own}:shared_recipe", "--profile", on_two_nodes(tmp_path), "--out")
+    assert cluster.submit(*words, run) == 0
+    cluster.wait_for_step(run, 15)
+    cluster.command(
+        "sbatch", "--partition=high", "--nodes=2", "--exclusive", "--wrap=sleep 3", "--output=/dev/null"
+    )
+    assert cluster.wait(run, "pending").preempted == 1
+    assert str(cluster.wait(run, "done")) == "done, preempted ×1"
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert (manifest["ranks"], manifest["slurm"]["SLURM_JOB_NUM_NODES"]) == (2, "2")
+    whole = tmp_path / "whole"
+    assert cluster.submit(*words, whole) == 0
+    assert str(cluster.wait(whole, "done")) == "done"
+    assert finished(run) == finished(whole)
+
+
+def test_one_of_two_ranks_is_killed_and_the_run_is_continued(cluster, own, run, tmp_path):
+    words = ("--profile", on_two_nodes(tmp_path), "--steps", "40")
+    assert cluster.submit("run", f"{own}:shared_recipe", "--out", run, *words) == 0
+    cluster.wait_for_step(run, 15)
+    os.kill(int((run / "rank-1.pid").read_text()), signal.SIGKILL)
+    detail = cluster.wait(run, "failed", seconds=60).detail
+    assert "Killed" in detail or "another rank has failed" in detail
+    cluster.until(lambda: not cluster.jobs(), "the job leaves the queue")
+    assert cluster.submit("retry", run, "--failed") == 0
+    cluster.wait(run, "done")
+    (run / "rank-1.pid").unlink()
+    whole = tmp_path / "whole"
+    assert cluster.submit("run", f"{own}:shared_recipe", "--out", whole, *words) == 0
+    cluster.wait(whole, "done")
+    assert finished(run) == finished(whole)
+
+
 def test_a_site_that_sends_only_term(cluster, own, run):
     assert cluster.submit("run", f"{own}:recipe", "--out", run) == 0
     cluster.wait_for_step(run, 5)

@@ -1,0 +1,243 @@
+"""Where ConAdv's attack runs: before the step, beside it on the same device, or on ranks that do nothing else.
+
+Every placement attacks with weights and running statistics as they are at the start of the step, so all of them
+give the same parameters. A trainer calls `attack` at the start of a step, `taken` when it needs a perturbation,
+and `join` before it changes weights or statistics.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from conadv_lab.data.loader import Span, Split, Step, Stream
+from conadv_lab.methods.attack import Attack, input_gradient
+from conadv_lab.methods.base import Criterion
+from conadv_lab.models.norm import forget_updates
+
+
+class Placement:
+    """The serial placement: first the attack, then the step."""
+
+    def attack(
+        self, attack: Attack, model: nn.Module, step: Step, criterion: Criterion, wanted: Sequence[int]
+    ) -> dict[int, list[Any]]:
+        """For each step number that is wanted, what `taken` turns into the perturbation of each micro-batch."""
+        return {
+            number: [attack.perturb(model, b, criterion) for b in step.batches(number - step.number)]
+            for number in wanted
+        }
+
+    def taken(self, kept: Any) -> Tensor:
+        """One micro-batch's perturbation, waited for where it is not there yet."""
+        return kept
+
+    def join(self) -> None:
+        """Return once weights and running statistics may change, as the attack has seen them."""
+
+
+class SideStream(Placement):
+    """The attack runs on a CUDA stream beside the step's forwards and backwards, replayed from a CUDA graph.
+
+    Weights and statistics are shared and not copied, so the step's end waits for the attack; what is attacked in the
+    step it is trained in (the first step) is waited for at once. Speed is not measured.
+
+    Raises:
+        ValueError: the device is no GPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        if device.type != "cuda":
+            raise ValueError(
+                f"placement is 'stream' on device {device.type!r}; allowed: on cuda, as only a GPU has streams"
+            )
+        self.stream = torch.cuda.Stream(device)
+
+    def attack(
+        self, attack: Attack, model: nn.Module, step: Step, criterion: Criterion, wanted: Sequence[int]
+    ) -> dict[int, list[Any]]:
+        if not isinstance(attack.input_gradient, CapturedGradient):
+            attack.input_gradient = CapturedGradient()
+        training = torch.cuda.current_stream(self.stream.device)
+        self.stream.wait_stream(training)  # the weights of the optimiser's last step
+        with torch.cuda.stream(self.stream):
+            made = super().attack(attack, model, step, criterion, wanted)
+        if step.number in made:
+            training.wait_stream(self.stream)
+        return made
+
+    def taken(self, kept: Any) -> Tensor:
+        # Made on the other stream: its memory may be used anew only once this one is done with it.
+        kept.record_stream(torch.cuda.current_stream(kept.device))
+        return kept
+
+    def join(self) -> None:
+        torch.cuda.current_stream(self.stream.device).wait_stream(self.stream)
+
+
+class CapturedGradient:
+    """`input_gradient` as a CUDA graph of one launch: for few images a device, launching is what takes the time.
+
+    A graph is captured for each shape, branch and kind of statistics; it reads the weights where they lie, so they
+    must be changed in place, as optimisers do. What cannot be captured is run as it is, with a warning.
+    """
+
+    def __init__(self) -> None:
+        self.model: nn.Module | None = None
+        self.graphs: dict[tuple, tuple[torch.cuda.CUDAGraph, Tensor, Tensor, Tensor] | None] = {}
+
+    def __call__(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        criterion: Criterion,
+        branch: Any,
+        statistics: Any,
+    ) -> Tensor:
+        def eager(images: Tensor, labels: Tensor) -> Tensor:
+            return input_gradient(model, images, labels, criterion, branch, statistics)
+
+        if model is not self.model:
+            self.model, self.graphs = model, {}
+        key = (images.shape, images.dtype, branch, statistics)
+        if key not in self.graphs:
+            self.graphs[key] = self._captured(eager, images, labels)
+        captured = self.graphs[key]
+        if captured is None:
+            return eager(images, labels)
+        graph, images_there, labels_there, gradient = captured
+        images_there.copy_(images)
+        labels_there.copy_(labels)
+        graph.replay()
+        return gradient
+
+    def _captured(self, eager: Callable[[Tensor, Tensor], Tensor], images: Tensor, labels: Tensor) -> Any:
+        images, labels = images.clone(), labels.clone()
+        for _ in range(3):  # what happens at first alone, such as choosing algorithms, cannot be captured
+            eager(images, labels)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(
+                graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"
+            ):
+                gradient = eager(images, labels)
+        except RuntimeError as error:
+            warnings.warn(f"the attack is not captured in a CUDA graph: {str(error).splitlines()[0]}")
+            return None
+        return graph, images, labels, gradient
+
+
+class OtherRanks(Placement):
+    """Some ranks only attack. This is a trainer's side; `Attacker` is the other.
+
+    At the start of a step the first trainer sends weights and statistics to the attackers and goes on; attacker a
+    attacks the whole groups a, a + attackers, … and sends to each trainer what belongs to its micro-batches, as bytes
+    over the CPU: one bit a pixel is little, and it never waits behind a gradient on the device.
+
+    Args:
+        stream: this rank's.
+        trainers, attackers: how many; ranks 0 to trainers - 1 train.
+        weights: the process group of rank 0 and the attackers.
+    """
+
+    def __init__(self, stream: Stream, trainers: int, attackers: int, weights: Any) -> None:
+        self.stream, self.trainers, self.attackers, self.weights = stream, trainers, attackers, weights
+        self.device = torch.device("cpu")
+        self.sending: list[tuple[Any, Tensor]] = []
+
+    def attack(
+        self, attack: Attack, model: nn.Module, step: Step, criterion: Criterion, wanted: Sequence[int]
+    ) -> dict[int, list[Any]]:
+        parameter = next(model.parameters())
+        self.device = parameter.device
+        self.sending = [(work, kept) for work, kept in self.sending if not work.is_completed()]
+        if self.stream.split.rank == 0:
+            flat = packed_state(model)
+            work = dist.broadcast(flat, src=0, group=self.weights, async_op=True)
+            self.sending.append((work, flat))
+        return {
+            number: [self._expected(attack, number, *place) for place in self._places(number)]
+            for number in wanted
+        }
+
+    def taken(self, kept: Any) -> Tensor:
+        if isinstance(kept, Tensor):
+            return kept
+        work, received = kept
+        work.wait()
+        return received.to(self.device, non_blocking=True)
+
+    def _places(self, number: int) -> list[tuple[int, Span]]:
+        """(global group, piece) of each of this rank's micro-batches."""
+        groups, split = self.stream.groups(number), self.stream.split
+        first, apart = (0, 1) if split.spread else (split.rank, split.ranks)
+        return [(first + i * apart, piece) for i, piece in enumerate(split.pieces(groups))]
+
+    def _expected(self, attack: Attack, number: int, group: int, piece: Span) -> tuple[Any, Tensor]:
+        image = self.stream.image()
+        received = attack.space((piece[1] - piece[0], *image.shape), image.dtype)
+        attacker = self.trainers + group % self.attackers
+        return dist.irecv(received, src=attacker, tag=tag_of(self.stream, number, group)), received
+
+
+class Attacker(Placement):
+    """The side of a rank that only attacks.
+
+    Args:
+        stream: this attacker's own, of whole groups.
+        trained: how the trainers split a step, seen from each of them.
+        weights: the process group of rank 0 and the attackers.
+    """
+
+    def __init__(self, stream: Stream, trained: list[Split], weights: Any) -> None:
+        self.stream, self.trained, self.weights = stream, trained, weights
+        self.sending: list[tuple[Any, Tensor]] = []
+
+    def attack(
+        self, attack: Attack, model: nn.Module, step: Step, criterion: Criterion, wanted: Sequence[int]
+    ) -> dict[int, list[Any]]:
+        flat = packed_state(model)
+        dist.broadcast(flat, src=0, group=self.weights)
+        unpack_state(model, flat)
+        self.sending = [(work, kept) for work, kept in self.sending if not work.is_completed()]
+        for number in wanted:
+            split, groups = self.stream.split, self.stream.groups(number)
+            mine = range(split.rank, len(groups), split.ranks)
+            for group, batch in zip(mine, step.batches(number - step.number), strict=True):
+                kept = attack.perturb(model, batch, criterion).cpu()
+                self._send(kept, groups, group, tag_of(self.stream, number, group))
+        return {number: [] for number in wanted}
+
+    def _send(self, kept: Tensor, groups: list[Span], group: int, tag: int) -> None:
+        start, stop = groups[group]
+        for trainer, split in enumerate(self.trained):
+            for first, last in split.pieces(groups):
+                if start <= first and last <= stop:
+                    rows = kept[first - start : last - start].contiguous()
+                    self.sending.append((dist.isend(rows, dst=trainer, tag=tag), rows))
+
+
+def tag_of(stream: Stream, number: int, group: int) -> int:
+    """A number for one message of one pair of ranks; it returns after more messages than can be under way."""
+    return (number * len(stream.groups(0)) + group) % (1 << 30)
+
+
+@torch.no_grad()
+def packed_state(model: nn.Module) -> Tensor:
+    """All weights and running statistics as bytes, one after another: (total bytes,) uint8."""
+    return torch.cat([value.contiguous().view(-1).view(torch.uint8) for value in model.state_dict().values()])
+
+
+@torch.no_grad()
+def unpack_state(model: nn.Module, flat: Tensor) -> None:
+    """Write into a model's own tensors what `packed_state` took from one like it."""
+    state = list(model.state_dict().values())
+    parts = flat.split([value.numel() * value.element_size() for value in state])
+    for value, part in zip(state, parts, strict=True):
+        # A cut at an odd place is no valid start of a wider number, so the bytes are copied.
+        value.copy_(part.clone().view(value.dtype).view(value.shape))
+    forget_updates(model)

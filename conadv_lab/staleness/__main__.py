@@ -1,0 +1,52 @@
+"""The staleness simulator: ``python -m conadv_lab.staleness VERB …``."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from conadv_lab.mistakes import unknown
+
+USAGE = """usage: python -m conadv_lab.staleness VERB ...
+
+  timeline   step time, utilisation, effective staleness and price of a recipe on a cluster, as a table
+  fit        the constants of the H100 and A100 clusters, fitted on MLPerf's step times, and their residuals
+  report     a page: what-if table, charts of the steps, step time and speed-up, the fit
+  clusters   the built-in clusters, one a line
+  dynamics   real training with stale perturbations
+  theory     the bound on the quadratic problem, beside what is measured
+
+VERB --help tells the options of a verb; a line that begins with an option is one of timeline. Exit status: 0 done,
+2 a mistake in what was asked, 1 a failure.
+"""
+OWN = ("timeline", "fit", "report", "clusters")
+OTHERS = ("dynamics", "theory")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if words else 2
+    if words[0].startswith("-"):
+        words.insert(0, "timeline")
+    try:
+        return _verb(words[0])(words[1:])
+    except ValueError as mistake:
+        print(f"error: {mistake}", file=sys.stderr)
+        return 2
+
+
+def _verb(name: str) -> Callable[[list[str]], int]:
+    if name in OWN:
+        from conadv_lab.staleness import commands
+
+        return getattr(commands, name)
+    if name in OTHERS:
+        from importlib import import_module
+
+        return import_module(f"conadv_lab.staleness.{name}").main
+    raise unknown("verb", name, (*OWN, *OTHERS))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

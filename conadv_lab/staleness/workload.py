@@ -1,0 +1,138 @@
+"""What is trained, as far as time goes: how many images, steps and bytes."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from conadv_lab.config import Config, check
+from conadv_lab.mistakes import require, unknown
+
+MODELS = {"digits-cnn": 72_666, "resnet18": 11_173_962, "resnet20": 272_474, "resnet50": 25_557_032}
+"""Parameters; a test counts them."""
+IMAGENET = 1_281_167
+TRAINING_IMAGES = {"digits": 898, "cifar10": 50_000, "cifar100": 50_000, "imagenet": IMAGENET}
+VALUES = {"digits": 64, "cifar10": 3 * 32**2, "cifar100": 3 * 32**2, "imagenet": 3 * 224**2}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A recipe as the timeline sees it.
+
+    Attributes:
+        model: names the compute constants of a cluster.
+        images: of the training set.
+        epochs: passes over it.
+        global_batch: images of a step.
+        parameters: of the model; bytes_each: of a value of its gradient on the network.
+        values: of one image; the attack sends one bit for each.
+        staleness: τ of the recipe.
+        micro_batch: images of one pass at most; None for no limit.
+        joint: clean and adversarial images share one pass of twice the size, instead of one pass each. This
+            package trains them apart, each through its own batch norm branch.
+        fixed_steps: in place of epochs.
+    """
+
+    name: str
+    model: str
+    images: int
+    epochs: float
+    global_batch: int
+    parameters: int
+    bytes_each: int = 2
+    values: int = 3 * 224**2
+    staleness: int = 1
+    micro_batch: int | None = None
+    joint: bool = False
+    fixed_steps: int | None = None
+
+    @property
+    def steps(self) -> int:
+        """Steps of the recipe, the same for every method.
+
+        >>> workload_of("imagenet-resnet50-96k").steps
+        1173
+        """
+        if self.fixed_steps is not None:
+            return self.fixed_steps
+        return max(1, round(self.epochs * self.images / self.global_batch))
+
+    def replace(self, **fields: object) -> "Workload":
+        """A checked copy with other values."""
+        known = [f.name for f in dataclasses.fields(self)]
+        for name in fields:
+            if name not in known:
+                raise unknown("field of a workload", name, known)
+        changed: Workload = dataclasses.replace(self, **fields)  # type: ignore[arg-type]
+        _check(changed)
+        return changed
+
+
+def _imagenet(label: str, batch: int) -> Workload:
+    return Workload(
+        f"imagenet-resnet50-{label}", "resnet50", IMAGENET, 90.0, batch, MODELS["resnet50"], micro_batch=512
+    )
+
+
+WORKLOADS: Mapping[str, Workload] = {
+    one.name: one
+    for one in (_imagenet(f"{thousands}k", 1024 * thousands) for thousands in (1, 2, 4, 8, 16, 32, 64, 96))
+}
+"""ResNet-50 on ImageNet for 90 epochs, gradients in 16 bit."""
+
+
+def workload_of(recipe: "str | Config | Workload") -> Workload:
+    """The workload of a recipe: one of `WORKLOADS`, a name of ``conadv_lab.train --list``, a config, or itself.
+
+    Raises:
+        ValueError: an unknown recipe, or a model or data set of a user's own, whose size is not known here.
+    """
+    if isinstance(recipe, Workload):
+        _check(recipe)
+        return recipe
+    if isinstance(recipe, str):
+        if recipe in WORKLOADS:
+            return WORKLOADS[recipe]
+        from conadv_lab.recipes import RECIPES, find
+
+        if recipe not in RECIPES and ".py:" not in recipe:
+            raise unknown("recipe", recipe, [*WORKLOADS, *RECIPES])
+        return _of_config(find(recipe)(), recipe)
+    return _of_config(recipe, "config")
+
+
+def _of_config(config: Config, name: str) -> Workload:
+    check(config)
+    data, training = config.data, config.training
+    model = config.model.model
+    if model not in MODELS:
+        raise unknown("model", model, MODELS)
+    if data.dataset == "synthetic":
+        images, values = data.synthetic_images, 3 * data.synthetic_pixels**2
+    elif data.dataset in TRAINING_IMAGES:
+        images, values = TRAINING_IMAGES[data.dataset], VALUES[data.dataset]
+    else:
+        raise unknown("dataset", data.dataset, [*TRAINING_IMAGES, "synthetic"])
+    return Workload(
+        name,
+        model,
+        min(images, data.train_images or images),
+        training.epochs,
+        training.global_batch,
+        MODELS[model],
+        bytes_each=4,  # weights are float32, also under autocast
+        values=values,
+        staleness=config.method.staleness,
+        micro_batch=training.micro_batch,
+        fixed_steps=training.steps,
+    )
+
+
+def _check(workload: Workload) -> None:
+    whole = "a whole number of at least 1"
+    for name in ("images", "global_batch", "parameters", "bytes_each", "values"):
+        require(getattr(workload, name) >= 1, name, getattr(workload, name), whole)
+    require(workload.epochs > 0, "epochs", workload.epochs, "above 0")
+    require(workload.staleness >= 0, "staleness", workload.staleness, "a whole number of at least 0")
+    for name in ("micro_batch", "fixed_steps"):
+        value = getattr(workload, name)
+        require(value is None or value >= 1, name, value, whole)

@@ -1,0 +1,217 @@
+"""The ranks of a run: who trains, who attacks, and the few things that they tell one another outside a gradient.
+
+A run of one rank never touches torch.distributed.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from conadv_lab.config import Config
+from conadv_lab.runs import RunFolder
+
+PATIENCE = timedelta(seconds=50)
+"""How long a rank waits within a step for another one that lives but does not answer."""
+LONG_PATIENCE = timedelta(days=1)
+"""How long ranks wait for one that loads, evaluates or saves; one that dies is noticed at once."""
+SENTENCE_BYTES = 2048
+
+
+class AnotherRankFailed(RuntimeError):
+    """A rank is gone or does not answer; it has told why itself, unless it was killed."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place among the ranks of a run: the first ones train, the last ``attackers`` only attack.
+
+    Attributes:
+        number: of this rank.
+        count: of all ranks.
+        attackers: how many of them only attack.
+        local: number of this rank on its node, which picks its GPU.
+        owned: whether torch.distributed was initialised for this run, to be left with it.
+        training: process group of the trainers.
+        patient: process group of all ranks, on the CPU, that waits long.
+        weights: process group of rank 0 and the attackers.
+    """
+
+    number: int = 0
+    count: int = 1
+    attackers: int = 0
+    local: int = 0
+    owned: bool = False
+    training: Any = None
+    patient: Any = None
+    weights: Any = None
+
+    @property
+    def trainers(self) -> int:
+        return self.count - self.attackers
+
+    @property
+    def first(self) -> bool:
+        return self.number == 0
+
+    @property
+    def trains(self) -> bool:
+        return self.number < self.trainers
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is up on any rank; all ranks must ask."""
+        if self.count == 1:
+            return flag
+        told = torch.tensor([flag], dtype=torch.uint8)
+        dist.all_reduce(told, op=dist.ReduceOp.MAX, group=self.patient)
+        return bool(told)
+
+    def wait(self) -> None:
+        """Return once all ranks are here, however long one of them evaluates or saves."""
+        self.any(False)
+
+    def told_by_first(self, number: int) -> int:
+        """Rank 0's number, on all ranks."""
+        if self.count == 1:
+            return number
+        told = torch.tensor([number], dtype=torch.int64)
+        dist.broadcast(told, src=0, group=self.patient)
+        return int(told)
+
+    def sum(self, value: float) -> float:
+        """The sum of all trainers' values; all of them must ask."""
+        if self.trainers == 1:
+            return value
+        told = torch.tensor([value], dtype=torch.float64)
+        dist.all_reduce(told, group=self.training)
+        return float(told)
+
+    @contextmanager
+    def agreed(self) -> Iterator[None]:
+        """A mistake that one rank finds inside is raised on all; also, nobody leaves before all have come.
+
+        Raises:
+            ValueError: the lowest such rank's, on every rank.
+        """
+        if self.count == 1:
+            yield
+            return
+        sentence = b""
+        try:
+            yield
+        except ValueError as mistake:
+            sentence = str(mistake).encode()[:SENTENCE_BYTES] or b"?"
+        mine = torch.zeros(SENTENCE_BYTES, dtype=torch.uint8)
+        mine[: len(sentence)] = torch.tensor(list(sentence), dtype=torch.uint8)
+        all_of_them = [torch.empty_like(mine) for _ in range(self.count)]
+        dist.all_gather(all_of_them, mine, group=self.patient)
+        for told in all_of_them:
+            if told[0]:
+                raise ValueError(bytes(told.tolist()).rstrip(b"\0").decode(errors="replace"))
+
+    @contextmanager
+    def first_goes_first(self) -> Iterator[None]:
+        """Rank 0 runs the block before the others do, as where it downloads what they then find."""
+        if not self.first:
+            self.wait()
+        try:
+            yield
+        finally:
+            if self.first and self.count > 1:
+                self.wait()
+
+    @contextmanager
+    def failures_told(self) -> Iterator[None]:
+        """An error of the transport becomes `AnotherRankFailed`.
+
+        Raises:
+            AnotherRankFailed: a rank is gone or does not answer.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self.count == 1 or not _of_the_transport(error):
+                raise
+            first_line = str(error).splitlines()[0]
+            raise AnotherRankFailed(
+                f"rank {self.number} ends because another rank has failed or does not answer ({first_line})"
+            ) from error
+
+    def leave(self) -> None:
+        """Forget torch.distributed, where this run initialised it."""
+        if self.owned and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+ALONE = Ranks()
+
+
+def join(config: Config) -> Ranks:
+    """Meet the other ranks that torchrun's environment tells of: RANK, WORLD_SIZE, LOCAL_RANK and MASTER_*.
+
+    Raises:
+        ValueError: a broken environment, or attackers that leave nobody to train.
+    """
+    attackers = config.method.attackers
+    count = dist.get_world_size() if dist.is_initialized() else _number("WORLD_SIZE", 1)
+    if attackers and attackers >= count:
+        raise ValueError(
+            f"attackers is {attackers} of {count} rank{'s' * (count > 1)}; allowed: fewer than there are ranks, "
+            "which train --ranks N, torchrun or submit --tasks-per-node start"
+        )
+    if count == 1:
+        return ALONE
+    owned = not dist.is_initialized()
+    if owned:
+        # CPU tensors go over gloo where GPUs talk over NCCL.
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+            if name not in os.environ:
+                raise ValueError(f"WORLD_SIZE is {count}, but {name} is not set; torchrun sets both")
+        with Ranks(_number("RANK", 0), count).failures_told():
+            dist.init_process_group(backend, timeout=PATIENCE)
+    trainers = list(range(count - attackers))
+    return Ranks(
+        number=dist.get_rank(),
+        count=count,
+        attackers=attackers,
+        local=_number("LOCAL_RANK", dist.get_rank()),
+        owned=owned,
+        # All ranks make all groups, in one order.
+        patient=dist.new_group(backend="gloo", timeout=LONG_PATIENCE),
+        training=dist.new_group(trainers, timeout=PATIENCE),
+        weights=dist.new_group([0, *range(len(trainers), count)], timeout=PATIENCE) if attackers else None,
+    )
+
+
+class Spectator(RunFolder):
+    """The run folder as ranks other than 0 have it: they read it, and what they would write rank 0 writes."""
+
+    def create(self, config: Config, manifest: dict[str, Any]) -> None:
+        pass
+
+    def clear_leftovers(self) -> None:
+        pass
+
+    def append_metrics(self, line: dict[str, Any]) -> None:
+        pass
+
+    def cut_metrics(self, size: int) -> None:
+        pass
+
+
+def _number(name: str, default: int) -> int:
+    value = os.environ.get(name, str(default))
+    if not value.isdigit():
+        raise ValueError(f"{name} is {value!r} in the environment; allowed: a whole number of at least 0")
+    return int(value)
+
+
+def _of_the_transport(error: RuntimeError) -> bool:
+    # gloo raises plain RuntimeErrors that name its own source files.
+    return isinstance(error, dist.DistError) or "gloo" in str(error)

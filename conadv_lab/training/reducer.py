@@ -1,0 +1,141 @@
+"""Gradients summed over ranks in buckets, each sent while the rest of the backward goes on."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from conadv_lab.methods.base import Losses
+from conadv_lab.models.norm import MixtureBatchNorm
+
+BUCKET_BYTES = 25 << 20
+"""DistributedDataParallel's default (Li et al., "PyTorch Distributed", VLDB 2020)."""
+
+
+class Reducer:
+    """Sums the gradients of all trainers; each has those of its own micro-batches, weighted with their shares.
+
+    Not DistributedDataParallel, because a step has several backwards, each through one branch of the batch norms:
+    in the last one the other branch's weights get no gradient, which it would have to search the graph for after
+    every forward (``find_unused_parameters``); it averages where shares have to be summed; and it wraps the network,
+    so that an attack's forward would take part. Here hooks count the gradients that each weight gets, and the last
+    one, which the method foretells, completes a bucket. Buckets leave in one order on all ranks. The weights of
+    mixture batch norms, few and not all reached by the last backward, leave after it.
+
+    Args:
+        model: its parameters' ``.grad`` is what is summed.
+        group: the trainers' process group.
+        bucket_bytes: a bucket is closed once it is so large.
+    """
+
+    def __init__(self, model: nn.Module, group: Any, bucket_bytes: int = BUCKET_BYTES) -> None:
+        self.group = group
+        norms = [module for module in model.modules() if isinstance(module, MixtureBatchNorm)]
+        of_branches = {p for norm in norms for p in norm.parameters()}
+        self.names: dict[Tensor, str] = {p: name for name, p in model.named_parameters() if p.requires_grad}
+        # Gradients come in about the order opposite to the layers'.
+        early = _buckets([p for p in reversed(self.names) if p not in of_branches], bucket_bytes)
+        self.buckets = early + _buckets([p for p in self.names if p in of_branches], bucket_bytes)
+        self.homes = {p: bucket for bucket in early for p in bucket.parameters}
+        self.hooks = [p.register_post_accumulate_grad_hook(self._accumulated) for p in self.homes]
+        self.expected = self.sent = 0
+        self.counts: dict[Tensor, int] = {}
+
+    def begin(self, expected: int) -> None:
+        """Before a step's first backward: how many gradients each weight will get on this rank, 0 if not known."""
+        self.expected, self.sent, self.counts = expected, 0, dict.fromkeys(self.homes, 0)
+        for bucket in self.buckets:
+            bucket.missing = len(bucket.parameters)
+
+    def finish(self, losses: Losses, check: bool) -> Losses:
+        """Send what is left, wait, and leave each parameter the whole step's gradient; returns the step's losses.
+
+        Args:
+            losses: this rank's shares.
+            check: whether to compare which parameters have a gradient; makes the host wait for the device.
+
+        Raises:
+            RuntimeError: a parameter has a gradient on some ranks only.
+        """
+        while self.sent < len(self.buckets):
+            self._send_next()
+        shares = [losses.clean] if losses.adversarial is None else [losses.clean, losses.adversarial]
+        present = [float(p.grad is not None) for p in self.names] if check else []
+        told = torch.cat([torch.stack(shares), losses.clean.new_tensor(present)])
+        dist.all_reduce(told, group=self.group)
+        if check:
+            self._require_agreement(told[len(shares) :].tolist())
+        for bucket in self.buckets:
+            bucket.receive()
+        return Losses(told[0], None if losses.adversarial is None else told[1])
+
+    def _accumulated(self, parameter: Tensor) -> None:
+        self.counts[parameter] += 1
+        if self.counts[parameter] != self.expected:
+            if 0 < self.expected < self.counts[parameter]:
+                raise RuntimeError(
+                    f"the method announced {self.expected} backwards and made more, "
+                    f"as the gradient of {self.names[parameter]} shows: see Method.passes"
+                )
+            return
+        self.homes[parameter].missing -= 1
+        while self.sent < len(self.buckets) and not self.buckets[self.sent].missing:
+            self._send_next()
+
+    def _send_next(self) -> None:
+        self.buckets[self.sent].send(self.group)
+        self.sent += 1
+
+    def _require_agreement(self, counts: list[float]) -> None:
+        ranks = dist.get_world_size(self.group)
+        for name, count in zip(self.names.values(), counts, strict=True):
+            if 0 < count < ranks:
+                raise RuntimeError(
+                    f"{name} has a gradient on {count:.0f} of {ranks} ranks; allowed: on all or none"
+                )
+
+
+class _Bucket:
+    """Parameters of one dtype and device, and room for their gradients in a row."""
+
+    def __init__(self, parameters: list[Tensor]) -> None:
+        self.parameters = parameters
+        self.flat = torch.zeros(
+            sum(p.numel() for p in parameters), dtype=parameters[0].dtype, device=parameters[0].device
+        )
+        parts = self.flat.split([p.numel() for p in parameters])
+        self.views = [part.view(p.shape) for part, p in zip(parts, parameters, strict=True)]
+        self.missing = len(parameters)
+        self.work: Any = None
+
+    def send(self, group: Any) -> None:
+        pairs = self._pairs()
+        if len(pairs) < len(self.views):
+            self.flat.zero_()
+        if pairs:
+            torch._foreach_copy_([view for view, _ in pairs], [gradient for _, gradient in pairs])
+        self.work = dist.all_reduce(self.flat, group=group, async_op=True)
+
+    def receive(self) -> None:
+        self.work.wait()
+        if pairs := self._pairs():
+            torch._foreach_copy_([gradient for _, gradient in pairs], [view for view, _ in pairs])
+
+    def _pairs(self) -> list[tuple[Tensor, Tensor]]:
+        both = zip(self.views, self.parameters, strict=True)
+        return [(view, p.grad) for view, p in both if p.grad is not None]
+
+
+def _buckets(parameters: list[Tensor], limit: int) -> list[_Bucket]:
+    """Neighbours in a row are cut into buckets of at least ``limit`` bytes, or where dtype or device change."""
+    cut: list[list[Tensor]] = []
+    size = limit
+    for parameter in parameters:
+        alike = bool(cut) and (cut[-1][0].dtype, cut[-1][0].device) == (parameter.dtype, parameter.device)
+        if size >= limit or not alike:
+            cut.append([])
+            size = 0
+        cut[-1].append(parameter)
+        size += parameter.numel() * parameter.element_size()
+    return [_Bucket(some) for some in cut]

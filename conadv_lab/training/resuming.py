@@ -1,0 +1,47 @@
+"""What a run that is continued must have in common with the folder that it was started in."""
+
+from conadv_lab.config import Config
+from conadv_lab.data.loader import ImageSet
+from conadv_lab.runs import RunFolder
+
+
+def reconciled(config: Config, folder: RunFolder, resume: bool) -> Config:
+    """The config, its machine-dependent gaps filled from the folder that is resumed; refuses any other conflict."""
+    if folder.path.exists() and not folder.path.is_dir():
+        raise ValueError(f"{folder.path} is a file; pass the path of a folder as --out")
+    if not folder.path.exists() or not any(folder.path.iterdir()):
+        return config
+    if not resume:
+        raise ValueError(f"{folder.path} exists already; pass --resume to continue it, or another --out")
+    if not (folder.path / "config.json").exists():
+        if any(not child.name.startswith(".") and child.name != "manifest.json" and child.name != "checkpoints"
+               for child in folder.path.iterdir()):  # fmt: skip
+            raise ValueError(f"{folder.path} is no run folder, so it cannot be resumed; pass another --out")
+        return config
+    before = folder.config()
+    if config.training.threads is None:
+        config = config.replace(threads=before.training.threads)
+    ours, theirs = config.to_dict(), before.to_dict()
+    different = [
+        f"{name} is {ours[section][name]!r}, was {value!r}"
+        for section, values in theirs.items()
+        for name, value in values.items()
+        if ours[section][name] != value
+    ]
+    if different:
+        raise ValueError(f"{folder.path} was started with another config: {'; '.join(different)}")
+    return config
+
+
+def require_same_data(folder: RunFolder, train_set: ImageSet) -> None:
+    """Raise ``ValueError`` if the folder's run was started on other training images."""
+    if (folder.path / "manifest.json").exists():
+        before, now = folder.manifest().get("data"), fingerprint(train_set)
+        if before is not None and before != now:
+            raise ValueError(f"{folder.path} was started on other data: {before}; now {now}")
+
+
+def fingerprint(images: ImageSet) -> str:
+    """A set in words: its own, which tell its content, or how many images it has."""
+    own = getattr(images, "fingerprint", None)
+    return own() if own else f"{len(images)} images"
