@@ -248,6 +248,9 @@ def curves(
     if logx:
         axes.set_xscale("log")
         _plain_ticks(axes.xaxis)
+        places = sorted(rows[x].unique())
+        if len(places) <= 8:
+            axes.set_xticks(places)
     if logy:
         axes.set_yscale("log")
         _plain_ticks(axes.yaxis)

@@ -51,10 +51,11 @@ for label, (batch, lr) in {"small batch": SMALL, "large batch": LARGE}.items():
 # %% [markdown]
 # ## The line from one to the other
 #
-# Position 0 is the small-batch solution, 1 the large-batch one; the running statistics go along.
+# Position 0 is the small-batch solution, 1 the large-batch one; the running statistics go along, which is why
+# the walk ends at 1.05: further on, extrapolated variances would be negative.
 
 # %%
-positions = np.linspace(-0.5, 1.5, POINTS)
+positions = np.linspace(-0.25, 1.05, POINTS)
 rows = []
 for split in ("train", "test"):
     line = between(solutions["small batch"][split], solutions["large batch"][split], positions)
@@ -84,7 +85,7 @@ for label, problems in solutions.items():
 fig, ax = plt.subplots(figsize=(6, 3.4), layout="constrained")
 curves(
     pd.concat(rows), "distance", "loss", "distance, in units of each filter's norm", "training loss",
-    hue="around", ax=ax,
+    hue="around", logy=True, ax=ax,
 )  # fmt: skip
 plt.show()
 
