@@ -108,11 +108,11 @@ def _comparison_table(
 
 
 CONCLUSION = """\
-At the whole set and equal epochs ConAdv is ahead of vanilla by {conadv_vanilla} points and of copy by {conadv_copy}, level
-with DisAdv ({conadv_disadv}), and its lead over random noise, {conadv_noise}, is not clear. With devices of its own for
-the attack it stays a little ahead of vanilla on a batch 8/3 as large, {depth}, but where the attack's arithmetic goes
-into more steps instead, vanilla is ahead and ConAdv stands at {arithmetic}. The recycled forms lose in so few steps:
-{recycled_conadv} against ConAdv, and at vanilla's cost {requal_vanilla} against vanilla."""
+At the whole set and equal epochs ConAdv is ahead of vanilla by {conadv_vanilla} points and of copy by {conadv_copy},
+level with DisAdv ({conadv_disadv}), and its lead over random noise, {conadv_noise}, is not clear. With devices of its
+own for the attack it stays a little ahead of vanilla on a batch 8/3 as large, {depth}, but where the attack's
+arithmetic goes into more steps instead, vanilla is ahead and ConAdv stands at {arithmetic}. The recycled forms lose in
+so few steps: {recycled_conadv} against ConAdv, and at vanilla's cost {requal_vanilla} against vanilla."""
 CLAIMS: dict[str, Any] = {
     "ConAdv is ahead of vanilla and copy": lambda n: n["conadv_vanilla"].above and n["conadv_copy"].above,
     "ConAdv is level with DisAdv": lambda n: n["conadv_disadv"].open,

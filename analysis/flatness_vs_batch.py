@@ -105,13 +105,13 @@ def _table(rows: "pd.DataFrame", largest: int) -> str:
 
 CONCLUSION = """\
 From batch 64 to the whole set, at equal epochs and so in a fourteenth of the steps, vanilla's top eigenvalue grows
-{batch_top_eigenvalue} times, its worst rise on normalised logits {batch_adaptive_worst_logit_normalised} times, and its
-accuracy changes by {batch_accuracy} points. At the whole set ConAdv lies flatter than vanilla by raw and by
+{batch_top_eigenvalue} times, its worst rise on normalised logits {batch_adaptive_worst_logit_normalised} times, and
+its accuracy changes by {batch_accuracy} points. At the whole set ConAdv lies flatter than vanilla by raw and by
 scale-invariant measures: {conadv_vanilla_top_eigenvalue} times the λ, {conadv_vanilla_adaptive_worst_logit_normalised}
-times the worst rise on normalised logits, at the same learning rate and level with DisAdv. But flatness does not explain
-the accuracy: recycled-equal lies flatter than vanilla by both ({requal_vanilla_top_eigenvalue} and
-{requal_vanilla_adaptive_worst_logit_normalised}) and is less accurate, and at batch 336 ConAdv is more accurate with a λ
-{third_vanilla_top_eigenvalue} times as large."""
+times the worst rise on normalised logits, at the same learning rate and level with DisAdv. But flatness does not
+explain the accuracy: recycled-equal lies flatter than vanilla by both ({requal_vanilla_top_eigenvalue} and
+{requal_vanilla_adaptive_worst_logit_normalised}) and is less accurate, and at batch 336 ConAdv is more accurate with
+a λ {third_vanilla_top_eigenvalue} times as large."""
 CLAIMS: dict[str, Any] = {
     "λ grows with the batch, accuracy falls": lambda n: (
         n["batch_top_eigenvalue"].above and n["batch_accuracy"].below

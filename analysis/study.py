@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import json
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -227,7 +228,7 @@ class Study:
             return f"The conclusion was written for the full scale, and this table lacks something: {error}."
         if failed:
             return f"The conclusion of the full scale is not supported by this table: {'; '.join(failed)}."
-        return self.conclusion.format(**numbers)
+        return textwrap.fill(" ".join(self.conclusion.format(**numbers).split()), 120)
 
 
 def studies() -> dict[str, Study]:
