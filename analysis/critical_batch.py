@@ -203,6 +203,8 @@ def numbers(rows: "pd.DataFrame") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, own in best.groupby(best["method"] + "_" + best["global_batch"].astype(int).astype(str)):
         found[str(name)] = mean(own["steps"].tolist(), decimals=0)
+    for batch in best["global_batch"].unique():
+        found[f"rate_{int(batch)}"] = float(best.loc[best["global_batch"] == batch, "lr"].iloc[0])
     for method, own in best.groupby("method"):
         steps = own.groupby("global_batch")["steps"].mean()
         for small, large in itertools.pairwise(steps.index):
@@ -228,8 +230,26 @@ def _table(best: "pd.DataFrame") -> str:
     return "\n".join(lines)
 
 
-CONCLUSION = ""
-CLAIMS: dict[str, Any] = {}
+CONCLUSION = """\
+On digits a four-fold batch saves {vanilla_16_to_64} times the steps to the target from 16 to 64, {vanilla_64_to_256}
+times from 64 to 256, and a 3.5-fold one no more than {vanilla_256_to_898} times from 256 to the whole set, at the best
+rate of a grid whose ends are the best at 16 and 64 and at the whole set. The gradient noise scale is {noise_8} images
+at step 8 and, with wide intervals, {noise_32} at step 32 and {noise_56} at step 56: it passes through the batches
+between which the saving ends. MLPerf's public points bend likewise at far larger batches, nearly proportional up to 8K
+and flat beyond 50K, with other data, network, optimiser and target."""
+CLAIMS: dict[str, Any] = {
+    "savings shrink as the batch grows": lambda n: (
+        float(n["vanilla_16_to_64"]) > 4 > 2 * float(n["vanilla_64_to_256"])
+        and 1.5 > float(n["vanilla_256_to_898"]) > 1
+    ),
+    "the grid's ends are the best at three batches": lambda n: (
+        n["rate_16"] == n["rate_64"] == min(PLANS["full"]["rates"])
+        and n["rate_898"] == max(PLANS["full"]["rates"])
+    ),
+    "the noise scale rises through the batches between": lambda n: (
+        n["noise_8"].high < 64 < n["noise_32"].value < n["noise_56"].value < 898
+    ),
+}
 
 STUDY = Study("critical_batch", __doc__, measure, draw, numbers, CONCLUSION, CLAIMS)
 

@@ -33,7 +33,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "batch statistics": {"attack_statistics": "batch"},
     "main branch": {"attack_branch": "main"},
 }
-SEEDS = {"smoke": 2, "small": 2, "full": 3}
+SEEDS = {"smoke": 2, "small": 2, "full": 8}
 
 
 def plan(scale: str) -> dict[tuple[str, int], Config]:

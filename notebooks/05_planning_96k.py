@@ -1,12 +1,12 @@
 # %% [markdown]
 # # Planning a 96K run on a cluster
 #
-# **Needs** this package on a CPU, no cluster. **Takes** seconds. **Change** `CLUSTER` (a built-in name, or a TOML file
-# with the constants of yours), `DEVICES` and `RECIPE`.
+# **Needs** this package on a CPU, no cluster. **Takes** seconds. **Change** `CLUSTER` (a built-in name, or a
+# TOML file with the constants of yours), `DEVICES` and `RECIPE`.
 #
-# Before anyone rents 4,096 devices: how long does ResNet-50 at a global batch of 96K take with vanilla, DisAdv and
-# ConAdv, and where should the attack run? **Every time below is a model's**, its constants fitted on MLPerf's public
-# step times of vanilla training; no step of ConAdv was measured on such a cluster.
+# Before anyone rents 4,096 devices: how long does ResNet-50 at a global batch of 96K take with vanilla, DisAdv
+# and ConAdv, and where should the attack run? **Every time below is a model's**, its constants fitted on
+# MLPerf's public step times of vanilla training; no step of ConAdv was measured on such a cluster.
 
 # %%
 import os
@@ -25,7 +25,8 @@ STEPS = 20 if FAST else 200
 # %% [markdown]
 # ## One device after another, attack and step in turn
 #
-# With few images on a device its fixed costs outweigh the arithmetic, and the depth of a step is what counts.
+# DisAdv and ConAdv then take the same time, and their lines coincide. With few images on a device its fixed
+# costs outweigh the arithmetic, and the depth of a step is what counts.
 
 # %%
 rows = staleness.simulate(
@@ -36,8 +37,8 @@ rows.pivot(index="devices", columns="method", values="step_ms").round(1)
 # %% [markdown]
 # ## Where to put the attack
 #
-# `serial`: the same device, one after the other. `stream`: the same device, beside the step. `ranks`: devices of their
-# own, here one in five, which then do not train.
+# `serial`: the same device, one after the other. `stream`: the same device, beside the step. `ranks`: devices
+# of their own, here one in five, which then do not train.
 
 # %%
 placed = staleness.simulate(
@@ -74,13 +75,12 @@ plt.show()
 # %% [markdown]
 # ## The whole run
 #
-# Hours include failures and what is done again after them; device-hours are what is paid.
+# The time includes failures and what is done again after them; device-hours are what is paid.
 
 # %%
-whole = placed[
-    ["devices", "placement", "attackers", "images_per_device", "tau_mean", "hours", "device_hours"]
-]
-whole.round(2)
+placed["minutes"] = 60 * placed["hours"]
+shown = ["devices", "placement", "attackers", "images_per_device", "tau_mean", "minutes", "device_hours"]
+placed[shown].round(2)
 
 # %% [markdown]
 # ## Which placement is the fastest?
@@ -90,7 +90,7 @@ best = staleness.best(CLUSTER, RECIPE, devices=max(DEVICES), staleness=4, steps=
 best[["placement", "attackers", "step_ms", "tau_mean", "device_hours"]].head(5).round(2)
 
 # %% [markdown]
-# **What to do next.** Measure a few steps of vanilla on your devices, fit the constants
-# (`python -m conadv_lab.staleness timeline --calibrate RUN …`), and plan again. Whether 96K keeps its accuracy is
-# another
-# question; the paper reports 75.3 % with ConAdv alone and 76.2 % with data augmentation (Liu et al. 2022, abstract).
+# **What to do next.** Measure a few steps of vanilla on your devices, fit the constants (`python -m
+# conadv_lab.staleness timeline --calibrate RUN …`), and plan again. Whether 96K keeps its accuracy is another
+# question; the paper reports 75.3 % with ConAdv alone and 76.2 % with data augmentation (Liu et al. 2022,
+# abstract).
