@@ -2,7 +2,8 @@
 
 Regime: digits, the six-conv network, SGD, ConAdv with τ = 1 at batch 256, 16 epochs (56 steps), one learning rate for
 all, everything but the named setting as in the default: ε = 0.1, one step of ε, random start, adversarial branch with
-running statistics. One setting is changed at a time, so that interactions are not seen.
+running statistics. One setting is changed at a time, so that
+interactions are not seen; the default ε comes from trials on these very images, so that it starts ahead.
 
     python -m analysis.epsilon --scale full       about TIME on one core; figure and table: --from-results
 """
@@ -132,8 +133,27 @@ def _table(rows: "pd.DataFrame") -> str:
     return "\n".join(lines)
 
 
-CONCLUSION = ""
-CLAIMS: dict[str, Any] = {}
+CONCLUSION = """\
+Of the radii tried ε = 0.1 is the most accurate at batch 256: without an attack the accuracy is {accuracy_e0} points
+against it, at twice the ε {accuracy_e2} and at four times {accuracy_e4}, while half of it, {accuracy_e05}, is not
+clearly worse. Three attack steps, no random start, batch statistics and an attack of the main branch change it by
+{accuracy_steps}, {accuracy_start}, {accuracy_batch} and {accuracy_main} points: none of these differences is clear. Raw
+and scale-invariant flatness part company: from no attack to four times the ε the top eigenvalue goes from
+{eigenvalue_e0} to {eigenvalue_e4} times the default's and the adaptive worst rise from {adaptive_e0} to {adaptive_e4},
+and neither follows the accuracy."""
+CLAIMS: dict[str, Any] = {
+    "ε = 0.1 is the most accurate": lambda n: all(n[f"accuracy_{e}"].below for e in ("e0", "e2", "e4")),
+    "half of it is not clearly worse": lambda n: n["accuracy_e05"].open and n["accuracy_e05"].value < 0,
+    "the other settings make no clear difference": lambda n: all(
+        n[f"accuracy_{name}"].open for name in ("steps", "start", "batch", "main")
+    ),
+    "λ rises with ε, the adaptive worst rise falls": lambda n: (
+        n["eigenvalue_e0"].below
+        and n["eigenvalue_e4"].above
+        and n["adaptive_e0"].above
+        and n["adaptive_e4"].below
+    ),
+}
 
 STUDY = Study("epsilon", __doc__, measure, draw, numbers, CONCLUSION, CLAIMS)
 

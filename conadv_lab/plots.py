@@ -109,7 +109,7 @@ def figure_against_batch(
         own = rows[rows["method"] == method].sort_values("global_batch")
         colour, marker = METHOD_STYLE.get(method, ("#CC79A7", "X"))
         # Batches are places on the axis, and methods stand beside one another, so that bars do not overlap.
-        shift = (i - (len(methods) - 1) / 2) * 0.6 / max(len(methods), 1)
+        shift = (i - (len(methods) - 1) / 2) * 0.75 / max(len(methods), 1)
         places = [batches.index(batch) + shift for batch in own["global_batch"]]
         axes.errorbar(
             places,
