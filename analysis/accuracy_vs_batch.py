@@ -6,7 +6,7 @@ below is about time. Each cell has its own learning rate of (0.05, 0.1, 0.2, 0.4
 validation folds of the training set, the same budget for all; the 10 reported seeds (3 at the smaller batches and at
 equal updates) are others. Intervals: Student's t at 95 % over seeds, differences seed by seed.
 
-    python -m analysis.accuracy_vs_batch --scale full       about TIME on one core; figure and table: --from-results
+    python -m analysis.accuracy_vs_batch --scale full       about an hour on one core; figure and table: --from-results
 
 CIFAR-10 with ResNet-18: not measured; `python -m analysis.cifar` has its cells.
 """

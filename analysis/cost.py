@@ -5,7 +5,7 @@ thread on a CPU, attack and step one after the other. Times of methods are taken
 machine's moods meet all alike; a ratio is the median over rounds of a method's time over vanilla's in the same round.
 A device without spare capacity is where ConAdv saves nothing: this study is about arithmetic, not about depth.
 
-    python -m analysis.cost --scale full       about TIME on one core, on a quiet machine
+    python -m analysis.cost --scale full       about 2 minutes on one core, on a quiet machine
 
 The column ``predicted_ratio`` is filled where `conadv_lab.staleness.simulate` knows this machine, else empty. GPUs: not
 measured; the command is the same.

@@ -7,7 +7,7 @@ training loss on all 898 images, from groups of 32 (McCandlish et al. 2018), alo
 it stand MLPerf's public reference points for ResNet-50 on ImageNet (mlcommons/logging, rcps_resnet.json of training
 4.0): epochs to 75.9 %, here as steps.
 
-    python -m analysis.critical_batch --scale full       about TIME on one core; figure and table: --from-results
+    python -m analysis.critical_batch --scale full       about 5 minutes on one core; figure and table: --from-results
 """
 
 import itertools
@@ -232,7 +232,7 @@ def _table(best: "pd.DataFrame") -> str:
 
 CONCLUSION = """\
 On digits a four-fold batch saves {vanilla_16_to_64} times the steps to the target from 16 to 64, {vanilla_64_to_256}
-times from 64 to 256, and a 3.5-fold one no more than {vanilla_256_to_898} times from 256 to the whole set, at the best
+times from 64 to 256, and going on to the whole set no more than {vanilla_256_to_898} times, at the best
 rate of a grid whose ends are the best at 16 and 64 and at the whole set. The gradient noise scale is {noise_8} images
 at step 8 and, with wide intervals, {noise_32} at step 32 and {noise_56} at step 56: it passes through the batches
 between which the saving ends. MLPerf's public points bend likewise at far larger batches, nearly proportional up to 8K

@@ -5,7 +5,7 @@ all, everything but the named setting as in the default: ε = 0.1, one step of �
 running statistics. One setting is changed at a time, so that
 interactions are not seen; the default ε comes from trials on these very images, so that it starts ahead.
 
-    python -m analysis.epsilon --scale full       about TIME on one core; figure and table: --from-results
+    python -m analysis.epsilon --scale full       about 8 minutes on one core; figure and table: --from-results
 """
 
 import sys

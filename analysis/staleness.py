@@ -6,7 +6,7 @@ than half of the run does. Every fourth step the pending attack is compared with
 share of equal signs, and the gain ratio [L(x̂ stale) − L(x)] / [L(x̂ fresh) − L(x)], both with the weights of that
 step and batch statistics of the adversarial branch. τ = 0 is DisAdv, where both are 1.
 
-    python -m analysis.staleness --scale full       about TIME on one core; figure and table: --from-results
+    python -m analysis.staleness --scale full       about 10 minutes on one core; figure and table: --from-results
 """
 
 import sys

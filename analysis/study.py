@@ -146,7 +146,7 @@ def save(name: str, out: Path, rows: "pd.DataFrame", scale: str, **facts: Any) -
         "command": f"python -m analysis.{name} --scale {scale}",
         "date": datetime.now(UTC).date().isoformat(),
         "commit": provenance.source()["commit"],
-        "machine": machine(),
+        "machine": machine() | {"threads": 1},  # of every run, whatever this process has
         "rows": len(rows),
         **facts,
     }
@@ -192,7 +192,8 @@ class Study:
         started = time.monotonic()
         if not given.from_results:
             rows, facts = self.measure(given)
-            facts["wall_seconds"] = round(time.monotonic() - started)
+            if not given.finished:
+                facts["wall_seconds"] = round(time.monotonic() - started)
             save(self.name, given.out, rows, given.scale, **facts)
         rows = table(self.name, given.out)
         picture = self.picture(rows, given.pictures)
@@ -211,7 +212,7 @@ class Study:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.name}.png"
         figure = self.draw(rows)
-        figure.savefig(path, dpi=110, metadata={"Software": None})
+        figure.savefig(path, dpi=100, metadata={"Software": None})
         plt.close(figure)
         return path
 
