@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis import folds
 from analysis.measuring import trained
-from analysis.study import RESULTS, Options, run_all, save, table
+from analysis.study import RESULTS, Figures, Options, run_all, save, table
 from conadv_lab.config import Config
 from conadv_lab.recipes import digits
 
@@ -79,7 +79,7 @@ class Scale:
 
     def seeds_of(self, cell: Cell) -> range:
         many = cell.global_batch == self.largest or cell.arm == "equal-depth"
-        return range(self.seeds if many and cell.arm != "equal-updates" else self.seeds_of_smaller)
+        return range(self.seeds if many else self.seeds_of_smaller)
 
 
 RATES = (0.05, 0.1, 0.2, 0.4, 0.8)
@@ -134,23 +134,24 @@ def tune(given: Options) -> None:
     found = run_all(configs.values(), given, trained)
     rows = []
     for cell in planned:
+        lines = []
         for lr in scale.rates:
-            own = [
-                found[configs[cell, lr, seed]]
-                for seed in scale.tuning_seeds
-                if configs[cell, lr, seed] in found
-            ]
-            if len(own) < len(scale.tuning_seeds):
-                continue
-            rows.append({
-                "arm": cell.arm, "method": cell.method, "global_batch": cell.global_batch, "steps": cell.steps,
-                "lr": lr, "folds": len(own),
-                "validation_accuracy": sum(f["test_accuracy"] for f in own) / len(own),
-                "validation_loss": sum(f["test_loss"] for f in own) / len(own),
-            })  # fmt: skip
+            trials = [configs[cell, lr, seed] for seed in scale.tuning_seeds]
+            if all(trial in found for trial in trials):
+                lines.append(_line(cell, lr, [found[trial] for trial in trials]))
+        rows += lines if len(lines) == len(scale.rates) else []  # no rate is chosen from half a grid
     seconds = sum(figures["seconds"] for figures in found.values())
     facts = {"runs": len(found), "run_seconds": round(seconds)}
     save(LEARNING_RATES, given.out, pd.DataFrame(rows), given.scale, **facts)
+
+
+def _line(cell: Cell, lr: float, trials: list[Figures]) -> dict[str, Any]:
+    return {
+        "arm": cell.arm, "method": cell.method, "global_batch": cell.global_batch, "steps": cell.steps,
+        "lr": lr, "folds": len(trials),
+        "validation_accuracy": sum(figures["test_accuracy"] for figures in trials) / len(trials),
+        "validation_loss": sum(figures["test_loss"] for figures in trials) / len(trials),
+    }  # fmt: skip
 
 
 def best_rates(grid: "pd.DataFrame") -> dict[Cell, float]:

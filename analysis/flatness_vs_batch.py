@@ -6,7 +6,8 @@ Raw: top eigenvalue λ and trace of the Hessian, which a rescaling of the layers
 holds λ near 2/lr. Scale-invariant: the worst rise within ‖d/|w|‖₂ ≤ 1 (Kwon et al. 2021) for the loss and for the
 loss of normalised logits, and the mean rise under d ~ N(0, 0.1²·w²) (Andriushchenko et al. 2023).
 
-    python -m analysis.flatness_vs_batch --scale full       about an hour, or nothing after accuracy_vs_batch, on one core; figure and table: --from-results
+    python -m analysis.flatness_vs_batch --scale full       about an hour on one core; shares its runs
+                                                            with accuracy_vs_batch; --from-results redraws
 
 CIFAR-10 with ResNet-18: not measured; `python -m analysis.cifar` has its cells.
 """
