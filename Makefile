@@ -5,7 +5,10 @@ STAMP := .venv/.conadv-lab
 
 KILLS ?= 12
 
-.PHONY: demo test test-all test-slurm test-kills setup lint clean
+STUDIES := flatness_vs_batch accuracy_vs_batch staleness cost critical_batch epsilon
+SMOKE := runs/studies/smoke
+
+.PHONY: demo test test-all test-slurm test-kills studies-smoke studies notebooks setup lint clean
 
 demo: setup
 	$(BIN)/python -m conadv_lab.demo
@@ -22,6 +25,20 @@ test-kills: setup
 # On a cluster of two nodes that is started for it, as root on Debian or Ubuntu.
 test-slurm: setup
 	slurm/local/test
+
+# All six studies end to end, in minutes; their figures mean nothing.
+studies-smoke: setup
+	rm -rf $(SMOKE)
+	for study in $(STUDIES); do $(BIN)/python -m analysis.$$study --scale smoke --processes 2 --out $(SMOKE) --runs $(SMOKE)/runs || exit 1; done
+
+# The committed tables and figures; an hour or two on two cores. A run that is there already is not run again.
+studies: setup
+	for study in $(STUDIES); do $(BIN)/python -m analysis.$$study --scale full --processes 2 || exit 1; done
+	$(BIN)/python -m analysis.texts
+
+# The executed copies beside the Python twins; needs the extra [notebooks].
+notebooks: setup
+	$(BIN)/python -m notebooks.execute
 
 lint: setup
 	$(BIN)/ruff format .

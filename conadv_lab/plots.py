@@ -1,9 +1,12 @@
 """Figures, one function each: a tidy frame and an axis in, the axis out.
 
-Colours are Okabe and Ito's, which the colour-blind can tell apart; markers differ too, for print.
+Colours are Okabe and Ito's, or seaborn's "colorblind" where methods are not what differs: the colour-blind can tell
+both apart; markers differ too, for print.
 """
 
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,14 +25,79 @@ METHOD_STYLE = {
 }
 
 
-def figure_against_batch(
-    rows: "pd.DataFrame", figure: str, label: str, *, log: bool = False, ax: "Axes | None" = None
-) -> "Axes":
-    """One figure of each method against the global batch: means, and standard deviations over seeds as bars.
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+BARS = {"std": "± 1 standard deviation", "interval": "95 % t intervals"}
+
+
+def t_interval(values: "Sequence[float] | pd.Series", confidence: float = 0.95) -> tuple[float, float]:
+    """Ends of Student's interval of a mean; NaN for fewer than two values.
+
+    >>> low, high = t_interval([1.0, 2.0, 3.0])
+    >>> round(low, 2), round(high, 2)
+    (-0.48, 4.48)
+    """
+    from scipy import stats
+
+    count = len(values)
+    if count < 2:
+        return math.nan, math.nan
+    middle = sum(values) / count
+    error = math.sqrt(sum((value - middle) ** 2 for value in values) / (count - 1) / count)
+    half = float(stats.t.ppf((1 + confidence) / 2, count - 1)) * error
+    return middle - half, middle + half
+
+
+def over_seeds(
+    rows: "pd.DataFrame", figure: str, by: Sequence[str] = ("method", "global_batch"), *, log: bool = False
+) -> "pd.DataFrame":
+    """One row a cell from one row a run: ``FIGURE_mean``, ``FIGURE_low``, ``FIGURE_high`` (t interval), ``seeds``.
 
     Args:
-        rows: columns ``method``, ``global_batch``, ``FIGURE_mean``, ``FIGURE_std``, ``seeds``.
+        log: geometric means, and intervals of the logarithms, for figures that span decades.
+    """
+    import numpy as np
+
+    def interval(values: "pd.Series") -> tuple[float, float, float]:
+        found = (
+            (values.mean(), *t_interval(values))
+            if not log
+            else (np.log(values).mean(), *t_interval(np.log(values)))
+        )
+        return tuple(np.exp(found)) if log else found
+
+    grouped = rows.groupby(list(by))[figure]
+    parts = grouped.agg(interval)
+    cells = parts.index.to_frame(index=False)
+    for place, end in enumerate(("mean", "low", "high")):
+        cells[f"{figure}_{end}"] = [part[place] for part in parts]
+    return cells.assign(seeds=grouped.size().to_numpy())
+
+
+def frame_of_metrics(runs: Mapping[str, Any]) -> "pd.DataFrame":
+    """The logged lines of several run folders (`conadv_lab.runs.RunFolder`) by name, in a column ``run``."""
+    import pandas as pd
+
+    return pd.concat([pd.DataFrame(folder.metrics()).assign(run=name) for name, folder in runs.items()])
+
+
+def figure_against_batch(
+    rows: "pd.DataFrame",
+    figure: str,
+    label: str,
+    *,
+    log: bool = False,
+    spread: str = "std",
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """One figure of each method against the global batch: means, and their spread over seeds as bars.
+
+    Equal-cost forms have the marker of their paired form, left open.
+
+    Args:
+        rows: columns ``method``, ``global_batch``, ``FIGURE_mean``, ``seeds``, and ``FIGURE_std``, or ``FIGURE_low``
+            and ``FIGURE_high``.
         figure: which figure; label: its name and unit on the axis; log: logarithmic axis.
+        spread: ``"std"``, or ``"interval"`` as `over_seeds` makes it.
     """
     from matplotlib import pyplot as plt
 
@@ -41,27 +109,166 @@ def figure_against_batch(
         own = rows[rows["method"] == method].sort_values("global_batch")
         colour, marker = METHOD_STYLE.get(method, ("#CC79A7", "X"))
         # Batches are places on the axis, and methods stand beside one another, so that bars do not overlap.
-        shift = (i - (len(methods) - 1) / 2) * 0.6 / max(len(methods), 1)
+        shift = (i - (len(methods) - 1) / 2) * 0.75 / max(len(methods), 1)
         places = [batches.index(batch) + shift for batch in own["global_batch"]]
         axes.errorbar(
             places,
             own[f"{figure}_mean"],
-            own[f"{figure}_std"],
+            _bars(own, figure, spread),
             color=colour,
             marker=marker,
             markersize=6,
+            fillstyle="none" if method.endswith("-equal") else "full",
             capsize=2.5,
             linestyle="none",
             linewidth=1.2,
             label=method,
         )
     axes.set_xticks(range(len(batches)), [f"{batch:,}" for batch in batches])
-    axes.set_xlabel(
-        f"global batch (images); n = {int(rows['seeds'].min())} seeds, bars ± 1 standard deviation"
-    )
+    fewest, most = int(rows["seeds"].min()), int(rows["seeds"].max())
+    seeds = f"{fewest}" if fewest == most else f"{fewest}–{most}"
+    axes.set_xlabel(f"global batch (images); n = {seeds} seeds, bars {BARS[spread]}")
     axes.set_ylabel(label)
     if log:
         axes.set_yscale("log")
-    axes.grid(axis="y", alpha=0.25)
+        _plain_ticks(axes.yaxis)
+    return _plain(axes)
+
+
+def _bars(own: "pd.DataFrame", figure: str, spread: str) -> Any:
+    middle = own[f"{figure}_mean"]
+    if spread == "interval":
+        return [middle - own[f"{figure}_low"], own[f"{figure}_high"] - middle]
+    return own[f"{figure}_std"]
+
+
+def differences(
+    estimates: Mapping[str, Any],
+    label: str,
+    *,
+    neutral: float = 0.0,
+    log: bool = False,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Differences or ratios as points with intervals, one below the other, and a line where nothing differs.
+
+    Args:
+        estimates: by name, the uppermost first: objects with ``value``, ``low``, ``high`` and ``n``.
+        label: what they are, with unit, on the axis; neutral: where the line stands, 0 or for ratios 1.
+    """
+    import seaborn
+    from matplotlib import pyplot as plt
+
+    axes = ax if ax is not None else plt.gca()
+    clear, unclear = seaborn.color_palette("colorblind")[0], "#777777"
+    for place, found in enumerate(estimates.values()):
+        stands_out = found.low > neutral or found.high < neutral
+        axes.errorbar(
+            found.value,
+            place,
+            xerr=[[found.value - found.low], [found.high - found.value]],
+            color=clear if stands_out else unclear,
+            marker="o" if stands_out else "s",
+            fillstyle="full" if stands_out else "none",
+            capsize=2.5,
+            linewidth=1.2,
+        )
+    axes.axvline(neutral, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(estimates)), [f"{name}  (n = {found.n})" for name, found in estimates.items()])
+    axes.set_ylim(len(estimates) - 0.5, -0.5)
+    axes.set_xlabel(label)
+    if log:
+        axes.set_xscale("log")
+        _plain_ticks(axes.xaxis)
+    return _plain(axes, "x")
+
+
+def points(
+    rows: "pd.DataFrame",
+    x: str,
+    y: str,
+    xlabel: str,
+    ylabel: str,
+    *,
+    hue: str | None = None,
+    log: bool = False,
+    ax: "Axes | None" = None,
+    **more: Any,
+) -> "Axes":
+    """Means of ``y`` over runs at each value of ``x``, as a row of places, joined by lines, with 95 % t intervals.
+
+    Args:
+        rows: one row a run; hue: a column whose values get colours and markers of their own.
+        more: for ``seaborn.pointplot``.
+    """
+    import seaborn
+    from matplotlib import pyplot as plt
+
+    axes = ax if ax is not None else plt.gca()
+    kinds = 1 if hue is None else rows[hue].nunique()
+    look: dict[str, Any] = {"dodge": 0.12 * (kinds - 1), "palette": "colorblind"} if hue else {}
+    seaborn.pointplot(
+        rows, x=x, y=y, hue=hue, errorbar=t_interval, capsize=0.08, linewidth=1.2, markersize=5,
+        markers=list(MARKERS[:kinds]), ax=axes, **look, **more,
+    )  # fmt: skip
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    if log:
+        axes.set_yscale("log")
+        _plain_ticks(axes.yaxis)
+    return _plain(axes)
+
+
+def curves(
+    rows: "pd.DataFrame",
+    x: str,
+    y: str,
+    xlabel: str,
+    ylabel: str,
+    *,
+    hue: str,
+    logx: bool = False,
+    logy: bool = False,
+    ax: "Axes | None" = None,
+    **more: Any,
+) -> "Axes":
+    """Lines over a numerical axis, one for each ``hue``; several runs at a place give 95 % t intervals."""
+    import seaborn
+    from matplotlib import pyplot as plt
+
+    axes = ax if ax is not None else plt.gca()
+    kinds = rows[hue].nunique()
+    seaborn.lineplot(
+        rows.reset_index(drop=True), x=x, y=y, hue=hue, style=hue, markers=list(MARKERS[:kinds]), dashes=False,
+        linewidth=1.2, palette=seaborn.color_palette("colorblind", kinds), errorbar=t_interval, err_style="bars",
+        err_kws={"capsize": 2.5}, ax=axes, **more,
+    )  # fmt: skip
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    if logx:
+        axes.set_xscale("log")
+        _plain_ticks(axes.xaxis)
+        places = sorted(rows[x].unique())
+        if len(places) <= 8:
+            axes.set_xticks(places)
+    if logy:
+        axes.set_yscale("log")
+        _plain_ticks(axes.yaxis)
+    return _plain(axes)
+
+
+def _plain_ticks(axis: Any) -> None:
+    """1.5, 2, 3 in place of powers of ten where the axis spans less than a decade or so."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    low, high = axis.get_view_interval()
+    subs = (1, 1.5, 2, 3, 5, 7) if high < 20 * low else (1, 2, 5) if high < 500 * low else (1,)
+    axis.set_major_locator(LogLocator(subs=subs, numticks=12))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _plain(axes: "Axes", grid: Any = "y") -> "Axes":
+    axes.grid(axis=grid, alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     return axes

@@ -1,0 +1,56 @@
+"""What is measured of one run: its own final figures, and how flat it lies."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from conadv_lab.config import Config, resolved
+from conadv_lab.runs import write_json
+
+CURVATURE_IMAGES = 256
+ADAPTIVE_RHO, RELATIVE_RHO = 1.0, 0.1
+MEASURES = (
+    "top_eigenvalue",
+    "trace",
+    "adaptive_worst",
+    "adaptive_worst_logit_normalised",
+    "adaptive_average",
+)
+
+
+def trained(config: Config, path: Path) -> dict[str, Any]:
+    """Train at ``path``, or continue there, and give the run's final figures."""
+    from conadv_lab.training.loop import train
+
+    return train(config, path, resume=True, progress="none").result() or {}
+
+
+def measured(config: Config, path: Path) -> dict[str, Any]:
+    """Train and measure the flatness of the training loss on its first 256 images, without augmentation."""
+    figures = trained(config, path)
+    found = flatness(path)
+    rate = resolved(config).optimization.lr or 0.0
+    return figures | found | {"lr_times_eigenvalue": rate * found["top_eigenvalue"]}
+
+
+def flatness(path: Path) -> dict[str, float]:
+    """The measures of a finished run, one number each; the whole report stays in ``sharpness.json``."""
+    from conadv_lab import sharpness
+    from conadv_lab.training.evaluate import fixed_images
+    from conadv_lab.training.restore import restore
+
+    file = path / "sharpness.json"
+    if not file.exists():
+        parts, judged = restore(path)
+        facts = {"split": "train", "augmentation": "none", "learning_rate": parts.config.optimization.lr}
+        batch = fixed_images(parts.train_set, CURVATURE_IMAGES)
+        report = sharpness.measure(
+            judged, parts.criterion, [batch], MEASURES, facts=facts,
+            adaptive_rhos=(ADAPTIVE_RHO,), relative_rhos=(RELATIVE_RHO,),
+        )  # fmt: skip
+        write_json(file, report.to_dict())
+    found = {}
+    for measure in json.loads(file.read_text())["measures"]:
+        value = measure["value"]
+        found[measure["name"]] = next(iter(value.values())) if isinstance(value, dict) else value
+    return found

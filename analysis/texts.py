@@ -1,0 +1,87 @@
+"""Keep the documents' figures in step with the tables: python -m analysis.texts [--check]
+
+What a document takes from a study stands between two comments, and is written from the study's table:
+
+    <!-- study accuracy_vs_batch:conadv_vanilla -->+0.75 (+0.51 to +0.99)<!-- end -->
+
+``NAME:conclusion`` is the study's conclusion, ``NAME:hardware`` where and when it was measured; all other names are
+those that the study's ``numbers`` gives. ``--check`` changes nothing and fails where a document is stale.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from analysis.study import RESULTS, studies, table
+from conadv_lab.mistakes import unknown
+
+DOCUMENTS = ("README.md", "docs/results.md")
+MARKED = re.compile(r"<!-- study (\w+):(\w+) -->(.*?)<!-- end -->", re.DOTALL)
+
+
+def refreshed(text: str, known: Callable[[str], dict[str, Any]]) -> str:
+    """The text with every marked part as the tables have it.
+
+    >>> refreshed("<!-- study a:b -->0.1<!-- end --> points", lambda name: {"b": 0.25})
+    '<!-- study a:b -->0.25<!-- end --> points'
+    """
+
+    def replaced(found: re.Match) -> str:
+        study, name, old = found.groups()
+        numbers = known(study)
+        if name not in numbers:
+            raise unknown(f"number of study {study}", name, numbers)
+        new = str(numbers[name])
+        new = f"\n{new}\n" if "\n" in old or "\n" in new else new
+        return f"<!-- study {study}:{name} -->{new}<!-- end -->"
+
+    return MARKED.sub(replaced, text)
+
+
+def numbers_of(study: str, results: Path = RESULTS) -> dict[str, Any]:
+    """A study's numbers, its conclusion, and where it was measured."""
+    own = studies()
+    if study not in own:
+        raise unknown("study", study, own)
+    rows = table(study, results)
+    manifest = json.loads((results / f"{study}.json").read_text())
+    hardware = (
+        f"{manifest['machine']['cpu']}, one thread, torch {manifest['machine']['torch']}, {manifest['date']}, "
+        f"commit {str(manifest['commit'])[:7]}"
+    )
+    return {**own[study].numbers(rows), "conclusion": own[study].told(rows), "hardware": hardware}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.texts",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--check", action="store_true", help="change nothing, fail where a document is stale")
+    given = parser.parse_args(arguments)
+    cache: dict[str, dict[str, Any]] = {}
+
+    def known(study: str) -> dict[str, Any]:
+        if study not in cache:
+            cache[study] = numbers_of(study)
+        return cache[study]
+
+    stale = False
+    for document in map(Path, DOCUMENTS):
+        before = document.read_text(encoding="utf-8")
+        after = refreshed(before, known)
+        if after != before:
+            stale = True
+            print(f"{document} {'is stale' if given.check else 'was brought up to date'}")
+            if not given.check:
+                document.write_text(after, encoding="utf-8")
+    return 1 if stale and given.check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+# %% [markdown]
+# # A first ConAdv run, step by step
+#
+# **Needs** this package on a CPU; the digits come with scikit-learn. **Takes** about a minute on one core.
+# **Change** `METHOD`, `EPSILON`, `BATCH` and `EPOCHS` below.
+#
+# ConAdv trains each step on clean images and on adversarial ones that were made τ steps ago. First we look at
+# such images, then at one step of the method, and then we let the package do a whole run.
+
+# %%
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from matplotlib import pyplot as plt
+
+import conadv_lab as cl
+from conadv_lab.data.digits import load_digits
+from conadv_lab.models.digits import DigitsCNN
+from conadv_lab.plots import curves, frame_of_metrics
+from conadv_lab.recipes import find
+from conadv_lab.training.loop import train
+
+FAST = os.environ.get("CONADV_LAB_FAST") == "1"
+METHOD, EPSILON, BATCH = "conadv", 0.1, 256
+EPOCHS = 2 if FAST else 16
+torch.set_num_threads(1)
+
+# %% [markdown]
+# ## Data and model
+#
+# Images are floats in [0, 1]. `mixture_batch_norm` gives every batch norm a second branch for adversarial
+# images, whose statistics differ from those of clean ones.
+
+# %%
+train_images, train_labels, _, _ = load_digits()
+images = train_images.float() / 255
+loader = [(images[i : i + BATCH], train_labels[i : i + BATCH]) for i in range(0, len(images), BATCH)]
+
+torch.manual_seed(0)
+model = cl.mixture_batch_norm(DigitsCNN())
+print(sum(parameter.numel() for parameter in model.parameters()), "parameters")
+
+# %% [markdown]
+# ## Twenty steps by hand
+#
+# `lookahead` makes a stream of steps that can see ahead: at step t the batch of step t + τ is attacked with
+# today's weights, and kept until its turn. Nothing in a step waits for its own attack.
+
+# %%
+attack = cl.SignAttack(epsilon=EPSILON)
+method = cl.ConAdv(attack, staleness=1, weights=(0.5, 0.5))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+criterion = torch.nn.CrossEntropyLoss()
+history = []
+for step in cl.lookahead(loader, steps=20, ahead=method.lookahead):
+    losses = method.backward(model, step, criterion)
+    optimizer.step()
+    optimizer.zero_grad()
+    history.append((losses.clean.item(), losses.adversarial.item()))
+print(
+    f"clean loss {history[0][0]:.2f} -> {history[-1][0]:.2f}, adversarial {history[0][1]:.2f} -> {history[-1][1]:.2f}"
+)
+
+# %% [markdown]
+# ## What the attack does
+#
+# Each pixel moves by at most ε along the sign of the loss's gradient: one bit a pixel is all that is kept.
+
+# %%
+batch = next(iter(step.batches()))
+attacked = attack.apply(batch, attack.perturb(model, batch, criterion))
+figure, axes = plt.subplots(2, 6, figsize=(7, 2.6), layout="constrained")
+for column in range(6):
+    for row, pixels in enumerate((batch.images, attacked)):
+        axes[row, column].imshow(pixels[column, 0], cmap="gray", vmin=0, vmax=1)
+        axes[row, column].set_axis_off()
+figure.suptitle(f"clean (above) and attacked with ε = {EPSILON} (below)", fontsize="medium")
+plt.show()
+
+# %% [markdown]
+# ## A whole run
+#
+# `train` does the rest: schedule, checkpoints, evaluation, a run folder that can be resumed. On the command
+# line it is `python -m conadv_lab.train digits-conadv`. We train vanilla beside it, on the same stream of
+# images.
+
+# %%
+folder = Path(tempfile.mkdtemp())
+runs = {}
+for name in ("vanilla", METHOD):
+    config = find("digits-vanilla")().replace(
+        method=name, epsilon=EPSILON, global_batch=BATCH, epochs=EPOCHS, lr=0.2, log_every=2, evaluate_every=4
+    )
+    runs[name] = train(config, folder / name, progress="none")
+    result = runs[name].result()
+    print(
+        f"{name:8} test accuracy {result['test_accuracy']:.2f} %, "
+        f"{result['gradient_evaluations']:.2f} gradient evaluations and depth {result['depth']} a step"
+    )
+
+# %%
+figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+metrics = frame_of_metrics(runs)
+curves(metrics, "step", "loss", "step", "clean training loss", hue="run", logy=True, ax=axes[0])
+curves(
+    metrics.dropna(subset="test_accuracy"),
+    "step",
+    "test_accuracy",
+    "step",
+    "test accuracy (%)",
+    hue="run",
+    ax=axes[1],
+)
+plt.show()
+
+# %% [markdown]
+# **What this shows.** That it runs, and what a step is made of. One seed of an easy set says nothing about
+# which method is better: notebook 02 and the studies in `analysis/` ask that with seeds, tuned learning rates
+# and controls.

@@ -1,0 +1,114 @@
+"""The committed tables bear what is said of them, and the documents say what the tables hold."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from analysis import texts
+from analysis.arms import LEARNING_RATES, SCALES, best_rates, cells
+from analysis.study import FIGURES, RESULTS, studies, table
+
+STUDIES = studies()
+ROOT = Path(__file__).parents[2]
+TABLES = [*STUDIES, LEARNING_RATES]
+
+
+@pytest.fixture(autouse=True)
+def _at_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_are_small_and_say_where_they_come_from(name):
+    assert (RESULTS / f"{name}.csv").stat().st_size < 100_000
+    manifest = json.loads((RESULTS / f"{name}.json").read_text())
+    assert manifest["command"] == f"python -m analysis.{name} --scale full"
+    assert manifest["rows"] == len(table(name))
+    assert manifest["machine"]["cpu"]
+    assert re.fullmatch(r"[0-9a-f]{40}\+?", manifest["commit"])
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", manifest["date"])
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_conclusion_has_three_sentences_that_the_table_bears(name):
+    own, rows = STUDIES[name], table(name)
+    numbers = own.numbers(rows)
+    assert own.unsupported(numbers) == []
+    assert own.claims
+    told = own.told(rows)
+    assert len(re.findall(r"[.!?](?=\s+[A-Z]|$)", told)) == 3, told
+    assert not re.search(r"\d\.\d", own.conclusion.replace("ε = 0.1", "")), (
+        "a figure that is not read from the table"
+    )
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_figure_is_redrawn_from_the_table_alone(name, tmp_path):
+    path = STUDIES[name].picture(table(name), tmp_path)
+    assert path.stat().st_size > 10_000
+    assert 10_000 < (FIGURES / f"{name}.png").stat().st_size < 200_000
+
+
+def test_documents_are_in_step_with_the_tables():
+    assert texts.main(["--check"]) == 0
+
+
+def test_a_stale_number_is_found(tmp_path, monkeypatch):
+    document = tmp_path / "page.md"
+    monkeypatch.setattr(texts, "DOCUMENTS", (str(document),))
+    document.write_text("<!-- study accuracy_vs_batch:conadv_vanilla -->+9.99<!-- end -->")
+    assert texts.main(["--check"]) == 1
+    assert texts.main([]) == 0
+    found = STUDIES["accuracy_vs_batch"].numbers(table("accuracy_vs_batch"))["conadv_vanilla"]
+    assert str(found) in document.read_text()
+    assert texts.main(["--check"]) == 0
+
+
+def test_an_unknown_number_is_told_with_the_nearest_right_one():
+    with pytest.raises(ValueError, match="conadv_vanilla"):
+        texts.refreshed(
+            "<!-- study a:conadv_vanila -->1<!-- end -->", lambda study: {"conadv_vanilla": 1, "table": ""}
+        )
+
+
+@pytest.mark.parametrize("document", ["docs/results.md"])
+def test_no_measured_figure_stands_outside_the_marks(document):
+    text = texts.MARKED.sub("", Path(document).read_text())
+    assert re.findall(r"\d\.\d", re.sub(r"ε = 0\.1", "", text)) == []
+
+
+def test_the_readmes_section_on_the_studies_is_marked():
+    section = re.search(
+        r"## What the studies show\n(.*?)\n## ", Path("README.md").read_text(), re.DOTALL
+    ).group(1)
+    assert len(texts.MARKED.findall(section)) == 4
+    assert re.findall(r"\d\.\d", texts.MARKED.sub("", section)) == []
+
+
+def test_the_grid_of_learning_rates_is_whole_where_it_is_there():
+    grid, scale = table(LEARNING_RATES), SCALES["full"]
+    planned = {(c.arm, c.method, c.global_batch, c.steps) for c in cells(scale)}
+    lines = grid.groupby(["arm", "method", "global_batch", "steps"])["lr"].apply(tuple)
+    assert set(lines.index) <= planned
+    assert set(lines) == {scale.rates}
+    assert set(grid["folds"]) == {len(scale.tuning_seeds)}
+
+
+def test_reported_runs_are_at_their_tuned_rates():
+    best = {(c.arm, c.method, c.global_batch): lr for c, lr in best_rates(table(LEARNING_RATES)).items()}
+    rows = table("accuracy_vs_batch")
+    for row in rows.to_dict("records"):
+        assert row["lr"] == best[row["arm"], row["method"], row["global_batch"]]
+    counted = rows.groupby(["arm", "method", "global_batch"])["seed"]
+    assert (counted.nunique() == counted.size()).all()
+
+
+def test_ten_seeds_at_the_largest_batch():
+    rows = table("accuracy_vs_batch")
+    for arm, methods in (("equal-epochs", 6), ("equal-steps", 4), ("equal-arithmetic", 1)):
+        own = rows[(rows["arm"] == arm) & (rows["global_batch"] == 898)]
+        assert own.groupby("method")["seed"].nunique().tolist() == [10] * methods
+    depth = rows[rows["arm"] == "equal-depth"].groupby(["method", "global_batch"])["seed"].nunique()
+    assert set(depth) == {10}
