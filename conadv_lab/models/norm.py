@@ -143,6 +143,9 @@ def mixture_batch_norm(model: nn.Module) -> nn.Module:
     Both branches start from the weights and running statistics found. A model that was converted before, or
     that has no batch norm, is returned as it is.
 
+    Raises:
+        ValueError: a batch norm of a subclass that does more in its forward.
+
     >>> net = mixture_batch_norm(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)))
     >>> sorted(name for name, _ in net.named_parameters() if name.startswith("1."))
     ['1.adversarial.bias', '1.adversarial.weight', '1.main.bias', '1.main.weight']
@@ -279,6 +282,11 @@ def _convert(module: nn.Module, mode: _Mode, done: dict[int, MixtureBatchNorm]) 
         module.mode = mode
         return module
     if isinstance(module, _BatchNorm):
+        if type(module).forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward):
+            raise ValueError(
+                f"the model has a {type(module).__name__}, a batch norm with a forward of its own, which an "
+                "adversarial branch would lose; allowed: torch's own, what else it does in another module"
+            )
         # A norm that the model uses in two places stays one norm.
         return done.setdefault(id(module), MixtureBatchNorm(module, mode))
     for name, child in module._modules.items():  # named_children would pass over a second use

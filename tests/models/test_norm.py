@@ -229,3 +229,12 @@ def test_a_norm_over_ranks_gives_its_statistics_to_the_step(monkeypatch):
     assert torch.allclose(model[0].main.running_mean, 0.1 * means, atol=1e-12)
     assert model[0].main.num_batches_tracked == 1
     assert model[0].main.momentum == 0.1
+
+
+def test_a_norm_that_does_more_than_norm_is_refused():
+    class NormAndActivation(nn.BatchNorm2d):
+        def forward(self, x):
+            return super().forward(x).relu()
+
+    with pytest.raises(ValueError, match="a NormAndActivation, a batch norm with a forward of its own"):
+        mixture_batch_norm(nn.Sequential(nn.Conv2d(1, 2, 3), NormAndActivation(2)))
