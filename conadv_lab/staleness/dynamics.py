@@ -40,8 +40,8 @@ class Options:
     taus: tuple[float, ...] = (0, 1, 4, 16)
     """Constants, or means of the distribution, one study each; they replace the recipe's staleness."""
     trace: Path | None = None
-    """A .csv or .npy file of (steps, workers) of τ, in place of draw, taus and workers."""
-    workers: int = 1
+    """A .csv or .npy file of (steps, workers) of τ, in place of draw, taus and stale-workers."""
+    stale_workers: int = 1
     """Workers that share a global batch, each with its own τ."""
     seeds: int = 1
     """Runs of each draw: this many seeds from --seed on."""
@@ -61,13 +61,15 @@ class Options:
         require(self.seeds >= 1, "seeds", self.seeds, "a whole number of at least 1")
         require(len(self.taus) > 0, "taus", self.taus, "at least one")
         if self.trace is None and self.draw != "per-worker":
-            return [Draw(self.draw, tau, self.workers) for tau in self.taus]
+            return [Draw(self.draw, tau, self.stale_workers) for tau in self.taus]
         if self.trace is not None:
             own = Draw("trace", trace=read_trace(self.trace))
         else:
             own = Draw("per-worker", of_workers=tuple(self.taus))
-        if self.workers not in (1, own.columns):
-            raise ValueError(f"workers is {self.workers}; allowed: {own.columns}, as many as have a τ")
+        if self.stale_workers not in (1, own.columns):
+            raise ValueError(
+                f"stale-workers is {self.stale_workers}; allowed: {own.columns}, as many as have a τ"
+            )
         return [own]
 
 

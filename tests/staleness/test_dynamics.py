@@ -282,7 +282,7 @@ def test_the_command_prints_writes_and_draws(tmp_path, capsys):
 
 def test_the_command_studies_the_quadratic_problem(tmp_path, capsys):
     words = ["quadratic", "--draw", "geometric", "--taus", "0", "4", "--steps", "60", "--replicas", "4"]
-    assert dynamics.main([*words, "--figure", str(tmp_path / "q.svg"), "--workers", "2"]) == 0
+    assert dynamics.main([*words, "--figure", str(tmp_path / "q.svg"), "--stale-workers", "2"]) == 0
     assert "squared_gradient" in capsys.readouterr().out
     assert (tmp_path / "q.svg").exists()
 
@@ -321,13 +321,13 @@ MISTAKES = {
     "negative": ([*SHORT, "--taus", "-1"], "tau is -1.0; allowed: a whole number of at least 0"),
     "half a step": ([*SHORT, "--draw", "per-worker", "--taus", "0", "0.5"], "the workers' taus is (0.0, 0.5)"),
     "seeds": ([*SHORT, "--seeds", "0"], "seeds is 0"),
-    "workers": ([*SHORT, "--workers", "0"], "workers is 0"),
+    "workers": ([*SHORT, "--stale-workers", "0"], "workers is 0"),
     "more workers than groups": (
-        [*SHORT, "--micro-batch", "16", "--workers", "3"], "workers is 3; allowed: 1 to 2, the micro-batches of a step"
+        [*SHORT, "--micro-batch", "16", "--stale-workers", "3"], "workers is 3; allowed: 1 to 2, the micro-b"
     ),
-    "workers of a trace": ([*SHORT, "--trace", "short.csv", "--workers", "2"], "workers is 2; allowed: 1, as many"),
+    "workers of a trace": ([*SHORT, "--trace", "short.csv", "--stale-workers", "2"], "stale-workers is 2; allowed: 1"),
     "workers of their own": (
-        [*SHORT, "--draw", "per-worker", "--taus", "0", "1", "--workers", "3"], "workers is 3; allowed: 2, as many"
+        [*SHORT, "--draw", "per-worker", "--taus", "0", "1", "--stale-workers", "3"], "stale-workers is 3; allowed: 2"
     ),
     "no such trace": ([*SHORT, "--trace", "nowhere.csv"], "nowhere.csv is no file"),
     "gaps": ([*SHORT, "--trace", "gaps.csv"], "gaps.csv: the trace has no number at step 1, worker 0"),
