@@ -10,6 +10,7 @@ step and batch statistics of the adversarial branch. τ = 0 is DisAdv, where bot
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ PLANS: dict[str, dict[str, tuple[int, ...]]] = {
 
 
 def plan(scale: str) -> list[Config]:
-    """All runs, also for ``submit sweep analysis/staleness.py:sweep``."""
+    """All runs; not for ``submit sweep``, as the probes are taken on the way."""
     chosen = PLANS[scale]
     steps = 8 if scale == "smoke" else STEPS
     return [
@@ -94,15 +95,12 @@ def _compared(run: Any) -> dict[str, float]:
     return found
 
 
-def sweep() -> list[Config]:
-    return plan("full")
-
-
 def measure(given: Options) -> tuple["pd.DataFrame", dict[str, Any]]:
     import pandas as pd
 
     configs = plan(given.scale)
-    found = run_all(configs, given, probed, "probes.json")
+    # In folders of their own: another study may have trained and measured one of these configs without probes.
+    found = run_all(configs, replace(given, runs=given.runs / "probed"), probed, "probes.json")
     columns = (
         "test_accuracy", "train_test_gap", "top_eigenvalue", "trace", "adaptive_worst", "sign_agreement",
         "gain_ratio",
