@@ -12,6 +12,7 @@ it stand MLPerf's public reference points for ResNet-50 on ImageNet (mlcommons/l
 
 import itertools
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,7 +127,7 @@ def measure(given: Options) -> tuple["pd.DataFrame", dict[str, Any]]:
         if config in found
     ]
     along = [_config("vanilla", 64, max(chosen["noise_steps"]), 0.1, seed) for seed in chosen["seeds"]]
-    noise = run_all(along, given, noise_along, "noise.json")
+    noise = run_all(along, replace(given, runs=given.runs / "probed"), noise_along, "noise.json")
     rows += [
         {
             "kind": "noise scale", "method": "vanilla", "global_batch": 64, "lr": 0.1, "seed": config.training.seed,

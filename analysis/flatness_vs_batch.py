@@ -50,7 +50,7 @@ def draw(rows: "pd.DataFrame") -> Any:
     for ax, (name, label, log) in zip(axes.flat, PANELS, strict=True):
         figure_against_batch(over_seeds(own, name, log=log), name, label, log=log, spread="interval", ax=ax)
     for ax in axes.flat:
-        ax.xaxis.label.set_size("small")
+        ax.xaxis.label.set_size("x-small")
     handles, names = axes.flat[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper center", ncols=9, frameon=False)
     return figure

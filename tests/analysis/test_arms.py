@@ -116,7 +116,7 @@ def test_the_best_rate_wins_and_of_equals_the_lower_loss():
 def test_sweeps_for_a_cluster_hold_each_config_once():
     tuning = arms.tuning()
     assert len(set(tuning)) == len(tuning)
-    from analysis import cifar, critical_batch, epsilon, staleness
+    from analysis import cifar, critical_batch, epsilon
 
-    for made in (cifar.tuning(), critical_batch.sweep(), epsilon.sweep(), staleness.sweep()):
+    for made in (cifar.tuning(), critical_batch.sweep(), epsilon.sweep()):
         assert len({resolved(config) for config in made}) == len(made) > 10
