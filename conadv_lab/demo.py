@@ -132,7 +132,12 @@ def train_and_measure(job: Job, path: Path) -> Figures:
     measured = path / "sharpness.json"
     if not measured.exists():
         parts, judged = restore(path)
-        facts = {"split": "train", "augmentation": "none", "learning_rate": lr}
+        facts = {
+            "split": "train",
+            "augmentation": "none",
+            "learning_rate": lr,
+            "weight_decay_inside": False,
+        }
         batch = fixed_images(parts.train_set, CURVATURE_IMAGES)
         report = sharpness.measure(
             judged, parts.criterion, [batch], measures=("top_eigenvalue",), facts=facts
