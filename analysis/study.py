@@ -208,12 +208,15 @@ class Study:
 
         matplotlib.use("Agg")
         from matplotlib import pyplot as plt
+        from PIL import Image
 
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.name}.png"
         figure = self.draw(rows)
-        figure.savefig(path, dpi=100, metadata={"Software": None})
+        figure.savefig(path, dpi=110, metadata={"Software": None})
         plt.close(figure)
+        with Image.open(path) as drawn:  # lines and letters need few colours: a third of the bytes
+            drawn.convert("RGB").quantize(96).save(path, optimize=True)
         return path
 
     def unsupported(self, numbers: dict[str, Any]) -> list[str]:
