@@ -228,7 +228,7 @@ class Study:
         try:
             numbers = self.numbers(rows)
             failed = self.unsupported(numbers)
-        except ValueError as error:
+        except (ValueError, KeyError) as error:  # a cell, or a comparison by its name
             return f"The conclusion was written for the full scale, and this table lacks something: {error}."
         if failed:
             return f"The conclusion of the full scale is not supported by this table: {'; '.join(failed)}."
