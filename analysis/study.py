@@ -208,12 +208,15 @@ class Study:
 
         matplotlib.use("Agg")
         from matplotlib import pyplot as plt
+        from PIL import Image
 
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.name}.png"
         figure = self.draw(rows)
-        figure.savefig(path, dpi=100, metadata={"Software": None})
+        figure.savefig(path, dpi=110, metadata={"Software": None})
         plt.close(figure)
+        with Image.open(path) as drawn:  # lines and letters need few colours: a third of the bytes
+            drawn.convert("RGB").quantize(96).save(path, optimize=True)
         return path
 
     def unsupported(self, numbers: dict[str, Any]) -> list[str]:
@@ -225,7 +228,7 @@ class Study:
         try:
             numbers = self.numbers(rows)
             failed = self.unsupported(numbers)
-        except ValueError as error:
+        except (ValueError, KeyError) as error:  # a cell, or a comparison by its name
             return f"The conclusion was written for the full scale, and this table lacks something: {error}."
         if failed:
             return f"The conclusion of the full scale is not supported by this table: {'; '.join(failed)}."

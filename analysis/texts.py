@@ -31,12 +31,12 @@ def refreshed(text: str, known: Callable[[str], dict[str, Any]]) -> str:
     """
 
     def replaced(found: re.Match) -> str:
-        study, name, old = found.groups()
+        study, name, _ = found.groups()
         numbers = known(study)
         if name not in numbers:
             raise unknown(f"number of study {study}", name, numbers)
         new = str(numbers[name])
-        new = f"\n{new}\n" if "\n" in old or "\n" in new else new
+        new = f"\n\n{new}\n\n" if "\n" in new else new  # a paragraph or a table of its own
         return f"<!-- study {study}:{name} -->{new}<!-- end -->"
 
     return MARKED.sub(replaced, text)

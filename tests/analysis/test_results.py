@@ -48,7 +48,7 @@ def test_the_conclusion_has_three_sentences_that_the_table_bears(name):
 def test_the_figure_is_redrawn_from_the_table_alone(name, tmp_path):
     path = STUDIES[name].picture(table(name), tmp_path)
     assert path.stat().st_size > 10_000
-    assert 10_000 < (FIGURES / f"{name}.png").stat().st_size < 200_000
+    assert 10_000 < (FIGURES / f"{name}.png").stat().st_size < 150_000
 
 
 def test_documents_are_in_step_with_the_tables():
