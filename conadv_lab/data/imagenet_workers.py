@@ -24,6 +24,7 @@ CHUNK = 32
 """Images of one task: long enough that handing it out costs nothing, short enough that workers end together."""
 
 Draws = np.ndarray[Any, np.dtype[np.float32]]
+DEAD_WORKER = "a loader worker died, killed or out of memory; fewer --workers may help"
 
 
 class Reading:
@@ -44,7 +45,7 @@ class Reading:
         except ValueError as broken:
             raise OSError(f"{broken}; mend or remove it, and continue with --resume") from None
         except BrokenProcessPool:
-            raise OSError("a loader worker died, killed or out of memory; fewer --workers may help") from None
+            raise OSError(DEAD_WORKER) from None
         return self._images
 
     def settle(self) -> None:
@@ -84,6 +85,9 @@ class Readers:
             slot: from 0.
             places: of the photographs, at most ``slot_images``.
             draws: (n, DRAWS) for augmented images; None for images as they are.
+
+        Raises:
+            OSError: a worker died.
         """
         tasks: list[Future[None]] = []
         images = self._slot(which, slot, len(places))
@@ -91,7 +95,7 @@ class Readers:
             part = slice(first, first + CHUNK)
             chunk = (which, slot, first, places[part], None if draws is None else draws[part])
             if self.workers:
-                tasks.append(self._workers().submit(_render, *chunk))
+                tasks.append(self._submitted(*chunk))
             else:
                 tasks.append(_done(self, *chunk))
         return Reading(images.permute(0, 3, 1, 2), tasks)
@@ -131,6 +135,12 @@ class Readers:
         side = self.sets[which][1].side
         start = slot * self.slot_images * self.image_bytes
         return self._memory[start : start + count * 3 * side**2].view(count, side, side, 3)
+
+    def _submitted(self, *chunk: Any) -> Future[None]:
+        try:
+            return self._workers().submit(_render, *chunk)
+        except BrokenProcessPool:
+            raise OSError(DEAD_WORKER) from None
 
     def _workers(self) -> ProcessPoolExecutor:
         if self._pool is None:
