@@ -8,7 +8,6 @@ import mmap
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from torch import Tensor
 from conadv_lab.data.decode import Decoder
 from conadv_lab.data.imagenet_files import Numbers, Photos
 from conadv_lab.data.imagenet_view import View
-from conadv_lab.data.workers import leave_signals_to_the_parent
+from conadv_lab.data.workers import WorkerContext, leave_signals_to_the_parent
 
 CHUNK = 32
 """Images of one task: long enough that handing it out costs nothing, short enough that workers end together."""
@@ -144,7 +143,7 @@ class Readers:
 
     def _workers(self) -> ProcessPoolExecutor:
         if self._pool is None:
-            self._pool = ProcessPoolExecutor(self.workers, get_context("fork"), _begin_work, (self,))
+            self._pool = ProcessPoolExecutor(self.workers, WorkerContext(), _begin_work, (self,))
         return self._pool
 
 

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from tqdm import tqdm
 from conadv_lab.data.decode import Decoder
 from conadv_lab.data.imagenet_files import Photos
 from conadv_lab.data.pack import HEAD, finish, hash_of, open_pack, open_split, shrunk
-from conadv_lab.data.workers import cores, leave_signals_to_the_parent
+from conadv_lab.data.workers import WorkerContext, cores, leave_signals_to_the_parent
 from conadv_lab.mistakes import require
 
 _CHUNK = 64
@@ -161,7 +160,7 @@ class Begun:
 
 def _pool(photos: Photos, about: dict[str, Any], workers: int) -> ProcessPoolExecutor:
     # Forked, so that the set's lists are shared and not sent.
-    return ProcessPoolExecutor(workers, get_context("fork"), _begin_work, (photos, about))
+    return ProcessPoolExecutor(workers, WorkerContext(), _begin_work, (photos, about))
 
 
 _work: dict[str, Any] = {}

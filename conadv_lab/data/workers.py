@@ -1,9 +1,24 @@
-"""What every worker process of the data room does first. Nothing here imports torch."""
+"""Worker processes of the data room: how they start, and end. Nothing here imports torch."""
 
 import os
 import signal
 import threading
 import time
+from multiprocessing.context import ForkContext, ForkProcess
+
+
+class _Worker(ForkProcess):
+    def terminate(self) -> None:
+        self.kill()
+
+
+class WorkerContext(ForkContext):
+    """Forks workers that leave TERM to the parent, so that what would end them by TERM has to kill them.
+
+    A pool whose worker has died terminates the others and waits for them: with TERM alone for ever.
+    """
+
+    Process = _Worker  # type: ignore[assignment]
 
 
 def leave_signals_to_the_parent() -> None:

@@ -224,6 +224,8 @@ def test_workers_ignore_stop_signals_and_a_dead_one_is_told(tree):
         seen(stream)
     with pytest.raises(OSError, match="a loader worker died"):  # also where it is known before it is asked
         stream.images.readers.begin(0, 0, np.arange(2), None)
+    processes[1].join(30)  # the pool ends it, though it ignores TERM; leaving would wait for it
+    assert not processes[1].is_alive()
 
 
 def test_slots_are_few_for_vanilla_and_many_where_images_are_kept(tree):
