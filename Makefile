@@ -8,18 +8,18 @@ KILLS ?= 12
 STUDIES := flatness_vs_batch accuracy_vs_batch staleness cost critical_batch epsilon
 SMOKE := runs/studies/smoke
 
-.PHONY: demo test test-all test-slurm test-kills test-notebooks studies-smoke studies notebooks setup lint clean
+.PHONY: demo test test-all test-slurm test-kills test-slow studies-smoke studies notebooks setup lint clean
 
 demo: setup
 	$(BIN)/python -m conadv_lab.demo
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not notebook'
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
 
-test-all: test test-notebooks studies-smoke test-kills test-slurm
+test-all: test test-slow studies-smoke test-kills test-slurm
 
-test-notebooks: setup
-	$(BIN)/python -m pytest -n 2 -m notebook tests/test_notebooks.py
+test-slow: setup
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 # Runs that are killed and resumed at random moments; make test-kills KILLS=100 takes longer.
 test-kills: setup

@@ -24,7 +24,7 @@ def test_all_six_are_there():
     assert [source.stem[:2] for source in SOURCES] == ["01", "02", "03", "04", "05", "06"]
 
 
-@pytest.mark.notebook
+@pytest.mark.slow
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
 def test_runs_clean_in_the_short_mode(source):
     needed = NEEDS.get(source.stem)

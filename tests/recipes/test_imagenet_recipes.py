@@ -63,7 +63,11 @@ def digests(config: Config, tmp_path: Path, monkeypatch) -> list[str]:
     return [folder.result()["parameters_sha256"] for folder in folders]
 
 
-@pytest.mark.parametrize("name", RECIPES)
+QUICK = ("imagenet-resnet50-16k", "imagenet-resnet50-96k")
+EACH = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in RECIPES]
+
+
+@pytest.mark.parametrize("name", EACH)
 def test_every_recipe_takes_two_steps_and_resumes_bitwise(name, tree, tmp_path, monkeypatch):
     workers = 1 if name.endswith("96k") else 0
     resumed, whole = digests(small(name, tree, 64, workers=workers, **VARIANTS[name]), tmp_path, monkeypatch)
