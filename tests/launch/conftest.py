@@ -62,6 +62,7 @@ class Greedy(Method):
     def backward(self, model, step, criterion):
         self.steps += 1
         if self.steps > 5:
+            time.sleep(2)  # the checkpoint that is written beside the training is on the disk
             self.held = bytearray(2 << 30)
             time.sleep(20)
         return Losses(train_on_clean(model, step, criterion, weight=1.0))
