@@ -8,7 +8,7 @@ KILLS ?= 12
 STUDIES := flatness_vs_batch accuracy_vs_batch staleness cost critical_batch epsilon
 SMOKE := runs/studies/smoke
 
-.PHONY: demo test test-all test-slurm test-kills test-slow studies-smoke studies notebooks setup lint clean
+.PHONY: demo test test-all test-slurm test-kills test-slow studies-smoke studies notebooks docs setup lint clean
 
 demo: setup
 	$(BIN)/python -m conadv_lab.demo
@@ -43,6 +43,10 @@ studies: setup
 notebooks: setup
 	$(BIN)/python -m notebooks.execute
 
+# The site of the documentation, in site/; a dead link fails. Any server of files shows it, as python -m http.server -d site.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 lint: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -57,4 +61,4 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 clean:
-	rm -rf .venv runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv runs build site *.egg-info .mypy_cache .ruff_cache .pytest_cache

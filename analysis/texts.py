@@ -19,7 +19,7 @@ from typing import Any
 from analysis.study import RESULTS, studies, table
 from conadv_lab.mistakes import unknown
 
-DOCUMENTS = ("README.md", "docs/results.md")
+DOCUMENTS = ("README.md", "docs/results.md", "docs/index.md", "docs/faq.md")
 MARKED = re.compile(r"<!-- study (\w+):(\w+) -->(.*?)<!-- end -->", re.DOTALL)
 
 

@@ -43,7 +43,7 @@ sent = subprocess.run(
 # %% [markdown]
 # ## Collect
 #
-# One row a run: every field of its config, and its final figures. `submit collect --csv` writes the same on a
+# One row a run: every field of its config, and its final figures. `submit collect DIR --csv FILE` writes the same on a
 # terminal.
 
 # %%

@@ -1,0 +1,24 @@
+"""Make Markdown of docstrings: examples in fences, and formulas such as clip[0,1](x) that are no links."""
+
+import re
+from typing import Any
+
+import griffe
+
+EXAMPLE = re.compile(r"^>>> .*(?:\n(?!\s*$).+)*", re.MULTILINE)
+
+
+class Examples(griffe.Extension):
+    def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
+        if obj.docstring is not None:
+            obj.docstring.value = as_markdown(obj.docstring.value)
+
+
+def as_markdown(docstring: str) -> str:
+    """The docstring as Markdown; without a fence ``>>>`` would be a quotation.
+
+    >>> print(as_markdown("clip[0,1](x)"))
+    clip[0,1\\](x)
+    """
+    text = docstring.replace("](", r"\](")
+    return EXAMPLE.sub(lambda example: f"```pycon\n{example[0]}\n```", text)
