@@ -15,10 +15,6 @@ class Examples(griffe.Extension):
 
 
 def as_markdown(docstring: str) -> str:
-    """The docstring as Markdown; without a fence ``>>>`` would be a quotation.
-
-    >>> print(as_markdown("clip[0,1](x)"))
-    clip[0,1\\](x)
-    """
+    """The docstring as Markdown, where a bare ``>>>`` would be a quotation and ``[0,1](x)`` a link."""
     text = docstring.replace("](", r"\](")
     return EXAMPLE.sub(lambda example: f"```pycon\n{example[0]}\n```", text)
