@@ -1,4 +1,4 @@
-"""Make Markdown of docstrings: examples in fences, and formulas such as clip[0,1](x) that are no links."""
+"""Make Markdown of docstrings: examples in fences, Sphinx's roles as code, formulas such as clip[0,1](x) no links."""
 
 import re
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import griffe
 
 EXAMPLE = re.compile(r"^>>> .*(?:\n(?!\s*$).+)*", re.MULTILINE)
+ROLE = re.compile(r":\w+:`~?\.*([^`]+)`")
 
 
 class Examples(griffe.Extension):
@@ -16,5 +17,5 @@ class Examples(griffe.Extension):
 
 def as_markdown(docstring: str) -> str:
     """The docstring as Markdown, where a bare ``>>>`` would be a quotation and ``[0,1](x)`` a link."""
-    text = docstring.replace("](", r"\](")
+    text = ROLE.sub(r"`\1`", docstring.replace("](", r"\]("))
     return EXAMPLE.sub(lambda example: f"```pycon\n{example[0]}\n```", text)

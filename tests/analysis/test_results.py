@@ -80,6 +80,12 @@ def test_no_measured_figure_stands_outside_the_marks(document):
     assert re.findall(r"\d\.\d", re.sub(quoted, "", text)) == []
 
 
+@pytest.mark.parametrize("document", texts.DOCUMENTS)
+def test_a_mark_within_a_paragraph_does_not_begin_a_line(document):
+    """A comment at the beginning of a line ends the paragraph before it, in every Markdown."""
+    assert re.findall(r"^<!-- study \w+:\w+ -->.+", Path(document).read_text(), re.MULTILINE) == []
+
+
 def test_the_readmes_section_on_the_studies_is_marked():
     section = re.search(
         r"## What the studies show\n(.*?)\n## ", Path("README.md").read_text(), re.DOTALL
