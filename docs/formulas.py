@@ -10,6 +10,7 @@ from typing import Any
 from markdown import Markdown
 from markdown.extensions import Extension
 from markdown.inlinepatterns import InlineProcessor
+from markdown.postprocessors import Postprocessor
 
 # A symbol is one letter, with its accent or star, that does not end a word: conadv_lab has no index.
 SYMBOL = r"(?<![A-Za-z_])([^\W\d_]|[∇Σ])([\u0300-\u036f]?)"
@@ -42,9 +43,27 @@ class Star(InlineProcessor):
         return formula, m.start(0), m.end(0)
 
 
+class Displayed(Postprocessor):
+    """Formulas in blocks: where there are such symbols, indices too."""
+
+    def run(self, text: str) -> str:
+        return re.sub(r"(?s)(<pre>.*?</pre>)", lambda block: self._indexed(block[0]), text)
+
+    def _indexed(self, block: str) -> str:
+        if not re.search("[θ∇ℓ‖κ]", block):
+            return block
+        return re.sub(INDEX, self._index, re.sub(STAR, r"\1\2<sup>*</sup>", block))
+
+    def _index(self, m: re.Match) -> str:
+        letter, accent, star, braced, plain, limit = m.groups()
+        above = f"<sup>{star or limit}</sup>" if star or limit else ""
+        return f"{letter}{accent}<sub>{braced or plain}</sub>{above}"
+
+
 class Formulas(Extension):
-    """After code, links and HTML (priorities 190 to 80), before emphasis (70 and less)."""
+    """After code, links and HTML (priorities 190 to 80), before emphasis (70 and less); blocks at the very end."""
 
     def extendMarkdown(self, md: Markdown) -> None:
         md.inlinePatterns.register(Index(INDEX, md), "formula-index", 75)
         md.inlinePatterns.register(Star(STAR, md), "formula-star", 74)
+        md.postprocessors.register(Displayed(md), "formula-blocks", 5)
