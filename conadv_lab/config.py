@@ -64,8 +64,10 @@ class Data:
     """α of mixup's Beta distribution; 0 for none (imagenet)."""
     erasing: float = 0.0
     """Probability of random erasing (imagenet)."""
+    reader: Literal["native", "dali"] = "native"
+    """Who decodes and resizes imagenet: this package, or NVIDIA DALI (extra dali), on the GPU where the run is."""
     workers: int = 0
-    """Processes that read imagenet; images are the same for any number."""
+    """Processes, or threads of dali, that read imagenet; images are the same for any number."""
     keep_gb: float = 1.0
     """Memory of a process in GB for images that the method needs once more; without room they are read again."""
 
@@ -367,10 +369,17 @@ def _check_numbers(config: Config) -> None:
 
 def _check_augmentation(data: Data) -> None:
     photographs = data.dataset == "imagenet"
-    for name, idle in (("crop", 0), ("cutout", 0), ("policy", "none"), ("mixup", 0.0), ("erasing", 0.0)):
+    for name, idle in (
+        ("crop", 0), ("cutout", 0), ("policy", "none"), ("mixup", 0.0), ("erasing", 0.0), ("reader", "native"),
+    ):  # fmt: skip
         value = getattr(data, name)
         if value != idle and photographs == (name in ("crop", "cutout")):
             raise ValueError(f"{name} is {value!r}; allowed with dataset {data.dataset}: {idle!r}")
+    if data.reader == "dali" and data.policy != "none":
+        raise ValueError(
+            f"policy is {data.policy!r}; allowed with reader 'dali': 'none', as DALI draws policies its own way; "
+            "reader 'native' has them"
+        )
 
 
 def _check_combinations(config: Config) -> None:

@@ -67,7 +67,7 @@ class PhotoSet:
         return self.readers.begin(self.drawn, slot, self._places(indices), draws.numpy())
 
     def fingerprint(self) -> str:
-        return f"{len(self)} of {self.photos.fingerprint()}"
+        return f"{len(self)} of {self.photos.fingerprint()}{self.readers.pixels_by}"
 
     def _places(self, indices: Tensor) -> Numbers:
         return self._order[indices.cpu().numpy()]
@@ -98,7 +98,7 @@ def load_imagenet(config: Config, device: torch.device | str) -> tuple[PhotoSet,
     training accuracy is measured on, are of all classes.
 
     Raises:
-        ValueError: data that are missing or not what they should be, or too many ``train_images``.
+        ValueError: data that are missing or not what they should be, too many ``train_images``, or no DALI.
     """
     data, seed = config.data, config.training.seed
     train = open_split(data.data_dir, "train")
@@ -109,7 +109,13 @@ def load_imagenet(config: Config, device: torch.device | str) -> tuple[PhotoSet,
     resize = data.eval_resize or round(data.eval_pixels * 256 / 224)
     shown = View(data.eval_pixels, resize)
     drawn = View(data.pixels, resize, data.crop_scale, data.flip, data.policy, data.erasing)
-    readers = Readers([(train, drawn), (train, shown), (test, shown)], data.workers, *slots_of(config))
+    sets = [(train, drawn), (train, shown), (test, shown)]
+    if data.reader == "dali":
+        from conadv_lab.data.imagenet_dali import DaliReaders
+
+        readers: Readers = DaliReaders(sets, data.workers, *slots_of(config), device=device)
+    else:
+        readers = Readers(sets, data.workers, *slots_of(config))
     order = torch.randperm(count, generator=generator(0, "subset"))[: data.train_images]
     return (
         PhotoSet(readers, 1, order, seed, drawn=0, device=device),
