@@ -19,10 +19,11 @@ PEAK_TFLOPS = {
 }
 """Dense bfloat16, by torch's name of the GPU. Of any other GPU no share is given.
 
-From NVIDIA's data sheets, as others quote them: A100 312 on all four cards, 624 with sparsity (1758950-r4, quoted by
-glennklockwood.com/garden/processors/A100). Of Hopper they give the rate with sparsity, twice the dense one: H100 SXM 1,979
-and PCIe 1,513 (NVIDIA's table, quoted by archive-lib.hpctech.co.jp/gpuproduct/nvidia-h100.html), H200 the same as
-H100 SXM (quoted by glennklockwood.com/garden/processors/h100)."""
+From NVIDIA's data sheets, as others quote them: A100 312, 624 with sparsity (1758950-r4, quoted for SXM by
+glennklockwood.com/garden/processors/A100; the PCIe cards have the same cores and clock). Of Hopper they give the rate
+with sparsity, twice the dense one: H100 SXM 1,979 and PCIe 1,513 (NVIDIA's table, quoted by
+archive-lib.hpctech.co.jp/gpuproduct/nvidia-h100.html), H200 what H100 SXM has (quoted by
+glennklockwood.com/garden/processors/h100)."""
 STEP_GFLOP = {("resnet50", 224): 24.5}
 """10⁹ floating-point operations an image of a vanilla training step: three passes of 4.09 G multiply-adds
 (torchvision's documentation), two operations each."""

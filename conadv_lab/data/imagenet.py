@@ -9,6 +9,7 @@ from conadv_lab.data.imagenet_files import Numbers
 from conadv_lab.data.imagenet_view import DRAWS, View
 from conadv_lab.data.imagenet_workers import CHUNK, Readers, Reading
 from conadv_lab.data.pack import open_split
+from conadv_lab.data.transfer import sent
 from conadv_lab.seeds import generator
 
 FETCH_SLOTS = (0, 1)
@@ -48,7 +49,7 @@ class PhotoSet:
 
     def labels(self, indices: Tensor) -> Tensor:
         """(m,) int64, on the device."""
-        return self._labels[indices.cpu()].to(self.device)
+        return sent(self._labels[indices.cpu()], self.device)
 
     def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Images (m, 3, S, S) uint8 as they are, from the middle, and labels (m,), on the device.
@@ -57,7 +58,9 @@ class PhotoSet:
             OSError: an image cannot be read.
         """
         read = self.readers.read(self.shown, FETCH_SLOTS, self._places(indices))
-        pieces = [piece.to(self.device, copy=True) for piece in read]
+        # A slot is written to again: pinning copies it, and on the host it has to be copied too.
+        on_gpu = self.device.type == "cuda"
+        pieces = [sent(piece, self.device) if on_gpu else piece.to(self.device, copy=True) for piece in read]
         return (pieces[0] if len(pieces) == 1 else torch.cat(pieces)), self.labels(indices)
 
     def begin(self, slot: int, epochs: Tensor, indices: Tensor) -> Reading:

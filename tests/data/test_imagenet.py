@@ -101,6 +101,35 @@ def test_workers_room_and_micro_batches_change_nothing(tree, changes):
             assert torch.equal(one, other)
 
 
+def test_all_of_a_batch_is_sent_so_that_nobody_waits(tree, monkeypatch):
+    """Images, labels, epochs with indices, and mixup's weights: on a GPU each by the copy that does not wait."""
+    sizes = []
+    for module in ("imagenet", "imagenet_stream"):
+        monkeypatch.setattr(
+            f"conadv_lab.data.{module}.sent", lambda values, _: (sizes.append(values.numel()), values)[1]
+        )
+    next(iter(stream_for(tree, mixup=0.2).step(1).batches()))
+    assert sorted(sizes) == [3, 4, 8, 4 * 3 * 32**2]  # three images, and the one before them
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("changes", [{}, {"mixup": 0.2}], ids=["plain", "mixup"])
+def test_a_gpu_gets_the_same_images_and_the_host_does_not_wait(tree, changes):
+    streams = []
+    for device in ("cpu", "cuda"):
+        config = config_for(tree, workers=1, **changes)
+        train, _ = load_imagenet(config, device)
+        streams.append(PhotoStream(train, mixup=config.data.mixup, seed=0, batch=8, steps=5, micro_batch=3))
+    ours = [b.images for number in range(5) for b in streams[0].step(number).batches()]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        theirs = [b.images for number in range(5) for b in streams[1].step(number).batches()]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(other.cpu(), one, rtol=0, atol=1e-6)
+
+
 class HalfStream(PhotoStream):
     """One of two ranks: every second micro-batch."""
 
