@@ -80,7 +80,8 @@ class DaliReaders(Readers):
                     super().render(which, slot, first + row, places[row : row + 1], drawn)
             if cuts:
                 named = [(contents[row], photos.name(int(places[row]))) for row in cuts]
-                out.numpy()[list(cuts)] = self._made(named, list(cuts.values()), view.side)
+                images = self._made(named, list(cuts.values()), view.side)
+                out.numpy()[list(cuts)] = images.as_array()
         if view.erasing and draws is not None:
             for row in cuts:
                 view.erase(out[row], numbers[row])
@@ -96,8 +97,8 @@ class DaliReaders(Readers):
             self._threads = ThreadPoolExecutor(2)  # one decodes while the other reads files
         return self._threads.submit(self.render, *chunk)
 
-    def _made(self, named: Sequence[tuple[Content, str]], cuts: Sequence[Cut], side: int) -> np.ndarray:
-        """(n, side, side, 3) uint8, good until the next call."""
+    def _made(self, named: Sequence[tuple[Content, str]], cuts: Sequence[Cut], side: int) -> Any:
+        """DALI's list of (side, side, 3) uint8 images on the host, good until the next call."""
         if self._pipeline is None:
             on_gpu = self.device.type == "cuda"
             number = (self.device.index or 0) if on_gpu else None
@@ -121,7 +122,7 @@ class DaliReaders(Readers):
             for content, name in named:
                 self._decoder(content, name)  # names the file that is broken
             raise ValueError(f"DALI cannot decode one of {named[0][1]} …: {_reason(error)}") from None
-        return (images if self.device.type == "cpu" else images.as_cpu()).as_array()
+        return images if self.device.type == "cpu" else images.as_cpu()
 
 
 def cut_of(view: View, height: int, width: int, draws: Sequence[float] | None) -> Cut:
