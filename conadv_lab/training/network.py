@@ -10,6 +10,8 @@ def network_of(model: nn.Module, section: Model, device: torch.device) -> nn.Mod
     """A module that shares the model's weights and runs as the config's section says.
 
     With a mode of torch.compile's that replays CUDA graphs, `begin_step` must be called at the start of every step.
+    Each micro-batch of a step is then captured for itself, as gradients gather over all of them: it is meant for
+    few. Not measured.
     """
     network = Autocast(model, device.type) if section.precision == "bfloat16" else model
     return torch.compile(network, mode=section.compile_mode) if section.compile else network  # type: ignore[return-value]
