@@ -133,7 +133,8 @@ def test_a_broken_image_is_named(dali, tmp_path, workers, content):
 
 def test_a_run_resumes_bitwise_and_notices_other_pixels(dali, tree, tmp_path):
     config = resolved(config_for(
-        tree, model=f"{__file__}:network", steps=4, checkpoint_every=2, bn_recalibrate=0, device="cpu", **DALI
+        tree, model=f"{__file__}:network", steps=4, checkpoint_every=2, bn_recalibrate=0, device="cpu", threads=1,
+        **DALI,
     ))  # fmt: skip
     folder = train(config, tmp_path / "run", progress="none")
     assert folder.manifest()["data"].endswith("pixels by DALI on cpu")
