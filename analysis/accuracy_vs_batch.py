@@ -69,7 +69,7 @@ def numbers(rows: "pd.DataFrame") -> dict[str, Any]:
     flatness = batches.comparisons(rows, ratio, "top_eigenvalue")
     found: dict[str, Any] = accuracy | {f"{name}_eig": estimate for name, estimate in flatness.items()}
     found["table"] = _table(rows)
-    found["comparisons"] = _comparison_table(rows, accuracy, flatness)
+    found["comparisons"] = comparison_table(rows, accuracy, flatness)
     return found
 
 
@@ -98,10 +98,11 @@ def _cell(rows: "pd.DataFrame", cell: dict[str, Any]) -> str:
         return "not measured"
 
 
-def _comparison_table(
-    rows: "pd.DataFrame", accuracy: dict[str, Estimate], flatness: dict[str, Estimate]
+def comparison_table(
+    rows: "pd.DataFrame", accuracy: dict[str, Estimate], flatness: dict[str, Estimate], data: str = "digits"
 ) -> str:
-    lines = ["| digits | test accuracy (points) | top eigenvalue λ, ratio | n |", "|---|---|---|---|"]
+    """The comparisons of accuracy and top eigenvalue as Markdown."""
+    lines = [f"| {data} | test accuracy (points) | top eigenvalue λ, ratio | n |", "|---|---|---|---|"]
     for name, label in batches.labels(rows).items():
         if name in accuracy:
             lines.append(f"| {label} | {accuracy[name]} | {flatness[name]} | {accuracy[name].n} |")

@@ -40,10 +40,13 @@ class Options:
     processes: int
     from_results: bool
     finished: bool
+    data_dir: str = ""
 
 
-def options(name: str, description: str, arguments: Sequence[str] | None = None) -> Options:
-    """The options of ``python -m analysis.NAME``.
+def options(
+    name: str, description: str, arguments: Sequence[str] | None = None, *, archive: bool = False
+) -> Options:
+    """The options of ``python -m analysis.NAME``; with ``archive`` also the folder of the images' archive.
 
     The full scale writes where the committed tables and figures lie; the others below ``runs/studies``.
     """
@@ -64,13 +67,16 @@ def options(name: str, description: str, arguments: Sequence[str] | None = None)
     parser.add_argument(
         "--finished", action="store_true", help="take the runs that are done, leave out the others"
     )
+    if archive:
+        parser.add_argument("--data-dir", default="data", help="folder of the archive (default: %(default)s)")
     given = parser.parse_args(arguments)
     committed = given.scale == "full" and given.out is None
     out = given.out or (RESULTS if committed else Path("runs/studies") / given.scale)
     pictures = FIGURES if committed else out
     return Options(
-        given.scale, out, pictures, given.runs, given.processes, given.from_results, given.finished
-    )
+        given.scale, out, pictures, given.runs, given.processes, given.from_results, given.finished,
+        given.data_dir if archive else "",
+    )  # fmt: skip
 
 
 def run_all(
@@ -177,6 +183,7 @@ class Study:
         numbers: from rows to the named figures that the conclusion and the documents quote.
         conclusion: three sentences with the numbers' names in braces, written for the committed table.
         claims: what the sentences say beyond the numbers, each as a test of the numbers.
+        archive: whether it reads images from an archive in ``--data-dir``.
     """
 
     name: str
@@ -186,9 +193,10 @@ class Study:
     numbers: Callable[["pd.DataFrame"], dict[str, Any]]
     conclusion: str
     claims: dict[str, Callable[[dict[str, Any]], bool]]
+    archive: bool = False
 
     def main(self, arguments: Sequence[str] | None = None) -> int:
-        given = options(self.name, self.question, arguments)
+        given = options(self.name, self.question, arguments, archive=self.archive)
         started = time.monotonic()
         if not given.from_results:
             rows, facts = self.measure(given)

@@ -7,8 +7,8 @@ image is decoded, cropped at random, resized to 224 pixels with antialiasing, an
 Pillow with what torchvision's transforms do to its images; it draws the same crops. The first rows are images a
 second of processor time, so a busy machine does not change them; the ratio is ours over the peer's. The loader's rows
 are images a second of the clock: the ratio is the loader's rate over that of a bare loop in as many processes, which
-does the same work and hands nothing over. Run them on a machine with nothing else to do. Where DALI
-is installed (extra dali), a row has its rate on the CPU, too.
+does the same work, crop for crop, and hands nothing over. Run them on a machine with nothing else to do. Where
+DALI is installed (extra dali), a row has its rate on the CPU, too.
 """
 
 import contextlib
@@ -135,14 +135,13 @@ def loader_rows(name: str, photos: Photos, images: int, workers: int, rounds: in
     parts = [draws[i::workers] for i in range(workers)]
     slots = 2 + 2 * (1 + read_ahead(workers, BATCH))
     readers = Readers([(photos, VIEW), (photos, VIEW)], workers, slots, BATCH)
-    every = torch.arange(len(photos.labels)).repeat(-(-images // len(photos.labels)))
-    stream = PhotoStream(PhotoSet(readers, 1, every, drawn=0), seed=0, batch=BATCH, steps=10**6)
-    place = [0]
+    every = torch.arange(len(photos.labels)).repeat(-(-images // len(photos.labels)))[:images]
 
     def loader() -> None:
-        for _ in range(images // BATCH):
-            stream.pixels(place[0], place[0] + BATCH)
-            place[0] += BATCH
+        """An epoch from a stream of its own: nothing is read before the clock starts, nor left when it stops."""
+        stream = PhotoStream(PhotoSet(readers, 1, every, drawn=0), seed=0, batch=BATCH, steps=images // BATCH)
+        for first in range(0, images, BATCH):
+            stream.pixels(first, first + BATCH)
 
     pool = ProcessPoolExecutor(workers, get_context("fork"), _begin, (photos,))
     with contextlib.closing(readers), pool:

@@ -1,0 +1,191 @@
+"""Does ConAdv help on a part of CIFAR-10 that a CPU can train on, at small and large batch, and at equal cost?
+
+Regime: 8,192 fixed training images of CIFAR-10 (of 50,000) and all 10,000 test images, at 16 x 16 pixels, each the
+mean of four; ResNet-20, crops and flips, SGD with Nesterov momentum, cosine, 10 epochs (80 steps at batch 1,024, 640 at
+batch 128), ε = 2/255. Nets are far from converged, as those of large batches are. Methods: vanilla, ConAdv, and the
+equal-cost forms of recycled ConAdv and of its control, copy; vanilla also with 8/3 of the steps, which is what the
+attack's arithmetic would pay for. Each cell has its own learning rate, 0.1 · √(B/128) times a factor of (1, 2, 4),
+chosen by one run a factor on 5,000 other training images; the 3 reported seeds are others. Flatness is that of the
+training loss on its first 256 images.
+
+    python -m analysis.cifar_subset --scale full --data-dir DIR       a run that is there is not run again
+
+All of CIFAR-10 with ResNet-18 is for a GPU: `python -m analysis.cifar`.
+"""
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from analysis import batches, folds
+from analysis.accuracy_vs_batch import comparison_table
+from analysis.arms import ATTACK_COST, Cell
+from analysis.estimates import cell_mean, difference, ratio
+from analysis.measuring import measured, trained
+from analysis.study import Figures, Options, Study, run_all
+from conadv_lab.config import Config
+from conadv_lab.recipes import cifar
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NAME = "cifar_subset"
+TUNING_SEED = 100
+COLUMNS = (
+    "test_accuracy", "train_test_gap", "top_eigenvalue", "trace", "adaptive_worst",
+    "adaptive_worst_logit_normalised", "adaptive_average", "gradient_evaluations",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is run."""
+
+    images: int
+    epochs: int
+    batches: tuple[int, ...]
+    factors: tuple[float, ...]
+    seeds: int
+
+
+SCALES = {
+    "smoke": Scale(256, 1, (64,), (1.0,), 1),
+    "small": Scale(1_024, 4, (256, 64), (1.0, 2.0), 2),
+    "full": Scale(8_192, 10, (1_024, 128), (1.0, 2.0, 4.0), 3),
+}
+
+
+def cells(scale: Scale) -> list[Cell]:
+    """What matters most first: the largest batch, and vanilla beside ConAdv."""
+    planned = []
+    for batch in scale.batches:
+        steps = round(scale.epochs * scale.images / batch)
+        planned += [Cell("equal-epochs", method, batch, steps) for method in ("vanilla", "conadv")]
+        planned += [
+            Cell("equal-steps", method, batch, steps)
+            for method in ("vanilla", "recycled-equal", "copy-equal")
+        ]
+        planned.append(Cell("equal-arithmetic", "vanilla", batch, round(ATTACK_COST * steps)))
+    return planned
+
+
+def config_of(cell: Cell, scale: Scale, factor: float, seed: int, data_dir: str) -> Config:
+    """The run of a cell at one factor of the learning rate."""
+    return cifar.resnet20_cpu().replace(
+        dataset=folds.HALVED, train_images=scale.images, data_dir=data_dir, crop=2,
+        method=cell.method, global_batch=cell.global_batch, steps=cell.steps,
+        warmup_epochs=0, warmup_steps=round(cell.steps / 8),
+        lr=factor * 0.1 * (cell.global_batch / 128) ** 0.5, seed=seed,
+        threads=1, log_every=1_000_000, checkpoint_every=1_000_000,
+    )  # fmt: skip
+
+
+def tuning_of(cell: Cell, scale: Scale, factor: float, data_dir: str) -> Config:
+    """The same on the same images, judged on training images that no run trains on."""
+    return config_of(cell, scale, factor, TUNING_SEED, data_dir).replace(dataset=folds.HALVED_TUNING)
+
+
+def measure(given: Options) -> tuple["pd.DataFrame", Figures]:
+    import pandas as pd
+
+    scale = SCALES[given.scale]
+    planned = cells(scale)
+    trials = {(c, f): tuning_of(c, scale, f, given.data_dir) for c in planned for f in scale.factors}
+    tuned = run_all(trials.values(), given, trained)
+    best = {
+        cell: max(scale.factors, key=lambda factor: tuned[trials[cell, factor]]["test_accuracy"])
+        for cell in planned
+        if all(trials[cell, factor] in tuned for factor in scale.factors)
+    }
+    jobs = {
+        (cell, seed): config_of(cell, scale, best[cell], seed, given.data_dir)
+        for seed in range(scale.seeds) for cell in best
+    }  # fmt: skip
+    found = run_all(jobs.values(), given, measured)
+    rows = [
+        {
+            "arm": cell.arm, "method": cell.method, "global_batch": cell.global_batch, "steps": cell.steps,
+            "factor": best[cell], "lr": config.optimization.lr, "seed": seed,
+            **{name: found[config][name] for name in COLUMNS},
+        }
+        for (cell, seed), config in jobs.items()
+        if config in found
+    ]  # fmt: skip
+    every = [*tuned.values(), *found.values()]
+    facts = {
+        "command": f"python -m analysis.{NAME} --scale {given.scale} --data-dir DIR",
+        "runs": len(every),
+        "run_seconds": round(sum(figures["seconds"] for figures in every)),
+    }
+    return pd.DataFrame(rows), facts
+
+
+PANELS = (
+    ("test_accuracy", "test accuracy (%)", False),
+    ("top_eigenvalue", "top eigenvalue λ (raw)", True),
+    ("adaptive_worst_logit_normalised", "adaptive worst rise, normalised logits", True),
+)
+
+
+def draw(rows: "pd.DataFrame") -> Any:
+    from matplotlib import pyplot as plt
+
+    from conadv_lab.plots import differences, figure_against_batch, over_seeds
+
+    figure, axes = plt.subplots(1, 4, figsize=(17, 4.4), layout="constrained", width_ratios=(1, 1, 1, 1.2))
+    once = rows[(rows["arm"] == "equal-epochs") | (rows["method"].str.endswith("-equal"))]
+    for ax, (name, label, log) in zip(axes, PANELS, strict=False):
+        figure_against_batch(over_seeds(once, name, log=log), name, label, log=log, spread="interval", ax=ax)
+        ax.xaxis.label.set_size("small")
+    axes[0].legend(frameon=False, fontsize="small")
+    found = batches.comparisons(rows, difference, "test_accuracy")
+    names = batches.labels(rows)
+    shown = {names[name]: estimate for name, estimate in found.items()}
+    differences(shown, "difference of test accuracy (points)", neutral=0.0, log=False, ax=axes[3])
+    return figure
+
+
+def numbers(rows: "pd.DataFrame") -> dict[str, Any]:
+    """``NAME`` differences of accuracy, ``NAME_eig`` and ``NAME_adaptive`` ratios; ``small_`` at the small batch."""
+    found: dict[str, Any] = {}
+    lines: list[str] = []
+    for batch in sorted(rows["global_batch"].unique(), reverse=True):
+        own = rows[rows["global_batch"] == batch]
+        accuracy = batches.comparisons(own, difference, "test_accuracy")
+        flatness = batches.comparisons(own, ratio, "top_eigenvalue")
+        adaptive = batches.comparisons(own, ratio, "adaptive_worst_logit_normalised")
+        told = comparison_table(own, accuracy, flatness, "part of CIFAR-10, 16 x 16 pixels").splitlines()
+        lines += told[2:] if lines else told
+        prefix = "small_" if lines != told else ""
+        found |= {prefix + name: estimate for name, estimate in accuracy.items()}
+        found |= {f"{prefix}{name}_eig": estimate for name, estimate in flatness.items()}
+        found |= {f"{prefix}{name}_adaptive": estimate for name, estimate in adaptive.items()}
+    return found | {"table": _table(rows), "comparisons": "\n".join(lines)}
+
+
+def _table(rows: "pd.DataFrame") -> str:
+    """Every cell's figures as Markdown."""
+    lines = [
+        "| batch | method | learning rate | " + " | ".join(label for _, label, _ in PANELS) + " |",
+        "|---" * (len(PANELS) + 3) + "|",
+    ]
+    cells_there = rows[["global_batch", "arm", "method", "lr"]].drop_duplicates()
+    for batch, arm, method, rate in cells_there.sort_values(
+        "global_batch", ascending=False, kind="stable"
+    ).values:
+        if (arm, method) == ("equal-steps", "vanilla"):
+            continue  # the same runs as at equal epochs
+        cell = {"global_batch": batch, "arm": arm, "method": method}
+        figures = " | ".join(str(cell_mean(rows, cell, name)) for name, _, _ in PANELS)
+        longer = ", 8/3 of the steps" if arm == "equal-arithmetic" else ""
+        lines.append(f"| {batch} | {method}{longer} | {rate:.3f} | {figures} |")
+    return "\n".join(lines)
+
+
+CONCLUSION = ""
+CLAIMS: dict[str, Any] = {}
+
+STUDY = Study(NAME, __doc__, measure, draw, numbers, CONCLUSION, CLAIMS, archive=True)
+
+if __name__ == "__main__":
+    sys.exit(STUDY.main())

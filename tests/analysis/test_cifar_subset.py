@@ -1,0 +1,90 @@
+"""The part of CIFAR-10: tuned beside the images that are trained on, each cell by its own best rate."""
+
+from collections import Counter
+
+import pytest
+import torch
+
+from analysis import cifar_subset, folds
+from analysis.cifar_subset import SCALES, cells, config_of, measure, tuning_of
+from analysis.study import Options
+from conadv_lab.config import resolved
+from conadv_lab.data import cifar as archive
+from conadv_lab.data.sets import load_sets
+from conadv_lab.training.build import build
+
+FULL = SCALES["full"]
+
+
+@pytest.fixture(autouse=True)
+def _made_images(monkeypatch):
+    """15,000 training and 100 test images of 8 x 8 pixels, no two alike."""
+    images = torch.randint(256, (15_100, 3, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    labels = torch.arange(15_100) % 10
+    parts = images[:15_000], labels[:15_000], images[15_000:], labels[15_000:]
+    monkeypatch.setattr(archive, "load_cifar", lambda *_, **__: parts)
+
+
+def keys(part):
+    return Counter(image.numpy().tobytes() for image in part.images)
+
+
+def test_rates_are_chosen_on_images_that_no_run_trains_on():
+    cell = cells(FULL)[0]
+    train, test = load_sets(resolved(config_of(cell, FULL, 1.0, 0, "data")), torch.device("cpu"))
+    same, validation = load_sets(resolved(tuning_of(cell, FULL, 1.0, "data")), torch.device("cpu"))
+    assert len(train) == FULL.images
+    assert keys(train) == keys(same)
+    assert len(validation) == folds.BESIDE
+    assert not keys(train) & keys(validation)
+    assert not keys(test) & keys(validation)
+
+
+def test_what_is_equal_in_each_arm():
+    for batch in FULL.batches:
+        own = {
+            (cell.arm, cell.method): build(resolved(config_of(cell, FULL, 1.0, 0, "data")))
+            for cell in cells(FULL)
+            if cell.global_batch == batch
+        }
+        spent = {name: parts.stream.steps * parts.method.gradient_evaluations for name, parts in own.items()}
+        vanilla = spent["equal-epochs", "vanilla"]
+        assert {spent[name] for name in own if name[0] == "equal-steps"} == {vanilla}
+        assert spent["equal-arithmetic", "vanilla"] == pytest.approx(
+            spent["equal-epochs", "conadv"], rel=0.01
+        )
+
+
+def test_each_cell_is_reported_at_its_own_best_rate(tmp_path, monkeypatch):
+    best = {"vanilla": 2.0, "conadv": 4.0, "recycled-equal": 1.0, "copy-equal": 2.0}
+    asked = []
+
+    def tune(config, path):
+        path.mkdir(parents=True)
+        rate = 0.1 * (config.training.global_batch / 128) ** 0.5
+        near = -abs(config.optimization.lr / rate - best[config.method.method])
+        return {"test_accuracy": near, "seconds": 1.0}
+
+    def report(config, path):
+        path.mkdir(parents=True)
+        asked.append(config)
+        return {**dict.fromkeys(cifar_subset.COLUMNS, 1.0), "seconds": 1.0}
+
+    monkeypatch.setattr(cifar_subset, "trained", tune)
+    monkeypatch.setattr(cifar_subset, "measured", report)
+    rows, facts = measure(Options("full", tmp_path, tmp_path, tmp_path / "runs", 1, False, False, "data"))
+    assert set(zip(rows["method"], rows["factor"], strict=True)) == set(best.items())
+    assert set(rows["seed"]) == {0, 1, 2}
+    assert cifar_subset.TUNING_SEED not in set(rows["seed"])
+    assert {config.data.dataset for config in asked} == {folds.HALVED}
+    distinct = len(cells(FULL)) - len(FULL.batches)  # vanilla stands in two arms
+    assert facts["runs"] == distinct * (len(FULL.factors) + 3)
+
+
+def test_a_pixel_is_the_mean_of_four():
+    images, *_ = archive.load_cifar()
+    (halved, _), four = (
+        folds.halved(resolved(config_of(cells(FULL)[0], FULL, 1.0, 0, "data"))),
+        images[5, 2, 4:6, 6:8],
+    )
+    assert halved.images[5, 2, 2, 3] == round(float(four.float().mean()))
