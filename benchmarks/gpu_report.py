@@ -9,16 +9,21 @@ import torch
 from benchmarks.harness import Row, Times
 
 PEAK_TFLOPS = {
-    "NVIDIA H100 80GB HBM3": 989.0,
-    "NVIDIA H100 PCIe": 756.0,
-    "NVIDIA H200": 989.0,
+    "NVIDIA H100 80GB HBM3": 1979 / 2,
+    "NVIDIA H100 PCIe": 1513 / 2,
+    "NVIDIA H200": 1979 / 2,
     "NVIDIA A100-SXM4-40GB": 312.0,
     "NVIDIA A100-SXM4-80GB": 312.0,
     "NVIDIA A100-PCIE-40GB": 312.0,
     "NVIDIA A100 80GB PCIe": 312.0,
 }
-"""Dense bfloat16, by torch's name of the GPU: NVIDIA's H100, H200 and A100 Tensor Core GPU data sheets (those of the
-H100 and H200 give twice as much, with sparsity). Of any other GPU no share is given."""
+"""Dense bfloat16, by torch's name of the GPU. Of any other GPU no share is given.
+
+From NVIDIA's data sheets, as others quote them: A100 312, 624 with sparsity (1758950-r4, quoted for SXM by
+glennklockwood.com/garden/processors/A100; the PCIe cards have the same cores and clock). Of Hopper they give the rate
+with sparsity, twice the dense one: H100 SXM 1,979 and PCIe 1,513 (NVIDIA's table, quoted by
+archive-lib.hpctech.co.jp/gpuproduct/nvidia-h100.html), H200 what H100 SXM has (quoted by
+glennklockwood.com/garden/processors/h100)."""
 STEP_GFLOP = {("resnet50", 224): 24.5}
 """10⁹ floating-point operations an image of a vanilla training step: three passes of 4.09 G multiply-adds
 (torchvision's documentation), two operations each."""

@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from benchmarks.device_images import device_images
 from benchmarks.gpu_report import STEP_GFLOP, Measured, images_per_second, peak_tflops, rows_of, tables
 from benchmarks.harness import Row, arguments, in_words, interleaved, machine, write
 from benchmarks.step import LR, MOMENTUM, PLAIN, STEPS, plain_loop, started
-from conadv_lab.config import Config
+from conadv_lab.config import Config, Model
 from conadv_lab.data.sets import TensorSet
 from conadv_lab.methods.adversarial import ConAdv
 from conadv_lab.methods.attack import WARM_UPDATES
@@ -152,7 +152,10 @@ def steps_at(batch: int, asked: argparse.Namespace, folder: Path) -> list[Measur
     memory: dict[str, float | None] = {}
     for label, fields in kinds(asked, device.type == "cuda").items():
         fields = dict(fields)
-        config = config_of(fields.pop("method"), batch, asked, asked.compile_steps, **fields)
+        captured = label.endswith(("captured", "stream"))
+        # An attack that is captured cannot be made of networks that are captured already.
+        fields["compile_mode"] = "default" if captured else asked.compile_steps or "default"
+        config = config_of(fields.pop("method"), batch, asked, bool(asked.compile_steps), **fields)
         try:
             runs[label], memory[label] = warmed(
                 config, label.endswith("captured"), folder / f"{batch} {label}"
@@ -237,7 +240,13 @@ def main(words: Iterable[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     parser.add_argument("--no-rates", dest="rates", action="store_false", help="without the plain loops")
     parser.add_argument("--no-compile", dest="compile", action="store_false", help="plain loops eager only")
-    parser.add_argument("--compile-steps", action="store_true", help="compile the methods' networks too")
+    parser.add_argument(
+        "--compile-steps",
+        nargs="?",
+        const="default",
+        choices=get_args(get_type_hints(Model)["compile_mode"]),
+        help="compile the methods' networks too, in this mode of torch.compile's (default: default)",
+    )
     parser.add_argument("--minutes", type=float, default=8.0, help="begin nothing after it (default: 8)")
     asked = parser.parse_args(None if words is None else list(words))
     if asked.threads:

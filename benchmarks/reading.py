@@ -7,7 +7,8 @@ image is decoded, cropped at random, resized to 224 pixels with antialiasing, an
 Pillow with what torchvision's transforms do to its images; it draws the same crops. The first rows are images a
 second of processor time, so a busy machine does not change them; the ratio is ours over the peer's. The loader's rows
 are images a second of the clock: the ratio is the loader's rate over that of a bare loop in as many processes, which
-does the same work, crop for crop, and hands nothing over. Run them on a machine with nothing else to do.
+does the same work, crop for crop, and hands nothing over. Run them on a machine with nothing else to do. Where
+DALI is installed (extra dali), a row has its rate on the CPU, too.
 """
 
 import contextlib
@@ -30,6 +31,7 @@ from conadv_lab.data.crops import CROP_DRAWS, crop_box
 from conadv_lab.data.decode import Decoder, decode_with_pillow
 from conadv_lab.data.hashing import image_keys, uniform
 from conadv_lab.data.imagenet import PhotoSet, read_ahead
+from conadv_lab.data.imagenet_dali import DaliReaders
 from conadv_lab.data.imagenet_files import Photos
 from conadv_lab.data.imagenet_stream import PhotoStream
 from conadv_lab.data.imagenet_view import DRAWS, View
@@ -87,18 +89,27 @@ def of_a_core(calls: dict[str, Callable[[], Any]], rounds: int) -> Times:
 
 def core_rows(full: Photos, pack: Photos, images: int, rounds: int) -> list[Row]:
     draws = draws_of(images)
-    times = of_a_core(
-        {
-            PEER: lambda: peers(full, draws),
-            "full size": lambda: ours(full, draws),
-            "pack 400": lambda: ours(pack, draws),
-        },
-        rounds,
-    )
+    calls: dict[str, Callable[[], Any]] = {
+        PEER: lambda: peers(full, draws),
+        "full size": lambda: ours(full, draws),
+        "pack 400": lambda: ours(pack, draws),
+    }
+    with contextlib.suppress(ValueError):  # it is not installed
+        dali = DaliReaders([(full, VIEW)], workers=0, slots=1, slot_images=BATCH)
+        calls["full size, DALI"] = lambda: by_dali(dali, draws)
+    times = of_a_core(calls, rounds)
     rows = [Row(PEER, images / times.median(PEER), "images/s of a core")]
-    for name in ("full size", "pack 400"):
-        rows.append(_faster(name, times, images, PEER, "images/s of a core"))
+    for name in calls:
+        if name != PEER:
+            rows.append(_faster(name, times, images, PEER, "images/s of a core"))
     return rows
+
+
+def by_dali(readers: DaliReaders, draws: Sequence[Sequence[float]]) -> None:
+    """As `ours`, a batch at a time."""
+    photos, numbers = len(readers.sets[0][0].labels), np.array(draws, np.float32)
+    for first in range(0, len(draws), BATCH):
+        readers.begin(0, 0, np.arange(first, first + BATCH) % photos, numbers[first : first + BATCH]).wait()
 
 
 def _faster(name: str, times: Times, images: int, peer: str, unit: str, shown: str = "") -> Row:

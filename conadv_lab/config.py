@@ -25,6 +25,8 @@ METHODS = (
 DATASETS = ("digits", "cifar10", "cifar100", "imagenet", "synthetic")
 MODELS = ("digits-cnn", "resnet18", "resnet20", "resnet50")
 OPTIMIZERS = ("sgd", "lars", "lamb")
+GRAPH_MODES = ("reduce-overhead", "max-autotune")
+"""Of torch.compile: those that replay the network from CUDA graphs."""
 INFINITY = float("inf")
 
 
@@ -64,8 +66,10 @@ class Data:
     """α of mixup's Beta distribution; 0 for none (imagenet)."""
     erasing: float = 0.0
     """Probability of random erasing (imagenet)."""
+    reader: Literal["native", "dali"] = "native"
+    """Who decodes and resizes imagenet: this package, or NVIDIA DALI (extra dali), on the GPU where the run is."""
     workers: int = 0
-    """Processes that read imagenet; images are the same for any number."""
+    """Processes, or threads of dali, that read imagenet; images are the same for any number."""
     keep_gb: float = 1.0
     """Memory of a process in GB for images that the method needs once more; without room they are read again."""
 
@@ -82,6 +86,10 @@ class Model:
     """Memory layout NHWC, faster for convolutions on most devices."""
     compile: bool = False
     """torch.compile the network."""
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = (
+        "default"
+    )
+    """torch.compile's own; reduce-overhead and max-autotune replay it from CUDA graphs, for few images a device."""
     ema: float = 0.0
     """Decay of an exponential average of the weights that is evaluated instead of them; 0 for none."""
 
@@ -367,10 +375,17 @@ def _check_numbers(config: Config) -> None:
 
 def _check_augmentation(data: Data) -> None:
     photographs = data.dataset == "imagenet"
-    for name, idle in (("crop", 0), ("cutout", 0), ("policy", "none"), ("mixup", 0.0), ("erasing", 0.0)):
+    for name, idle in (
+        ("crop", 0), ("cutout", 0), ("policy", "none"), ("mixup", 0.0), ("erasing", 0.0), ("reader", "native"),
+    ):  # fmt: skip
         value = getattr(data, name)
         if value != idle and photographs == (name in ("crop", "cutout")):
             raise ValueError(f"{name} is {value!r}; allowed with dataset {data.dataset}: {idle!r}")
+    if data.reader == "dali" and data.policy != "none":
+        raise ValueError(
+            f"policy is {data.policy!r}; allowed with reader 'dali': 'none', as DALI draws policies its own way; "
+            "reader 'native' has them"
+        )
 
 
 def _check_combinations(config: Config) -> None:
@@ -387,10 +402,22 @@ def _check_combinations(config: Config) -> None:
             "the clean images of a step"
         )
     _check_placement(method)
+    _check_compiling(config)
     if optimization.nesterov and (optimization.optimizer != "sgd" or optimization.momentum == 0):
         raise ValueError("nesterov is True; allowed: with optimizer sgd and a momentum above 0 only")
     if method.weights is not None and (min(method.weights) < 0 or sum(method.weights) == 0):
         raise ValueError(f"weights are {method.weights}; allowed: two numbers of at least 0, not both 0")
+
+
+def _check_compiling(config: Config) -> None:
+    mode = config.model.compile_mode
+    if mode != "default" and not config.model.compile:
+        raise ValueError(f"compile_mode is {mode!r}; allowed without compile: 'default'")
+    if mode in GRAPH_MODES and config.method.placement == "stream":
+        raise ValueError(
+            f"compile_mode is {mode!r}; allowed with placement 'stream': 'default' or 'max-autotune-no-cudagraphs', "
+            "as the attack beside the step is captured in a CUDA graph of its own"
+        )
 
 
 def _check_placement(method: Method) -> None:

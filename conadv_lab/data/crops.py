@@ -112,12 +112,21 @@ def centre_crop(pixels: Pixels, resize: int, side: int) -> Tensor:
     ``resize`` must be at least ``side``.
     """
     height, width = pixels.shape[:2]
+    top, left, h, w = centre_place(height, width, resize, side)
+    made = _resize(torch.from_numpy(pixels), h, w)
+    return made[top : top + side, left : left + side]
+
+
+def centre_place(height: int, width: int, resize: int, side: int) -> Box:
+    """What `centre_crop` resizes an image to, and where in that its square lies: top, left, height, width.
+
+    >>> centre_place(375, 500, 256, 224)
+    (16, 58, 256, 341)
+    """
     short, long = min(height, width), max(height, width)
     other = int(resize * long / short)
     h, w = (resize, other) if height <= width else (other, resize)
-    made = _resize(torch.from_numpy(pixels), h, w)
-    top, left = round((h - side) / 2), round((w - side) / 2)
-    return made[top : top + side, left : left + side]
+    return round((h - side) / 2), round((w - side) / 2), h, w
 
 
 def _resize(pixels: Tensor, height: int, width: int) -> Tensor:

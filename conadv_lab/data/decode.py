@@ -24,7 +24,31 @@ except ImportError:  # the extra "fast" is not installed
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 Content = bytes | memoryview
-_JPEG = b"\xff\xd8\xff"
+_JPEG, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+
+
+def jpeg_size(content: Content) -> tuple[int, int] | None:
+    """(height, width) of a JPEG that any decoder renders alike, from its header alone; None for other files.
+
+    Such a JPEG is greyscale or YCbCr and ends where its image does. What this leaves out may be an image all the
+    same: CMYK, RGB, several pictures, a truncated one.
+
+    >>> file = io.BytesIO()
+    >>> Image.new("L", (4, 3), 200).save(file, "JPEG")
+    >>> jpeg_size(file.getvalue()), jpeg_size(file.getvalue()[:-2])
+    ((3, 4), None)
+    """
+    if content[:3] != _JPEG or content[-2:] != _JPEG_END:
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(content)) as image:
+                usual = image.format == "JPEG" and image.mode in ("L", "RGB")
+                usual &= image.info.get("adobe_transform") != 0  # 0: its channels are RGB themselves
+                return (image.height, image.width) if usual else None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None
 
 
 class Decoder:

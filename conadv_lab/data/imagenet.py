@@ -9,6 +9,7 @@ from conadv_lab.data.imagenet_files import Numbers
 from conadv_lab.data.imagenet_view import DRAWS, View
 from conadv_lab.data.imagenet_workers import CHUNK, Readers, Reading
 from conadv_lab.data.pack import open_split
+from conadv_lab.data.transfer import sent
 from conadv_lab.seeds import generator
 
 FETCH_SLOTS = (0, 1)
@@ -48,7 +49,7 @@ class PhotoSet:
 
     def labels(self, indices: Tensor) -> Tensor:
         """(m,) int64, on the device."""
-        return self._labels[indices.cpu()].to(self.device)
+        return sent(self._labels[indices.cpu()], self.device)
 
     def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Images (m, 3, S, S) uint8 as they are, from the middle, and labels (m,), on the device.
@@ -57,7 +58,9 @@ class PhotoSet:
             OSError: an image cannot be read.
         """
         read = self.readers.read(self.shown, FETCH_SLOTS, self._places(indices))
-        pieces = [piece.to(self.device, copy=True) for piece in read]
+        # A slot is written to again: pinning copies it, and on the host it has to be copied too.
+        on_gpu = self.device.type == "cuda"
+        pieces = [sent(piece, self.device) if on_gpu else piece.to(self.device, copy=True) for piece in read]
         return (pieces[0] if len(pieces) == 1 else torch.cat(pieces)), self.labels(indices)
 
     def begin(self, slot: int, epochs: Tensor, indices: Tensor) -> Reading:
@@ -67,7 +70,7 @@ class PhotoSet:
         return self.readers.begin(self.drawn, slot, self._places(indices), draws.numpy())
 
     def fingerprint(self) -> str:
-        return f"{len(self)} of {self.photos.fingerprint()}"
+        return f"{len(self)} of {self.photos.fingerprint()}{self.readers.pixels_by}"
 
     def _places(self, indices: Tensor) -> Numbers:
         return self._order[indices.cpu().numpy()]
@@ -98,7 +101,7 @@ def load_imagenet(config: Config, device: torch.device | str) -> tuple[PhotoSet,
     training accuracy is measured on, are of all classes.
 
     Raises:
-        ValueError: data that are missing or not what they should be, or too many ``train_images``.
+        ValueError: data that are missing or not what they should be, too many ``train_images``, or no DALI.
     """
     data, seed = config.data, config.training.seed
     train = open_split(data.data_dir, "train")
@@ -109,7 +112,13 @@ def load_imagenet(config: Config, device: torch.device | str) -> tuple[PhotoSet,
     resize = data.eval_resize or round(data.eval_pixels * 256 / 224)
     shown = View(data.eval_pixels, resize)
     drawn = View(data.pixels, resize, data.crop_scale, data.flip, data.policy, data.erasing)
-    readers = Readers([(train, drawn), (train, shown), (test, shown)], data.workers, *slots_of(config))
+    sets = [(train, drawn), (train, shown), (test, shown)]
+    if data.reader == "dali":
+        from conadv_lab.data.imagenet_dali import DaliReaders
+
+        readers: Readers = DaliReaders(sets, data.workers, *slots_of(config), device=device)
+    else:
+        readers = Readers(sets, data.workers, *slots_of(config))
     order = torch.randperm(count, generator=generator(0, "subset"))[: data.train_images]
     return (
         PhotoSet(readers, 1, order, seed, drawn=0, device=device),

@@ -13,6 +13,7 @@ from conadv_lab.data.imagenet_workers import Reading
 from conadv_lab.data.loader import Batch, Span, Stream, as_float
 from conadv_lab.data.mixup import mixed, mixup_weights
 from conadv_lab.data.order import places
+from conadv_lab.data.transfer import sent
 
 
 @dataclass
@@ -66,17 +67,20 @@ class PhotoStream(Stream):
         return held.reading.wait()
 
     def _batch(self, first: int, last: int, share: float) -> Batch:
-        epochs, indices = self._places(first, last)
-        images = as_float(self.pixels(first, last).to(self.images.device))
-        labels = self.images.labels(indices)
-        epochs, indices = epochs.to(images.device), indices.to(images.device)
+        who = torch.stack(self._places(first, last))
+        images = as_float(sent(self.pixels(first, last), self.images.device))
+        labels = self.images.labels(who[1])
+        epochs, indices = sent(who, images.device)
         if self.augment is not None:
             images = self.augment(images, epochs, indices)
         if self.mixup:
             if first == 0:
                 images, labels = (torch.cat([values[:1], values]) for values in (images, labels))
             epochs, indices = epochs[first - last :], indices[first - last :]
-            weights = mixup_weights(image_keys(self.seed, "mixup", epochs, indices), self.mixup)
+            keys = image_keys(
+                self.seed, "mixup", *who[:, first - last :]
+            )  # on the host, where λ is worked out
+            weights = sent(mixup_weights(keys, self.mixup), images.device)
             images, labels = mixed(images, labels, weights, self.images.classes)
         return Batch(images, labels, epochs, indices, share)
 

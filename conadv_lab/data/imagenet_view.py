@@ -9,7 +9,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from conadv_lab.data.crops import CROP_DRAWS, ERASE_DRAWS, centre_crop, crop_box, erased_box, resized_crop
+from conadv_lab.data.crops import (
+    CROP_DRAWS,
+    ERASE_DRAWS,
+    Box,
+    centre_crop,
+    crop_box,
+    erased_box,
+    resized_crop,
+)
 from conadv_lab.data.decode import Content, Decoder
 from conadv_lab.data.policies import POLICY_DRAWS, autoaugment, randaugment
 
@@ -52,17 +60,28 @@ class View:
         """(side, side, 3) uint8, as ``draws``, `DRAWS` numbers in [0, 1), say."""
         pixels = decoder(content, name)
         height, width = pixels.shape[:2]
-        box = crop_box(height, width, draws[:CROP_DRAWS], scale=(self.least, 1.0))
-        image = resized_crop(pixels, box, self.side, self.flip and draws[CROP_DRAWS] < 0.5)
+        box = self.box(height, width, draws)
+        image = resized_crop(pixels, box, self.side, self.mirrored(draws))
         if self.policy != "none":
             image = self._by_policy(image, draws[_POLICY:_ERASE])
         if self.erasing:
-            erased = erased_box(self.side, self.side, draws[_ERASE:], self.erasing)
-            if erased is not None:
-                top, left, height, width = erased
-                image = image.clone()  # a crop of this very size is a view of the decoder's memory
-                image[top : top + height, left : left + width] = _MEAN
+            image = image.clone()  # a crop of this very size is a view of the decoder's memory
+            self.erase(image, draws)
         return image
+
+    def box(self, height: int, width: int, draws: Sequence[float]) -> Box:
+        """What a random crop cuts out of a photograph of that size."""
+        return crop_box(height, width, draws[:CROP_DRAWS], scale=(self.least, 1.0))
+
+    def mirrored(self, draws: Sequence[float]) -> bool:
+        return self.flip and draws[CROP_DRAWS] < 0.5
+
+    def erase(self, image: Tensor, draws: Sequence[float]) -> None:
+        """Blank a box of an image (side, side, 3), in place, if it is drawn."""
+        erased = erased_box(self.side, self.side, draws[_ERASE:], self.erasing)
+        if erased is not None:
+            top, left, height, width = erased
+            image[top : top + height, left : left + width] = _MEAN
 
     def _by_policy(self, image: Tensor, draws: Sequence[float]) -> Tensor:
         picture = Image.fromarray(image.numpy())

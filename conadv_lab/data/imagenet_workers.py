@@ -66,6 +66,10 @@ class Readers:
         ValueError: more memory than there is.
     """
 
+    chunk = CHUNK
+    pixels_by = ""
+    """Of a set's fingerprint: whose arithmetic makes the pixels, where it is not this package's own."""
+
     def __init__(
         self, sets: Sequence[tuple[Photos, View]], workers: int, slots: int, slot_images: int
     ) -> None:
@@ -90,8 +94,8 @@ class Readers:
         """
         tasks: list[Future[None]] = []
         images = self._slot(which, slot, len(places))
-        for first in range(0, len(places), CHUNK):
-            part = slice(first, first + CHUNK)
+        for first in range(0, len(places), self.chunk):
+            part = slice(first, first + self.chunk)
             chunk = (which, slot, first, places[part], None if draws is None else draws[part])
             if self.workers:
                 tasks.append(self._submitted(*chunk))

@@ -9,13 +9,13 @@ from conadv_lab.data.hashing import uniform
 
 
 def mixup_weights(keys: Tensor, alpha: float) -> Tensor:
-    """λ of each image, from Beta(α, α): (B,) int32 keys to (B,) float32.
+    """λ of each image, from Beta(α, α): (B,) int32 keys to (B,) float32, both on the host.
 
     torchvision draws one λ a batch; here every image has its own, so that it does not matter which images share
     a micro-batch.
     """
-    draws = uniform(keys, 1)[:, 0].cpu().double().numpy()
-    return torch.from_numpy(betaincinv(alpha, alpha, draws)).float().to(keys.device)
+    draws = uniform(keys, 1)[:, 0].double().numpy()
+    return torch.from_numpy(betaincinv(alpha, alpha, draws)).float()
 
 
 def mixed(images: Tensor, labels: Tensor, weights: Tensor, classes: int) -> tuple[Tensor, Tensor]:

@@ -44,7 +44,8 @@ def blocks(factors: Sequence[Tensor], *lists: Sequence[Tensor]) -> Iterator[list
 
     On a CPU an operation over all parameters streams them through memory; several operations over one block
     read it once. A cut runs along the first dimension, which is a view in any memory format, and takes its
-    tensor's 0-d factor along. On other devices one cut holds everything, so that a launch serves all.
+    tensor's 0-d factor along. On other devices one cut holds everything, so that a launch serves all; in the
+    product with the factors alone, which have other shapes, torch makes one a tensor.
     """
     if lists[0][0].device.type != "cpu":
         yield [factors, *lists]

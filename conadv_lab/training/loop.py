@@ -17,7 +17,7 @@ from conadv_lab.runs import RunFolder, manifest, read_checkpoint, write_json
 from conadv_lab.training.build import Parts, build
 from conadv_lab.training.distributed import Ranks, Spectator, join
 from conadv_lab.training.evaluate import calibrated_copy, evaluate
-from conadv_lab.training.network import network_of
+from conadv_lab.training.network import begin_step, network_of
 from conadv_lab.training.pending import gathered_state, scattered_state
 from conadv_lab.training.reducer import Reducer
 from conadv_lab.training.resuming import fingerprint, reconciled, require_same_data
@@ -137,6 +137,7 @@ class Run:
         self.saver.check()
         parts, number = self.parts, self.step
         training = self.config.training
+        begin_step(self.config.model)
         step = parts.stream.step(number, parts.method.lookahead)
         if not self.ranks.trains:
             self._attack_step(step)

@@ -3,13 +3,28 @@
 import torch
 from torch import Tensor, nn
 
-from conadv_lab.config import Model
+from conadv_lab.config import GRAPH_MODES, Model
 
 
 def network_of(model: nn.Module, section: Model, device: torch.device) -> nn.Module:
-    """A module that shares the model's weights and runs as the config's section says."""
+    """A module that shares the model's weights and runs as the config's section says.
+
+    With a mode of torch.compile's that replays CUDA graphs, `begin_step` must be called at the start of every step.
+    Each micro-batch of a step is then captured for itself, as gradients gather over all of them: it is meant for
+    few. Not measured.
+    """
     network = Autocast(model, device.type) if section.precision == "bfloat16" else model
-    return torch.compile(network) if section.compile else network  # type: ignore[return-value]
+    return torch.compile(network, mode=section.compile_mode) if section.compile else network  # type: ignore[return-value]
+
+
+def begin_step(section: Model) -> None:
+    """Tell compiled CUDA graphs that nothing they gave in the step before is read any more.
+
+    Left to itself, torch takes each forward for the start of a step, and would write over the gradients of the one
+    before it. What a method keeps from step to step is never a network's own output or gradient, but made from it.
+    """
+    if section.compile and section.compile_mode in GRAPH_MODES:
+        torch.compiler.cudagraph_mark_step_begin()
 
 
 class Autocast(nn.Module):

@@ -13,7 +13,7 @@ def test_it_runs_and_names_its_rows(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["reading", *words, "--json", str(tmp_path / "rows.json")])
     reading.main()
     rows = {row["name"]: row for row in json.loads((tmp_path / "rows.json").read_text())["rows"]}
-    assert set(rows) == {
+    assert set(rows) - {"full size, DALI"} == {
         "pixels equal", reading.PEER, "full size", "pack 400",
         "bare loop full size", "loader full size", "bare loop pack 400", "loader pack 400",
     }  # fmt: skip

@@ -1,5 +1,6 @@
 """The set of photographs and its stream: the same images whoever reads them, in any number of processes."""
 
+import math
 import os
 import signal
 import time
@@ -99,6 +100,35 @@ def test_workers_room_and_micro_batches_change_nothing(tree, changes):
                 torch.cat([getattr(b, what) for b in s.step(number).batches()]) for s in (whole, parts)
             )
             assert torch.equal(one, other)
+
+
+def test_all_of_a_batch_is_sent_so_that_nobody_waits(tree, monkeypatch):
+    """Images, labels, epochs with indices, and mixup's weights: on a GPU each by the copy that does not wait."""
+    sizes = []
+    for module in ("imagenet", "imagenet_stream"):
+        monkeypatch.setattr(
+            f"conadv_lab.data.{module}.sent", lambda values, _: (sizes.append(values.numel()), values)[1]
+        )
+    next(iter(stream_for(tree, mixup=0.2).step(1).batches()))
+    assert sorted(sizes) == [3, 4, 8, 4 * 3 * 32**2]  # three images, and the one before them
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("changes", [{}, {"mixup": 0.2}], ids=["plain", "mixup"])
+def test_a_gpu_gets_the_same_images_and_the_host_does_not_wait(tree, changes):
+    streams = []
+    for device in ("cpu", "cuda"):
+        config = config_for(tree, workers=1, **changes)
+        train, _ = load_imagenet(config, device)
+        streams.append(PhotoStream(train, mixup=config.data.mixup, seed=0, batch=8, steps=5, micro_batch=3))
+    ours = [b.images for number in range(5) for b in streams[0].step(number).batches()]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        theirs = [b.images for number in range(5) for b in streams[1].step(number).batches()]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(other.cpu(), one, rtol=0, atol=1e-6)
 
 
 class HalfStream(PhotoStream):
@@ -237,16 +267,37 @@ def test_slots_are_few_for_vanilla_and_many_where_images_are_kept(tree):
     assert kept == (vanilla[0] + int(0.1e9 / (3 * 3 * 224**2)), 3)
 
 
-def test_erasing_blanks_with_the_mean_pixel(tree):
+def erased_pixel_by_pixel(plain: list, draws: list[float], probability: float) -> list:
+    """Zhong et al. 2020, algorithm 1, as written: one pixel after another. Ratio is height over width."""
+    side = len(plain)
+    if draws[0] >= probability:
+        return plain
+    for attempt in range(10):
+        of_area, of_ratio, of_top, of_left = draws[1 + 4 * attempt : 5 + 4 * attempt]
+        area = side * side * (0.02 + (0.33 - 0.02) * of_area)
+        ratio = 0.3 * (3.3 / 0.3) ** of_ratio
+        height, width = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
+        if height < side and width < side:
+            top, left = math.floor(of_top * (side - height + 1)), math.floor(of_left * (side - width + 1))
+            inside = {(y, x) for y in range(top, top + height) for x in range(left, left + width)}
+            return [
+                [[124, 116, 104] if (y, x) in inside else plain[y][x] for x in range(side)]
+                for y in range(side)
+            ]
+    return plain
+
+
+def test_erasing_is_that_of_a_slow_rendering(tree):
     path = next((tree / "train").rglob("*_0.JPEG"))
-    draws = np.full(DRAWS, 0.5).tolist()
-    draws[-41] = 0.0
-    plain, erased = (
-        View(32, 36, erasing=p).augmented(path.read_bytes(), "x", Decoder(), draws) for p in (0.0, 1.0)
-    )
-    changed = (plain != erased).any(-1)
-    assert 0.1 < changed.float().mean() < 0.3
-    assert erased[changed].unique(dim=0).tolist() == [[124, 116, 104]]
+    erased = 0
+    for row in uniform(image_keys(3, "photo", torch.tensor(0), torch.arange(40)), DRAWS).tolist():
+        plain, ours = (
+            View(32, 36, erasing=p).augmented(path.read_bytes(), "x", Decoder(), row).tolist()
+            for p in (0.0, 0.6)
+        )
+        assert ours == erased_pixel_by_pixel(plain, row[-41:], 0.6)
+        erased += ours != plain
+    assert 10 < erased < 35
 
 
 @pytest.mark.parametrize(
