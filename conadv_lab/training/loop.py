@@ -75,8 +75,9 @@ def prepare(
 def _prepared(
     config: Config, folder: RunFolder, resume: bool, progress: Progress, ranks: Ranks
 ) -> "Run | None":
-    config = reconciled(config, folder, resume)
-    if folder.result() is not None:
+    with ranks.agreed():
+        config = reconciled(config, folder, resume)
+    if ranks.told_by_first(int(folder.result() is not None)):
         return None
     run = Run(build(config, ranks), folder, progress if ranks.first else "none")
     require_same_data(folder, run.parts.train_set)
