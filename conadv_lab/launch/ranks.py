@@ -43,6 +43,12 @@ def introduce(environment: Any, folder: Path) -> None:
     )
 
 
+def part(folder: Path) -> None:
+    """Forget the meeting: the next stretch of the same job must not look for rank 0 where this one was."""
+    for old in folder.glob("meeting-*.json"):
+        old.unlink(missing_ok=True)
+
+
 def start(command: Sequence[str], count: int) -> int:
     """Run the command as ``count`` ranks of this machine and return their exit status; one that dies ends all.
 
@@ -100,8 +106,7 @@ def _announce(meeting: Path) -> None:
     if address is None:
         address = "127.0.0.1" if os.environ.get("SUBMITIT_EXECUTOR") == "local" else socket.gethostname()
     port = _free_port("")
-    for old in meeting.parent.glob("meeting-*.json"):
-        old.unlink(missing_ok=True)
+    part(meeting.parent)
     beside = meeting.with_suffix(".partial")
     beside.write_text(json.dumps([address, port]))
     beside.replace(meeting)

@@ -54,12 +54,12 @@ def test_a_job_that_slurm_does_not_know_is_queued_again_to_be_safe(fake):
     assert worker.stop_cause("41", MINUTES, DELAY, restarts=0) == ("asked", True)
 
 
-def rank(record: Record, number: int = 0) -> worker.Rank:
+def rank(record: Record, number: int = 0, cluster: str = "slurm") -> worker.Rank:
     record.write_job(
         record.job | {"profile": {"minutes": MINUTES, "signal_delay_s": DELAY, "cpus_per_task": 1}}
     )
     record.__dict__.pop("job")
-    place = SimpleNamespace(job_id="41", global_rank=number, num_tasks=1, cluster="slurm", hostname="here")
+    place = SimpleNamespace(job_id="41", global_rank=number, num_tasks=1, cluster=cluster, hostname="here")
     return worker.Rank(record, place)
 
 
@@ -145,6 +145,20 @@ def test_other_ranks_leave_the_queueing_to_rank_0(fake, tmp_path, monkeypatch):
     assert leave(one) == 75
     assert last(one.record.events(), "stopped") is None
     assert not (fake / "scontrol-calls").exists()
+
+
+def test_the_next_stretch_here_does_not_meet_where_this_one_did(tmp_path):
+    """Begun again by submitit's controller a job has the same number, so that ranks would read the old address."""
+    one = rank(sent(tmp_path / "run"), cluster="local")
+    place = SimpleNamespace(job_id="41", global_rank=0, local_rank=0, num_tasks=2)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+            patch.delenv(name, raising=False)
+        patch.setattr(os, "environ", dict(os.environ))
+        worker.ranks.introduce(place, one.record.folder)
+    assert len(list(one.record.folder.glob("meeting-*.json"))) == 1
+    leave(one)
+    assert not list(one.record.folder.glob("meeting-*.json"))
 
 
 def test_the_next_stretch_knows_what_ended_the_one_before(fake, tmp_path):
