@@ -139,9 +139,10 @@ def elsewhere(folder: Path) -> None:
     moved = config(**CASES["conadv-3"][1]).replace(checkpoint_every=5)
     run = prepare(moved, folder / "from-one-to-two", progress="none")
     assert run is not None
-    run.start()
-    while run.step < 8:
-        run.train_step()
+    with run.claim:  # this process lives on, and two others will want the folder
+        run.start()
+        while run.step < 8:
+            run.train_step()
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
