@@ -112,7 +112,7 @@ def test_signals_while_a_run_starts_kill_nothing(cluster, own, run):
 
 def test_a_time_limit_is_survived(cluster, own, run):
     # SLURM looks every 30 s and may tell 30 s early: 5 to 35 s after the start.
-    words = ("--minutes", "1", "--signal-delay-s", "25", "--steps", "680")
+    words = ("--minutes", "1", "--signal-delay-s", "25", "--steps", "760")
     assert cluster.submit("run", f"{own}:recipe", "--out", run, *words) == 0
     state = cluster.wait(run, "done", seconds=200)
     assert state.timed_out >= 1
