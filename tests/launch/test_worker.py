@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from conadv_lab.launch import worker
+from conadv_lab.launch.ranks import MEETING
 from conadv_lab.launch.records import Record, last
 from tests.launch.conftest import sent, write_command
 
@@ -147,15 +148,30 @@ def test_other_ranks_leave_the_queueing_to_rank_0(fake, tmp_path, monkeypatch):
     assert not (fake / "scontrol-calls").exists()
 
 
-def test_the_next_stretch_here_does_not_meet_where_this_one_did(tmp_path):
+@pytest.fixture
+def nobody_met(monkeypatch) -> dict[str, str]:
+    """An environment of its own, without the words that ranks meet by."""
+    left = {name: value for name, value in os.environ.items() if name not in (*MEETING, "LOCAL_RANK")}
+    monkeypatch.setattr(os, "environ", left)
+    return left
+
+
+def test_a_port_that_is_inherited_does_not_make_every_rank_the_only_one(tmp_path, nobody_met):
+    nobody_met["MASTER_PORT"] = "1"
+    place = SimpleNamespace(job_id="41", global_rank=0, local_rank=0, num_tasks=2)
+    worker.ranks.introduce(place, tmp_path)
+    assert (nobody_met["RANK"], nobody_met["WORLD_SIZE"]) == ("0", "2")
+    assert nobody_met["MASTER_PORT"] != "1"
+    port = nobody_met["MASTER_PORT"]
+    worker.ranks.introduce(place, tmp_path / "nowhere")  # all are set, as a site's own lines may do
+    assert nobody_met["MASTER_PORT"] == port
+
+
+def test_the_next_stretch_here_does_not_meet_where_this_one_did(tmp_path, nobody_met):
     """Begun again by submitit's controller a job has the same number, so that ranks would read the old address."""
     one = rank(sent(tmp_path / "run"), cluster="local")
     place = SimpleNamespace(job_id="41", global_rank=0, local_rank=0, num_tasks=2)
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-            patch.delenv(name, raising=False)
-        patch.setattr(os, "environ", dict(os.environ))
-        worker.ranks.introduce(place, one.record.folder)
+    worker.ranks.introduce(place, one.record.folder)
     assert len(list(one.record.folder.glob("meeting-*.json"))) == 1
     leave(one)
     assert not list(one.record.folder.glob("meeting-*.json"))
