@@ -36,7 +36,8 @@ def reconciled(config: Config, folder: RunFolder, resume: bool) -> Config:
 
 def require_unchanged(config: Config, folder: RunFolder, resume: bool) -> None:
     """Raise ``ValueError`` if another job has begun or finished the run since it was looked at."""
-    reconciled(config, folder, resume)
+    if (folder.path / "config.json").exists():  # other files may be of this job's own model or data
+        reconciled(config, folder, resume)
     if folder.result() is not None:
         raise ValueError(f"{folder.path} was finished by another job while this one started")
 

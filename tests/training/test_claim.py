@@ -142,6 +142,17 @@ def test_a_run_that_another_job_has_begun_or_finished_meanwhile_is_left_alone(tm
     assert digest(loop.RunFolder(tmp_path / "done-True")) == digest(loop.RunFolder(tmp_path / "done-False"))
 
 
+def test_what_a_users_own_function_left_in_the_new_folder_is_no_other_job(tmp_path, monkeypatch):
+    taken = Claim.take
+
+    def after_a_file(self):
+        taken(self)
+        (self.folder / "notes.txt").write_text("of the model")
+
+    monkeypatch.setattr(Claim, "take", after_a_file)
+    assert loop.train(tiny(), tmp_path / "run", resume=True, progress="none").result() is not None
+
+
 def test_where_there_are_no_locks_a_run_trains_without(tmp_path, monkeypatch):
     def none(*_words):
         raise OSError(claim.errno.ENOLCK, "No locks available")
