@@ -108,9 +108,10 @@ def _table(rows: "pd.DataFrame", largest: int) -> str:
 
 CONCLUSION = """\
 From batch 64 to the whole set, at equal epochs and so in a fourteenth of the steps, vanilla's top eigenvalue grows
-{batch_top_eigenvalue} times and its accuracy changes by {batch_accuracy} points, but of the scale-invariant worst
-rises no growth is clear: {batch_adaptive_worst} times, on normalised logits {batch_adaptive_worst_logit_normalised}. At
-the whole set ConAdv lies flatter than vanilla by raw and by scale-invariant measures, level with DisAdv and at the
+{batch_top_eigenvalue} times and its accuracy changes by {batch_accuracy} points (n = {batch_accuracy.n}), but of the
+scale-invariant worst rises no growth is clear: {batch_adaptive_worst} times, on normalised logits
+{batch_adaptive_worst_logit_normalised}. At the whole set
+ConAdv lies flatter than vanilla by raw and by scale-invariant measures, level with DisAdv and at the
 same learning rate: {conadv_vanilla_top_eigenvalue} times the λ, {conadv_vanilla_adaptive_worst_logit_normalised} times
 the worst rise on normalised logits. But flatness does not explain the accuracy: recycled-equal lies flatter than
 vanilla by both, {requal_vanilla_top_eigenvalue} and {requal_vanilla_adaptive_worst_logit_normalised}, and is less

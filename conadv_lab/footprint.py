@@ -25,8 +25,14 @@ def image_shape(config: Config) -> tuple[int, int, int]:
     return SHAPES.get(data.dataset, (3, side, side))
 
 
-def memory_bytes(config: Config, images: float, micro_batch: int) -> tuple[dict[str, int], int]:
-    """(bytes by purpose, number of parameters) of a device that trains on so many clean images of a step."""
+def memory_bytes(
+    config: Config, images: float, micro_batch: int, several: bool = False
+) -> tuple[dict[str, int], int]:
+    """(bytes by purpose, number of parameters) of a device that trains on so many clean images of a step.
+
+    Args:
+        several: whether it is one of several devices, so that gradients are gathered in buckets.
+    """
     from conadv_lab.training.build import build_model
     from conadv_lab.training.network import network_of
 
@@ -39,8 +45,11 @@ def memory_bytes(config: Config, images: float, micro_batch: int) -> tuple[dict[
     both = 2 if config.method.method.endswith("-equal") else 1  # its halves share a forward
     network = network_of(model.train(), replace(config.model, compile=False), torch.device("cpu"))
     saved = activations(network, shape, next(model.parameters()).dtype)
+    more = {"averaged weights": weights} if config.model.ema else {}
+    more |= {"gradients on their way": 4 * parameters} if several else {}
     return {
         "weights": weights,
+        **more,
         "gradients and optimiser": (1 + states) * 4 * parameters,
         "activations": round(_GAPS * micro_batch * both * saved),
         "kernels": _KERNELS,

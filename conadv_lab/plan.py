@@ -105,7 +105,7 @@ def plan_of(config: "Config", devices: int = 1) -> Plan:
     images = clean / devices
     micro_batch = min(config.training.micro_batch or clean, ceil(images))
     host = host_bytes(config)  # before the model is built here
-    memory, parameters = memory_bytes(config, images, micro_batch)
+    memory, parameters = memory_bytes(config, images, micro_batch, several=devices > 1)
     known = config.model.model == "resnet50" and (config.data.dataset, config.data.pixels) == (
         "imagenet",
         224,

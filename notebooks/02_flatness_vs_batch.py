@@ -93,5 +93,5 @@ plt.show()
 # %% [markdown]
 # **What this shows.** λ grows with the batch for every method, and much of that is the number of steps: with
 # the same epochs a large batch takes few. The learning rates here were not tuned for each method, and three
-# seeds give wide bars: `python -m analysis.flatness_vs_batch` asks the same with a tuned grid, ten seeds and
+# seeds give wide bars: `python -m analysis.flatness_vs_batch` asks the same with a tuned grid, up to ten seeds and
 # all controls.

@@ -196,16 +196,18 @@ def _free_port() -> int:
 
 
 def cases(count: int, ranks: Sequence[int], seed: int) -> list[tuple[str, int, list[Disturbance]]]:
-    """Random cases in which every method, number of ranks, signal and moment comes about equally often."""
+    """Random cases in which every method, number of ranks, signal and moment comes about equally often.
+
+    Of two numbers of ranks a dozen, as many as `make test-all` takes, begins once with each moment of each method.
+    """
     draw = random.Random(seed)
     made = []
     for number in range(count):
         world = ranks[number // len(METHODS) % len(ranks)]
         disturbances = []
         for extra in range(draw.choice((1, 2, 3))):
-            turn = number // (len(METHODS) * len(ranks)) + extra
-            kind = SIGNALS[turn % len(SIGNALS)]
-            moment = MOMENTS[turn // len(SIGNALS) % len(MOMENTS)] if extra == 0 else draw.choice(MOMENTS)
+            kind = SIGNALS[(number + number // len(METHODS) + number // 12 + extra) % len(SIGNALS)]
+            moment = MOMENTS[(number + number // 12) % len(MOMENTS)] if extra == 0 else draw.choice(MOMENTS)
             # Only the first rank saves and evaluates.
             rank = 0 if moment in ("saving", "evaluating") else draw.randrange(world)
             disturbances.append(Disturbance(kind, moment, draw.random(), rank))

@@ -67,6 +67,15 @@ def test_a_plan_adds_up():
     assert plan_of(recipe.replace(method="vanilla"), 8).memory["pending attacks"] == 0
 
 
+def test_what_several_devices_and_averaged_weights_take_more():
+    recipe = digits.conadv().replace(micro_batch=32)
+    one, two = plan_of(recipe, 1).memory, plan_of(recipe, 2).memory
+    assert two.keys() - one.keys() == {"gradients on their way"}
+    assert two["gradients on their way"] * 2 == one["gradients and optimiser"]  # these and the momentum
+    averaged = plan_of(recipe.replace(ema=0.9), 1).memory
+    assert averaged == one | {"averaged weights": one["weights"]}
+
+
 def test_bfloat16_keeps_about_half():
     recipe = imagenet.resnet50_4k().replace(pixels=64)
     half, full = (plan_of(recipe.replace(precision=p)).memory["activations"] for p in ("bfloat16", "float32"))

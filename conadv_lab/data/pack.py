@@ -21,6 +21,7 @@ import mmap
 import struct
 import sys
 from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -190,6 +191,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as mistake:
         print(f"error: {mistake}", file=sys.stderr)
         return 2
+    except (
+        OSError,
+        BrokenProcessPool,
+    ) as failure:  # a full disk, or a worker that was killed or out of memory
+        print(f"error: {str(failure).rstrip('.')}. The same command goes on where it was", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("stopped; the same command goes on where it was", file=sys.stderr)
         return 75

@@ -13,13 +13,16 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+MEETING = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 PATIENCE = 120
 GRACE = 15
 """Seconds that the other ranks have to end by themselves once one has failed."""
 
 
 def introduce(environment: Any, folder: Path) -> None:
-    """Set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, unless there is one rank or they are set.
+    """Set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, unless there is one rank or all are set.
+
+    One alone, inherited from where the job was sent, would let every rank take itself for the only one.
 
     Rank 0 looks for a free port and tells the others in a file of the run's, so that two jobs on a node never
     meet on one port. CUDA_VISIBLE_DEVICES stays as SLURM set it.
@@ -27,7 +30,7 @@ def introduce(environment: Any, folder: Path) -> None:
     Raises:
         TimeoutError: rank 0 told no port within two minutes.
     """
-    if environment.num_tasks == 1 or "MASTER_PORT" in os.environ:
+    if environment.num_tasks == 1 or all(name in os.environ for name in MEETING):
         return
     stretch = f"{environment.job_id}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"
     meeting = folder / f"meeting-{stretch}.json"
@@ -41,6 +44,12 @@ def introduce(environment: Any, folder: Path) -> None:
         MASTER_ADDR=address,
         MASTER_PORT=str(port),
     )
+
+
+def part(folder: Path) -> None:
+    """Forget the meeting: the next stretch of the same job must not look for rank 0 where this one was."""
+    for old in folder.glob("meeting-*.json"):
+        old.unlink(missing_ok=True)
 
 
 def start(command: Sequence[str], count: int) -> int:
@@ -100,8 +109,7 @@ def _announce(meeting: Path) -> None:
     if address is None:
         address = "127.0.0.1" if os.environ.get("SUBMITIT_EXECUTOR") == "local" else socket.gethostname()
     port = _free_port("")
-    for old in meeting.parent.glob("meeting-*.json"):
-        old.unlink(missing_ok=True)
+    part(meeting.parent)
     beside = meeting.with_suffix(".partial")
     beside.write_text(json.dumps([address, port]))
     beside.replace(meeting)

@@ -30,6 +30,8 @@ def command(run: Path) -> str:
     lines = []
     if (run / "manifest.json").is_file():
         manifest = folder.manifest()
+        if (count := manifest.get("ranks", 1)) > 1:  # attackers need them, and bits depend on how many train
+            words += ["--ranks", str(count)]
         packages = " ".join(f"{name}=={version}" for name, version in manifest["packages"].items() if version)
         lines = [f"# recipe {recipe}, commit {manifest['commit']}, data {manifest['data']}",
                  f"# python {manifest['python']}, {packages}"]  # fmt: skip

@@ -141,6 +141,7 @@ class Rank:
         """Queue the job again unless it was cancelled or cannot get on; returns the exit status."""
         step = _newest_step(self.record.path)
         if self.is_local:
+            ranks.part(self.record.folder)  # here a job that is begun again has the same name
             again = "SIGUSR2" in why
             cause = "preempted" if again else "asked"
             self.record.note("stopped", job=self.job_id, cause=cause, why=why, step=step)

@@ -60,7 +60,8 @@ def build(config: Config, ranks: Ranks = ALONE) -> Parts:
     Raises:
         ValueError: whatever the config asks for and cannot have.
     """
-    device = pick_device(config.training.device, ranks)
+    with ranks.agreed():  # a rank that went no further would leave the others waiting in first_goes_first
+        device = pick_device(config.training.device, ranks)
     neighbours = min(ranks.count, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     torch.set_num_threads(config.training.threads or max(1, (os.cpu_count() or 1) // neighbours))
     if config.training.deterministic:

@@ -15,12 +15,13 @@ from conadv_lab.methods.adversarial import ConAdv
 from conadv_lab.methods.base import Losses
 from conadv_lab.runs import RunFolder, manifest, read_checkpoint, write_json
 from conadv_lab.training.build import Parts, build
+from conadv_lab.training.claim import Claim
 from conadv_lab.training.distributed import Ranks, Spectator, join
 from conadv_lab.training.evaluate import calibrated_copy, evaluate
 from conadv_lab.training.network import begin_step, network_of
 from conadv_lab.training.pending import gathered_state, scattered_state
 from conadv_lab.training.reducer import Reducer
-from conadv_lab.training.resuming import fingerprint, reconciled, require_same_data
+from conadv_lab.training.resuming import fingerprint, reconciled, require_same_data, require_unchanged
 from conadv_lab.training.saving import Saver
 from conadv_lab.training.stopping import StoppedOnRequest, stop_requests
 from conadv_lab.training.weights import average_of, load_weights, on_device, parameters_sha256
@@ -58,7 +59,9 @@ def train(config: Config, out: str | Path, *, resume: bool = False, progress: Pr
 def prepare(
     config: Config, out: str | Path, *, resume: bool = False, progress: Progress = "auto"
 ) -> "Run | None":
-    """The run that `train` would begin, every mistake found and nothing written; None where it is finished.
+    """The run that `train` would begin, every mistake found; None where it is finished.
+
+    Nothing is written but the lock that keeps other processes out of the folder, until the run ends or is dropped.
 
     Raises:
         ValueError: as for `train`.
@@ -69,14 +72,20 @@ def prepare(
         run = _prepared(config, RunFolder(out) if ranks.first else Spectator(out), resume, progress, ranks)
     if run is None:
         ranks.leave()
+        return None
+    with ranks.failures_told(), ranks.agreed():
+        if ranks.first:
+            run.claim.take()
+            require_unchanged(run.config, run.folder, resume)
     return run
 
 
 def _prepared(
     config: Config, folder: RunFolder, resume: bool, progress: Progress, ranks: Ranks
 ) -> "Run | None":
-    config = reconciled(config, folder, resume)
-    if folder.result() is not None:
+    with ranks.agreed():
+        config = reconciled(config, folder, resume)
+    if ranks.told_by_first(int(folder.result() is not None)):
         return None
     run = Run(build(config, ranks), folder, progress if ranks.first else "none")
     require_same_data(folder, run.parts.train_set)
@@ -93,6 +102,7 @@ class Run:
         several = self.ranks.trains and self.ranks.trainers > 1
         self.reducer = Reducer(parts.model, self.ranks.training) if several else None
         self.step = 0
+        self.claim = Claim(folder.path)
         self.saver = Saver(folder)
         self.seconds_before = 0.0
         self.ema = average_of(parts.model, self.config.model.ema)
@@ -102,7 +112,7 @@ class Run:
 
     def to_the_end(self) -> None:
         """Start, take every step that is left, and finish; or stop between two steps where a signal asks for it."""
-        with stop_requests() as requests, self.ranks.failures_told(), self.saver:
+        with stop_requests() as requests, self.claim, self.ranks.failures_told(), self.saver:
             self.start()
             while self.step < self.parts.stream.steps:
                 self.train_step()

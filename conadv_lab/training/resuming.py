@@ -3,13 +3,14 @@
 from conadv_lab.config import Config
 from conadv_lab.data.loader import ImageSet
 from conadv_lab.runs import RunFolder
+from conadv_lab.training.claim import LOCK
 
 
 def reconciled(config: Config, folder: RunFolder, resume: bool) -> Config:
     """The config, its machine-dependent gaps filled from the folder that is resumed; refuses any other conflict."""
     if folder.path.exists() and not folder.path.is_dir():
         raise ValueError(f"{folder.path} is a file; pass the path of a folder as --out")
-    if not folder.path.exists() or not any(folder.path.iterdir()):
+    if not folder.path.exists() or all(child.name == LOCK for child in folder.path.iterdir()):
         return config
     if not resume:
         raise ValueError(f"{folder.path} exists already; pass --resume to continue it, or another --out")
@@ -31,6 +32,14 @@ def reconciled(config: Config, folder: RunFolder, resume: bool) -> Config:
     if different:
         raise ValueError(f"{folder.path} was started with another config: {'; '.join(different)}")
     return config
+
+
+def require_unchanged(config: Config, folder: RunFolder, resume: bool) -> None:
+    """Raise ``ValueError`` if another job has begun or finished the run since it was looked at."""
+    if (folder.path / "config.json").exists():  # other files may be of this job's own model or data
+        reconciled(config, folder, resume)
+    if folder.result() is not None:
+        raise ValueError(f"{folder.path} was finished by another job while this one started")
 
 
 def require_same_data(folder: RunFolder, train_set: ImageSet) -> None:

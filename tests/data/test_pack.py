@@ -1,10 +1,12 @@
 """Packs: what goes in comes out, a build can be killed at any moment, and damage is found."""
 
+import errno
 import io
 import os
 import re
 import subprocess
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +118,29 @@ def test_a_killed_build_goes_on_and_ends_as_if_never_killed(tree, tmp_path, monk
         tmp_path / "whole" / "train.pack"
     ).read_bytes()
     assert os.listdir(tmp_path / "killed") == ["train.pack"]
+
+
+@pytest.mark.parametrize(
+    ("failure", "told"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (BrokenProcessPool("A process was terminated abruptly."), "terminated abruptly"),
+    ],
+    ids=["a full disk", "a killed worker"],
+)
+def test_what_is_nobodys_mistake_is_told_in_a_sentence_and_the_build_goes_on(
+    tree, tmp_path, monkeypatch, capsys, failure, told
+):
+    def fails(*_words):
+        raise failure
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pack_build.Begun, "append", fails)
+        assert build(tree, tmp_path / "packs", "--side", "64", "--splits", "train") == 1
+    said = capsys.readouterr().err
+    assert told in said
+    assert "The same command goes on where it was" in said
+    assert build(tree, tmp_path / "packs", "--side", "64", "--splits", "train") == 0
 
 
 def test_a_finished_pack_is_left_and_other_settings_are_refused(tree, tmp_path, capsys):

@@ -36,7 +36,8 @@ def finished(run: Path) -> str:
 
 
 def test_a_run_is_preempted_and_resumes_bitwise(cluster, own, run, tmp_path):
-    assert cluster.submit("run", f"{own}:recipe", "--out", run, "--partition", "low") == 0
+    longer = ("--steps", "150")  # it must not be over before it is preempted
+    assert cluster.submit("run", f"{own}:recipe", "--out", run, "--partition", "low", *longer) == 0
     cluster.wait_for_step(run, 15)
     urgent = "sleep 3"
     cluster.command(
@@ -44,7 +45,7 @@ def test_a_run_is_preempted_and_resumes_bitwise(cluster, own, run, tmp_path):
     )
     assert cluster.wait(run, "pending").preempted == 1
     assert str(cluster.wait(run, "done")) == "done, preempted ×1"
-    assert finished(run) == undisturbed(own, tmp_path)["parameters_sha256"]
+    assert finished(run) == undisturbed(own, tmp_path, *longer)["parameters_sha256"]
     stopped = last(Record(run).events(), "stopped")
     assert stopped["step"] >= 15
     assert cluster.jobs() == set()
@@ -57,7 +58,7 @@ def on_two_nodes(tmp_path: Path) -> Path:
 
 
 def test_two_nodes_train_together_are_preempted_and_resume_bitwise(cluster, own, run, tmp_path):
-    words = ("run", f"{own}:shared_recipe", "--profile", on_two_nodes(tmp_path), "--out")
+    words = ("run", f"{own}:shared_recipe", "--profile", on_two_nodes(tmp_path), "--steps", "150", "--out")
     assert cluster.submit(*words, run) == 0
     cluster.wait_for_step(run, 15)
     cluster.command(
@@ -112,7 +113,7 @@ def test_signals_while_a_run_starts_kill_nothing(cluster, own, run):
 
 def test_a_time_limit_is_survived(cluster, own, run):
     # SLURM looks every 30 s and may tell 30 s early: 5 to 35 s after the start.
-    words = ("--minutes", "1", "--signal-delay-s", "25", "--steps", "680")
+    words = ("--minutes", "1", "--signal-delay-s", "25", "--steps", "760")
     assert cluster.submit("run", f"{own}:recipe", "--out", run, *words) == 0
     state = cluster.wait(run, "done", seconds=200)
     assert state.timed_out >= 1

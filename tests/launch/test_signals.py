@@ -13,24 +13,31 @@ from conadv_lab.launch import signals
 
 came = []
 
-def child(queue):
+def child(queue, go):
     queue.put(os.getpid())
-    time.sleep(1.5)
+    go.get()
     queue.put(len(came))
+
+def wait_for(count):
+    until = time.monotonic() + 30
+    while len(came) < count and time.monotonic() < until:
+        time.sleep(0.01)
 
 if __name__ == "__main__":
     signals.take_over(lambda number: came.append(["first", number]))
     context = multiprocessing.get_context(sys.argv[1])
-    queue = context.Queue()
-    process = context.Process(target=child, args=(queue,))
+    queue, go = context.Queue(), context.Queue()
+    process = context.Process(target=child, args=(queue, go))
     process.start()
     pid = queue.get()
-    for number in (signal.SIGUSR2, signal.SIGTERM):
+    for count, number in enumerate((signal.SIGUSR2, signal.SIGTERM), 1):
         os.kill(pid, number)
         os.kill(os.getpid(), number)
-        time.sleep(0.1)
+        wait_for(count)  # a handler installed before would be called in place of the first
     signal.signal(signal.SIGTERM, lambda number, frame: came.append(["second", number]))
     os.kill(os.getpid(), signal.SIGTERM)
+    wait_for(3)
+    go.put(None)
     heard = queue.get(timeout=20)
     process.join()
     print(json.dumps([came, heard, process.exitcode]))

@@ -16,6 +16,8 @@ from conadv_lab import submit, train
 from conadv_lab.launch import local
 from conadv_lab.launch.records import Record
 from conadv_lab.launch.snapshot import PACKAGE
+from conadv_lab.recipes.digits import conadv
+from conadv_lab.runs import RunFolder, manifest
 from tests.launch.conftest import sent, write_command
 
 SHORT = [
@@ -229,6 +231,16 @@ def test_the_same_command_runs_here_and_can_be_repeated(no_slurm, capsys, tmp_pa
     assert train.main(repeat[repeat.index("conadv_lab.train") + 1 :]) == 0
     results = [json.loads((Path(f"{chosen}{more}") / "result.json").read_text()) for more in ("", "-again")]
     assert results[0]["parameters_sha256"] == results[1]["parameters_sha256"]
+
+
+def test_a_run_of_several_ranks_is_repeated_by_as_many(tmp_path, capsys):
+    """Without them the command would be refused: somebody has to train where others attack."""
+    config = conadv().replace(placement="ranks", attackers=1, micro_batch=128)
+    RunFolder(tmp_path / "run").create(config, manifest("data") | {"ranks": 3})
+    _, out, _ = run(capsys, "show", tmp_path / "run", "--reproduce")
+    words = shlex.split(out.splitlines()[-1])
+    again, _, options = train.parse(words[words.index("conadv_lab.train") + 1 :])
+    assert (again, options.ranks) == (config, 3)
 
 
 def test_gpus_of_this_machine_are_not_hidden(monkeypatch, tmp_path):

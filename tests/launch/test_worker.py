@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from conadv_lab.launch import worker
+from conadv_lab.launch.ranks import MEETING
 from conadv_lab.launch.records import Record, last
 from tests.launch.conftest import sent, write_command
 
@@ -54,12 +55,12 @@ def test_a_job_that_slurm_does_not_know_is_queued_again_to_be_safe(fake):
     assert worker.stop_cause("41", MINUTES, DELAY, restarts=0) == ("asked", True)
 
 
-def rank(record: Record, number: int = 0) -> worker.Rank:
+def rank(record: Record, number: int = 0, cluster: str = "slurm") -> worker.Rank:
     record.write_job(
         record.job | {"profile": {"minutes": MINUTES, "signal_delay_s": DELAY, "cpus_per_task": 1}}
     )
     record.__dict__.pop("job")
-    place = SimpleNamespace(job_id="41", global_rank=number, num_tasks=1, cluster="slurm", hostname="here")
+    place = SimpleNamespace(job_id="41", global_rank=number, num_tasks=1, cluster=cluster, hostname="here")
     return worker.Rank(record, place)
 
 
@@ -145,6 +146,35 @@ def test_other_ranks_leave_the_queueing_to_rank_0(fake, tmp_path, monkeypatch):
     assert leave(one) == 75
     assert last(one.record.events(), "stopped") is None
     assert not (fake / "scontrol-calls").exists()
+
+
+@pytest.fixture
+def nobody_met(monkeypatch) -> dict[str, str]:
+    """An environment of its own, without the words that ranks meet by."""
+    left = {name: value for name, value in os.environ.items() if name not in (*MEETING, "LOCAL_RANK")}
+    monkeypatch.setattr(os, "environ", left)
+    return left
+
+
+def test_a_port_that_is_inherited_does_not_make_every_rank_the_only_one(tmp_path, nobody_met):
+    nobody_met["MASTER_PORT"] = "1"
+    place = SimpleNamespace(job_id="41", global_rank=0, local_rank=0, num_tasks=2)
+    worker.ranks.introduce(place, tmp_path)
+    assert (nobody_met["RANK"], nobody_met["WORLD_SIZE"]) == ("0", "2")
+    assert nobody_met["MASTER_PORT"] != "1"
+    port = nobody_met["MASTER_PORT"]
+    worker.ranks.introduce(place, tmp_path / "nowhere")  # all are set, as a site's own lines may do
+    assert nobody_met["MASTER_PORT"] == port
+
+
+def test_the_next_stretch_here_does_not_meet_where_this_one_did(tmp_path, nobody_met):
+    """Begun again by submitit's controller a job has the same number, so that ranks would read the old address."""
+    one = rank(sent(tmp_path / "run"), cluster="local")
+    place = SimpleNamespace(job_id="41", global_rank=0, local_rank=0, num_tasks=2)
+    worker.ranks.introduce(place, one.record.folder)
+    assert len(list(one.record.folder.glob("meeting-*.json"))) == 1
+    leave(one)
+    assert not list(one.record.folder.glob("meeting-*.json"))
 
 
 def test_the_next_stretch_knows_what_ended_the_one_before(fake, tmp_path):

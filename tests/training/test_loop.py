@@ -92,7 +92,7 @@ def command(*words: str) -> list[str]:
     return [sys.executable, "-m", "conadv_lab.train", "digits-conadv", *words]
 
 
-RUN = ["--train-images", "90", "--global-batch", "16", "--steps", "60", "--log-every", "1",
+RUN = ["--train-images", "90", "--global-batch", "16", "--steps", "100", "--log-every", "1",
        "--checkpoint-every", "7", "--warmup-epochs", "0"]  # fmt: skip
 
 
@@ -106,11 +106,11 @@ def wait_for_lines(folder: RunFolder, count: int, process: subprocess.Popen) -> 
 
 def test_killed_and_signalled_processes_resume_bitwise(tmp_path):
     config = digits.conadv().replace(
-        train_images=90, global_batch=16, steps=60, log_every=1, checkpoint_every=7, warmup_epochs=0
+        train_images=90, global_batch=16, steps=100, log_every=1, checkpoint_every=7, warmup_epochs=0
     )
     whole = train(config, tmp_path / "whole", progress="none")
     folder = RunFolder(tmp_path / "killed")
-    for number, lines in ((signal.SIGKILL, 10), (signal.SIGTERM, 25), (signal.SIGKILL, 40)):
+    for number, lines in ((signal.SIGKILL, 10), (signal.SIGTERM, 15), (signal.SIGKILL, 40)):
         words = [*RUN, "--out", str(folder.path), "--resume"]
         process = subprocess.Popen(command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         wait_for_lines(folder, lines, process)
@@ -121,7 +121,7 @@ def test_killed_and_signalled_processes_resume_bitwise(tmp_path):
             assert out.splitlines()[-1] == str(folder.path)
     resumed = train(config, folder.path, resume=True, progress="none")
     assert digest(resumed) == digest(whole)
-    assert [line["step"] for line in resumed.metrics()] == list(range(60))
+    assert [line["step"] for line in resumed.metrics()] == list(range(100))
 
 
 def test_a_stop_request_is_taken_at_a_step_boundary(tmp_path, monkeypatch):

@@ -125,6 +125,7 @@ def cases(folder: Path, count: int) -> list[dict]:
             world.case(folder / "stopped", config(), signalled=10),
             world.case(folder / "one-group", config(micro_batch=None)),
             world.case(folder / "nobody-trains", config(**BESIDE).replace(attackers=2)),
+            world.case(folder / "blind", config(), blind=1),
             world.case(folder / "too-fast", config(method="vanilla", lr=1e200)),
             world.case(folder / "full", config(), full=7),
         ]
@@ -138,9 +139,10 @@ def elsewhere(folder: Path) -> None:
     moved = config(**CASES["conadv-3"][1]).replace(checkpoint_every=5)
     run = prepare(moved, folder / "from-one-to-two", progress="none")
     assert run is not None
-    run.start()
-    while run.step < 8:
-        run.train_step()
+    with run.claim:  # this process lives on, and two others will want the folder
+        run.start()
+        while run.step < 8:
+            run.train_step()
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
@@ -236,6 +238,12 @@ def test_mistakes_are_told_on_every_rank_and_nothing_is_written(runs):
         assert "attackers is 2 of 2 ranks; allowed: fewer" in world.ended(runs / "nobody-trains", rank)
     assert not (runs / "one-group").exists()
     assert not (runs / "nobody-trains").exists()
+
+
+def test_what_one_rank_alone_finds_wrong_is_told_by_all_and_nobody_waits_for_ever(runs):
+    for rank in (0, 1):
+        assert world.ended(runs / "blind", rank) == "ValueError: this node has no GPU"
+    assert not (runs / "blind").exists()
 
 
 def test_a_loss_that_is_no_number_ends_all_ranks_with_the_same_sentence(runs):

@@ -68,7 +68,8 @@ def case(out: Path, config: Config, **disturbance: int) -> dict[str, Any]:
         out: the run folder.
         config: its config.
         disturbance: before which step all are killed (``killed``), or the last rank alone by a real KILL
-            (``died``), or gets USR2 (``signalled``), or rank 0 finds the disk full (``full``).
+            (``died``), or gets USR2 (``signalled``), or rank 0 finds the disk full (``full``); or, with ``blind``,
+            that the last rank alone sees no GPU.
     """
     return {"out": str(out), "config": config.to_dict(), "disturbance": disturbance}
 
@@ -159,7 +160,7 @@ def disturb(run: Any, step: int, disturbance: dict[str, int]) -> None:
 def main() -> None:
     import torch.distributed as dist
 
-    from conadv_lab.training import loop
+    from conadv_lab.training import build, loop
     from conadv_lab.training.distributed import AnotherRankFailed
 
     dist.init_process_group("gloo")
@@ -170,6 +171,12 @@ def main() -> None:
         disturb(run, run.step, disturbance)
         original(run)
 
+    def disturbed_pick(name: str, ranks: Any) -> Any:
+        if "blind" in disturbance and ranks.number == ranks.count - 1:
+            raise ValueError("this node has no GPU")
+        return pick(name, ranks)
+
+    pick, build.pick_device = build.pick_device, disturbed_pick
     loop.Run.train_step = disturbed_step  # type: ignore[method-assign]
     strangers_loop(Path(sys.argv[1]).with_name(f"strangers-{dist.get_world_size()}.pt"))
     for one in json.loads(Path(sys.argv[1]).read_text()):
