@@ -117,7 +117,7 @@ def draw(rows: "pd.DataFrame") -> Any:
 
     models = list(rows["model"].unique())
     figure, axes = plt.subplots(
-        1, len(models), figsize=(5.4 * len(models), 4.2), squeeze=False, layout="constrained"
+        1, len(models), figsize=(5.4 * len(models), 4.2), squeeze=False, sharey=True, layout="constrained"
     )
     for ax, model in zip(axes.flat, models, strict=True):
         for method in METHODS[1:]:
@@ -128,15 +128,17 @@ def draw(rows: "pd.DataFrame") -> Any:
                 own["batch"], own["ratio"], yerr=spread, color=colour, marker=marker, capsize=2.5, linewidth=1.2,
                 fillstyle="none" if method.endswith("-equal") else "full", label=method,
             )  # fmt: skip
-            ax.axhline(own["arithmetic"].iloc[0], color=colour, linewidth=0.8, linestyle=":")
+            ax.axhline(own["arithmetic"].iloc[0], color=colour, linewidth=1.0, linestyle=":")
             if own["predicted_ratio"].notna().any():
-                ax.plot(own["batch"], own["predicted_ratio"], color=colour, linewidth=0.8, linestyle="--")
+                ax.plot(
+                    own["batch"], own["predicted_ratio"], color="black", linewidth=1.0, linestyle=(0, (6, 4))
+                )
         ax.set_xscale("log", base=2)
         ax.set_xticks(sorted(rows.loc[rows["model"] == model, "batch"].unique()))
         ax.xaxis.set_major_formatter("{x:.0f}")
         ax.set_xlabel("local batch (clean images of a step on the device)")
         ax.set_ylabel("step time over vanilla's; bars: quartiles")
-        ax.set_title(f"{model}; dotted: arithmetic, dashed: simulator")
+        ax.set_title(f"{model}; dotted: arithmetic, black dashes: simulator")
         ax.grid(axis="y", alpha=0.25)
         ax.spines[["top", "right"]].set_visible(False)
     handles, names = axes.flat[0].get_legend_handles_labels()

@@ -173,9 +173,10 @@ def draw(rows: "pd.DataFrame") -> Any:
     noise = rows[rows["kind"] == "noise scale"].assign(run=lambda r: r["seed"].map("seed {}".format))
     curves(
         noise.assign(noise_scale=noise["noise_scale"].where(noise["noise_scale"] > 0)), "steps", "noise_scale",
-        "step of vanilla training at batch 64", "gradient noise scale (images)",
+        "step of vanilla training", "gradient noise scale (images)",
         hue="run", logy=True, ax=axes[0],
     )  # fmt: skip
+    axes[0].set_title("digits, batch 64")
     best = best_steps(rows)
     label = f"steps to {TARGET:g} % test accuracy; bars: 95 % t intervals"
     curves(best, "global_batch", "steps", f"global batch (images); n = {best['seed'].nunique()} seeds", label,

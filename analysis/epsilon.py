@@ -94,7 +94,7 @@ def draw(rows: "pd.DataFrame") -> Any:
         ax.xaxis.label.set_size("small")
         if ax is not axes[0]:
             ax.set_yticklabels([])
-    figure.supxlabel("against the default setting, seed by seed; bars: 95 % t intervals", fontsize="small")
+    figure.supxlabel("against the default setting (ε = 0.1), seed by seed", fontsize="small")
     return figure
 
 

@@ -31,7 +31,7 @@ PANELS = (
     ("trace", "trace of the Hessian (raw)", True),
     ("lr_times_eigenvalue", "learning rate · λ", True),
     ("adaptive_worst", "adaptive worst rise, ρ = 1", True),
-    ("adaptive_worst_logit_normalised", "the same, normalised logits", True),
+    ("adaptive_worst_logit_normalised", "adaptive worst rise, normalised logits", True),
     ("adaptive_average", "adaptive mean rise, ρ = 0.1", True),
 )
 

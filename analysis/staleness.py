@@ -128,8 +128,8 @@ def draw(rows: "pd.DataFrame") -> Any:
 
     from conadv_lab.plots import points
 
-    figure, axes = plt.subplots(1, 4, figsize=(17, 4.2), layout="constrained")
-    label = f"staleness τ (steps of {int(rows['steps'].iloc[0])}); n = {rows['seed'].nunique()} seeds"
+    figure, axes = plt.subplots(1, 4, figsize=(17, 4.4), layout="constrained", gridspec_kw={"wspace": 0.06})
+    label = f"staleness τ (steps; a run has {int(rows['steps'].iloc[0])}); n = {rows['seed'].nunique()} seeds"
     shown = rows.assign(batch=rows["global_batch"].map("batch {}".format))
     for ax, (name, what, log) in zip(axes, PANELS, strict=True):
         points(shown, "tau", name, label, what, hue="batch", log=log, ax=ax)
@@ -137,6 +137,7 @@ def draw(rows: "pd.DataFrame") -> Any:
     axes[2].axhline(0.5, color="black", linewidth=0.8, linestyle=":")
     axes[2].annotate("chance", (0, 0.505), fontsize="small")
     axes[3].axhline(0.0, color="black", linewidth=0.8, linestyle=":")
+    axes[3].annotate("no gain", (0, 0.01), fontsize="small")
     return figure
 
 

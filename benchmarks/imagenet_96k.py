@@ -22,7 +22,7 @@ from conadv_lab.config import Config, resolved
 from conadv_lab.footprint import resident_bytes
 from conadv_lab.plan import plan_of
 
-BATCH, MICRO_BATCH = 98_304, 256
+BATCH, MICRO_BATCH = 98_304, 128
 
 
 def config_of(batch: int, micro_batch: int, threads: int | None) -> Config:
@@ -31,6 +31,7 @@ def config_of(batch: int, micro_batch: int, threads: int | None) -> Config:
         synthetic_images=BATCH,
         synthetic_pixels=32,
         model="resnet50",
+        channels_last=True,
         method="conadv",
         optimizer="lars",
         lars_variant="C",

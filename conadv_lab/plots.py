@@ -125,14 +125,21 @@ def figure_against_batch(
             label=method,
         )
     axes.set_xticks(range(len(batches)), [f"{batch:,}" for batch in batches])
-    fewest, most = int(rows["seeds"].min()), int(rows["seeds"].max())
-    seeds = f"{fewest}" if fewest == most else f"{fewest}–{most}"
-    axes.set_xlabel(f"global batch (images); n = {seeds} seeds, bars {BARS[spread]}")
+    axes.set_xlabel(f"global batch (images); n = {_seeds(rows)} seeds, bars {BARS[spread]}")
     axes.set_ylabel(label)
     if log:
         axes.set_yscale("log")
         _plain_ticks(axes.yaxis)
     return _plain(axes)
+
+
+def _seeds(rows: "pd.DataFrame") -> str:
+    """How many seeds the points have: one number, or one a batch where that says it, or the range."""
+    by_batch = rows.groupby("global_batch")["seeds"].agg(["min", "max"]).astype(int)
+    if (by_batch["min"] != by_batch["max"]).any():
+        return f"{by_batch['min'].min()}–{by_batch['max'].max()}"
+    counts = by_batch["min"].tolist()
+    return str(counts[0]) if len(set(counts)) == 1 else ", ".join(map(str, counts))
 
 
 def _bars(own: "pd.DataFrame", figure: str, spread: str) -> Any:
@@ -176,7 +183,7 @@ def differences(
     axes.axvline(neutral, color="black", linewidth=0.8)
     axes.set_yticks(range(len(estimates)), [f"{name}  (n = {found.n})" for name, found in estimates.items()])
     axes.set_ylim(len(estimates) - 0.5, -0.5)
-    axes.set_xlabel(label)
+    axes.set_xlabel(f"{label}\n95 % t intervals; filled: clear of {neutral:g}")
     if log:
         axes.set_xscale("log")
         _plain_ticks(axes.xaxis)
@@ -199,6 +206,7 @@ def points(
 
     Args:
         rows: one row a run; hue: a column whose values get colours and markers of their own.
+        log: logarithmic axis, geometric means and intervals of the logarithms.
         more: for ``seaborn.pointplot``.
     """
     import seaborn
@@ -209,12 +217,11 @@ def points(
     look: dict[str, Any] = {"dodge": 0.12 * (kinds - 1), "palette": "colorblind"} if hue else {}
     seaborn.pointplot(
         rows, x=x, y=y, hue=hue, errorbar=t_interval, capsize=0.08, linewidth=1.2, markersize=5,
-        markers=list(MARKERS[:kinds]), ax=axes, **look, **more,
+        markers=list(MARKERS[:kinds]), ax=axes, log_scale=log or None, **look, **more,
     )  # fmt: skip
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     if log:
-        axes.set_yscale("log")
         _plain_ticks(axes.yaxis)
     return _plain(axes)
 
