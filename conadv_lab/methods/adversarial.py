@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from conadv_lab.data.hashing import image_keys, signs
 from conadv_lab.data.loader import Batch, Step
+from conadv_lab.mapped import beside_the_heap
 from conadv_lab.methods.attack import Attack
 from conadv_lab.methods.base import (
     Criterion,
@@ -228,7 +229,7 @@ class Recycled(TwoBranches):
 
     def _keep(self, images: Tensor) -> None:
         assert images.grad is not None
-        self.pending.append(pack(images.grad))
+        self.pending.append(beside_the_heap(pack(images.grad)))
 
     def _moved(self, step: Step, pending: list[Tensor]) -> Iterator[Batch]:
         """The step before's images, moved. An equal-cost step 1 uses the leading half of the longer step 0."""

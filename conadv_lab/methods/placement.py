@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from conadv_lab.data.loader import Span, Split, Step, Stream
+from conadv_lab.mapped import beside_the_heap
 from conadv_lab.methods.attack import Attack, input_gradient
 from conadv_lab.methods.base import Criterion
 from conadv_lab.models.norm import forget_updates
@@ -27,7 +28,10 @@ class Placement:
     ) -> dict[int, list[Any]]:
         """For each step number that is wanted, what `taken` turns into the perturbation of each micro-batch."""
         return {
-            number: [attack.perturb(model, b, criterion) for b in step.batches(number - step.number)]
+            number: [
+                beside_the_heap(attack.perturb(model, batch, criterion))
+                for batch in step.batches(number - step.number)
+            ]
             for number in wanted
         }
 
