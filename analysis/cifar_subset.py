@@ -22,7 +22,7 @@ from analysis.accuracy_vs_batch import comparison_table
 from analysis.arms import ATTACK_COST, Cell
 from analysis.estimates import cell_mean, difference, ratio
 from analysis.measuring import measured, trained
-from analysis.study import Figures, Options, Study, run_all
+from analysis.study import Figures, Options, Study, commits_of, run_all
 from conadv_lab.config import Config
 from conadv_lab.recipes import cifar
 
@@ -113,6 +113,7 @@ def measure(given: Options) -> tuple["pd.DataFrame", Figures]:
     ]  # fmt: skip
     every = [*tuned.values(), *found.values()]
     facts = {
+        "commit": commits_of([*trials.values(), *jobs.values()], given.runs),
         "command": f"python -m analysis.{NAME} --scale {given.scale} --data-dir DIR",
         "runs": len(every),
         "run_seconds": round(sum(figures["seconds"] for figures in every)),

@@ -116,6 +116,13 @@ def existing(runs: Path) -> dict[str, Path]:
     return {identity(RunFolder(file.parent).config()): file.parent for file in runs.glob("*/config.json")}
 
 
+def commits_of(configs: Iterable[Config], runs: Path) -> str:
+    """The commits that the runs of these configs were trained with, by their manifests, one after the other."""
+    folders = existing(runs)
+    wanted = {identity(resolved(config)) for config in configs} & folders.keys()
+    return ", ".join(sorted({str(RunFolder(folders[found]).manifest()["commit"]) for found in wanted}))
+
+
 def _work(
     todo: dict[str, Config], places: dict[str, Path], work: Work, processes: int
 ) -> Iterator[tuple[str, Figures]]:

@@ -25,7 +25,9 @@ def test_small_ones_stay_where_they_are():
 
 
 def heap(name: str = "[heap]") -> tuple[int, int]:
-    found = re.search(rf"^(\w+)-(\w+) .*{re.escape(name)}$", Path("/proc/self/maps").read_text(), re.MULTILINE)
+    found = re.search(
+        rf"^(\w+)-(\w+) .*{re.escape(name)}$", Path("/proc/self/maps").read_text(), re.MULTILINE
+    )
     assert found
     return int(found[1], 16), int(found[2], 16)
 

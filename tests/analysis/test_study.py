@@ -44,6 +44,15 @@ def test_a_run_that_a_sweep_trained_is_only_measured(tmp_path):
     assert len(list((tmp_path / "runs").iterdir())) == 1
 
 
+def test_the_commits_are_those_that_trained(tmp_path):
+    run_all(CONFIGS[:1], given(tmp_path), trained)
+    (manifest,) = (tmp_path / "runs").glob("*/manifest.json")
+    told = json.loads(manifest.read_text())
+    assert study.commits_of(CONFIGS, tmp_path / "runs") == str(told["commit"])
+    manifest.write_text(json.dumps(told | {"commit": "an earlier one"}))
+    assert study.commits_of(CONFIGS, tmp_path / "runs") == "an earlier one"
+
+
 def test_finished_runs_alone(tmp_path):
     run_all(CONFIGS[:1], given(tmp_path), trained)
     assert set(run_all(CONFIGS, given(tmp_path, finished=True), trained)) == set(CONFIGS[:1])
