@@ -252,5 +252,13 @@ class Study:
 
 def studies() -> dict[str, Study]:
     """All studies by name."""
-    names = ("flatness_vs_batch", "accuracy_vs_batch", "staleness", "cost", "critical_batch", "epsilon")
+    names = (
+        "flatness_vs_batch",
+        "accuracy_vs_batch",
+        "staleness",
+        "cost",
+        "critical_batch",
+        "epsilon",
+        "cifar_subset",
+    )
     return {name: importlib.import_module(f"analysis.{name}").STUDY for name in names}

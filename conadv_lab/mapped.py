@@ -22,7 +22,7 @@ def beside_the_heap(kept: Tensor) -> Tensor:
     """A copy that lies apart, for a tensor of the CPU that outlives the activations around it; others as they are.
 
     What is kept of each of hundreds of micro-batches would split the free memory between them, so that the heap
-    grows with the number of micro-batches: ResNet-50 in micro-batches of 256 took three times what it needs.
+    grows with their number.
     """
     if kept.device.type != "cpu" or kept.nbytes < LEAST_BYTES:
         return kept

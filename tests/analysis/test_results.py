@@ -24,7 +24,7 @@ def _at_the_root(monkeypatch):
 def test_tables_are_small_and_say_where_they_come_from(name):
     assert (RESULTS / f"{name}.csv").stat().st_size < 100_000
     manifest = json.loads((RESULTS / f"{name}.json").read_text())
-    assert manifest["command"] == f"python -m analysis.{name} --scale full"
+    assert manifest["command"].startswith(f"python -m analysis.{name} --scale full")
     assert manifest["rows"] == len(table(name))
     assert manifest["machine"]["cpu"]
     assert re.fullmatch(r"[0-9a-f]{40}\+?", manifest["commit"])
@@ -90,7 +90,7 @@ def test_the_readmes_section_on_the_studies_is_marked():
     section = re.search(
         r"## What the studies show\n(.*?)\n## ", Path("README.md").read_text(), re.DOTALL
     ).group(1)
-    assert len(texts.MARKED.findall(section)) == 4
+    assert len(texts.MARKED.findall(section)) == 5
     assert re.findall(r"\d\.\d", texts.MARKED.sub("", section)) == []
 
 
