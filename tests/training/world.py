@@ -145,9 +145,19 @@ def strangers_batches(rank: int) -> list:
     ]
 
 
+def settle(run: Any) -> None:
+    """Let messages arrive that are under way: a killed process takes its own along, but here the next run of the same
+    process listens on the same connections, and for messages of the same numbers."""
+    method = run.parts.method
+    method.state_dict()  # waits for every perturbation that is expected
+    for work, _ in getattr(getattr(method, "placement", None), "sending", []):
+        work.wait()
+
+
 def disturb(run: Any, step: int, disturbance: dict[str, int]) -> None:
     last = run.ranks.number == run.ranks.count - 1
     if disturbance.get("killed") == step:
+        settle(run)
         raise Killed
     if disturbance.get("died") == step and last:
         os.kill(os.getpid(), signal.SIGKILL)
