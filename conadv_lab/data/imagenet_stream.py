@@ -79,7 +79,7 @@ class PhotoStream(Stream):
             epochs, indices = epochs[first - last :], indices[first - last :]
             keys = image_keys(
                 self.seed, "mixup", *who[:, first - last :]
-            )  # on the host, where λ is worked out
+            )  # on the host, as λ is worked out there
             weights = sent(mixup_weights(keys, self.mixup), images.device)
             images, labels = mixed(images, labels, weights, self.images.classes)
         return Batch(images, labels, epochs, indices, share)
