@@ -5,16 +5,10 @@
 Images are synthetic, of 32 x 32 pixels: it is the batch that is of full size. By hand, never in CI: about 25 minutes
 of one core's time. ``--batch 2048`` takes about a minute and shows the same memory but for the pending signs, one bit
 a value.
-
-The step runs with `ALLOCATOR`, for glibc's heap falls to pieces over hundreds of micro-batches: small tensors that are
-kept of each, perturbations and losses, lie between freed activations. Without it a process with micro-batches of 256
-had grown to 3.3 times the plan when it was stopped late in the step, with it and 128 to 1.3 times in mid-step. To its
-end the step of 98,304 has not been run.
 """
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -28,12 +22,7 @@ from conadv_lab.config import Config, resolved
 from conadv_lab.footprint import resident_bytes
 from conadv_lab.plan import plan_of
 
-BATCH, MICRO_BATCH = 98_304, 128
-ALLOCATOR = {
-    "GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=4194304:glibc.malloc.trim_threshold=268435456:"
-    "glibc.malloc.hugetlb=1"
-}
-"""Blocks from 4 MiB on are mapped, in huge pages, and given back when they are freed; about as fast as the heap."""
+BATCH, MICRO_BATCH = 98_304, 256
 
 
 def config_of(batch: int, micro_batch: int, threads: int | None) -> Config:
@@ -78,8 +67,7 @@ def child(config: Config) -> None:
 
 def measured(words: list[str]) -> tuple[float, float, float]:
     command = [sys.executable, "-m", "benchmarks.imagenet_96k", "--child", *words]
-    environment = os.environ | ALLOCATOR
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     seconds, loss, peak = json.loads(output.splitlines()[-1])
     return seconds, loss, peak
 

@@ -4,6 +4,7 @@ The memory is mapped before the workers are forked, so it needs no file and no s
 or pickled on the way back. Which worker makes an image does not matter for what it is.
 """
 
+import mmap
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -17,7 +18,6 @@ from conadv_lab.data.decode import Decoder
 from conadv_lab.data.imagenet_files import Numbers, Photos
 from conadv_lab.data.imagenet_view import View
 from conadv_lab.data.workers import WorkerContext, leave_signals_to_the_parent
-from conadv_lab.mapped import mapped_bytes
 
 CHUNK = 32
 """Images of one task: long enough that handing it out costs nothing, short enough that workers end together."""
@@ -152,8 +152,9 @@ class Readers:
 
 
 def _shared_memory(size: int) -> Tensor:
+    """Bytes that forked processes share; those that nobody writes to take no memory."""
     try:
-        return mapped_bytes(size)
+        return torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
     except OSError as error:
         raise ValueError(
             f"{size / 1e9:,.1f} GB to read images into cannot be had ({error.strerror}); allowed: less, by a smaller "

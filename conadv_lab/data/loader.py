@@ -45,15 +45,23 @@ class Step:
     ahead: int
     last: int
     fetch: Callable[[int], Iterable[Batch]]
+    count: Callable[[int], int]
 
     def batches(self, offset: int = 0) -> Iterable[Batch]:
         """Micro-batches of step ``number + offset``; -1 is the step before. Made when iterated over."""
+        return self.fetch(self._number(offset))
+
+    def size(self, offset: int = 0) -> int:
+        """How many images `batches` of step ``number + offset`` have together."""
+        return self.count(self._number(offset))
+
+    def _number(self, offset: int) -> int:
         require(
             -1 <= offset <= self.ahead, "offset", offset, f"-1 to {self.ahead}, as this stream looks ahead"
         )
         wanted = self.number + offset
         require(0 <= wanted <= self.last, "step", wanted, f"0 to {self.last}, the steps of this stream")
-        return self.fetch(wanted)
+        return wanted
 
 
 class ImageSet(Protocol):
@@ -139,7 +147,7 @@ class Stream:
         self._require_parts_for_all()
 
     def step(self, number: int, ahead: int = 0) -> Step:
-        return Step(number, ahead, self.steps - 1, self._batches)
+        return Step(number, ahead, self.steps - 1, self._batches, self._count)
 
     def first_place(self, number: int) -> int:
         """How many clean images come before step ``number``."""
@@ -165,6 +173,9 @@ class Stream:
         if self._image is None:
             self._image = self._batch(0, 1, 1.0).images[0]
         return self._image
+
+    def _count(self, number: int) -> int:
+        return sum(last - first for first, last in self.own_spans(number))
 
     def _batches(self, number: int) -> Iterator[Batch]:
         count = self.first_place(number + 1) - self.first_place(number)
@@ -225,11 +236,11 @@ def lookahead(loader: Iterable[Any], steps: int, ahead: int = 0) -> Iterator[Ste
             if wanted not in held:
                 held[wanted] = next(source)
         held.pop(number - 2, None)
-        yield Step(number, ahead, steps - 1, _from(dict(held)))
+        yield _step_of(dict(held), number, ahead, steps - 1)
 
 
-def _from(held: dict[int, Batch]) -> Callable[[int], list[Batch]]:
-    return lambda number: [held[number]]
+def _step_of(held: dict[int, Batch], number: int, ahead: int, last: int) -> Step:
+    return Step(number, ahead, last, lambda number: [held[number]], lambda number: len(held[number].labels))
 
 
 def _endless(loader: Iterable[Any]) -> Iterator[Batch]:

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from conadv_lab.data.hashing import image_keys, signs
 from conadv_lab.data.loader import Batch, Step
-from conadv_lab.mapped import beside_the_heap
 from conadv_lab.methods.attack import Attack
 from conadv_lab.methods.base import (
     Criterion,
@@ -17,10 +16,12 @@ from conadv_lab.methods.base import (
     MeanCheck,
     Method,
     total,
+    totals,
     train_on,
     train_on_both,
     train_on_clean,
 )
+from conadv_lab.methods.kept import Kept
 from conadv_lab.methods.placement import Placement
 from conadv_lab.methods.signs import pack, unpack
 from conadv_lab.mistakes import require, unknown
@@ -124,12 +125,15 @@ class ConAdv(TwoBranches):
     ) -> Losses:
         if pending is None:
             return Losses(train_on_clean(model, step, criterion, weight=1.0))
-        clean, adversarial = [], []
-        for batch, kept in zip(step.batches(), pending, strict=True):
-            clean.append(train_on(model, batch.images, batch, criterion, self.weights[0], "main"))
-            images = self.attack.apply(batch, self.placement.taken(kept))
-            adversarial.append(train_on(model, images, batch, criterion, self.weights[1], "adversarial"))
-        return Losses(total(clean), total(adversarial))
+        pairs = zip(step.batches(), pending, strict=True)
+        return totals(self._train_on_pair(model, *pair, criterion) for pair in pairs)
+
+    def _train_on_pair(
+        self, model: nn.Module, batch: Batch, kept: Any, criterion: Criterion
+    ) -> tuple[Tensor, Tensor]:
+        clean = train_on(model, batch.images, batch, criterion, self.weights[0], "main")
+        images = self.attack.apply(batch, self.placement.taken(kept))
+        return clean, train_on(model, images, batch, criterion, self.weights[1], "adversarial")
 
     def _starts_clean(self, number: int) -> bool:
         return self.first == "clean" and number < self.staleness
@@ -199,37 +203,43 @@ class Recycled(TwoBranches):
 
     def backward(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
         criterion = self._checked(model, step, criterion)
-        pending, self.pending = (self.pending if step.number else []), []
+        kept = Kept(step.size())
         with one_update(model):
-            if not pending:
-                return Losses(total([self._train_on_clean(model, b, criterion, 1.0) for b in step.batches()]))
-            if self.equal_cost:
-                pairs = zip(step.batches(), self._moved(step, pending), strict=False)
-                both = [self._train_on_both(model, *pair, criterion) for pair in pairs]
-                return Losses(total([clean for clean, _ in both]), total([other for _, other in both]))
-            clean = [self._train_on_clean(model, b, criterion, self.weights[0]) for b in step.batches()]
-            moved = self._moved(step, pending)
-            other = [train_on(model, b.images, b, criterion, self.weights[1], "adversarial") for b in moved]
-            return Losses(total(clean), total(other))
+            losses = self._trained(model, step, criterion, kept)
+        self.pending = kept.parts()
+        return losses
 
-    def _train_on_clean(self, model: nn.Module, batch: Batch, criterion: Criterion, weight: float) -> Tensor:
-        images = batch.images.detach().requires_grad_()
-        loss = train_on(model, images, batch, criterion, weight, "main")
-        self._keep(images)
-        return loss
+    def _trained(self, model: nn.Module, step: Step, criterion: Criterion, kept: Kept) -> Losses:
+        if not self.pending or step.number == 0:
+            return Losses(self._train_on_clean(model, step, criterion, 1.0, kept))
+        moved = self._moved(step, self.pending)
+        if self.equal_cost:
+            pairs = zip(step.batches(), moved, strict=False)
+            return totals(self._train_on_both(model, *pair, criterion, kept) for pair in pairs)
+        return Losses(
+            self._train_on_clean(model, step, criterion, self.weights[0], kept),
+            total(train_on(model, b.images, b, criterion, self.weights[1], "adversarial") for b in moved),
+        )
+
+    def _train_on_clean(
+        self, model: nn.Module, step: Step, criterion: Criterion, weight: float, kept: Kept
+    ) -> Tensor:
+        def trained(batch: Batch) -> Tensor:
+            images = batch.images.detach().requires_grad_()
+            loss = train_on(model, images, batch, criterion, weight, "main")
+            kept.add(_signs(images))
+            return loss
+
+        return total(trained(batch) for batch in step.batches())
 
     def _train_on_both(
-        self, model: nn.Module, clean: Batch, moved: Batch, criterion: Criterion
+        self, model: nn.Module, clean: Batch, moved: Batch, criterion: Criterion, kept: Kept
     ) -> tuple[Tensor, Tensor]:
         images = clean.images.detach().requires_grad_()
         moved = replace(moved, share=clean.share)
         losses = train_on_both(model, replace(clean, images=images), moved, criterion, self.weights)
-        self._keep(images)
+        kept.add(_signs(images))
         return losses
-
-    def _keep(self, images: Tensor) -> None:
-        assert images.grad is not None
-        self.pending.append(beside_the_heap(pack(images.grad)))
 
     def _moved(self, step: Step, pending: list[Tensor]) -> Iterator[Batch]:
         """The step before's images, moved. An equal-cost step 1 uses the leading half of the longer step 0."""
@@ -266,16 +276,14 @@ class _Control(TwoBranches):
         criterion = self._checked(model, step, criterion)
         with one_update(model):
             if not self.equal_cost:
-                pairs = [self._train_on_pair(model, batch, criterion) for batch in step.batches()]
-            elif step.number == 0:
+                return totals(self._train_on_pair(model, batch, criterion) for batch in step.batches())
+            if step.number == 0:
                 return Losses(train_on_clean(model, step, criterion, weight=1.0))
-            else:
-                before = zip(step.batches(), step.batches(-1), strict=False)
-                pairs = [
-                    train_on_both(model, own, self._altered(other, own.share), criterion, self.weights)
-                    for own, other in before
-                ]
-        return Losses(total([clean for clean, _ in pairs]), total([other for _, other in pairs]))
+            pairs = zip(step.batches(), step.batches(-1), strict=False)
+            return totals(
+                train_on_both(model, own, self._altered(other, own.share), criterion, self.weights)
+                for own, other in pairs
+            )
 
     def _train_on_pair(self, model: nn.Module, batch: Batch, criterion: Criterion) -> tuple[Tensor, Tensor]:
         clean = train_on(model, batch.images, batch, criterion, self.weights[0], "main")
@@ -314,6 +322,11 @@ class Copy(_Control):
 
 def _weights(weights: Weights | None, equal_cost: bool) -> Weights:
     return weights if weights is not None else HALVES if equal_cost else (1, 1)
+
+
+def _signs(images: Tensor) -> Tensor:
+    assert images.grad is not None
+    return pack(images.grad)
 
 
 def _cost(equal_cost: bool) -> tuple[float, float]:

@@ -1,7 +1,8 @@
 """What a method is: the one place where methods differ is how a step's gradient is made."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -109,12 +110,20 @@ def train_on_both(
 
 def train_on_clean(model: nn.Module, step: Step, criterion: Criterion, weight: float) -> Tensor:
     """Train on the step's own images through the main branch; returns their mean loss."""
-    parts = [train_on(model, b.images, b, criterion, weight, "main") for b in step.batches()]
-    return total(parts)
+    return total(train_on(model, b.images, b, criterion, weight, "main") for b in step.batches())
 
 
-def total(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
+def total(parts: Iterable[Tensor]) -> Tensor:
+    """Sum of what each micro-batch gives, one at a time.
+
+    A list of them would lie between the activations that a CPU's heap frees, which then grows with their number.
+    """
+    return reduce(torch.add, parts)
+
+
+def totals(pairs: Iterable[tuple[Tensor, Tensor]]) -> Losses:
+    """As `total`, of clean and adversarial losses."""
+    return Losses(*reduce(lambda sums, pair: (sums[0] + pair[0], sums[1] + pair[1]), pairs))
 
 
 class MeanCheck:

@@ -14,9 +14,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from conadv_lab.data.loader import Span, Split, Step, Stream
-from conadv_lab.mapped import beside_the_heap
 from conadv_lab.methods.attack import Attack, input_gradient
 from conadv_lab.methods.base import Criterion
+from conadv_lab.methods.kept import Kept
 from conadv_lab.models.norm import forget_updates
 
 
@@ -27,13 +27,13 @@ class Placement:
         self, attack: Attack, model: nn.Module, step: Step, criterion: Criterion, wanted: Sequence[int]
     ) -> dict[int, list[Any]]:
         """For each step number that is wanted, what `taken` turns into the perturbation of each micro-batch."""
-        return {
-            number: [
-                beside_the_heap(attack.perturb(model, batch, criterion))
-                for batch in step.batches(number - step.number)
-            ]
-            for number in wanted
-        }
+        made = {}
+        for number in wanted:
+            kept = Kept(step.size(number - step.number))
+            for batch in step.batches(number - step.number):
+                kept.add(attack.perturb(model, batch, criterion))
+            made[number] = kept.parts()
+        return made
 
     def taken(self, kept: Any) -> Tensor:
         """One micro-batch's perturbation, waited for where it is not there yet."""
