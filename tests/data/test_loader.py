@@ -29,6 +29,7 @@ def test_the_stream_does_not_depend_on_micro_batches_or_on_who_asks(micro_batch)
     for number in (4, 0, 2):
         assert drawn(whole.step(number).batches()) == drawn(parts.step(number).batches())
         assert sum(b.share for b in parts.step(number).batches()) == pytest.approx(1)
+        assert whole.step(number).size() == parts.step(number).size() == 7
     assert drawn(whole.step(2, ahead=2).batches(2)) == drawn(whole.step(4).batches())
     assert drawn(whole.step(2).batches(-1)) == drawn(whole.step(1).batches())
 
@@ -38,6 +39,7 @@ def test_a_longer_first_step_begins_with_an_ordinary_ones_groups():
     sizes = [[len(b.labels) for b in stream.step(n).batches()] for n in (0, 1, 2)]
     assert sizes == [[4, 2, 4, 2], [4, 2], [4, 2]]
     assert [stream.first_place(n) for n in range(4)] == [0, 12, 18, 24]
+    assert [stream.step(1, ahead=1).size(offset) for offset in (-1, 0, 1)] == [12, 6, 6]
     seen = [pair for n in range(4) for pair in drawn(stream.step(n).batches())]
     assert len(set(seen)) == 30
 
@@ -47,6 +49,8 @@ def test_a_step_cannot_be_asked_for_what_it_does_not_see(offset, message):
     stream = Stream(image_set(10), seed=0, batch=2, steps=5)
     with pytest.raises(ValueError, match=message):
         stream.step(2, ahead=1).batches(offset)
+    with pytest.raises(ValueError, match=message):
+        stream.step(2, ahead=1).size(offset)
 
 
 def loader(count: int = 3):
@@ -63,6 +67,7 @@ def test_lookahead_crosses_epochs_and_ends_where_it_should():
             if 0 <= number + offset <= 6:
                 (batch,) = step.batches(offset)
                 assert batch.images is batches[(number + offset) % 3][0]
+                assert step.size(offset) == len(batch.images)
                 assert batch.epochs[0] == (number + offset) // 3
         with pytest.raises(ValueError, match="the steps of this stream"):
             steps[-1].batches(1)

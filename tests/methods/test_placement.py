@@ -72,6 +72,9 @@ def test_every_image_of_a_step_is_exactly_one_rank_s(batch, first, micro_batch, 
             shared = [b for part in parts for b in part.step(number).batches()]
             assert sorted(torch.cat([b.indices for b in shared]).tolist()) == sorted(everything)
             assert sum(b.share for b in shared) == pytest.approx(1)
+            assert [part.step(number).size() for part in parts] == [
+                sum(len(b.labels) for b in part.step(number).batches()) for part in parts
+            ]
             assert [len(part.own_spans(number)) for part in parts] == [
                 len(list(part.step(number).batches())) for part in parts
             ]
