@@ -3,8 +3,8 @@
     python -m benchmarks.imagenet_96k [--json FILE] [--batch N] [--micro-batch N] [--threads N]
 
 Images are synthetic, of 32 x 32 pixels: it is the batch that is of full size. By hand, never in CI: about 25 minutes
-of one core's time. ``--batch 2048`` takes about a minute and shows the same memory but for the pending signs, one bit
-a value.
+of one core's time, 30 beside other work. ``--batch 2048`` takes less than a minute and shows the same memory but for
+the pending signs, one bit a value.
 """
 
 import argparse

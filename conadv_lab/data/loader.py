@@ -39,6 +39,8 @@ class Step:
         number: from 0.
         ahead: how many steps ahead may be asked for.
         last: number of the last step that will be trained on.
+        fetch: the micro-batches of a step by its number, made when iterated over.
+        count: how many images those are.
     """
 
     number: int
@@ -48,7 +50,7 @@ class Step:
     count: Callable[[int], int]
 
     def batches(self, offset: int = 0) -> Iterable[Batch]:
-        """Micro-batches of step ``number + offset``; -1 is the step before. Made when iterated over."""
+        """Micro-batches of step ``number + offset``; -1 is the step before."""
         return self.fetch(self._number(offset))
 
     def size(self, offset: int = 0) -> int:

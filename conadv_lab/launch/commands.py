@@ -163,7 +163,8 @@ def retry(words: list[str]) -> int:
         batch.check()
     for batch in batches:
         send.resend(batch)
-    return _told([one.run for one in chosen], batches[0].profile)
+    codes = [_told(batch.paths, batch.profile) for batch in batches]
+    return 1 if 1 in codes else max(codes)
 
 
 def collect(words: list[str]) -> int:

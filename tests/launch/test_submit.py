@@ -199,6 +199,24 @@ def test_retry_sends_what_ended_and_with_failed_only_what_failed(fake, capsys, t
     assert [len(Record(tmp_path / "s" / f"lr={n}").events()) for n in range(1, 5)] == [3, 3, 1, 1]
 
 
+def test_retry_tells_of_each_run_by_the_profile_it_was_sent_with(fake, capsys, tmp_path):
+    """One on SLURM and one on this machine, where it fails once more: the exit status is the failure's."""
+    wrong = (*SHORT, "--global-batch", "500")
+    assert (
+        run(capsys, "run", "digits-conadv", *SHORT, "--profile", "slurm", "--out", tmp_path / "s" / "a")[0]
+        == 0
+    )
+    assert (
+        run(capsys, "run", "digits-conadv", *wrong, "--profile", "local", "--out", tmp_path / "s" / "b")[0]
+        == 1
+    )
+    Record(tmp_path / "s" / "a").note("failed", job="41", error="ValueError: no")
+    status, out, _ = run(capsys, "retry", tmp_path / "s")
+    assert f"queued 1 run as job 41\n{tmp_path}/s/a\n" in out
+    assert f"{tmp_path}/s/b  failed (ValueError: global_batch is 500" in out.split("queued")[1]
+    assert status == 1
+
+
 def test_status_answers_when_slurm_does_not(fake, capsys, tmp_path):
     sent(tmp_path / "run")
     write_command(fake, "squeue", "echo 'squeue: error: no' >&2; exit 1")
