@@ -65,6 +65,8 @@ def test_a_plan_adds_up():
     assert one.memory["activations"] == many.memory["activations"]
     assert one.peak() == sum(one.memory.values()) + sum(one.host.values())
     assert plan_of(recipe.replace(method="vanilla"), 8).memory["pending attacks"] == 0
+    recycled = plan_of(recipe.replace(method="recycled"), 8).memory["pending attacks"]
+    assert recycled == one.memory["pending attacks"]  # two steps' signs as well
 
 
 def test_what_several_devices_and_averaged_weights_take_more():
