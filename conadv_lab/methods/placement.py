@@ -86,12 +86,16 @@ class CapturedGradient:
     """`input_gradient` as a CUDA graph of one launch: for few images a device, launching is what takes the time.
 
     A graph is captured for each shape, branch and kind of statistics; it reads the weights where they lie, so they
-    must be changed in place, as optimisers do. What cannot be captured is run as it is, with a warning.
+    must be changed in place, as optimisers do. What cannot be captured is run as it is, with a warning; and so is what
+    is asked for on the default stream, where torch captures nothing, such as a probe.
+
+    All graphs share one pool of memory: they are replayed one after another, and each gradient is used before the next.
     """
 
     def __init__(self) -> None:
-        self.model: nn.Module | None = None
+        self.of: tuple[nn.Module, Criterion] | None = None
         self.graphs: dict[tuple, tuple[torch.cuda.CUDAGraph, Tensor, Tensor, Tensor] | None] = {}
+        self.pool: Any = None
 
     def __call__(
         self,
@@ -105,8 +109,10 @@ class CapturedGradient:
         def eager(images: Tensor, labels: Tensor) -> Tensor:
             return input_gradient(model, images, labels, criterion, branch, statistics)
 
-        if model is not self.model:
-            self.model, self.graphs = model, {}
+        if torch.cuda.current_stream() == torch.cuda.default_stream():
+            return eager(images, labels)
+        if self.of is None or model is not self.of[0] or criterion is not self.of[1]:
+            self.of, self.graphs, self.pool = (model, criterion), {}, torch.cuda.graph_pool_handle()
         key = (images.shape, images.dtype, branch, statistics)
         if key not in self.graphs:
             self.graphs[key] = self._captured(eager, images, labels)
@@ -126,10 +132,16 @@ class CapturedGradient:
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(
-                graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"
+                graph,
+                pool=self.pool,
+                stream=torch.cuda.current_stream(),
+                capture_error_mode="thread_local",
             ):
                 gradient = eager(images, labels)
         except RuntimeError as error:
+            for reason in (error, error.__context__):  # which ending the capture may have hidden
+                if isinstance(reason, torch.OutOfMemoryError):
+                    raise reason from None
             warnings.warn(f"the attack is not captured in a CUDA graph: {str(error).splitlines()[0]}")
             return None
         return graph, images, labels, gradient

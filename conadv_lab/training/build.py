@@ -251,13 +251,15 @@ def build_optimizer(config: Config, groups: list) -> Optimizer:
     assert section.lr is not None, "the config is not resolved"
     if section.optimizer == "sgd":
         plain = [{k: v for k, v in group.items() if k != "adapt"} for group in groups]
-        return torch.optim.SGD(
-            plain,
-            lr=section.lr,
-            momentum=section.momentum,
-            nesterov=section.nesterov,
-            fused=_all_on_gpu(groups) or None,
+        fused = _all_on_gpu(groups)
+        sgd = torch.optim.SGD(
+            plain, lr=section.lr, momentum=section.momentum, nesterov=section.nesterov, fused=fused or None
         )
+        if fused:
+            from conadv_lab.optim.momenta import begin_momenta
+
+            sgd.register_step_pre_hook(begin_momenta)
+        return sgd
     if section.optimizer == "lars":
         from conadv_lab.optim.lars import LARS
 

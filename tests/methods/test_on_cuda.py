@@ -1,15 +1,18 @@
 """What only a GPU can show: the side stream's result, and that no step makes the host wait. Skipped without one."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from conadv_lab.data.loader import Stream
 from conadv_lab.methods.adversarial import ConAdv, DisAdv, Recycled
-from conadv_lab.methods.attack import SignAttack
+from conadv_lab.methods.attack import PGDAttack, SignAttack
 from conadv_lab.methods.base import Vanilla
 from conadv_lab.methods.placement import SideStream
 from conadv_lab.models.norm import mixture_batch_norm
+from conadv_lab.optim.momenta import begin_momenta
 from tests.conftest import image_set, small_cnn
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -32,23 +35,27 @@ class Steps:
             micro_batch=min(batch, micro_batch),
             augment=lambda images, epochs, indices: images.double(),
         )
+        # One object for all steps, as in a run: a new criterion is checked, and a check makes the host wait.
+        self.criterion = nn.CrossEntropyLoss(label_smoothing=0.1)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.2, momentum=0.9, fused=True)
+        self.optimizer.register_step_pre_hook(begin_momenta)
 
     def take(self, numbers: range) -> None:
         for number in numbers:
             step = self.stream.step(number, self.method.lookahead)
-            self.method.backward(self.model, step, nn.CrossEntropyLoss(label_smoothing=0.1))
+            self.method.backward(self.model, step, self.criterion)
             self.optimizer.step()
             self.optimizer.zero_grad()
 
 
 @pytest.mark.parametrize("micro_batch", [16, 4])
 @pytest.mark.parametrize("staleness", [1, 3])
-def test_the_side_stream_gives_what_serial_gives(staleness, micro_batch):
+@pytest.mark.parametrize("attack", [SignAttack(0.1), PGDAttack(0.1, 0.05, steps=3)], ids=["sign", "pgd"])
+def test_the_side_stream_gives_what_serial_gives(attack, staleness, micro_batch):
     """Through cold and warm statistics; to rounding, as a GPU's sums have no fixed order."""
     states = []
     for placement in (None, SideStream(torch.device("cuda"))):
-        steps = Steps(ConAdv(SignAttack(0.1), staleness, placement=placement), micro_batch)
+        steps = Steps(ConAdv(copy.deepcopy(attack), staleness, placement=placement), micro_batch)
         steps.take(range(STEPS))
         states.append(steps.model.state_dict())
     for name, value in states[0].items():

@@ -42,6 +42,7 @@ def trained(
         first_batch=16,
         steps=STEPS,
         micro_batch=min(micro_batch, batch),
+        augment=lambda images, epochs, indices: images.to(next(model.parameters()).dtype),
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for number in range(STEPS):
