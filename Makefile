@@ -8,7 +8,7 @@ KILLS ?= 12
 STUDIES := flatness_vs_batch accuracy_vs_batch staleness cost critical_batch epsilon
 SMOKE := runs/studies/smoke
 
-.PHONY: demo test test-all test-slurm test-kills test-slow studies-smoke studies notebooks docs setup lint clean
+.PHONY: demo test test-all test-gpu test-slurm test-kills test-slow studies-smoke studies notebooks docs setup lint clean
 
 demo: setup
 	$(BIN)/python -m conadv_lab.demo
@@ -20,6 +20,10 @@ test-all: test test-slow studies-smoke test-kills test-slurm
 
 test-slow: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
+
+# What only a CUDA device can show.
+test-gpu: setup
+	CONADV_TEST_GPU=1 $(BIN)/python -m pytest -m gpu
 
 # Runs that are killed and resumed at random moments; make test-kills KILLS=100 takes longer.
 test-kills: setup

@@ -15,6 +15,9 @@ import torch
 
 from conadv_lab.mistakes import require
 
+GPU_REPEATS = 4
+"""Calls of one timing on a GPU, which the host runs ahead of."""
+
 
 @dataclass(frozen=True)
 class Row:

@@ -5,7 +5,8 @@
 Needs torch and numpy alone; torchvision's and timm's ResNet-50 are peers where they can be imported. First, at the
 largest batch, vanilla here and plain PyTorch loops, eager and compiled: bfloat16 autocast, channels-last, fused SGD.
 Then a step of every method and placement at every batch, with the peak of the memory that torch reserved and the
-share of the GPU's peak arithmetic rate. Images lie on the device: reading them is another benchmark's subject.
+share of the GPU's peak arithmetic rate. Images lie on the device: reading them is another benchmark's subject. Figures
+are printed and written batch by batch, so that a run that is cut short keeps what it has.
 
 Not measured yet. It is meant to end within nine minutes on an H100; ``--minutes`` is when no other batch is begun.
 ``--device cpu --model resnet20 --pixels 8 --batches 4`` tries it without a GPU.
@@ -26,13 +27,12 @@ from torch import Tensor, nn
 
 from benchmarks.device_images import device_images
 from benchmarks.gpu_report import STEP_GFLOP, Measured, images_per_second, peak_tflops, rows_of, tables
-from benchmarks.harness import Row, arguments, in_words, interleaved, machine, write
-from benchmarks.step import LR, MOMENTUM, PLAIN, STEPS, plain_loop, started
+from benchmarks.harness import GPU_REPEATS, Row, arguments, in_words, interleaved, machine, write
+from benchmarks.step import LR, MOMENTUM, PLAIN, STEPS, WARM, plain_loop, started
 from conadv_lab.config import Config, Model
 from conadv_lab.data.sets import TensorSet
 from conadv_lab.methods.adversarial import ConAdv
-from conadv_lab.methods.attack import WARM_UPDATES
-from conadv_lab.methods.placement import SideStream
+from conadv_lab.methods.placement import CapturedGradient, SideStream
 from conadv_lab.models.resnet import IMAGENET_MEAN, IMAGENET_STD, Normalised
 from conadv_lab.training.build import pick_device
 from conadv_lab.training.loop import Run
@@ -40,8 +40,6 @@ from conadv_lab.training.loop import Run
 METHODS = ("vanilla", "disadv", "conadv", "recycled", "recycled-equal")
 MODELS = ("resnet50", "resnet18", "resnet20")
 BATCHES = (4, 8, 16, 32, 64, 128, 256)
-WARM = WARM_UPDATES + 3
-"""Steps before any timing: an attack is itself only once the adversarial statistics are warm."""
 PEERS: dict[str, Callable[[Any], nn.Module]] = {
     "torchvision": lambda package: package.models.resnet50(),
     "timm": lambda package: package.create_model("resnet50"),
@@ -129,15 +127,17 @@ def rates(asked: argparse.Namespace, folder: Path) -> list[Row]:
 
 def kinds(asked: argparse.Namespace, on_gpu: bool) -> dict[str, dict[str, Any]]:
     """Label of each kind of step to its config's fields; vanilla is always the first."""
+    # CUDA graphs of torch.compile's and of ours do not mix in a process.
+    capturing = on_gpu and asked.compile_steps in (None, "default")
     chosen: dict[str, dict[str, Any]] = {}
     for method in ("vanilla", *(m for m in METHODS if m in asked.methods and m != "vanilla")):
         if method != "conadv":
             chosen[method] = {"method": method}
             continue
         chosen["conadv serial"] = {"method": method, "placement": "serial"}
-        if on_gpu:
+        if capturing:
             chosen["conadv stream"] = {"method": method, "placement": "stream"}
-    if on_gpu and "disadv" in chosen:
+    if capturing and "disadv" in chosen:
         # ConAdv's stream replays the attack from a CUDA graph. DisAdv can do so too, if not beside the step: how much
         # of a gain is the graph's and how much is that nothing waits for the attack?
         chosen["disadv, attack captured"] = {"method": "disadv"}
@@ -153,15 +153,17 @@ def steps_at(batch: int, asked: argparse.Namespace, folder: Path) -> list[Measur
     for label, fields in kinds(asked, device.type == "cuda").items():
         fields = dict(fields)
         captured = label.endswith(("captured", "stream"))
-        # An attack that is captured cannot be made of networks that are captured already.
-        fields["compile_mode"] = "default" if captured else asked.compile_steps or "default"
+        fields["compile_mode"] = asked.compile_steps or "default"
         config = config_of(fields.pop("method"), batch, asked, bool(asked.compile_steps), **fields)
         try:
-            runs[label], memory[label] = warmed(
-                config, label.endswith("captured"), folder / f"{batch} {label}"
-            )
+            run, reserved = warmed(config, label.endswith("captured"), folder / f"{batch} {label}")
         except torch.OutOfMemoryError:
             _say(f"{label} at {batch} images: not measured, as it does not fit the memory")
+            continue
+        if captured and not is_captured(run):
+            _say(f"{label} at {batch} images: not measured, as the attack could not be captured")
+            continue
+        runs[label], memory[label] = run, reserved
     if "vanilla" not in runs:
         return []
     calls = {label: run.train_step for label, run in runs.items()}
@@ -181,7 +183,9 @@ def warmed(config: Config, captured: bool, folder: Path) -> tuple[Run, float | N
     method = run.parts.method
     if captured and isinstance(method, ConAdv):
         method.placement = SideStream(run.parts.device)
-    for _ in range(WARM):
+    for number in range(WARM):
+        if before is not None and number == WARM - 2:
+            _forget_peak()  # trials of convolution algorithms, which the first kind of a batch makes for all
         run.train_step()
     if before is None:
         return run, None
@@ -189,18 +193,33 @@ def warmed(config: Config, captured: bool, folder: Path) -> tuple[Run, float | N
     return run, (torch.cuda.max_memory_reserved() - before) / 2**30
 
 
+def is_captured(run: Run) -> bool:
+    """Whether the attack's passes are replayed from CUDA graphs, all of them."""
+    gradient = run.parts.method.attack.input_gradient  # type: ignore[attr-defined]
+    return (
+        isinstance(gradient, CapturedGradient)
+        and bool(gradient.graphs)
+        and None not in gradient.graphs.values()
+    )
+
+
 def _reserved(config: Config) -> int | None:
     if pick_device(config.training.device).type != "cuda":
         return None
     images_on_device(config)
-    gc.collect()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
+    _forget_peak()
     return torch.cuda.memory_reserved()
 
 
+def _forget_peak() -> None:
+    torch.cuda.synchronize()
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+
+
 def measure(asked: argparse.Namespace) -> list[Row]:
-    """All rows; the tables are printed on the way."""
+    """All rows; they are written, and the tables printed, on the way."""
     begun, rows = time.monotonic(), []
     torch._dynamo.config.recompile_limit = GRAPHS
     print(in_words(machine()))
@@ -209,7 +228,11 @@ def measure(asked: argparse.Namespace) -> list[Row]:
             rows += rates(asked, Path(scratch))
             width = max(len(row.name) for row in rows)
             for row in rows:
-                print(f"{row.name:<{width}} {row.value:>9.1f} {row.unit}   {row.ratio:.3f} × {row.peer}")
+                print(
+                    f"{row.name:<{width}} {row.value:>9.1f} {row.unit}   {row.ratio:.3f} × {row.peer}",
+                    flush=True,
+                )
+            _keep(rows, asked)
         steps: list[Measured] = []
         longest = 0.0
         for batch in asked.batches:
@@ -219,9 +242,13 @@ def measure(asked: argparse.Namespace) -> list[Row]:
                 continue
             _say(f"steps of {batch} images")
             try:
-                steps += steps_at(batch, asked, Path(scratch))
+                found = steps_at(batch, asked, Path(scratch))
             except torch.OutOfMemoryError:
                 _say(f"{batch} images: not measured, as all kinds together do not fit the memory")
+            else:
+                steps += found
+                print(tables(found), flush=True)
+                _keep(rows + rows_of(steps), asked)
             longest = max(longest, time.monotonic() - start)
     print(tables(steps))
     return rows + rows_of(steps)
@@ -235,7 +262,9 @@ def main(words: Iterable[str] | None = None) -> None:
     parser.add_argument("--model", choices=MODELS, default="resnet50")
     parser.add_argument("--pixels", type=int, default=224, help="height and width (default: %(default)s)")
     parser.add_argument("--optimizer", choices=("sgd", "lars"), default="sgd", help="of the methods here")
-    parser.add_argument("--repeats", type=int, default=4, help="steps of one timing (default: %(default)s)")
+    parser.add_argument(
+        "--repeats", type=int, default=GPU_REPEATS, help="steps of one timing (default: %(default)s)"
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     parser.add_argument("--no-rates", dest="rates", action="store_false", help="without the plain loops")
@@ -245,13 +274,17 @@ def main(words: Iterable[str] | None = None) -> None:
         nargs="?",
         const="default",
         choices=get_args(get_type_hints(Model)["compile_mode"]),
-        help="compile the methods' networks too, in this mode of torch.compile's (default: default)",
+        help="compile the methods' networks too, in this mode of torch.compile's (default: default); a mode of CUDA "
+        "graphs is without the kinds whose attack is captured in one",
     )
     parser.add_argument("--minutes", type=float, default=8.0, help="begin nothing after it (default: 8)")
     asked = parser.parse_args(None if words is None else list(words))
     if asked.threads:
         torch.set_num_threads(asked.threads)
-    rows = measure(asked)
+    _keep(measure(asked), asked)
+
+
+def _keep(rows: list[Row], asked: argparse.Namespace) -> None:
     if asked.json is not None:
         write(rows, asked.json)
 

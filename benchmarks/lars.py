@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness import Row, arguments, interleaved, publish
+from benchmarks.harness import GPU_REPEATS, Row, arguments, interleaved, publish
 from conadv_lab.optim.lars import LARS
 
 SETTINGS: dict[str, Any] = {"lr": 1e-3, "momentum": 0.9, "weight_decay": 1e-4}
@@ -102,9 +102,10 @@ def competitors(device: str) -> dict[str, Callable[[], Any]]:
 
 def measure(device: str, rounds: int) -> list[Row]:
     """One row an implementation; ours stand beside the fastest other LARS, on CUDA beside the loop."""
-    times = interleaved(competitors(device), rounds, cuda=device == "cuda")
+    cuda = device == "cuda"
+    times = interleaved(competitors(device), rounds, cuda=cuda, repeats=GPU_REPEATS if cuda else 1)
     others = [name for name in times.seconds if not name.startswith(("lars", "sgd"))]
-    peer = "loop" if device == "cuda" else min(others, key=times.median)
+    peer = "loop" if cuda else min(others, key=times.median)
     return [times.row(name, peer if name.startswith("lars") else None) for name in times.seconds]
 
 

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.harness import Row, arguments, interleaved, publish
+from benchmarks.harness import GPU_REPEATS, Row, arguments, interleaved, publish
 from conadv_lab.config import Config, resolved
+from conadv_lab.methods.attack import WARM_UPDATES
 from conadv_lab.models.digits import DigitsCNN
 from conadv_lab.models.resnet import resnet18, resnet20, resnet50
 from conadv_lab.recipes import digits
@@ -31,6 +32,8 @@ PLAIN: dict[str, Callable[[], nn.Module]] = {
 }
 BATCHES = {"resnet18": 32, "resnet20": 128, "resnet50": 16, "digits-cnn": 256}
 LR, MOMENTUM, DECAY, STEPS = 0.05, 0.9, 5e-4, 1_000_000
+WARM = WARM_UPDATES + 3
+"""Steps before any timing: an attack is itself only once the adversarial statistics are warm."""
 
 
 def plain_loop(
@@ -110,11 +113,11 @@ def measure(model_name: str, batch: int | None, rounds: int, suffix: str) -> lis
         if parts.config.model.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         calls["plain loop"] = plain_loop(model, batch, images, labels)
-        # The forms that recycle are themselves only from their second step on; allocators settle meanwhile.
-        for _ in range(3):
+        for _ in range(WARM):
             for call in calls.values():
                 call()
-        times = interleaved(calls, rounds, cuda=parts.device.type == "cuda")
+        on_gpu = parts.device.type == "cuda"
+        times = interleaved(calls, rounds, cuda=on_gpu, repeats=GPU_REPEATS if on_gpu else 1)
     rows = [_named(times.row("vanilla", "plain loop"), f"overhead{suffix}")]
     rows += [_named(times.row(method, "vanilla"), f"{method}{suffix}") for method in METHODS]
     return rows

@@ -1,10 +1,27 @@
-"""Small sets and networks that many tests share; every test runs on one thread, so that it is repeatable."""
+"""Small sets and networks that many tests share; every test runs on one thread, so that it is repeatable.
+
+A GPU is hidden from the tests, which ask for the same bits, but from those that are marked ``gpu``: make test-gpu.
+"""
+
+import os
 
 import pytest
 import torch
 from torch import nn
 
 from conadv_lab.data.sets import TensorSet
+
+GPU = os.environ.get("CONADV_TEST_GPU") == "1"
+if not GPU:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if GPU and torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and make test-gpu"))
 
 
 @pytest.fixture(autouse=True)

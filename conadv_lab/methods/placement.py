@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from conadv_lab.data.loader import Span, Split, Step, Stream
+from conadv_lab.data.transfer import sent
 from conadv_lab.methods.attack import Attack, input_gradient
 from conadv_lab.methods.base import Criterion
 from conadv_lab.methods.kept import Kept
@@ -47,7 +48,8 @@ class SideStream(Placement):
     """The attack runs on a CUDA stream beside the step's forwards and backwards, replayed from a CUDA graph.
 
     Weights and statistics are shared and not copied, so the step's end waits for the attack; what is attacked in the
-    step it is trained in (the first step) is waited for at once. Speed is not measured.
+    step it is trained in (the first step) is waited for at once. Graphs are of one model and one criterion: pass the
+    same objects in every step. Speed is not measured.
 
     Raises:
         ValueError: the device is no GPU.
@@ -185,7 +187,7 @@ class OtherRanks(Placement):
             return kept
         work, received = kept
         work.wait()
-        return received.to(self.device, non_blocking=True)
+        return sent(received, self.device)
 
     def _places(self, number: int) -> list[tuple[int, Span]]:
         """(global group, piece) of each of this rank's micro-batches."""

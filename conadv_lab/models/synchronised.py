@@ -61,7 +61,7 @@ class _Synchronised(torch.autograd.Function):
         kept = torch.promote_types(x.dtype, torch.float32)
         count, wide = x.numel() // x.shape[1], x.to(kept)
         var, mean = torch.var_mean(wide, _but_channels(x), correction=0)
-        mine = torch.cat([mean, var, mean.new_tensor([count])])
+        mine = torch.cat([mean, var, mean.new_full((1,), count)])
         slices = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
         dist.all_gather(slices, mine, group=group)
         means, variances, counts = torch.stack(slices).split([x.shape[1], x.shape[1], 1], dim=1)

@@ -106,13 +106,34 @@ class Ranks:
             yield
         except ValueError as mistake:
             sentence = str(mistake).encode()[:SENTENCE_BYTES] or b"?"
+        for told in self._all_told(sentence):
+            if told:
+                raise ValueError(told)
+
+    def require_own_gpus(self, device: torch.device) -> None:
+        """Where ranks compute on GPUs each has one of its own: NCCL serves no two on one. All ranks must ask.
+
+        Raises:
+            ValueError: two ranks share a GPU.
+        """
+        if self.count == 1:
+            return
+        mine = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
+        gpus = self._all_told(mine.encode())
+        for rank, gpu in enumerate(gpus):
+            if gpu and gpu in gpus[:rank]:
+                raise ValueError(
+                    f"ranks {gpus.index(gpu)} and {rank} are on one GPU; allowed: at most {len(set(gpus))} ranks "
+                    "here, one a GPU, or device cpu"
+                )
+
+    def _all_told(self, sentence: bytes) -> list[str]:
+        """What each rank says, on all ranks."""
         mine = torch.zeros(SENTENCE_BYTES, dtype=torch.uint8)
         mine[: len(sentence)] = torch.tensor(list(sentence), dtype=torch.uint8)
         all_of_them = [torch.empty_like(mine) for _ in range(self.count)]
         dist.all_gather(all_of_them, mine, group=self.patient)
-        for told in all_of_them:
-            if told[0]:
-                raise ValueError(bytes(told.tolist()).rstrip(b"\0").decode(errors="replace"))
+        return [bytes(told.tolist()).rstrip(b"\0").decode(errors="replace") for told in all_of_them]
 
     @contextmanager
     def first_goes_first(self) -> Iterator[None]:

@@ -74,6 +74,7 @@ def prepare(
         ranks.leave()
         return None
     with ranks.failures_told(), ranks.agreed():
+        ranks.require_own_gpus(run.parts.device)
         if ranks.first:
             run.claim.take()
             require_unchanged(run.config, run.folder, resume)

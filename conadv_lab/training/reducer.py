@@ -105,7 +105,7 @@ class _Bucket:
             sum(p.numel() for p in parameters), dtype=parameters[0].dtype, device=parameters[0].device
         )
         parts = self.flat.split([p.numel() for p in parameters])
-        self.views = [part.view(p.shape) for part, p in zip(parts, parameters, strict=True)]
+        self.views = [_laid_out(part, p) for part, p in zip(parts, parameters, strict=True)]
         self.missing = len(parameters)
         self.work: Any = None
 
@@ -125,6 +125,13 @@ class _Bucket:
     def _pairs(self) -> list[tuple[Tensor, Tensor]]:
         both = zip(self.views, self.parameters, strict=True)
         return [(view, p.grad) for view, p in both if p.grad is not None]
+
+
+def _laid_out(part: Tensor, like: Tensor) -> Tensor:
+    """Numbers in a row, seen in a tensor's shape and, so that they are copied as they lie, in its memory format."""
+    if like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last):
+        return part.as_strided(like.shape, like.stride())
+    return part.view(like.shape)
 
 
 def _buckets(parameters: list[Tensor], limit: int) -> list[_Bucket]:

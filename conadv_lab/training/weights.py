@@ -1,11 +1,12 @@
 """Weights as such: loaded with a plain word on what does not fit, hashed, averaged, moved."""
 
+from collections.abc import Iterable
 from hashlib import sha256
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 
 def parameters_sha256(model: nn.Module) -> str:
@@ -33,9 +34,41 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], place: str) -> No
     model.load_state_dict(weights)
 
 
-def average_of(model: nn.Module, decay: float) -> AveragedModel | None:
+class Average(AveragedModel):
+    """torch's exponential average of the weights, bit for bit, updated without the host waiting for a GPU.
+
+    torch's own sends the count of updates to the device in every step, and copies buffers one after another.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__(model)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        first = bool(self.n_averaged == 0)
+        for own, new in _by_dtype(self.module.parameters(), model.parameters()):
+            if first:
+                torch._foreach_copy_(own, new)
+            else:
+                torch._foreach_lerp_(own, new, 1 - self.decay)
+        for own, new in _by_dtype(self.module.buffers(), model.buffers()):
+            torch._foreach_copy_(own, new)
+        self.n_averaged += 1
+
+
+def average_of(model: nn.Module, decay: float) -> Average | None:
     """An exponential average that follows the model's weights; None without a decay."""
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
+    return Average(model, decay) if decay else None
+
+
+def _by_dtype(own: Iterable[Tensor], other: Iterable[Tensor]) -> list[tuple[list[Tensor], list[Tensor]]]:
+    groups: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+    for one, two in zip(own, other, strict=True):
+        some, others = groups.setdefault(one.dtype, ([], []))
+        some.append(one)
+        others.append(two)
+    return list(groups.values())
 
 
 def on_device(value: Any, device: torch.device) -> Any:

@@ -35,6 +35,24 @@ def test_one_command_in_tiny_form(tmp_path, monkeypatch, capsys):
     assert "ms a step" in capsys.readouterr().out
 
 
+def test_a_run_that_is_cut_short_keeps_what_it_has(tmp_path, monkeypatch, capsys):
+    original = imagenet_gpu.steps_at
+
+    def cut(batch, *rest):
+        if batch == 2:
+            raise KeyboardInterrupt
+        return original(batch, *rest)
+
+    monkeypatch.setattr(imagenet_gpu, "WARM", 1)
+    monkeypatch.setattr(imagenet_gpu, "steps_at", cut)
+    file = tmp_path / "figures.json"
+    words = [*TINY.split(), "--no-rates", "--batches", "4", "2", "--json", str(file)]
+    with pytest.raises(KeyboardInterrupt):
+        imagenet_gpu.main(words)
+    assert "vanilla, 4 images" in [row["name"] for row in json.loads(file.read_text())["rows"]]
+    assert "ms a step" in capsys.readouterr().out
+
+
 BARE = """
 import sys
 sys.modules.update(dict.fromkeys({missing}))
@@ -93,10 +111,15 @@ def test_the_share_counts_the_methods_own_arithmetic():
 
 
 def test_a_gpu_has_a_stream_and_disadv_a_captured_attack_beside_it():
-    asked = Namespace(methods=["disadv", "conadv"])
-    assert list(imagenet_gpu.kinds(asked, on_gpu=False)) == ["vanilla", "disadv", "conadv serial"]
-    more = {"conadv stream", "disadv, attack captured"}
-    assert set(imagenet_gpu.kinds(asked, on_gpu=True)) - set(imagenet_gpu.kinds(asked, on_gpu=False)) == more
+    asked = Namespace(methods=["disadv", "conadv"], compile_steps=None)
+    plain = ["vanilla", "disadv", "conadv serial"]
+    assert list(imagenet_gpu.kinds(asked, on_gpu=False)) == plain
+    assert set(imagenet_gpu.kinds(asked, on_gpu=True)) - set(plain) == {
+        "conadv stream",
+        "disadv, attack captured",
+    }
+    asked.compile_steps = "reduce-overhead"  # CUDA graphs of torch's own
+    assert list(imagenet_gpu.kinds(asked, on_gpu=True)) == plain
 
 
 def test_a_peer_is_normalised_as_ours_is(monkeypatch):

@@ -94,7 +94,7 @@ def test_images_are_left_as_they_are():
     assert torch.equal(images, pictures(20))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 def test_same_images_on_cuda():
     images = pictures(500)
     there = augment(images.cuda(), keys(500).cuda(), cutout=3)

@@ -100,7 +100,7 @@ def test_keys_of_another_dtype_are_refused():
         uniform(torch.arange(3), 2)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 def test_same_bits_on_cuda():
     epochs, indices = torch.arange(500) % 3, torch.arange(500)
     here = image_keys(3, "test", epochs, indices)

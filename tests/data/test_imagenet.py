@@ -115,7 +115,7 @@ def test_all_of_a_batch_is_sent_so_that_nobody_waits(tree, monkeypatch):
     assert sorted(sizes) == [3, 4, 8, 4 * 3 * 32**2]  # three images, and the one before them
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 @pytest.mark.parametrize("changes", [{}, {"mixup": 0.2}], ids=["plain", "mixup"])
 def test_a_gpu_gets_the_same_images_and_the_host_does_not_wait(tree, changes):
     streams = []

@@ -15,7 +15,7 @@ from conadv_lab.models.norm import mixture_batch_norm
 from conadv_lab.optim.momenta import begin_momenta
 from tests.conftest import image_set, small_cnn
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+pytestmark = pytest.mark.gpu
 STEPS = 16
 
 

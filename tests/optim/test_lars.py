@@ -261,7 +261,7 @@ def test_reads_nothing_back_from_the_device():
             params[0].sum().item()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 @pytest.mark.parametrize("variant", ["A", "B", "C"])
 def test_cuda_agrees_and_never_waits(variant, problem):
     weights, gradients = problem

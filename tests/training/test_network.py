@@ -123,7 +123,7 @@ def test_modes_that_cannot_be(changes, message):
         resolved(Config().replace(**changes))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 @pytest.mark.parametrize("micro_batch", [16, 4])
 @pytest.mark.parametrize("name", CASES)
 def test_cuda_graphs_give_what_the_network_gives(name, micro_batch):

@@ -77,3 +77,17 @@ def test_unused_weights_keep_no_gradient(group):
     assert {name for name, p in model.named_parameters() if p.grad is None} == {
         f"{i}.adversarial.{kind}" for i in (1, 4) for kind in ("weight", "bias")
     }
+
+
+def test_gradients_are_copied_as_they_lie_in_memory(group):
+    """torch copies lists of tensors in one go only where both sides have the same strides."""
+    model = mixture_batch_norm(small_cnn()).to(memory_format=torch.channels_last)
+    reducer = Reducer(model, group)
+    for bucket in reducer.buckets:
+        pairs = zip(bucket.views, bucket.parameters, strict=True)
+        assert all(view.stride() == parameter.stride() for view, parameter in pairs)
+    reducer.begin(1)
+    losses = backward(model)
+    before = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    reducer.finish(losses, check=True)
+    assert all(torch.equal(model.get_parameter(name).grad, kept) for name, kept in before.items())
