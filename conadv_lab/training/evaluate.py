@@ -56,7 +56,8 @@ def accuracy_and_loss(judged: nn.Module, images: ImageSet, limit: int | None = N
 def pgd_accuracy(parts: Parts, judged: nn.Module) -> float:
     """Accuracy in percent on test images attacked by 10 steps of ε/4 through the main branch.
 
-    A single-step method whose robustness collapses (Wong et al. 2020) shows here, and in no other figure.
+    A single-step method whose robustness collapses (Wong et al. 2020) shows here, and in no other figure. An attack
+    keeps activations as training does, so it takes no more images at once.
     """
     config = parts.config
     epsilon = config.method.epsilon
@@ -69,7 +70,8 @@ def pgd_accuracy(parts: Parts, judged: nn.Module) -> float:
     )
     dtype = next(judged.parameters()).dtype
     right = seen = 0
-    for batch in batches(parts.test_set, config.training.pgd_images):
+    size = min(EVALUATION_BATCH, config.training.micro_batch or EVALUATION_BATCH)
+    for batch in batches(parts.test_set, config.training.pgd_images, size):
         batch = Batch(batch.images.to(dtype), batch.labels, batch.epochs, batch.indices, batch.share)
         images = attack.apply(batch, attack.perturb(judged, batch, parts.criterion))
         with torch.no_grad(), branch_of(judged, "main"):
@@ -78,11 +80,11 @@ def pgd_accuracy(parts: Parts, judged: nn.Module) -> float:
     return 100 * right / seen
 
 
-def batches(images: ImageSet, limit: int | None = None) -> Iterator[Batch]:
+def batches(images: ImageSet, limit: int | None = None, size: int = EVALUATION_BATCH) -> Iterator[Batch]:
     """The set in its own order, in evaluation batches, as floats."""
     count = len(images) if limit is None else min(limit, len(images))
-    for first in range(0, count, EVALUATION_BATCH):
-        indices = torch.arange(first, min(first + EVALUATION_BATCH, count))
+    for first in range(0, count, size):
+        indices = torch.arange(first, min(first + size, count))
         pixels, labels = images.fetch(indices)
         indices = indices.to(labels.device)
         yield Batch(as_float(pixels), labels, torch.zeros_like(indices), indices, len(labels) / count)

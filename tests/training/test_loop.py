@@ -13,6 +13,7 @@ import pytest
 
 from conadv_lab import runs
 from conadv_lab.config import Config
+from conadv_lab.methods.attack import PGDAttack
 from conadv_lab.recipes import digits
 from conadv_lab.runs import RunFolder, collect, read_checkpoint
 from conadv_lab.training import loop
@@ -257,6 +258,21 @@ def test_the_probe_and_pgd_accuracy_are_logged(tmp_path):
     assert all(0.3 < value <= 1 for value in probes.values())
     assert sum("pgd_accuracy" in line for line in folder.metrics()) == 2
     assert 0 <= folder.result()["pgd_accuracy"] <= 100
+
+
+def test_an_attack_takes_no_more_images_at_once_than_training(tmp_path, monkeypatch):
+    sizes, original = [], PGDAttack.perturb
+
+    def perturb(self, model, batch, criterion):
+        sizes.append(len(batch.labels))
+        return original(self, model, batch, criterion)
+
+    monkeypatch.setattr(PGDAttack, "perturb", perturb)
+    config = tiny(steps=1, warmup_epochs=0, pgd_images=20, epsilon=0.1)
+    whole = train(config, tmp_path / "whole", progress="none").result()
+    parts = train(config.replace(micro_batch=8), tmp_path / "parts", progress="none").result()
+    assert sizes == [20, 8, 8, 4]
+    assert {whole["pgd_accuracy"], parts["pgd_accuracy"]} <= {5.0 * n for n in range(21)}
 
 
 def test_evaluation_does_not_touch_the_run(tmp_path):
