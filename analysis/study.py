@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import json
+import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -203,6 +204,14 @@ class Study:
     archive: bool = False
 
     def main(self, arguments: Sequence[str] | None = None) -> int:
+        """The command; returns its exit status."""
+        try:
+            return self._run(arguments)
+        except (ValueError, FileNotFoundError) as mistake:
+            print(f"error: {mistake}", file=sys.stderr)
+            return 2
+
+    def _run(self, arguments: Sequence[str] | None) -> int:
         given = options(self.name, self.question, arguments, archive=self.archive)
         started = time.monotonic()
         if not given.from_results:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 
 def unknown(what: str, value: str, allowed: Iterable[str]) -> ValueError:
@@ -25,3 +26,14 @@ def require(condition: bool, name: str, value: object, allowed: str) -> None:
     """
     if not condition:
         raise ValueError(f"{name} is {value!r}; allowed: {allowed}")
+
+
+def writable(*paths: Path | None) -> None:
+    """Check that files can be made at these paths.
+
+    Raises:
+        ValueError: a folder, or a file in one that does not exist.
+    """
+    for path in paths:
+        if path is not None and (path.is_dir() or not path.parent.is_dir()):
+            raise ValueError(f"{path} cannot be written; allowed: a file in a folder that exists")

@@ -155,7 +155,10 @@ class RunFolder:
         file = self.path / name
         if not file.is_file():
             raise ValueError(f"{self.path} is no run folder: it has no {name}")
-        return json.loads(file.read_text())
+        try:
+            return json.loads(file.read_text())
+        except ValueError as error:
+            raise ValueError(f"{file} is damaged: {error}") from error
 
 
 def read_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -233,7 +236,7 @@ def collect(pattern: str | Path | list[str | Path]) -> "pd.DataFrame":
     import pandas as pd
 
     patterns = pattern if isinstance(pattern, list) else [pattern]
-    paths = sorted({match for item in patterns for match in glob.glob(str(item), recursive=True)})
+    paths = sorted({match for item in patterns for match in _matches(str(item))})
     rows = []
     for path in paths:
         if not (Path(path) / "config.json").is_file():
@@ -245,6 +248,11 @@ def collect(pattern: str | Path | list[str | Path]) -> "pd.DataFrame":
             row |= section
         rows.append(row | (result or {}))
     return pd.DataFrame(rows)
+
+
+def _matches(pattern: str) -> list[str]:
+    """Folders by a pattern, or the one that is named so."""
+    return [pattern] if Path(pattern).is_dir() else glob.glob(pattern, recursive=True)
 
 
 def _version(package: str) -> str | None:

@@ -78,6 +78,8 @@ class ImageSet(Protocol):
         """(m,) int64 to images (m, C, H, W), uint8 or float in [0, 1], and (m,) int64 labels, on the device."""
 
 
+ROUNDING = 1e-3
+"""How far an image may leave [0, 1], as resizing does."""
 Augmentation = Callable[[Tensor, Tensor, Tensor], Tensor]
 Span = tuple[int, int]
 
@@ -251,8 +253,20 @@ def _endless(loader: Iterable[Any]) -> Iterator[Batch]:
         seen = 0
         for images, labels in loader:
             require(images.is_floating_point(), "the images' dtype", str(images.dtype), "floats in [0, 1]")
+            if epoch == seen == 0:
+                _require_unit_range(images)
             indices = torch.arange(seen, seen + len(images), device=images.device)
             seen += len(images)
             yield Batch(images, labels, torch.full_like(indices, epoch), indices, 1.0)
-        require(seen > 0, "the loader", "empty", "at least one batch of (images, labels)")
+        once = "a list or a DataLoader, not what can be read only once" if epoch else "at least one batch"
+        require(seen > 0, "the loader", "empty", f"{once} of (images, labels)")
         epoch += 1
+
+
+def _require_unit_range(images: Tensor) -> None:
+    low, high = (float(images.min()), float(images.max())) if images.numel() else (0.0, 1.0)
+    if not (low >= -ROUNDING and high <= 1 + ROUNDING):
+        raise ValueError(
+            f"images lie in [{low:.3g}, {high:.3g}]; allowed: [0, 1], as an attack is clipped to it; "
+            "a normalisation belongs into the model"
+        )

@@ -15,6 +15,7 @@ from conadv_lab.launch.options import RunOptions
 from conadv_lab.launch.profiles import Profile
 from conadv_lab.launch.records import Record, find_runs, last, log_files, tail
 from conadv_lab.launch.sweep import Planned, plan, split_lists
+from conadv_lab.mistakes import writable
 
 Kind = TypeVar("Kind")
 Folders = tyro.conf.Positional[tuple[Path, ...]]
@@ -182,6 +183,7 @@ def collect(words: list[str]) -> int:
     from conadv_lab.runs import collect as read
 
     asked = _parsed(Collect, words, "collect")
+    writable(asked.csv)
     frame = read([str(path) for path in find_runs(list(asked.places))])
     if frame.empty:
         print("no run has started yet")
@@ -288,6 +290,8 @@ def _recipe(verb: str, words: list[str]) -> str:
 def _out(options: RunOptions) -> Path:
     if options.out is None:
         raise ValueError("--out is missing; allowed: a folder that all nodes see")
+    if options.out.exists() and not options.out.is_dir():
+        raise ValueError(f"--out is {options.out}, a file; allowed: a folder that all nodes see")
     return options.out.absolute()
 
 

@@ -78,6 +78,8 @@ def find_runs(places: list[Path]) -> list[Path]:
         ValueError: a place that does not exist or holds no run.
     """
     found: dict[Path, None] = {}
+    if not places:
+        raise ValueError("no folder is named; allowed: run folders, or folders of them")
     for place in places:
         if not place.is_dir():
             raise ValueError(f"{place} is no folder; allowed: a run folder or a folder of run folders")

@@ -13,7 +13,7 @@ from conadv_lab.config import Config
 from conadv_lab.launch import local, profiles, slurm
 from conadv_lab.launch.profiles import Profile
 from conadv_lab.launch.records import FOLDER, Record
-from conadv_lab.launch.snapshot import Snapshot, take
+from conadv_lab.launch.snapshot import Snapshot, originals, take
 from conadv_lab.launch.sweep import Planned
 
 
@@ -138,6 +138,7 @@ class New:
                     "identity": planned.identity,
                     "folder": str(Path.cwd()),
                     "config": self.config(planned).to_dict(),
+                    "originals": originals(planned.config),
                     "snapshot": {"path": str(self.snapshot.path), "digest": self.snapshot.digest},
                     "jobs": str(self.batch.jobs),
                     "profile": profile,
@@ -240,6 +241,12 @@ def resend(batch: Batch) -> None:
 
 def _renew(record: Record, root: Path) -> None:
     config = Config.from_dict(record.job["config"])
+    there = {
+        name: reference
+        for name, reference in record.job.get("originals", {}).items()
+        if Path(reference.rpartition(":")[0]).is_file()
+    }
+    config = config.replace(**there) if there else config
     snapshot = take(root, [config])
     snapshot.write()
     about = {"path": str(snapshot.path), "digest": snapshot.digest}

@@ -59,6 +59,14 @@ class Snapshot:
         return config.replace(**changes) if changes else config
 
 
+def originals(config: Config) -> dict[str, str]:
+    """The references to files of the user's own, by field, wherever a command is given."""
+    return {
+        name: f"{Path(reference.rpartition(':')[0]).expanduser().resolve()}:{reference.rpartition(':')[2]}"
+        for name, reference in _references(config).items()
+    }
+
+
 def take(root: Path, configs: list[Config]) -> Snapshot:
     """The snapshot below ``root`` that these configs need; nothing is written.
 

@@ -100,10 +100,10 @@ class ConAdv(TwoBranches):
 
     def backward(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
         criterion = self.attack_ahead(model, step, criterion)
-        pending = self.pending.pop(step.number, None)
         with one_update(model):
-            losses = self._trained(model, step, criterion, pending)
+            losses = self._trained(model, step, criterion, self.pending.get(step.number))
             self.placement.join()
+        self.pending.pop(step.number, None)
         return losses
 
     def attack_ahead(self, model: nn.Module, step: Step, criterion: Criterion) -> Criterion:
@@ -111,6 +111,8 @@ class ConAdv(TwoBranches):
         criterion = self._checked(model, step, criterion)
         if step.number == 0:  # another loop: what an earlier one left behind belongs to other images
             self.pending.clear()
+        for left_out in [n for n in self.pending if n < step.number]:
+            del self.pending[left_out]
         ahead = range(step.number, min(step.number + self.staleness, step.last) + 1)
         wanted = [n for n in ahead if n not in self.pending and not self._starts_clean(n)]
         if wanted:
@@ -197,6 +199,9 @@ class Recycled(TwoBranches):
         self.epsilon, self.equal_cost = epsilon, equal_cost
         self.clean_fraction, self.gradient_evaluations = _cost(equal_cost)
         self.pending: list[Tensor] = []
+        self._made_in: int | None = (
+            None  # the step whose signs are pending; None after loading, where it is the last
+        )
 
     def passes(self, step: Step) -> int:
         return 1 if self.equal_cost or step.number == 0 else 2
@@ -206,11 +211,12 @@ class Recycled(TwoBranches):
         kept = Kept(step.size())
         with one_update(model):
             losses = self._trained(model, step, criterion, kept)
-        self.pending = kept.parts()
+        self.pending, self._made_in = kept.parts(), step.number
         return losses
 
     def _trained(self, model: nn.Module, step: Step, criterion: Criterion, kept: Kept) -> Losses:
-        if not self.pending or step.number == 0:
+        fits = self._made_in in (None, step.number - 1)  # not where a step was left out, or failed
+        if not self.pending or step.number == 0 or not fits:
             return Losses(self._train_on_clean(model, step, criterion, 1.0, kept))
         moved = self._moved(step, self.pending)
         if self.equal_cost:
@@ -251,7 +257,7 @@ class Recycled(TwoBranches):
         return {"pending": list(self.pending)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.pending = list(state["pending"])
+        self.pending, self._made_in = list(state["pending"]), None
 
 
 class _Control(TwoBranches):

@@ -159,7 +159,8 @@ def check_mean(criterion: Criterion, outputs: Tensor, labels: Tensor) -> None:
             "allowed: one mean over the images (reduction='mean')"
         )
     twice = criterion(torch.cat([outputs, outputs]), torch.cat([labels, labels]))
-    if torch.isfinite(once) and not torch.allclose(once, twice, rtol=1e-3, atol=1e-5):
+    rounding = max(1e-3, 4 * torch.finfo(once.dtype).eps)
+    if torch.isfinite(once) and not torch.allclose(once, twice, rtol=rounding, atol=1e-5):
         raise ValueError(
             f"the criterion gave {once.item():.4g} for a batch and {twice.item():.4g} for the batch twice; "
             "allowed: a mean over the images (reduction='mean'), not a sum"

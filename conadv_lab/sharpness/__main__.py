@@ -73,6 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as mistake:
         print(f"error: {mistake}", file=sys.stderr)
         return 2
+    except OSError as failure:
+        print(f"error: {failure}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -108,13 +111,17 @@ def pairs(option: str, words: Sequence[str]) -> dict[str, Any]:
 def _measure(asked: argparse.Namespace) -> None:
     import torch
 
-    from conadv_lab.mistakes import unknown
+    from conadv_lab.mistakes import unknown, writable
     from conadv_lab.sharpness.crosscheck import cross_check, side_by_side
     from conadv_lab.sharpness.landscape import line_to
     from conadv_lab.sharpness.measures import DEFAULT, measure
     from conadv_lab.sharpness.problem import Problem
     from conadv_lab.sharpness.results import Report
 
+    writable(asked.json, asked.html, asked.csv)
+    for folder in (asked.figures, asked.resume):
+        if folder is not None and folder.exists() and not folder.is_dir():
+            raise ValueError(f"{folder} is a file; allowed: a folder, or a name that is free")
     types = {"float32": torch.float32, "float64": torch.float64}
     if asked.dtype and asked.dtype not in types:
         raise unknown("dtype", asked.dtype, types)
@@ -158,11 +165,25 @@ def _subjects(asked: argparse.Namespace, places: Sequence[str]) -> list[tuple[An
     found = []
     for place in places:
         subject = load(place, examples=asked.examples, batch_size=asked.batch_size, split=asked.split)
-        facts = {"label_smoothing": label_smoothing(subject.criterion)} | dict(subject.facts) | stated
+        known = {"label_smoothing": label_smoothing(subject.criterion)} | dict(subject.facts)
+        facts = known | _consistent(stated, known, subject.name)
         if asked.json or asked.html or asked.csv:
             require_facts(subject.name, facts)
         found.append((subject, facts))
     return found
+
+
+def _consistent(stated: dict[str, Any], known: dict[str, Any], who: str) -> dict[str, Any]:
+    """What is stated and not known already; a statement against what is known is a mistake."""
+    from conadv_lab.mistakes import unknown
+    from conadv_lab.sharpness.results import FACTS
+
+    for name, value in stated.items():
+        if name not in FACTS:
+            raise unknown("fact", name, FACTS)
+        if known.get(name) not in (None, "unknown", value) and value != "unknown":
+            raise ValueError(f"fact {name} is {value!r}; allowed: {known[name]!r}, which {who} says itself")
+    return {name: value for name, value in stated.items() if known.get(name) in (None, "unknown")}
 
 
 def _write(asked: argparse.Namespace, reports: Any, checks: Any) -> None:

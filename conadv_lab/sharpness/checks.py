@@ -13,9 +13,12 @@ from conadv_lab.sharpness.nests import first_tensor, take
 
 def reusable(batches: Any) -> Any:
     """Batches to go through many times: a pair or a mapping is one batch, an iterator is read into a list."""
-    if isinstance(batches, tuple) and len(batches) == 2 and not isinstance(batches[0], (tuple, list)):
-        return [batches]
-    if isinstance(batches, Mapping):
+    two = (
+        isinstance(batches, tuple)
+        and len(batches) == 2
+        and all(isinstance(b, (tuple, list)) for b in batches)
+    )
+    if isinstance(batches, Mapping) or (isinstance(batches, tuple) and len(batches) == 2 and not two):
         return [batches]
     if not isinstance(batches, Iterable):
         raise ValueError(

@@ -39,7 +39,7 @@ class Density:
         assert callable(function)
         values = [float((w * function(n)).sum()) for n, w in zip(self.nodes, self.weights, strict=True)]
         spread = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
-        return float(np.mean(values)), spread / np.sqrt(len(values))
+        return float(np.mean(values)), float(spread / np.sqrt(len(values)))
 
 
 def quadrature(run: Lanczos) -> tuple[np.ndarray, np.ndarray]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from conadv_lab.sharpness.nests import first_tensor, take
 from conadv_lab.sharpness.problem import Problem
@@ -68,9 +69,9 @@ class _Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        mine = [self.leaves[id(a)] for a in (*args, *kwargs.values()) if id(a) in self.leaves]
-        if mine and isinstance(result, Tensor):
-            use = self._understood(func, args, kwargs, result)
+        mine = [self.leaves[id(a)] for a in tree_leaves((args, kwargs)) if id(a) in self.leaves]
+        if mine and any(isinstance(part, Tensor) for part in tree_leaves(result)):
+            use = self._understood(func, args, kwargs, result) if isinstance(result, Tensor) else None
             if use is None or sorted(use.names.values()) != sorted(mine):
                 name = getattr(func, "__name__", str(func))
                 self.refusals.append(

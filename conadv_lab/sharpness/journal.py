@@ -13,7 +13,7 @@ class Journal:
     """Finished parts by name, in one folder; without a folder nothing is kept.
 
     Each part is written beside its place and renamed, so an interrupted write leaves the earlier one. A
-    folder belongs to one measurement: ``key`` (weights, data, settings) is compared when it is opened.
+    folder belongs to one measurement: ``key`` (weights, data, loss, facts, settings) is compared when it is opened.
 
     Raises:
         ValueError: the folder holds another measurement.
@@ -31,7 +31,7 @@ class Journal:
         note = self.folder / "measurement.json"
         if note.exists() and note.read_text() != text:
             raise ValueError(
-                f"{self.folder} holds another measurement (other weights, data or settings); name another"
+                f"{self.folder} holds another measurement (other weights, data, loss, facts or settings); name another"
             )
         note.write_text(text)
 

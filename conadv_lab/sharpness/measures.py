@@ -78,7 +78,7 @@ def measure(
     problem = Problem(
         model, criterion, batches, params=params, bn=bn, dtype=dtype, all_reduce=all_reduce, seed=seed
     )
-    journal = Journal(resume, _key(problem, chosen, seed))
+    journal = Journal(resume, _key(problem, chosen, seed) | {"facts": dict(facts or {})})
     with tqdm(total=len(measures), disable=not progress, unit="measure", delay=1) as bar:
         study = Study(problem, chosen, seed, dict(facts or {}), journal, lambda: _count_in(bar))
         results = []
@@ -130,4 +130,6 @@ def _key(problem: Problem, settings: Settings, seed: int) -> dict[str, Any]:
     return {
         "weights": mark, "data": problem.data_hash, "settings": vars(settings), "seed": seed,
         "bn": problem.bn, "names": problem.names, "precision": str(problem.precision),
+        # Of another criterion, architecture or buffers; rounded, as another number of threads sums in another order.
+        "loss": f"{problem.initial_loss:.3g}", "slope": f"{float(problem.gradient.norm()):.3g}",
     }  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from conadv_lab.mistakes import require
+from conadv_lab.sharpness.checks import reusable
 from conadv_lab.sharpness.problem import Batch, Criterion
 
 SPLITS = ("train", "test")
@@ -58,13 +59,15 @@ def load(place: str, *, examples: int = 1000, batch_size: int = 250, split: str 
 def _function(place: str) -> Subject:
     from conadv_lab.references import load as named
 
-    made = named(place)()
+    function = named(place)
+    require(callable(function), place, type(function).__name__, "a function without arguments")
+    made = function()
     if not isinstance(made, tuple) or len(made) not in (3, 4) or not isinstance(made[0], nn.Module):
         raise ValueError(
             f"{place} returned {type(made).__name__}; allowed: (model, criterion, batches[, facts])"
         )
     facts: Mapping[str, Any] = made[3] if len(made) == 4 else {}
-    return Subject(place, made[0], made[1], made[2], {"subject": place, **facts})
+    return Subject(place, made[0], made[1], reusable(made[2]), {"subject": place, **facts})
 
 
 def _run(

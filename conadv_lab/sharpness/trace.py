@@ -242,7 +242,9 @@ def hutch_pp(operator: Symmetric, products: int = 120, seed: int = 0) -> Estimat
     probes = Probes(operator, basis.T, seed + 1)
     probes.draw(third)
     forms = np.array(probes.forms)
-    return Estimate(exact + forms.mean(), float(forms.std(ddof=1)) / math.sqrt(third), 3 * third, third, True)
+    return Estimate(
+        exact + float(forms.mean()), float(forms.std(ddof=1)) / math.sqrt(third), 3 * third, third, True
+    )
 
 
 def xtrace(operator: Symmetric, products: int = 120, seed: int = 0) -> Estimate:

@@ -129,6 +129,9 @@ def _convolution(
     linear: bool, axes: int, input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1,
     padding: Any = 0, dilation: Any = 1, groups: int = 1,
 ) -> Tensor | None:  # fmt: skip
+    # Of a weight that is computed, as by weight norm, the first derivative's numbers enter the second one.
+    if not weight.is_leaf:
+        return None
     if isinstance(padding, str) or input.ndim != axes + 2 or not _safe(input, weight, bias):
         return None
     options: Options = (_each(stride, axes), _each(padding, axes), _each(dilation, axes), groups)

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
 
-from conadv_lab.mistakes import require
+from conadv_lab.mistakes import require, writable
 from conadv_lab.staleness.options import SEVERAL, FitOptions, PageOptions, TimelineOptions
-from conadv_lab.staleness.outputs import writable
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from conadv_lab.mistakes import writable
+
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
@@ -43,17 +45,6 @@ class Outputs:
             frame.to_csv(self.csv, index=False)
         if self.figure is not None and draw is not None:
             draw().savefig(self.figure, dpi=160, facecolor="white")
-
-
-def writable(*paths: Path | None) -> None:
-    """Check that files can be made at these paths.
-
-    Raises:
-        ValueError: a folder, or a file in one that does not exist.
-    """
-    for path in paths:
-        if path is not None and (path.is_dir() or not path.parent.is_dir()):
-            raise ValueError(f"{path} cannot be written; allowed: a file in a folder that exists")
 
 
 def add_options(parser: ArgumentParser) -> None:

@@ -124,6 +124,8 @@ def pick_device(name: str, ranks: Ranks = ALONE) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise ValueError(f"device is {name!r}; allowed: auto, cpu, cuda, cuda:0 …") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device is {name!r}; allowed: auto, cpu, cuda, cuda:0 …")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device is {name!r}, but torch sees no GPU; allowed here: auto, cpu")
     if device.type == "cuda" and ranks.count > 1:
@@ -287,11 +289,16 @@ def build_schedule(config: Config, stream: Stream, images: int) -> Schedule:
     def steps_of(epochs: float) -> int:
         return round(epochs * images / stream.batch)
 
-    warmup = section.warmup_steps
+    warmup = steps_of(section.warmup_epochs) if section.warmup_steps is None else section.warmup_steps
+    if warmup > stream.steps:
+        name = "warmup_epochs" if section.warmup_steps is None else "warmup_steps"
+        raise ValueError(
+            f"{name} is {getattr(section, name):g}, {warmup} steps; allowed: at most the run's {stream.steps}"
+        )
     return Schedule(
         lr=section.lr,
         steps=stream.steps,
-        warmup=steps_of(section.warmup_epochs) if warmup is None else warmup,
+        warmup=warmup,
         decay=section.schedule,
         end=section.end_lr,
         power=section.power,

@@ -1,9 +1,14 @@
 """What a run that is continued must have in common with the folder that it was started in."""
 
-from conadv_lab.config import Config
+from pathlib import Path
+
+from conadv_lab.config import Config, is_file_reference
 from conadv_lab.data.loader import ImageSet
 from conadv_lab.runs import RunFolder
 from conadv_lab.training.claim import LOCK
+
+OWN = "own"
+"""Folder of submit's copies."""
 
 
 def reconciled(config: Config, folder: RunFolder, resume: bool) -> Config:
@@ -27,11 +32,21 @@ def reconciled(config: Config, folder: RunFolder, resume: bool) -> Config:
         f"{name} is {ours[section][name]!r}, was {value!r}"
         for section, values in theirs.items()
         for name, value in values.items()
-        if ours[section][name] != value
+        if ours[section][name] != value and not _copies_of_one_file(ours[section][name], value)
     ]
     if different:
         raise ValueError(f"{folder.path} was started with another config: {'; '.join(different)}")
     return config
+
+
+def _copies_of_one_file(one: object, other: object) -> bool:
+    """Whether both are references to what submit copied of a file of the user's own, which --new-code copies anew."""
+    paths = [Path(value) for value in (one, other) if isinstance(value, str) and is_file_reference(value)]
+    return (
+        len(paths) == 2
+        and paths[0].name == paths[1].name
+        and all(len(path.parts) > 3 and path.parts[-3] == OWN for path in paths)
+    )
 
 
 def require_unchanged(config: Config, folder: RunFolder, resume: bool) -> None:

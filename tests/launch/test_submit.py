@@ -288,3 +288,38 @@ def test_interrupted_here_a_run_saves_and_can_be_continued(no_slurm, own, tmp_pa
     assert Record(out).events()[-1]["step"] > 12
     _, told, _ = run(capsys, "status", out)
     assert told.startswith("run  stopped (stopped by SIG")
+
+
+def test_new_code_is_the_users_file_as_it_is_now(no_slurm, capsys, tmp_path):
+    """A run that failed by a mistake in a file of the user's own, which is mended then."""
+    own = tmp_path / "mine.py"
+    text = "from conadv_lab.models.digits import DigitsCNN\ndef model(config):\n    {}\n"
+    own.write_text(text.format("raise RuntimeError('a mistake')"))
+    words = (
+        "run",
+        "digits-conadv",
+        *SHORT,
+        "--model",
+        f"{own}:model",
+        "--profile",
+        "local",
+        "--out",
+        tmp_path / "a",
+    )
+    assert run(capsys, *words)[0] == 1
+    own.write_text(text.format("return DigitsCNN()"))
+    assert run(capsys, "retry", tmp_path / "a")[0] == 1
+    status, out, _ = run(capsys, "retry", tmp_path / "a", "--new-code")
+    assert (status, "done" in out) == (0, True)
+
+
+@pytest.mark.parametrize("verb", ["status", "collect", "retry", "cancel"])
+def test_a_verb_without_a_folder_says_so(verb, capsys):
+    status, _, err = run(capsys, verb)
+    assert (status, err) == (2, "error: no folder is named; allowed: run folders, or folders of them\n")
+
+
+def test_a_table_that_cannot_be_written_is_told_first(fake, capsys, tmp_path):
+    sent(tmp_path / "run")
+    status, _, err = run(capsys, "collect", tmp_path / "run", "--csv", tmp_path / "none" / "a.csv")
+    assert (status, "cannot be written; allowed: a file in a folder that exists" in err) == (2, True)

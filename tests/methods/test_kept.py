@@ -9,7 +9,7 @@ from torch import nn
 from conadv_lab.data.loader import Stream
 from conadv_lab.methods.adversarial import ConAdv, Recycled
 from conadv_lab.methods.attack import PGDAttack, SignAttack
-from conadv_lab.methods.base import total, totals
+from conadv_lab.methods.base import check_mean, total, totals
 from conadv_lab.methods.kept import Kept
 from conadv_lab.models.norm import mixture_batch_norm
 from tests.conftest import image_set, small_cnn
@@ -61,3 +61,42 @@ def test_losses_are_added_up_one_at_a_time():
     assert total(losses(1)) == 0
     sums = totals(zip(losses(4), losses(3), strict=False))
     assert (sums.clean, sums.adversarial) == (3, 3)
+
+
+@pytest.mark.parametrize("equal_cost", [False, True])
+def test_recycled_moves_no_images_by_other_images_signs(equal_cost):
+    """A step that was left out or that failed: the next one has no gradients of the images before it."""
+    method, model = Recycled(0.1, equal_cost), mixture_batch_norm(small_cnn())
+    steps = Stream(image_set(50), seed=0, batch=8, first_batch=16, micro_batch=4, steps=6)
+    adversarial = []
+    for number in (0, 1, 3, 4):
+        losses = method.backward(model, steps.step(number), nn.CrossEntropyLoss())
+        adversarial.append(losses.adversarial is not None)
+    assert adversarial == [False, True, False, True]
+    method.load_state_dict(method.state_dict())
+    assert method.backward(model, steps.step(5), nn.CrossEntropyLoss()).adversarial is not None
+
+
+def test_a_step_that_failed_can_be_taken_again_with_its_own_attack():
+    method, model = ConAdv(SignAttack(0.1), staleness=1), mixture_batch_norm(small_cnn())
+    steps = Stream(image_set(50), seed=0, batch=8, micro_batch=4, steps=6)
+    method.backward(model, steps.step(0, 1), nn.CrossEntropyLoss())
+    before = [part.clone() for part in method.pending[1]]
+
+    def failing(outputs, labels):
+        raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        method.backward(model, steps.step(1, 1), failing)
+    assert all(torch.equal(one, two) for one, two in zip(method.pending[1], before, strict=True))
+    method.backward(model, steps.step(3, 1), nn.CrossEntropyLoss())  # and those left out are forgotten
+    assert set(method.pending) == {4}
+
+
+def test_a_mean_in_bfloat16_is_a_mean():
+    for seed in range(20):
+        torch.manual_seed(seed)
+        outputs, labels = torch.randn(16, 10).bfloat16(), torch.randint(0, 10, (16,))
+        check_mean(nn.CrossEntropyLoss(), outputs, labels)
+        with pytest.raises(ValueError, match="not a sum"):
+            check_mean(nn.CrossEntropyLoss(reduction="sum"), outputs, labels)

@@ -25,6 +25,12 @@ def subject():
 
 def wrong():
     return 3
+
+def once():
+    model, criterion, batches = subject()
+    return model, criterion, (batch for batch in batches)
+
+no_function = 3
 """
 
 
@@ -71,6 +77,10 @@ MISTAKES = {
     "--set=kk=3": "unknown setting 'kk'",
     "--set=k": "NAME=VALUE",
     "--fact=split": "--fact is 'split'",
+    "--fact=augmentatoin=none": "Did you mean 'augmentation'",
+    "--fact=label_smoothing=0.3": "fact label_smoothing is 0.3; allowed: 0.0, which",
+    "--html=/nowhere/a.html": "/nowhere/a.html cannot be written; allowed: a file in a folder that exists",
+    "--figures=pyproject.toml": "pyproject.toml is a file; allowed: a folder",
     "--fact=split=train": "does not state augmentation, learning_rate, weight_decay_inside",
     "--dtype=float16": "unknown dtype",
     "--bn=evl": "Did you mean 'eval'",
@@ -85,6 +95,12 @@ def test_mistakes_exit_2_and_write_nothing(stranger, tmp_path, word, capsys):
     assert main([stranger, "--json", str(out), word, *facts]) == 2
     assert MISTAKES[word] in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_batches_that_can_be_read_once_are_kept(stranger, capsys):
+    assert main([stranger.replace(":subject", ":once"), "--measures", "top_eigenvalue"]) == 0
+    assert main([stranger.replace(":subject", ":no_function"), "--measures", "trace"]) == 2
+    assert "is 'int'; allowed: a function without arguments" in capsys.readouterr().err
 
 
 def test_a_line_to_another_solution(stranger, tmp_path):

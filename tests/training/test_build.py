@@ -67,3 +67,16 @@ def test_calibration_covers_what_it_should_in_even_groups():
     assert max(sizes) - min(sizes) <= 1
     small = build(resolved(digits.vanilla().replace(bn_recalibrate=100)))
     assert [len(images) for images in small.calibration()] == [100]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"device": "meta"}, "device is 'meta'; allowed: auto, cpu, cuda"),
+        ({"steps": 2, "warmup_epochs": 2.0}, "warmup_epochs is 2, .* steps; allowed: at most the run's 2"),
+        ({"steps": 2, "warmup_steps": 3}, "warmup_steps is 3, 3 steps; allowed: at most the run's 2"),
+    ],
+)
+def test_a_device_or_a_warm_up_that_cannot_be_is_named_as_its_option(changes, message):
+    with pytest.raises(ValueError, match=message):
+        build(resolved(digits.vanilla().replace(**changes)))

@@ -289,6 +289,11 @@ def test_collect_gives_one_row_a_run(tmp_path, monkeypatch):
     assert list(frame["state"]) == ["done", "unfinished"]
     assert list(frame["seed"]) == [0, 1]
     assert frame["test_accuracy"].notna().tolist() == [True, False]
+    (tmp_path / "a").rename(tmp_path / "lr=[0.1]")  # a name, not a pattern
+    assert len(collect([tmp_path / "lr=[0.1]", tmp_path / "b"])) == 2
+    (tmp_path / "b" / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"b/config.json is damaged"):
+        collect(f"{tmp_path}/b")
 
 
 def test_restored_is_what_was_judged(tmp_path):
