@@ -239,7 +239,7 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 
 
 def _lengths(images: Tensor) -> Tensor:
-    return images.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    return images.flatten(1).norm(dim=1).view(-1, *[1] * (images.ndim - 1))
 
 
 def _is_number(value: object) -> bool:

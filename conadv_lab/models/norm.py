@@ -271,9 +271,9 @@ def adversarial_updates(model: nn.Module) -> int | None:
         return None
     if mode.adversarial_updates is None:
         # Kept as a number because reading the buffer would make the host wait for the device in every step.
-        tracked = next(m for m in model.modules() if isinstance(m, MixtureBatchNorm))
-        counter = tracked.adversarial.num_batches_tracked
-        mode.adversarial_updates = 0 if counter is None else int(counter)
+        norms = (m for m in model.modules() if isinstance(m, MixtureBatchNorm))
+        counters = [m.adversarial.num_batches_tracked for m in norms]
+        mode.adversarial_updates = max((int(c) for c in counters if c is not None), default=0)
     return mode.adversarial_updates
 
 

@@ -147,3 +147,15 @@ def test_methods_check_the_criterion_at_their_first_use():
     (step,) = lookahead(loader, steps=1)
     with pytest.raises(ValueError, match="not a sum"):
         Vanilla().backward(small_cnn(), step, nn.CrossEntropyLoss(reduction="sum"))
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (5, 2, 3, 4, 4)], ids=["rows", "videos"])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_inputs_need_not_be_images(norm, shape):
+    attack = PGDAttack(0.3, 0.1, steps=3, norm=norm)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(torch.Size(shape[1:]).numel(), 4))
+    rows = Batch(torch.rand(shape), torch.arange(5) % 4, torch.zeros(5).long(), torch.arange(5), 1.0)
+    delta = attack.perturb(model, rows, nn.CrossEntropyLoss()).flatten(1)
+    sizes = delta.norm(dim=1) if norm == "l2" else delta.abs().amax(1)
+    assert delta.shape == rows.images.flatten(1).shape
+    assert ((sizes > 0) & (sizes <= 0.3 + 1e-6)).all()

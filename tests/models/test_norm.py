@@ -238,3 +238,14 @@ def test_a_norm_that_does_more_than_norm_is_refused():
 
     with pytest.raises(ValueError, match="a NormAndActivation, a batch norm with a forward of its own"):
         mixture_batch_norm(nn.Sequential(nn.Conv2d(1, 2, 3), NormAndActivation(2)))
+
+
+def test_updates_are_counted_where_the_first_norm_tracks_none():
+    """After loading, as where a run is resumed."""
+    model = nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False), nn.BatchNorm1d(3))
+    model, loaded = mixture_batch_norm(model), mixture_batch_norm(copy.deepcopy(model))
+    for _ in range(3):
+        with one_update(model), branch_of(model, "adversarial"):
+            model(torch.rand(4, 3))
+    loaded.load_state_dict(model.state_dict())
+    assert adversarial_updates(loaded) == adversarial_updates(model) == 3
