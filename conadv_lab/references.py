@@ -8,6 +8,9 @@ from typing import Any
 
 from conadv_lab.mistakes import unknown
 
+COPIES = "own"
+"""Folder of the copies that submit makes of such files, each in a folder of its content's hash."""
+
 
 def load(reference: str) -> Any:
     """The function that ``path/to/file.py:function`` names.

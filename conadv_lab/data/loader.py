@@ -80,6 +80,7 @@ class ImageSet(Protocol):
 
 ROUNDING = 1e-3
 """How far an image may leave [0, 1], as resizing does."""
+
 Augmentation = Callable[[Tensor, Tensor, Tensor], Tensor]
 Span = tuple[int, int]
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import conadv_lab
 from conadv_lab import provenance
 from conadv_lab.config import Config, is_file_reference
+from conadv_lab.references import COPIES
 
 PACKAGE = Path(conadv_lab.__file__).resolve().parent
 SUFFIXES = {".py", ".html", ".csv", ".typed"}
@@ -102,7 +103,7 @@ def check(path: Path, digest: str) -> None:
             "the setup lines of the profile must leave PYTHONPATH and PYTHONSAFEPATH as they are"
         )
     files = {
-        str(file.relative_to(path)): file for part in ("conadv_lab", "own") for file in _sources(path / part)
+        str(file.relative_to(path)): file for part in ("conadv_lab", COPIES) for file in _sources(path / part)
     }
     if digest_of(files) != digest:
         raise RuntimeError(f"the code in {path} was altered after it was sent; retry with --new-code")
@@ -117,7 +118,7 @@ def _sources(folder: Path) -> list[Path]:
 
 
 def _own(path: Path) -> str:
-    return f"own/{sha256(path.read_bytes()).hexdigest()[:16]}/{path.name}"
+    return f"{COPIES}/{sha256(path.read_bytes()).hexdigest()[:16]}/{path.name}"
 
 
 def _references(config: Config) -> dict[str, str]:

@@ -199,12 +199,15 @@ class Recycled(TwoBranches):
         self.epsilon, self.equal_cost = epsilon, equal_cost
         self.clean_fraction, self.gradient_evaluations = _cost(equal_cost)
         self.pending: list[Tensor] = []
-        self._made_in: int | None = (
-            None  # the step whose signs are pending; None after loading, where it is the last
-        )
+        # The step that they were made in; None after loading, where it is the step before the one to come.
+        self._made_in: int | None = None
 
     def passes(self, step: Step) -> int:
-        return 1 if self.equal_cost or step.number == 0 else 2
+        return 2 if self._is_pending(step) and not self.equal_cost else 1
+
+    def _is_pending(self, step: Step) -> bool:
+        """Whether there are signs of the step before; not where it was left out, failed or is of another loop."""
+        return bool(self.pending) and step.number > 0 and self._made_in in (None, step.number - 1)
 
     def backward(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
         criterion = self._checked(model, step, criterion)
@@ -215,8 +218,7 @@ class Recycled(TwoBranches):
         return losses
 
     def _trained(self, model: nn.Module, step: Step, criterion: Criterion, kept: Kept) -> Losses:
-        fits = self._made_in in (None, step.number - 1)  # not where a step was left out, or failed
-        if not self.pending or step.number == 0 or not fits:
+        if not self._is_pending(step):
             return Losses(self._train_on_clean(model, step, criterion, 1.0, kept))
         moved = self._moved(step, self.pending)
         if self.equal_cost:

@@ -13,12 +13,10 @@ from conadv_lab.sharpness.nests import first_tensor, take
 
 def reusable(batches: Any) -> Any:
     """Batches to go through many times: a pair or a mapping is one batch, an iterator is read into a list."""
-    two = (
-        isinstance(batches, tuple)
-        and len(batches) == 2
-        and all(isinstance(b, (tuple, list)) for b in batches)
-    )
-    if isinstance(batches, Mapping) or (isinstance(batches, tuple) and len(batches) == 2 and not two):
+    pair = isinstance(batches, tuple) and len(batches) == 2
+    if pair and all(isinstance(part, (tuple, list)) for part in batches):  # two batches
+        pair = False
+    if pair or isinstance(batches, Mapping):
         return [batches]
     if not isinstance(batches, Iterable):
         raise ValueError(

@@ -4,11 +4,9 @@ from pathlib import Path
 
 from conadv_lab.config import Config, is_file_reference
 from conadv_lab.data.loader import ImageSet
+from conadv_lab.references import COPIES
 from conadv_lab.runs import RunFolder
 from conadv_lab.training.claim import LOCK
-
-OWN = "own"
-"""Folder of submit's copies."""
 
 
 def reconciled(config: Config, folder: RunFolder, resume: bool) -> Config:
@@ -45,7 +43,7 @@ def _copies_of_one_file(one: object, other: object) -> bool:
     return (
         len(paths) == 2
         and paths[0].name == paths[1].name
-        and all(len(path.parts) > 3 and path.parts[-3] == OWN for path in paths)
+        and all(len(path.parts) > 3 and path.parts[-3] == COPIES for path in paths)
     )
 
 

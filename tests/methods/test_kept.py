@@ -70,8 +70,10 @@ def test_recycled_moves_no_images_by_other_images_signs(equal_cost):
     steps = Stream(image_set(50), seed=0, batch=8, first_batch=16, micro_batch=4, steps=6)
     adversarial = []
     for number in (0, 1, 3, 4):
+        announced = method.passes(steps.step(number))
         losses = method.backward(model, steps.step(number), nn.CrossEntropyLoss())
         adversarial.append(losses.adversarial is not None)
+        assert announced == (2 if losses.adversarial is not None and not equal_cost else 1)
     assert adversarial == [False, True, False, True]
     method.load_state_dict(method.state_dict())
     assert method.backward(model, steps.step(5), nn.CrossEntropyLoss()).adversarial is not None
