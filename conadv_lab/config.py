@@ -23,7 +23,7 @@ METHODS = (
     "copy-equal",
 )
 DATASETS = ("digits", "cifar10", "cifar100", "imagenet", "synthetic")
-MODELS = ("digits-cnn", "resnet18", "resnet20", "resnet50")
+MODELS = ("digits-cnn", "fast-cnn", "fast-cnn-small", "resnet18", "resnet20", "resnet50")
 OPTIMIZERS = ("sgd", "lars", "lamb")
 GRAPH_MODES = ("reduce-overhead", "max-autotune")
 """Of torch.compile: those that replay the network from CUDA graphs."""
@@ -48,8 +48,12 @@ class Data:
     """Height and width of synthetic images."""
     crop: int = 0
     """Padding in pixels of the random crop; 0 for none."""
+    crop_padding: Literal["zeros", "reflect"] = "zeros"
+    """What the random crop is padded with."""
     flip: bool = False
-    """Flip every second image left to right."""
+    """Random horizontal flip, p = 0.5."""
+    flip_rule: Literal["random", "alternating"] = "random"
+    """random draws a flip for each image and epoch; alternating flips each image in every second epoch."""
     cutout: int = 0
     """Side in pixels of the square that is blanked out; 0 for none."""
     pixels: int = 224
@@ -79,7 +83,9 @@ class Model:
     """What is trained."""
 
     model: str = "digits-cnn"
-    """digits-cnn, resnet18, resnet20, resnet50, timm:NAME, or path/to/file.py:function."""
+    """digits-cnn, fast-cnn, fast-cnn-small, resnet18, resnet20, resnet50, timm:NAME, or path/to/file.py:function."""
+    last_gamma: float = 0.0
+    """γ that the last batch norm of each residual block begins with: 0 (Goyal et al. 2017), or 1 as in torchvision."""
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
     """bfloat16 is autocast, with weights in float32."""
     channels_last: bool = False
@@ -146,6 +152,8 @@ class Optimization:
     """Nesterov momentum (sgd)."""
     weight_decay: float = 5e-4
     """L2 decay, off batch norm and biases."""
+    bias_lr_factor: float = 1.0
+    """Learning rate of batch norm's biases, as a multiple of everything else's."""
     trust_coefficient: float = 0.001
     """η of lars."""
     lars_variant: Literal["A", "B", "C"] = "B"
@@ -197,7 +205,10 @@ class Training:
     evaluate_every: int = 0
     """Steps between two evaluations on the test set; 0: at the end alone."""
     bn_recalibrate: int = 10_000
-    """Training images that the main statistics are re-estimated on before an evaluation; 0 for none."""
+    """Training images, augmented as in training, on which batch norm's main statistics are re-estimated before an
+    evaluation; 0 keeps the running averages."""
+    mirror: bool = False
+    """Also report test accuracy with mirror averaging: logits averaged over each image and its mirror image."""
     pgd_images: int = 0
     """Test images of a 10-step PGD accuracy at each evaluation; 0 for none."""
     probe_every: int = 0
@@ -338,6 +349,7 @@ def _check_numbers(config: Config) -> None:
         ("workers", data.workers, data.workers >= 0, whole_from_0),
         ("keep_gb", data.keep_gb, 0 <= data.keep_gb < INFINITY, "at least 0"),
         ("ema", model.ema, 0 <= model.ema < 1, "at least 0 and below 1"),
+        ("last_gamma", model.last_gamma, 0 <= model.last_gamma < INFINITY, "at least 0"),
         ("epsilon", method.epsilon, 0 <= method.epsilon <= largest, f"0 to {largest:g}"),
         ("attack_step", method.attack_step, _step_is_fine(method), "above 0, or None"),
         ("attack_steps", method.attack_steps, method.attack_steps >= 1, whole_from_1),
@@ -348,6 +360,7 @@ def _check_numbers(config: Config) -> None:
         ("base_batch", optimization.base_batch, optimization.base_batch >= 1, whole_from_1),
         ("momentum", optimization.momentum, 0 <= optimization.momentum < 1, "at least 0 and below 1"),
         ("weight_decay", optimization.weight_decay, 0 <= optimization.weight_decay < INFINITY, "at least 0"),
+        ("bias_lr_factor", optimization.bias_lr_factor, 0 <= optimization.bias_lr_factor < INFINITY, "at least 0"),
         ("trust_coefficient", optimization.trust_coefficient, 0 < optimization.trust_coefficient < INFINITY, "above 0"),
         ("warmup_epochs", optimization.warmup_epochs, 0 <= optimization.warmup_epochs < INFINITY, "at least 0"),
         ("warmup_steps", optimization.warmup_steps, (optimization.warmup_steps or 0) >= 0, whole_from_0),
@@ -375,12 +388,16 @@ def _check_numbers(config: Config) -> None:
 
 def _check_augmentation(data: Data) -> None:
     photographs = data.dataset == "imagenet"
+    resident = ("crop", "crop_padding", "flip_rule", "cutout")
     for name, idle in (
-        ("crop", 0), ("cutout", 0), ("policy", "none"), ("mixup", 0.0), ("erasing", 0.0), ("reader", "native"),
+        ("crop", 0), ("crop_padding", "zeros"), ("flip_rule", "random"), ("cutout", 0),
+        ("policy", "none"), ("mixup", 0.0), ("erasing", 0.0), ("reader", "native"),
     ):  # fmt: skip
         value = getattr(data, name)
-        if value != idle and photographs == (name in ("crop", "cutout")):
+        if value != idle and photographs == (name in resident):
             raise ValueError(f"{name} is {value!r}; allowed with dataset {data.dataset}: {idle!r}")
+    if data.flip_rule != "random" and not data.flip:
+        raise ValueError(f"flip_rule is {data.flip_rule!r}; allowed without flip: 'random'")
     if data.reader == "dali" and data.policy != "none":
         raise ValueError(
             f"policy is {data.policy!r}; allowed with reader 'dali': 'none', as DALI draws policies its own way; "
@@ -403,6 +420,11 @@ def _check_combinations(config: Config) -> None:
         )
     _check_placement(method)
     _check_compiling(config)
+    if config.model.last_gamma != 0 and not config.model.model.startswith("resnet"):
+        raise ValueError(
+            f"last_gamma is {config.model.last_gamma:g}; allowed for model {config.model.model}: 0, as only the "
+            "built-in resnets have it"
+        )
     if optimization.nesterov and (optimization.optimizer != "sgd" or optimization.momentum == 0):
         raise ValueError("nesterov is True; allowed: with optimizer sgd and a momentum above 0 only")
     if method.weights is not None and (min(method.weights) < 0 or sum(method.weights) == 0):

@@ -3,12 +3,17 @@
 import torch
 from torch import Tensor
 
-from conadv_lab.data.hashing import uniform
+from conadv_lab.data.hashing import image_keys, uniform
 from conadv_lab.mistakes import require, unknown
 
 
 def augment(
-    images: Tensor, keys: Tensor, crop: int = 4, flip: bool = True, cutout: int = 0, padding: str = "zeros"
+    images: Tensor,
+    keys: Tensor,
+    crop: int = 4,
+    flip: bool | Tensor = True,
+    cutout: int = 0,
+    padding: str = "zeros",
 ) -> Tensor:
     """Shift, mirror and blank out each image as its key says: the same on CPU and CUDA, in any batch.
 
@@ -20,7 +25,7 @@ def augment(
         images: (B, C, H, W) of any dtype; left as they are.
         keys: (B,) int32 from ``image_keys``, with the epoch in them.
         crop: pixels of padding on each side; the crop has the image's size, so shifts are −crop … crop.
-        flip: mirror half of the images left to right.
+        flip: mirror each image left to right with probability ½; or (B,) bool, which images to mirror.
         cutout: side of the blank square in pixels; 0 is none.
         padding: "zeros", or "reflect" (without repeating the edge; then crop must be below H and W).
 
@@ -43,8 +48,9 @@ def augment(
     keep = None
     if cutout:
         keep = ~(_inside(y, centre_y, cutout)[:, :, None] & _inside(x, centre_x, cutout)[:, None, :])
-    if flip:
-        x = torch.where(mirror < 0.5, x, width - 1 - x)
+    if flip is not False:
+        mirrored = mirror >= 0.5 if flip is True else flip[:, None]
+        x = torch.where(mirrored, width - 1 - x, x)
     if crop:
         y, x = (
             at + (shift * (2 * crop + 1)).floor().long() - crop for at, shift in ((y, shift_y), (x, shift_x))
@@ -58,6 +64,26 @@ def augment(
     source = (y[:, :, None] * width + x[:, None, :]).flatten(1)[:, None, :]
     moved = images.flatten(2).gather(2, source.expand(-1, images.shape[1], -1)).view(images.shape)
     return moved if keep is None else moved.mul_(keep[:, None])
+
+
+def alternating_flips(seed: int, epochs: Tensor, indices: Tensor) -> Tensor:
+    """Which images are mirrored when each is in every second epoch (K. Jordan, arXiv 2404.00498, section 3.6).
+
+    Whether an image begins mirrored is drawn by (seed, "flip", index), so that half of them do in every epoch.
+
+    Args:
+        epochs, indices: (B,) int64, as of `image_keys`.
+
+    Returns:
+        (B,) bool, a pure function of the arguments.
+
+    >>> epochs, indices = torch.arange(4), torch.zeros(4, dtype=torch.int64)
+    >>> flips = alternating_flips(0, epochs, indices).tolist()
+    >>> flips[0] == flips[2] != flips[1] == flips[3]
+    True
+    """
+    first = image_keys(seed, "flip", torch.zeros_like(epochs), indices) & 1
+    return (first + epochs) % 2 == 1
 
 
 def _check(images: Tensor, keys: Tensor, crop: int, cutout: int, padding: str) -> None:

@@ -7,7 +7,7 @@ from conadv_lab.config import Config, clean_batch
 from conadv_lab.data.hashing import image_keys, uniform
 from conadv_lab.data.imagenet_files import Numbers
 from conadv_lab.data.imagenet_view import DRAWS, View
-from conadv_lab.data.imagenet_workers import CHUNK, Readers, Reading
+from conadv_lab.data.imagenet_workers import CHUNK, Draws, Readers, Reading
 from conadv_lab.data.pack import open_split
 from conadv_lab.data.transfer import sent
 from conadv_lab.seeds import generator
@@ -57,17 +57,34 @@ class PhotoSet:
         Raises:
             OSError: an image cannot be read.
         """
-        read = self.readers.read(self.shown, FETCH_SLOTS, self._places(indices))
-        # A slot is written to again: pinning copies it, and on the host it has to be copied too.
-        on_gpu = self.device.type == "cuda"
-        pieces = [sent(piece, self.device) if on_gpu else piece.to(self.device, copy=True) for piece in read]
-        return (pieces[0] if len(pieces) == 1 else torch.cat(pieces)), self.labels(indices)
+        return self._read(self.shown, indices, None), self.labels(indices)
+
+    def augmented(self, epochs: Tensor, indices: Tensor) -> Tensor:
+        """Images (m, 3, S, S) uint8, each as its epoch (m,) shows it, on the device.
+
+        Raises:
+            OSError: an image cannot be read.
+        """
+        return self._read(self._drawn_set(), indices, self._draws(epochs, indices))
 
     def begin(self, slot: int, epochs: Tensor, indices: Tensor) -> Reading:
         """Start to read augmented images into one of the readers' slots."""
+        draws = self._draws(epochs, indices)
+        return self.readers.begin(self._drawn_set(), slot, self._places(indices), draws)
+
+    def _read(self, which: int, indices: Tensor, draws: Draws | None) -> Tensor:
+        read = self.readers.read(which, FETCH_SLOTS, self._places(indices), draws)
+        # A slot is written to again: pinning copies it, and on the host it has to be copied too.
+        on_gpu = self.device.type == "cuda"
+        pieces = [sent(piece, self.device) if on_gpu else piece.to(self.device, copy=True) for piece in read]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def _drawn_set(self) -> int:
         assert self.drawn is not None, "a test set has no augmented images"
-        draws = uniform(image_keys(self.seed, "photo", epochs, indices), DRAWS)
-        return self.readers.begin(self.drawn, slot, self._places(indices), draws.numpy())
+        return self.drawn
+
+    def _draws(self, epochs: Tensor, indices: Tensor) -> Draws:
+        return uniform(image_keys(self.seed, "photo", epochs, indices), DRAWS).numpy()
 
     def fingerprint(self) -> str:
         return f"{len(self)} of {self.photos.fingerprint()}{self.readers.pixels_by}"

@@ -66,20 +66,32 @@ class PhotoStream(Stream):
         held.used = True
         return held.reading.wait()
 
+    def images_of(self, epochs: Tensor, indices: Tensor, share: float = 1.0) -> Batch:
+        """As of a `Stream`; with mixup each image is mixed with the one before it here, the first with itself."""
+        pixels = self.images.augmented(epochs, indices)
+        return self._finished(pixels, torch.stack([epochs, indices]), bool(self.mixup), share)
+
     def _batch(self, first: int, last: int, share: float) -> Batch:
         who = torch.stack(self._places(first, last))
-        images = as_float(sent(self.pixels(first, last), self.images.device))
-        labels = self.images.labels(who[1])
+        pixels = sent(self.pixels(first, last), self.images.device)
+        return self._finished(pixels, who, bool(self.mixup) and first == 0, share)
+
+    def _finished(self, pixels: Tensor, who: Tensor, alone: bool, share: float) -> Batch:
+        """A micro-batch of ``pixels``, whose (2, m) epochs and indices are ``who``.
+
+        With mixup the first image is there for the second's sake only, unless it stands ``alone``.
+        """
+        images, labels = as_float(pixels), self.images.labels(who[1])
         epochs, indices = sent(who, images.device)
         if self.augment is not None:
             images = self.augment(images, epochs, indices)
         if self.mixup:
-            if first == 0:
+            if alone:
                 images, labels = (torch.cat([values[:1], values]) for values in (images, labels))
-            epochs, indices = epochs[first - last :], indices[first - last :]
-            keys = image_keys(
-                self.seed, "mixup", *who[:, first - last :]
-            )  # on the host, as λ is worked out there
+            else:
+                epochs, indices, who = epochs[1:], indices[1:], who[:, 1:]
+            # on the host, as λ is worked out there
+            keys = image_keys(self.seed, "mixup", *who)
             weights = sent(mixup_weights(keys, self.mixup), images.device)
             images, labels = mixed(images, labels, weights, self.images.classes)
         return Batch(images, labels, epochs, indices, share)

@@ -103,16 +103,28 @@ class Readers:
                 tasks.append(_done(self, *chunk))
         return Reading(images.permute(0, 3, 1, 2), tasks)
 
-    def read(self, which: int, slots: Sequence[int], places: Numbers) -> Iterator[Tensor]:
-        """Images as they are, in pieces that are good until the next is asked for; ``slots`` are used in turn."""
-        pieces = np.array_split(places, max(1, -(-len(places) // self.slot_images)))
-        begun = [self.begin(which, slot, piece, None) for slot, piece in zip(slots, pieces, strict=False)]
+    def read(
+        self, which: int, slots: Sequence[int], places: Numbers, draws: Draws | None = None
+    ) -> Iterator[Tensor]:
+        """Any number of images, in pieces that are good until the next is asked for; ``slots`` are used in turn.
+
+        ``draws`` are as for `begin`.
+        """
+        count = max(1, -(-len(places) // self.slot_images))
+        parts = np.array_split(np.arange(len(places)), count)
+        begun: list[Reading] = []
+
+        def begin(number: int) -> None:
+            part, slot = parts[number], slots[number % len(slots)]
+            begun.append(self.begin(which, slot, places[part], None if draws is None else draws[part]))
+
         try:
-            for number in range(len(pieces)):
+            for number in range(min(len(slots), count)):
+                begin(number)
+            for number in range(count):
                 yield begun[number].wait()
-                if number + len(slots) < len(pieces):
-                    slot = slots[number % len(slots)]
-                    begun.append(self.begin(which, slot, pieces[number + len(slots)], None))
+                if number + len(slots) < count:
+                    begin(number + len(slots))
         finally:
             for reading in begun:
                 reading.settle()  # the slots are somebody else's next

@@ -151,6 +151,11 @@ class Stream:
         self._image: Tensor | None = None
         self._require_parts_for_all()
 
+    @property
+    def epochs(self) -> int:
+        """How many epochs the run's steps begin."""
+        return -(-self.first_place(self.steps) // len(self.images))
+
     def step(self, number: int, ahead: int = 0) -> Step:
         return Step(number, ahead, self.steps - 1, self._batches, self._count)
 
@@ -203,7 +208,10 @@ class Stream:
             )
 
     def _batch(self, first: int, last: int, share: float) -> Batch:
-        epochs, indices = places(self.seed, len(self.images), first, last)
+        return self.images_of(*places(self.seed, len(self.images), first, last), share=share)
+
+    def images_of(self, epochs: Tensor, indices: Tensor, share: float = 1.0) -> Batch:
+        """Any images (m,) of any epochs (m,), as a step would have them; both int64, on the host."""
         images, labels = self.images.fetch(indices)
         epochs, indices = sent(torch.stack([epochs, indices]), images.device)
         images = as_float(images)

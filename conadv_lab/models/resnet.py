@@ -88,6 +88,7 @@ class ResNet(Normalised):
         small_images: bool,
         mean: Sequence[float],
         std: Sequence[float],
+        last_gamma: float = 0.0,
     ) -> None:
         super().__init__(mean, std)
         self.conv1 = conv(channels, widths[0], 3) if small_images else conv(channels, widths[0], 7, stride=2)
@@ -103,7 +104,7 @@ class ResNet(Normalised):
         self.stages = len(blocks)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(inputs, classes)
-        _initialise(self)
+        _initialise(self, last_gamma)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.maxpool(self.relu(self.bn1(self.conv1(self.normalise(images)))))
@@ -112,36 +113,50 @@ class ResNet(Normalised):
         return self.fc(torch.flatten(self.avgpool(x), 1))
 
 
-def _initialise(model: nn.Module) -> None:
+def _initialise(model: nn.Module, last_gamma: float) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    # The last norm of a block starts at zero, so that every block starts as the identity (Goyal et al. 2017).
+    # With 0, every block begins as the identity (Goyal et al. 2017, section 5.1); torchvision's default is 1.
     for module in model.modules():
         if isinstance(module, Bottleneck):
-            nn.init.zeros_(module.bn3.weight)
+            nn.init.constant_(module.bn3.weight, last_gamma)
         elif isinstance(module, BasicBlock):
-            nn.init.zeros_(module.bn2.weight)
+            nn.init.constant_(module.bn2.weight, last_gamma)
 
 
-def resnet20(classes: int = 10) -> ResNet:
+def resnet20(classes: int = 10, last_gamma: float = 0.0) -> ResNet:
     """ResNet-20 for 32x32 images: 3 stages of 3 blocks, widths 16, 32, 64; 0.27 M parameters."""
-    return ResNet(
-        BasicBlock, (3, 3, 3), (16, 32, 64), classes, small_images=True, mean=CIFAR_MEAN, std=CIFAR_STD
-    )
+    return _for_cifar((3, 3, 3), (16, 32, 64), classes, last_gamma)
 
 
-def resnet18(classes: int = 10) -> ResNet:
+def resnet18(classes: int = 10, last_gamma: float = 0.0) -> ResNet:
     """ResNet-18 for 32x32 images: a 3x3 stem without pooling; 11.2 M parameters."""
-    widths = (64, 128, 256, 512)
+    return _for_cifar((2, 2, 2, 2), (64, 128, 256, 512), classes, last_gamma)
+
+
+def resnet50(classes: int = 1000, last_gamma: float = 0.0) -> ResNet:
+    """ResNet-50 v1.5, torchvision's names; 25,557,032 parameters for 1,000 classes."""
     return ResNet(
-        BasicBlock, (2, 2, 2, 2), widths, classes, small_images=True, mean=CIFAR_MEAN, std=CIFAR_STD
+        Bottleneck,
+        (3, 4, 6, 3),
+        (64, 128, 256, 512),
+        classes,
+        small_images=False,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        last_gamma=last_gamma,
     )
 
 
-def resnet50(classes: int = 1000) -> ResNet:
-    """ResNet-50 v1.5, torchvision's names; 25,557,032 parameters for 1,000 classes."""
-    widths = (64, 128, 256, 512)
+def _for_cifar(blocks: Sequence[int], widths: Sequence[int], classes: int, last_gamma: float) -> ResNet:
     return ResNet(
-        Bottleneck, (3, 4, 6, 3), widths, classes, small_images=False, mean=IMAGENET_MEAN, std=IMAGENET_STD
+        BasicBlock,
+        blocks,
+        widths,
+        classes,
+        small_images=True,
+        mean=CIFAR_MEAN,
+        std=CIFAR_STD,
+        last_gamma=last_gamma,
     )

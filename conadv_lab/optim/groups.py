@@ -3,11 +3,15 @@
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
 
 from conadv_lab.mistakes import require
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, weight_decay: float, bias_lr_factor: float = 1.0
+) -> list[dict[str, Any]]:
     """Split a model's trainable parameters into the decayed ones and the skip list.
 
     The skip list holds every parameter of at most one dimension: γ and β of batch norm (both branches of a
@@ -17,9 +21,12 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     Args:
         model: any module; frozen parameters are left out.
         weight_decay: of the first group, at least 0.
+        bias_lr_factor: learning rate of batch norm's β as a multiple of everything else's. Page ("How to train your
+            ResNet", 2018) raises it 64 times; 1 keeps β in the skip list's group.
 
     Returns:
-        Two groups with the entries ``params``, ``weight_decay`` and ``adapt``, which only LARS and LAMB read.
+        Two groups with the entries ``params``, ``weight_decay`` and ``adapt``, which only LARS and LAMB read; and a
+        third one for β, with ``lr_factor``, which `set_learning_rate` reads, where it has a learning rate of its own.
 
     Raises:
         ValueError: a negative weight decay, or nothing to train.
@@ -33,7 +40,25 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     require(bool(trainable), "the number of trainable parameters", 0, "at least 1")
     decayed = [param for param in trainable if param.ndim > 1]
     skipped = [param for param in trainable if param.ndim <= 1]
-    return [
+    groups = [
         {"params": decayed, "weight_decay": weight_decay, "adapt": True},
         {"params": skipped, "weight_decay": 0.0, "adapt": False},
     ]
+    biases = _norm_biases(model)
+    if bias_lr_factor == 1 or not biases:
+        return groups
+    groups[1]["params"] = [param for param in skipped if id(param) not in biases]
+    own = [param for param in skipped if id(param) in biases]
+    groups.append({"params": own, "weight_decay": 0.0, "adapt": False, "lr_factor": bias_lr_factor})
+    return groups
+
+
+def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
+    """Give every group of an optimizer ``lr`` times its own ``lr_factor``, where it has one."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_factor", 1.0)
+
+
+def _norm_biases(model: nn.Module) -> set[int]:
+    norms = (module for module in model.modules() if isinstance(module, _BatchNorm))
+    return {id(norm.bias) for norm in norms if norm.bias is not None and norm.bias.requires_grad}

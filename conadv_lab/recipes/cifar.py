@@ -72,6 +72,54 @@ def resnet20_cpu() -> Config:
     )
 
 
+def fast() -> Config:
+    """CIFAR-10, a shallow network in the manner of airbench94, batch 1,024, 9.9 epochs: seconds on one GPU.
+
+    Command: python -m conadv_lab.train cifar10-fast --data-dir DIR
+    Result: not measured. Time on a GPU: not measured.
+    """
+    return Config(
+        data=Data(
+            dataset="cifar10", crop=2, crop_padding="reflect", flip=True, flip_rule="alternating"
+        ),
+        model=Model(model="fast-cnn", precision="bfloat16", channels_last=True),
+        method=Method(method="vanilla", epsilon=2 / 255),
+        optimization=Optimization(
+            optimizer="sgd",
+            base_lr=1.5,
+            base_batch=1_024,
+            momentum=0.85,
+            nesterov=True,
+            weight_decay=1e-3,
+            bias_lr_factor=64,
+            schedule="polynomial",
+            power=1.0,
+            warmup_epochs=2.3,
+            label_smoothing=0.2,
+        ),
+        training=Training(epochs=9.9, global_batch=1_024, log_every=50, checkpoint_every=10_000),
+    )
+
+
+def fast_cpu() -> Config:
+    """CIFAR-10, the same in small, batch 512: minutes on two CPU cores.
+
+    Command: python -m conadv_lab.train cifar10-fast-cpu --data-dir DIR
+    Result: not measured. Time: not measured.
+    """
+    return fast().replace(
+        model="fast-cnn-small",
+        precision="float32",
+        epochs=9,
+        warmup_epochs=2,
+        global_batch=512,
+        weight_decay=5e-4,
+        bias_lr_factor=16,
+        log_every=20,
+        checkpoint_every=1_000,
+    )
+
+
 def _large(batch: int) -> Config:
     """LARS with square-root scaling, as the NUS recipe scales ImageNet; its values are ours, not tuned."""
     return resnet18_128().replace(
@@ -96,4 +144,6 @@ RECIPES = {
     "cifar10-resnet18-2k": resnet18_2k,
     "cifar10-resnet18-8k": resnet18_8k,
     "cifar10-resnet20-cpu": resnet20_cpu,
+    "cifar10-fast": fast,
+    "cifar10-fast-cpu": fast_cpu,
 }

@@ -75,7 +75,7 @@ def _run(
 ) -> Subject:
     from conadv_lab.config import resolved
     from conadv_lab.runs import RunFolder
-    from conadv_lab.training.evaluate import fixed_images
+    from conadv_lab.training.evaluate import fixed_images, statistics_used
     from conadv_lab.training.restore import restore
 
     folder = RunFolder(run)
@@ -91,6 +91,7 @@ def _run(
         "label_smoothing": config.optimization.label_smoothing,
         "weight_decay_inside": False,
         "bn_recalibrated_on": min(config.training.bn_recalibrate, len(parts.train_set)),
+        "bn_statistics": statistics_used(parts),
         "method": config.method.method,
         "global_batch": config.training.global_batch,
         "run_seed": config.training.seed,

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from conadv_lab import references
 from conadv_lab.config import Config, is_file_reference
-from conadv_lab.data.augment import augment
+from conadv_lab.data.augment import alternating_flips, augment
 from conadv_lab.data.hashing import image_keys
 from conadv_lab.data.loader import Augmentation, ImageSet, Split, Stream, as_float
 from conadv_lab.data.sets import load_sets
@@ -20,6 +20,7 @@ from conadv_lab.methods import adversarial
 from conadv_lab.methods.attack import Attack, PGDAttack, SignAttack
 from conadv_lab.methods.base import Method, Vanilla
 from conadv_lab.methods.placement import Attacker, OtherRanks, Placement, SideStream
+from conadv_lab.models.fast import WHITENING_IMAGES, FastCNN, fast_cnn, fast_cnn_small
 from conadv_lab.models.norm import mixture_batch_norm, share_statistics
 from conadv_lab.optim.groups import parameter_groups
 from conadv_lab.optim.schedule import Schedule
@@ -46,12 +47,20 @@ class Parts:
     ranks: Ranks = ALONE
 
     def calibration(self) -> Iterator[Tensor]:
-        """Training images without augmentation on which the main statistics are re-estimated."""
+        """The images that the main statistics are re-estimated on, (n, C, H, W): training images as training sees them.
+
+        Which images these are is always the same; each is augmented as in some epoch of the run, drawn by the seed.
+        """
         count = min(self.config.training.bn_recalibrate, len(self.train_set))
         chosen = torch.randperm(len(self.train_set), generator=generator(0, "calibration"))[:count]
+        epochs = torch.randint(
+            self.stream.epochs, (count,), generator=generator(self.config.training.seed, "calibration epochs")
+        )
         # Groups of one size: a small last one would weigh as much as a full one in the average.
         groups = max(1, round(count / EVALUATION_BATCH))
-        return (as_float(self.train_set.fetch(part)[0]) for part in chosen.tensor_split(groups) if len(part))
+        for epoch, index in zip(epochs.tensor_split(groups), chosen.tensor_split(groups), strict=True):
+            if len(index):
+                yield self.stream.images_of(epoch, index).images
 
 
 def build(config: Config, ranks: Ranks = ALONE) -> Parts:
@@ -73,14 +82,17 @@ def build(config: Config, ranks: Ranks = ALONE) -> Parts:
         train_set, test_set = load_sets(config, device)
     model = build_model(config, train_set.classes).to(device)
     _require_fit(model, train_set, config)
+    if isinstance(model, FastCNN):
+        model.fit_whitening(as_float(train_set.fetch(torch.arange(min(WHITENING_IMAGES, len(train_set))))[0]))
     method = build_method(config)
     stream = build_stream(config, method, train_set, ranks)
     if isinstance(method, adversarial.ConAdv) and config.method.placement != "serial":
         method.placement = build_placement(config, stream, ranks, device)
     if ranks.trains and ranks.trainers > 1:
         share_statistics(model, ranks.training, spread=config.training.batch_norm == "sync")
-    groups = parameter_groups(model, config.optimization.weight_decay)
-    criterion = nn.CrossEntropyLoss(label_smoothing=config.optimization.label_smoothing)
+    section = config.optimization
+    groups = parameter_groups(model, section.weight_decay, section.bias_lr_factor)
+    criterion = nn.CrossEntropyLoss(label_smoothing=section.label_smoothing)
     return Parts(
         config,
         device,
@@ -152,10 +164,12 @@ def build_model(config: Config, classes: int) -> nn.Module:
             from conadv_lab.models.timm_models import timm_model
 
             model = timm_model(name.removeprefix("timm:"), classes)
+        elif name.startswith("fast-cnn"):
+            model = fast_cnn(classes) if name == "fast-cnn" else fast_cnn_small(classes)
         else:
             from conadv_lab.models import resnet
 
-            model = getattr(resnet, name)(classes)
+            model = getattr(resnet, name)(classes, config.model.last_gamma)
     model = mixture_batch_norm(model)
     if config.model.precision == "float64":
         model = model.double()
@@ -242,7 +256,12 @@ def _augmentation(config: Config) -> Augmentation | None:
 
     def augmented(images: Tensor, epochs: Tensor, indices: Tensor) -> Tensor:
         keys = image_keys(seed, "augment", epochs, indices)
-        images = augment(images, keys, crop=data.crop, flip=data.flip, cutout=data.cutout)
+        flip: bool | Tensor = data.flip
+        if data.flip_rule == "alternating":
+            flip = alternating_flips(seed, epochs, indices)
+        images = augment(
+            images, keys, crop=data.crop, flip=flip, cutout=data.cutout, padding=data.crop_padding
+        )
         return images.double() if double else images
 
     return augmented

@@ -21,6 +21,15 @@ def calibrated_copy(parts: Parts, model: nn.Module) -> nn.Module:
     return judged.eval()
 
 
+def statistics_used(parts: Parts) -> str:
+    """Which statistics batch norm is judged by, in words, for results and reports."""
+    training = parts.config.training
+    if not training.bn_recalibrate:
+        return "running averages of training"
+    count = min(training.bn_recalibrate, len(parts.train_set))
+    return f"re-estimated on {count:,} training images as training sees them"
+
+
 def evaluate(parts: Parts, judged: nn.Module, train_images: int = 10_000) -> dict[str, float]:
     """Accuracies in percent and mean losses of a model in evaluation mode, on the test and the training set.
 
@@ -35,18 +44,28 @@ def evaluate(parts: Parts, judged: nn.Module, train_images: int = 10_000) -> dic
         "test_loss": test_loss,
         "train_loss": train_loss,
     }
+    if parts.config.training.mirror:
+        figures["test_accuracy_mirrored"], _ = accuracy_and_loss(judged, parts.test_set, mirror=True)
     if parts.config.training.pgd_images:
         figures["pgd_accuracy"] = pgd_accuracy(parts, judged)
     return figures
 
 
 @torch.no_grad()
-def accuracy_and_loss(judged: nn.Module, images: ImageSet, limit: int | None = None) -> tuple[float, float]:
-    """Accuracy in percent and mean cross-entropy, without label smoothing."""
+def accuracy_and_loss(
+    judged: nn.Module, images: ImageSet, limit: int | None = None, *, mirror: bool = False
+) -> tuple[float, float]:
+    """Accuracy in percent and mean cross-entropy, without label smoothing.
+
+    With ``mirror``, logits are averaged over each image and its mirror image: test-time augmentation.
+    """
     dtype = next(judged.parameters()).dtype
     right, loss, seen = 0, 0.0, 0
     for batch in batches(images, limit):
-        outputs = judged(batch.images.to(dtype))
+        pixels = batch.images.to(dtype)
+        outputs = judged(pixels)
+        if mirror:
+            outputs = (outputs + judged(pixels.flip(3))) / 2
         right += int((outputs.argmax(1) == batch.labels).sum())
         loss += float(nn.functional.cross_entropy(outputs, batch.labels, reduction="sum"))
         seen += len(batch.labels)

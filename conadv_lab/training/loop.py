@@ -13,11 +13,12 @@ from conadv_lab.config import Config, resolved
 from conadv_lab.data.loader import Step
 from conadv_lab.methods.adversarial import ConAdv
 from conadv_lab.methods.base import Losses
+from conadv_lab.optim.groups import set_learning_rate
 from conadv_lab.runs import RunFolder, manifest, read_checkpoint, write_json
 from conadv_lab.training.build import Parts, build
 from conadv_lab.training.claim import Claim
 from conadv_lab.training.distributed import Ranks, Spectator, join
-from conadv_lab.training.evaluate import calibrated_copy, evaluate
+from conadv_lab.training.evaluate import calibrated_copy, evaluate, statistics_used
 from conadv_lab.training.network import begin_step, network_of
 from conadv_lab.training.pending import gathered_state, scattered_state
 from conadv_lab.training.reducer import Reducer
@@ -154,8 +155,7 @@ class Run:
             self._attack_step(step)
             return
         lr = parts.schedule(number)
-        for group in parts.optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(parts.optimizer, lr)
         agreement = self._probe(step) if _due(number, training.probe_every) else None
         due = _due(number, training.log_every) or number == parts.stream.steps - 1
         losses = self._gradient(step, due)
@@ -238,6 +238,7 @@ class Run:
             "depth": parts.method.depth,
             "seconds": self._seconds(),
             "bn_recalibrated_on": min(self.config.training.bn_recalibrate, len(parts.train_set)),
+            "bn_statistics": statistics_used(parts),
             "parameters_sha256": parameters_sha256(parts.model),
         }
         self.saver.wait()
