@@ -48,7 +48,8 @@ class Parts:
     def calibration(self) -> Iterator[Tensor]:
         """Training images without augmentation on which the main statistics are re-estimated."""
         count = min(self.config.training.bn_recalibrate, len(self.train_set))
-        chosen = torch.randperm(len(self.train_set), generator=generator(0, "calibration"))[:count]
+        draw = generator(0, "calibration")
+        chosen = torch.randperm(len(self.train_set), generator=draw, device="cpu")[:count]
         # Groups of one size: a small last one would weigh as much as a full one in the average.
         groups = max(1, round(count / EVALUATION_BATCH))
         return (as_float(self.train_set.fetch(part)[0]) for part in chosen.tensor_split(groups) if len(part))
@@ -99,7 +100,8 @@ def build(config: Config, ranks: Ranks = ALONE) -> Parts:
 @torch.no_grad()
 def _require_fit(model: nn.Module, images: ImageSet, config: Config) -> None:
     """Raise ``ValueError`` if the network cannot take the images, before anything is written."""
-    pixels = as_float(images.fetch(torch.arange(2) % len(images))[0]).to(next(model.parameters()).dtype)
+    two = torch.arange(2, device="cpu") % len(images)
+    pixels = as_float(images.fetch(two)[0]).to(next(model.parameters()).dtype)
     model.eval()
     try:
         outputs = model(pixels)
@@ -138,7 +140,8 @@ def pick_device(name: str, ranks: Ranks = ALONE) -> torch.device:
 def build_model(config: Config, classes: int) -> nn.Module:
     """The network with mixture batch norm, its weights decided by the run's seed alone."""
     name = config.model.model
-    with torch.random.fork_rng():
+    # On the CPU whatever the default device is: there the weights are the same for all.
+    with torch.device("cpu"), torch.random.fork_rng():
         torch.manual_seed(derived_seed(config.training.seed, "weights"))
         if is_file_reference(name):
             model = references.load(name)(config)
