@@ -80,8 +80,8 @@ def activations(network: nn.Module, shape: tuple[int, int, int], dtype: torch.dt
     """
     # What does not grow with the batch, such as statistics and weights in another precision, falls out.
     return (
-        _kept(network, torch.zeros(4, *shape, dtype=dtype))
-        - _kept(network, torch.zeros(2, *shape, dtype=dtype))
+        _kept(network, torch.zeros(4, *shape, dtype=dtype, device="cpu"))
+        - _kept(network, torch.zeros(2, *shape, dtype=dtype, device="cpu"))
     ) // 2
 
 

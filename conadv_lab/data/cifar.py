@@ -173,8 +173,8 @@ def _from_tar(archive: Archive, path: Path) -> Iterator[tuple[str, bytes]]:
 
 def _assemble(archive: Archive, files: Iterator[tuple[str, bytes]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     total = len(archive.train) * archive.images
-    images = torch.empty(total + archive.test_images, 3, 32, 32, dtype=torch.uint8)
-    labels = torch.empty(total + archive.test_images, dtype=torch.int64)
+    images = torch.empty(total + archive.test_images, 3, 32, 32, dtype=torch.uint8, device="cpu")
+    labels = torch.empty(total + archive.test_images, dtype=torch.int64, device="cpu")
     for name, content in files:
         count = archive.test_images if name == archive.test else archive.images
         start = total if name == archive.test else archive.train.index(name) * archive.images

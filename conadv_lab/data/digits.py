@@ -26,7 +26,8 @@ def load_digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     images = torch.from_numpy(np.rint(bundle.images * (255 / 16)).astype(np.uint8))[:, None]
     labels = torch.from_numpy(bundle.target.astype(np.int64))
     # Every other image of the list ordered by class, then by hash: each class is halved to within one image.
-    order = image_keys(0, "digits split", torch.tensor(0), torch.arange(len(labels))).argsort()
+    places = torch.arange(len(labels), device="cpu")
+    order = image_keys(0, "digits split", torch.zeros((), dtype=torch.int64, device="cpu"), places).argsort()
     order = order[labels[order].argsort(stable=True)]
     train, test = order[1::2].sort().values, order[0::2].sort().values
     return images[train], labels[train], images[test], labels[test]

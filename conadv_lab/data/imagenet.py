@@ -136,8 +136,8 @@ def load_imagenet(config: Config, device: torch.device | str) -> tuple[PhotoSet,
         readers: Readers = DaliReaders(sets, data.workers, *slots_of(config), device=device)
     else:
         readers = Readers(sets, data.workers, *slots_of(config))
-    order = torch.randperm(count, generator=generator(0, "subset"))[: data.train_images]
+    order = torch.randperm(count, generator=generator(0, "subset"), device="cpu")[: data.train_images]
     return (
         PhotoSet(readers, 1, order, seed, drawn=0, device=device),
-        PhotoSet(readers, 2, torch.arange(len(test.labels)), device=device),
+        PhotoSet(readers, 2, torch.arange(len(test.labels), device="cpu"), device=device),
     )

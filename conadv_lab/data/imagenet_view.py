@@ -29,7 +29,7 @@ DRAWS = CROP_DRAWS + 1 + POLICY_DRAWS + ERASE_DRAWS
 _POLICY = CROP_DRAWS + 1
 _ERASE = _POLICY + POLICY_DRAWS
 # ImageNet's mean pixel: torchvision erases with 0 after normalisation, which is this before it.
-_MEAN = torch.tensor([124, 116, 104], dtype=torch.uint8)
+_MEAN = torch.tensor([124, 116, 104], dtype=torch.uint8, device="cpu")
 
 
 @dataclass(frozen=True)

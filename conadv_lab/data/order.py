@@ -22,7 +22,7 @@ def places(seed: int, count: int, start: int, stop: int) -> tuple[Tensor, Tensor
     >>> epochs.tolist(), sorted(indices.tolist()[2:])[-1] < 3
     ([0, 0, 1, 1], True)
     """
-    epochs = torch.arange(start, stop).div(count, rounding_mode="floor")
+    epochs = torch.arange(start, stop, device="cpu").div(count, rounding_mode="floor")
     pieces = []
     for epoch in range(start // count, -(-stop // count)):
         first, last = max(start - epoch * count, 0), min(stop - epoch * count, count)
@@ -32,4 +32,4 @@ def places(seed: int, count: int, start: int, stop: int) -> tuple[Tensor, Tensor
 
 @lru_cache(maxsize=4)
 def _permutation(seed: int, count: int, epoch: int) -> Tensor:
-    return torch.randperm(count, generator=generator(seed, "order", epoch))
+    return torch.randperm(count, generator=generator(seed, "order", epoch), device="cpu")

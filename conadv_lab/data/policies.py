@@ -104,7 +104,7 @@ def magnitude(name: str, level: int, bins: int, width: int, height: int) -> floa
 @lru_cache(maxsize=64)
 def _evenly(first: float, last: float, bins: int) -> tuple[float, ...]:
     """In torchvision's own arithmetic: a threshold of 170 and one of 169.99998 differ by a whole grey level."""
-    return tuple(torch.linspace(first, last, bins).tolist())
+    return tuple(torch.linspace(first, last, bins, device="cpu").tolist())
 
 
 def autoaugment(image: Image.Image, draws: Sequence[float]) -> Image.Image:

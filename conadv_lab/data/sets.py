@@ -62,7 +62,7 @@ class TensorSet:
 
     def subset(self, count: int) -> "TensorSet":
         """``count`` images of a shuffle that depends on nothing else."""
-        chosen = torch.randperm(len(self), generator=generator(0, "subset"))[:count]
+        chosen = torch.randperm(len(self), generator=generator(0, "subset"), device="cpu")[:count]
         return TensorSet(*self.fetch(chosen), self.classes)
 
     def fingerprint(self) -> str:

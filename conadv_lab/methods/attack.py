@@ -112,7 +112,7 @@ class SignAttack(Attack):
         return delta.clamp_(-self.epsilon, self.epsilon).add_(batch.images).clamp_(0, 1)
 
     def space(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        return torch.empty(shape[0], -(-math.prod(shape[1:]) // 8), dtype=torch.uint8)
+        return torch.empty(shape[0], -(-math.prod(shape[1:]) // 8), dtype=torch.uint8, device="cpu")
 
     def _start(self, batch: Batch) -> Tensor | None:
         return linf_start(batch, self.epsilon, self.seed) if self.random_start else None
@@ -161,7 +161,7 @@ class PGDAttack(Attack):
         return (batch.images + kept).clamp_(0, 1)
 
     def space(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(shape, dtype=dtype, device="cpu")
 
     def _start(self, batch: Batch) -> Tensor:
         if not self.random_start:

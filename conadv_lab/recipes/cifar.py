@@ -79,9 +79,7 @@ def fast() -> Config:
     Result: not measured. Time on a GPU: not measured.
     """
     return Config(
-        data=Data(
-            dataset="cifar10", crop=2, crop_padding="reflect", flip=True, flip_rule="alternating"
-        ),
+        data=Data(dataset="cifar10", crop=2, crop_padding="reflect", flip=True, flip_rule="alternating"),
         model=Model(model="fast-cnn", precision="bfloat16", channels_last=True),
         method=Method(method="vanilla", epsilon=2 / 255),
         optimization=Optimization(

@@ -110,7 +110,7 @@ def accuracy(problem: Problem, vector: Tensor | None = None) -> float:
                 )
             right += int((output.argmax(1) == targets).sum())
             total += targets.numel()
-    counts = problem.reduced(torch.tensor([float(right), float(total)], dtype=torch.float64))
+    counts = problem.reduced(torch.tensor([right, total], dtype=torch.float64, device="cpu"))
     return float(counts[0] / counts[1])
 
 

@@ -8,7 +8,7 @@ state; so it works here on a deep copy, with gradients cleared before and after,
 import copy
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,14 @@ def _copied(problem: Problem) -> torch.nn.Module:
 
 
 @contextmanager
+def _at_home(device: torch.device) -> Iterator[None]:
+    """PyHessian draws on the default device, meant to be the CPU, and moves to "cuda", the current GPU."""
+    on_gpu = device.type == "cuda"
+    with torch.device("cpu"), torch.cuda.device(device) if on_gpu else nullcontext():
+        yield
+
+
+@contextmanager
 def pyhessian(problem: Problem, seed: int = 0) -> Iterator[Any]:
     """PyHessian's object for this problem; everything it touches is put back or thrown away at the end.
 
@@ -74,7 +82,7 @@ def pyhessian(problem: Problem, seed: int = 0) -> Iterator[Any]:
             batches.append((to_device(inputs, problem.device, problem.precision), targets))
     model = _copied(problem)
     source = {"data": batches[0]} if len(batches) == 1 else {"dataloader": batches}
-    with problem.untouched(), warnings.catch_warnings():
+    with problem.untouched(), warnings.catch_warnings(), _at_home(problem.device):
         warnings.simplefilter("ignore")  # of backward(create_graph=True), whose leak is stopped below
         torch.default_generator.manual_seed(seed)
         theirs = hessian(model, problem.criterion, cuda=problem.device.type == "cuda", **source)
@@ -106,8 +114,8 @@ def cross_check(problem: Problem, *, samples: int = 100, seed: int = 0) -> Cross
     >>> cross_check(problem, samples=3).product_difference < 1e-5
     True
     """
-    vector = torch.randn(problem.size, generator=torch.Generator().manual_seed(seed), dtype=problem.dtype)
-    vector = vector.to(problem.device)
+    draw = torch.Generator().manual_seed(seed)
+    vector = torch.randn(problem.size, generator=draw, dtype=problem.dtype, device="cpu").to(problem.device)
     ours = Hessian(problem, planned=1) @ vector
     with pyhessian(problem, seed) as theirs:
         product = their_product(theirs, problem, vector)

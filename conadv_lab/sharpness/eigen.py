@@ -28,7 +28,8 @@ class Symmetric(Protocol):
 def normal_vector(operator: Symmetric, seed: int, index: int) -> Tensor:
     """A standard normal vector of shape ``(size,)``, drawn on the CPU: the same on every device and rank."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + index) % 2**63)
-    return torch.randn(operator.size, generator=generator, dtype=operator.dtype).to(operator.device)
+    drawn = torch.randn(operator.size, generator=generator, dtype=operator.dtype, device="cpu")
+    return drawn.to(operator.device)
 
 
 def orthonormal(vectors: Tensor) -> Tensor:
@@ -114,7 +115,7 @@ class Lanczos:
 
     def state(self) -> dict[str, Tensor]:
         """All that a later run needs to go on from here."""
-        numbers = torch.tensor([self.alphas, self.betas], dtype=torch.float64)
+        numbers = torch.tensor([self.alphas, self.betas], dtype=torch.float64, device="cpu")
         return {"numbers": numbers, "basis": self.basis.clone(), "next": self._next}
 
     def restore(self, state: dict[str, Tensor]) -> None:
@@ -275,5 +276,6 @@ def _with_missed(
         values = np.append(values, new)[order]
         residuals = np.append(residuals, new_residuals)[order]
         bounds = np.append(bounds, new_bounds)[order]
-        vectors = torch.cat([vectors, run.vectors(coefficients)])[torch.as_tensor(order.copy())]
+        chosen = torch.as_tensor(order.copy(), device=vectors.device)
+        vectors = torch.cat([vectors, run.vectors(coefficients)])[chosen]
     return values, vectors, residuals, bounds, spent

@@ -179,7 +179,9 @@ def output_curvature(problem: Problem, output: Tensor, targets: Any) -> tuple[Te
     count = leaf.shape[0]
     flat = gradient.reshape(count, -1)
     if not gradient.requires_grad:
-        return torch.zeros_like(flat), torch.eye(flat.shape[1]).to(leaf).expand(count, -1, -1)
+        return torch.zeros_like(flat), torch.eye(flat.shape[1], dtype=leaf.dtype, device=leaf.device).expand(
+            count, -1, -1
+        )
     columns = [
         torch.autograd.grad(flat[:, c].sum(), leaf, retain_graph=True)[0].reshape(count, -1)
         for c in range(flat.shape[1])

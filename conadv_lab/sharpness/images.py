@@ -70,7 +70,7 @@ def _accuracy_under(study: Study, step: float, steps: int) -> Outcome:
                 output = problem.outputs(problem.leaves(), moved)
             require(output.ndim == 2 and targets.ndim == 1, "targets", tuple(targets.shape), "class labels")
             right += int((output.argmax(1) == targets).sum())
-    total = problem.reduced(torch.tensor(float(right), dtype=torch.float64))
+    total = problem.reduced(torch.tensor(float(right), dtype=torch.float64, device="cpu"))
     value = float(total) / problem.examples
     error = float(np.sqrt(value * (1 - value) / problem.examples))
     return Outcome(value, error, 0, {"epsilon": epsilon, "step": step, "steps": steps, "gradients": steps})

@@ -126,7 +126,8 @@ def _one(study: Study, name: str) -> Measure:
 def _key(problem: Problem, settings: Settings, seed: int) -> dict[str, Any]:
     """What makes two measurements the same one."""
     weights = problem.weights().double()
-    mark = [float(weights.sum()), float(weights.norm()), float((weights * torch.arange(len(weights))).sum())]
+    places = torch.arange(len(weights), device=weights.device)
+    mark = [float(weights.sum()), float(weights.norm()), float((weights * places).sum())]
     return {
         "weights": mark, "data": problem.data_hash, "settings": vars(settings), "seed": seed,
         "bn": problem.bn, "names": problem.names, "precision": str(problem.precision),

@@ -21,6 +21,11 @@ Batch = tuple[Any, Any]
 BN_MODES = ("eval", "train")
 
 
+def _cpu(numbers: float | Sequence[float]) -> Tensor:
+    """Numbers of the host in float64, whatever the default device is."""
+    return torch.tensor(numbers, dtype=torch.float64, device="cpu")
+
+
 class Problem:
     """A loss over a data set as a function of the chosen parameters, laid end to end in one vector.
 
@@ -155,11 +160,9 @@ class Problem:
 
     def group_mean(self, samples: Sequence[float], shares: Sequence[float]) -> tuple[float, float | None]:
         """The mean over groups of all ranks, weighted by share, and its standard error (``None`` for one group)."""
-        x = torch.tensor(samples, dtype=torch.float64)
-        weighted = float((x * torch.tensor(shares, dtype=torch.float64)).sum())
-        sums = self.reduced(
-            torch.tensor([weighted, float(len(x)), float(x.sum())], dtype=torch.float64)
-        ).cpu()
+        x = _cpu(samples)
+        weighted = float((x * _cpu(shares)).sum())
+        sums = self.reduced(_cpu([weighted, float(len(x)), float(x.sum())])).cpu()
         count, centre = float(sums[1]), float(sums[2] / sums[1])
         spread = self.reduced((x - centre).square().sum())
         error = (float(spread) / (count - 1) / count) ** 0.5 if count > 1 else None
@@ -203,7 +206,7 @@ class Problem:
         parts = self.split(self.weights() if vector is None else vector)
         with self.untouched(), torch.no_grad():
             total = sum(share * float(self.loss(parts, x, y)) for x, y, share in self.data())
-        return float(self.reduced(torch.tensor(total, dtype=torch.float64)))
+        return float(self.reduced(_cpu(total)))
 
     def value_and_gradient(self, vector: Tensor | None = None) -> tuple[float, Tensor]:
         """The mean loss and its gradient, shape ``(size,)``, at ``vector`` (``None``: at the weights)."""
@@ -217,7 +220,7 @@ class Problem:
                 grads = torch.autograd.grad(loss, parts, allow_unused=True, materialize_grads=True)
                 total += share * float(loss.detach())
                 gradient += share * self.flat(grads)
-        value = self.reduced(torch.tensor(total, dtype=torch.float64))
+        value = self.reduced(_cpu(total))
         return float(value), self.reduced(gradient)
 
     def flat(self, tensors: Sequence[Tensor]) -> Tensor:
@@ -260,7 +263,7 @@ class Problem:
                     check_mean(lambda x, y: self.loss(leaves, x, y), inputs, targets)
         if not sizes:
             raise ValueError("batches is empty; allowed: at least one (inputs, targets) pair")
-        summed = self.reduced(torch.tensor([total, float(sum(sizes))], dtype=torch.float64))
+        summed = self.reduced(_cpu([total, float(sum(sizes))]))
         self.examples = int(summed[1])
         self.batch_sizes = tuple(sizes)
         self.initial_loss = float(summed[0]) / self.examples

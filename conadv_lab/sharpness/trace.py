@@ -40,7 +40,7 @@ class Estimate:
 def sign_vector(operator: Symmetric, seed: int, index: int) -> Tensor:
     """A vector of random signs, shape ``(size,)``, drawn on the CPU: the same on every device and rank."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + 500_009 + index) % 2**63)
-    signs = torch.randint(0, 2, (operator.size,), generator=generator, dtype=torch.int8)
+    signs = torch.randint(0, 2, (operator.size,), generator=generator, dtype=torch.int8, device="cpu")
     return (2 * signs - 1).to(operator.device, operator.dtype)
 
 

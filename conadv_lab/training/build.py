@@ -52,10 +52,10 @@ class Parts:
         Which images these are is always the same; each is augmented as in some epoch of the run, drawn by the seed.
         """
         count = min(self.config.training.bn_recalibrate, len(self.train_set))
-        chosen = torch.randperm(len(self.train_set), generator=generator(0, "calibration"))[:count]
-        epochs = torch.randint(
-            self.stream.epochs, (count,), generator=generator(self.config.training.seed, "calibration epochs")
-        )
+        draw = generator(0, "calibration")
+        chosen = torch.randperm(len(self.train_set), generator=draw, device="cpu")[:count]
+        draw = generator(self.config.training.seed, "calibration epochs")
+        epochs = torch.randint(self.stream.epochs, (count,), generator=draw, device="cpu")
         # Groups of one size: a small last one would weigh as much as a full one in the average.
         groups = max(1, round(count / EVALUATION_BATCH))
         for epoch, index in zip(epochs.tensor_split(groups), chosen.tensor_split(groups), strict=True):
@@ -83,7 +83,9 @@ def build(config: Config, ranks: Ranks = ALONE) -> Parts:
     model = build_model(config, train_set.classes).to(device)
     _require_fit(model, train_set, config)
     if isinstance(model, FastCNN):
-        model.fit_whitening(as_float(train_set.fetch(torch.arange(min(WHITENING_IMAGES, len(train_set))))[0]))
+        model.fit_whitening(
+            as_float(train_set.fetch(torch.arange(min(WHITENING_IMAGES, len(train_set)), device="cpu"))[0])
+        )
     method = build_method(config)
     stream = build_stream(config, method, train_set, ranks)
     if isinstance(method, adversarial.ConAdv) and config.method.placement != "serial":
@@ -111,7 +113,8 @@ def build(config: Config, ranks: Ranks = ALONE) -> Parts:
 @torch.no_grad()
 def _require_fit(model: nn.Module, images: ImageSet, config: Config) -> None:
     """Raise ``ValueError`` if the network cannot take the images, before anything is written."""
-    pixels = as_float(images.fetch(torch.arange(2) % len(images))[0]).to(next(model.parameters()).dtype)
+    two = torch.arange(2, device="cpu") % len(images)
+    pixels = as_float(images.fetch(two)[0]).to(next(model.parameters()).dtype)
     model.eval()
     try:
         outputs = model(pixels)
@@ -150,7 +153,8 @@ def pick_device(name: str, ranks: Ranks = ALONE) -> torch.device:
 def build_model(config: Config, classes: int) -> nn.Module:
     """The network with mixture batch norm, its weights decided by the run's seed alone."""
     name = config.model.model
-    with torch.random.fork_rng():
+    # On the CPU whatever the default device is: there the weights are the same for all.
+    with torch.device("cpu"), torch.random.fork_rng():
         torch.manual_seed(derived_seed(config.training.seed, "weights"))
         if is_file_reference(name):
             model = references.load(name)(config)

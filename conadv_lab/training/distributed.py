@@ -67,7 +67,7 @@ class Ranks:
         """Whether the flag is up on any rank; all ranks must ask."""
         if self.count == 1:
             return flag
-        told = torch.tensor([flag], dtype=torch.uint8)
+        told = torch.tensor([flag], dtype=torch.uint8, device="cpu")
         dist.all_reduce(told, op=dist.ReduceOp.MAX, group=self.patient)
         return bool(told)
 
@@ -79,7 +79,7 @@ class Ranks:
         """Rank 0's number, on all ranks."""
         if self.count == 1:
             return number
-        told = torch.tensor([number], dtype=torch.int64)
+        told = torch.tensor([number], dtype=torch.int64, device="cpu")
         dist.broadcast(told, src=0, group=self.patient)
         return int(told)
 
@@ -87,7 +87,7 @@ class Ranks:
         """The sum of all trainers' values; all of them must ask."""
         if self.trainers == 1:
             return value
-        told = torch.tensor([value], dtype=torch.float64)
+        told = torch.tensor([value], dtype=torch.float64, device="cpu")
         dist.all_reduce(told, group=self.training)
         return float(told)
 
@@ -129,8 +129,8 @@ class Ranks:
 
     def _all_told(self, sentence: bytes) -> list[str]:
         """What each rank says, on all ranks."""
-        mine = torch.zeros(SENTENCE_BYTES, dtype=torch.uint8)
-        mine[: len(sentence)] = torch.tensor(list(sentence), dtype=torch.uint8)
+        mine = torch.zeros(SENTENCE_BYTES, dtype=torch.uint8, device="cpu")
+        mine[: len(sentence)] = torch.tensor(list(sentence), dtype=torch.uint8, device="cpu")
         all_of_them = [torch.empty_like(mine) for _ in range(self.count)]
         dist.all_gather(all_of_them, mine, group=self.patient)
         return [bytes(told.tolist()).rstrip(b"\0").decode(errors="replace") for told in all_of_them]

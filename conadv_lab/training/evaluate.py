@@ -103,7 +103,7 @@ def batches(images: ImageSet, limit: int | None = None, size: int = EVALUATION_B
     """The set in its own order, in evaluation batches, as floats."""
     count = len(images) if limit is None else min(limit, len(images))
     for first in range(0, count, size):
-        indices = torch.arange(first, min(first + size, count))
+        indices = torch.arange(first, min(first + size, count), device="cpu")
         pixels, labels = images.fetch(indices)
         indices = indices.to(labels.device)
         yield Batch(as_float(pixels), labels, torch.zeros_like(indices), indices, len(labels) / count)
@@ -111,5 +111,5 @@ def batches(images: ImageSet, limit: int | None = None, size: int = EVALUATION_B
 
 def fixed_images(images: ImageSet, count: int) -> tuple[Tensor, Tensor]:
     """The first ``count`` images of a set as floats, with labels: what curvature is measured on."""
-    pixels, labels = images.fetch(torch.arange(min(count, len(images))))
+    pixels, labels = images.fetch(torch.arange(min(count, len(images)), device="cpu"))
     return as_float(pixels), labels

@@ -41,7 +41,8 @@ class Average(AveragedModel):
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        super().__init__(model)
+        with torch.device("cpu"):  # the count of updates stays with the host
+            super().__init__(model)
         self.decay = decay
 
     @torch.no_grad()
