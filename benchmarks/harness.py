@@ -1,9 +1,10 @@
 """What every benchmark shares: fair timing, the machine in words, one table and one JSON format."""
 
 import argparse
-import json
 import os
 import platform
+import re
+import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 from conadv_lab.mistakes import require
+from conadv_lab.runs import write_json
 
 GPU_REPEATS = 4
 """Calls of one timing on a GPU, which the host runs ahead of."""
@@ -90,7 +92,7 @@ def interleaved(
 
 
 def machine() -> dict[str, Any]:
-    """The machine in words: processor, cores and threads used, torch, and the GPU where there is one."""
+    """The machine in words: processor, cores and threads used, torch, and the GPU and its driver where there is one."""
     described: dict[str, Any] = {
         "cpu": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -99,7 +101,7 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
     }
     if torch.cuda.is_available():
-        described["gpu"] = torch.cuda.get_device_name()
+        described |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda, "driver": _driver()}
     return described
 
 
@@ -110,6 +112,21 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def _driver() -> str:
+    """Version of NVIDIA's driver, as the kernel module or else the driver's own tool tells it."""
+    told = Path("/proc/driver/nvidia/version")
+    if told.exists():
+        text = told.read_text()
+    else:
+        command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        try:
+            text = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout
+        except (OSError, subprocess.TimeoutExpired):
+            text = ""
+    found = re.search(r"\d+\.\d+(\.\d+)?", text)
+    return found[0] if found else "unknown"
 
 
 def arguments(description: str, rounds: int) -> argparse.ArgumentParser:
@@ -140,7 +157,7 @@ def in_words(described: Mapping[str, Any]) -> str:
 
 
 def write(rows: Sequence[Row], json_file: Path) -> None:
-    """Write the machine and the rows as JSON."""
+    """Write the machine and the rows as JSON, whole or not at all."""
     kept = ("name", "value", "unit", "peer", "ratio")
     plain = [{key: asdict(row)[key] for key in kept} for row in rows]
-    json_file.write_text(json.dumps({"machine": machine(), "rows": plain}, indent=2) + "\n")
+    write_json(json_file, {"machine": machine(), "rows": plain})

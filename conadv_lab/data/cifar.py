@@ -128,18 +128,24 @@ def load_cifar(
     if name not in _SETS:
         raise unknown("CIFAR data set", name, _SETS)
     root = Path(root)
+    if not download:
+        require_archive(root, name)
     for archive in _SETS[name]:
         if (root / archive.folder).is_dir():
             return _assemble(archive, _from_folder(archive, root / archive.folder))
     for archive in _SETS[name]:
         if (root / archive.file).is_file():
             return _assemble(archive, _from_tar(archive, root / archive.file))
-    if download:
-        archive = _SETS[name][0]
-        download_file(archive.url, root / archive.file, archive.md5)
-        return _assemble(archive, _from_tar(archive, root / archive.file))
-    looked_for = " or ".join(f"{archive.folder} or {archive.file}" for archive in _SETS[name])
-    raise ValueError(f"no {name} in {root}: put {looked_for} there, or ask for the download")
+    archive = _SETS[name][0]
+    download_file(archive.url, root / archive.file, archive.md5)
+    return _assemble(archive, _from_tar(archive, root / archive.file))
+
+
+def require_archive(root: str | Path, name: str = "cifar10") -> None:
+    """Raise ``ValueError`` unless ``root`` has something that `load_cifar` would read; it is not opened."""
+    places = [place for archive in _SETS[name] for place in (archive.folder, archive.file)]
+    if not any((Path(root) / place).exists() for place in places):
+        raise ValueError(f"no {name} in {root}: put {' or '.join(places)} there, or ask for the download")
 
 
 def _from_folder(archive: Archive, folder: Path) -> Iterator[tuple[str, bytes]]:

@@ -1,0 +1,221 @@
+"""How good a recipe is and how long it takes, over seeds: ``python -m benchmarks.accuracy RECIPE [--seeds N]``.
+
+Options are those of the recipe (``--data-dir``, ``--epochs`` …) and this command's own. ``--beside airbench94`` trains
+airbench94 (Jordan 2024, arXiv 2404.00498) in turn with it, on the same images, where the package airbench is
+installed and there is a GPU. Seconds of training are from before the first step to after the last; whole seconds
+also have the reading of the data, the making of the network and the evaluation. The first seed of each side looks for
+fast convolutions, so seconds are compared by their median.
+"""
+
+import contextlib
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.harness import Row, publish, write
+from conadv_lab.cli import parse_config
+from conadv_lab.config import Config, resolved
+from conadv_lab.data.cifar import load_cifar
+from conadv_lab.mistakes import require, unknown
+from conadv_lab.recipes import find
+from conadv_lab.runs import RunFolder
+from conadv_lab.training.build import pick_device
+from conadv_lab.training.loop import prepare
+
+PEERS = ("airbench94",)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Of this command"""
+
+    seeds: int = 1
+    """How many seeds, from the config's own on."""
+    beside: str | None = None
+    """A peer to train in turn with it: airbench94."""
+    out: Path | None = None
+    """Folder that keeps the run folders; None: nothing is kept."""
+    json: Path | None = None
+    """Write the figures to this file too, after each seed."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One training: accuracies in percent by their name, and seconds."""
+
+    accuracies: Mapping[str, float]
+    training: float
+    whole: float
+
+
+def trained(config: Config, folder: Path, resume: bool = False) -> Outcome:
+    """Train a config here, as `conadv_lab.train` does, and leave its run folder; seconds are those of this stretch."""
+    start = time.perf_counter()
+    run = prepare(config, folder, resume=resume, progress="none")
+    assert run is not None
+    with run.claim, run.saver:
+        run.start()
+        begun = _now(run.parts.device)
+        while run.step < run.parts.stream.steps:
+            run.train_step()
+        ended = _now(run.parts.device)
+        run.finish()
+    result = RunFolder(folder).result() or {}
+    accuracies = {"test accuracy": float(result["test_accuracy"])}
+    return Outcome(accuracies, ended - begun, time.perf_counter() - start)
+
+
+def airbench94(data_dir: Path) -> Callable[[int], Outcome]:
+    """airbench94 as its package trains it, by seed.
+
+    Raises:
+        ImportError: it, or torchvision, which it needs, is not there.
+        ValueError: there is no GPU, which it needs.
+    """
+    import airbench
+    from airbench.lib_airbench94 import hyp
+
+    if not torch.cuda.is_available():
+        raise ValueError("airbench94 needs a GPU, which torch does not see")
+    folder = tempfile.TemporaryDirectory(prefix="airbench-")
+    images, labels, test_images, test_labels = load_cifar(data_dir)
+    (Path(folder.name) / "cifar10").mkdir()  # the name that its code reads them by
+    for name, pixels, classes in (("train", images, labels), ("test", test_images, test_labels)):
+        content = {"images": pixels.permute(0, 2, 3, 1).contiguous(), "labels": classes, "classes": []}
+        torch.save(content, Path(folder.name) / f"cifar10/{name}.pt")
+
+    def train(seed: int) -> Outcome:
+        torch.manual_seed(seed)
+        start = time.perf_counter()
+        with contextlib.chdir(folder.name):
+            batch = hyp["opt"]["batch_size"]
+            loader = airbench.CifarLoader("cifar10", batch_size=batch, aug=hyp["aug"], altflip=True)
+            begun = _now(torch.device("cuda"))
+            network = airbench.train94(loader, run=seed, verbose=False)
+            ended = _now(torch.device("cuda"))
+            test = airbench.CifarLoader("cifar10", train=False, batch_size=2000)
+        plain = 100 * airbench.evaluate(network, test, tta_level=0)
+        whole = time.perf_counter() - start
+        averaged = 100 * airbench.evaluate(network, test, tta_level=2)
+        names = ("test accuracy", "test accuracy with test-time augmentation")
+        return Outcome(dict(zip(names, (plain, averaged), strict=True)), ended - begun, whole)
+
+    return train
+
+
+def rows_of(sides: Mapping[str, Sequence[Outcome]]) -> list[Row]:
+    """Each side's figures, seed by seed and over its seeds; seconds beside those of the last side."""
+    rows: list[Row] = []
+    *_, peer = sides
+    for side, outcomes in sides.items():
+        for name in outcomes[0].accuracies if outcomes else ():
+            rows += over_seeds(f"{side}, {name}", [one.accuracies[name] for one in outcomes])
+        for name in ("training", "whole") if outcomes else ():
+            seconds = [getattr(one, name) for one in outcomes]
+            rows += [Row(f"{side}, {name}, seed {i}", value, "s") for i, value in enumerate(seconds)]
+            middle, beside = statistics.median(seconds), [getattr(one, name) for one in sides[peer]]
+            compared = (peer, middle / statistics.median(beside)) if beside and side != peer else (None, None)
+            rows.append(Row(f"{side}, {name}, median", middle, "s", *compared))
+    return rows
+
+
+def over_seeds(name: str, values: Sequence[float]) -> list[Row]:
+    """Percentages by seed, their mean, and their standard deviation where there are several."""
+    rows = [Row(f"{name}, seed {i}", value, "%") for i, value in enumerate(values)]
+    if len(values) > 1:
+        rows.append(Row(f"{name}, mean of {len(values)}", statistics.mean(values), "%"))
+        rows.append(Row(f"{name}, standard deviation", statistics.stdev(values), "points"))
+    return rows
+
+
+def seeds_of(config: Config, count: int) -> list[Config]:
+    """The config with so many seeds, one after another."""
+    require(count >= 1, "seeds", count, "a whole number of at least 1")
+    return [config.replace(seed=config.training.seed + i) for i in range(count)]
+
+
+def measure(recipe: str, config: Config, options: Options) -> list[Row]:
+    """Rows of all seeds and sides; they are written on the way."""
+    configs = seeds_of(resolved(config), options.seeds)
+    if options.beside not in (None, *PEERS):
+        raise unknown("peer", options.beside, PEERS)
+    sides: dict[str, list[Outcome]] = {recipe: []}
+    peer = None
+    if options.beside:
+        try:
+            peer = airbench94(Path(config.data.data_dir))
+            sides[options.beside] = []
+        except (ImportError, ValueError) as missing:
+            print(f"{options.beside} is not measured: {missing}", file=sys.stderr, flush=True)
+    torch.zeros(1, device=pick_device(config.training.device)).item()  # the device's own start is nobody's
+    with kept_or_scratch(options.out) as folder:
+        for one in configs:
+            sides[recipe].append(trained(one, run_folder(folder, recipe, one)))
+            if peer is not None and options.beside:
+                sides[options.beside].append(peer(one.training.seed))
+            if options.json:
+                write(rows_of(sides), options.json)
+    return rows_of(sides)
+
+
+def run_folder(folder: Path, recipe: str, config: Config) -> Path:
+    """Where a seed's run lies."""
+    return folder / f"{recipe.rpartition(':')[2]}-s{config.training.seed}"
+
+
+@contextlib.contextmanager
+def kept_or_scratch(folder: Path | None) -> Any:
+    """The folder, or without one a temporary one."""
+    made = folder or Path(tempfile.mkdtemp(prefix="runs-"))
+    try:
+        yield made
+    finally:
+        if folder is None:
+            shutil.rmtree(made, ignore_errors=True)
+
+
+def command(
+    module: str, about: str, options: Any, words: Sequence[str] | None = None
+) -> tuple[str, Config, Any]:
+    """(recipe, config, options) from the words of ``python -m module RECIPE …``.
+
+    Raises:
+        ValueError: an unknown recipe.
+        SystemExit: after ``--help``, or without a recipe.
+    """
+    given = list(sys.argv[1:] if words is None else words)
+    if not given or given[0] in ("-h", "--help"):
+        print(f"{about}\n{module} RECIPE --help names every option.")
+        raise SystemExit(0 if given else 2)
+    config, read = parse_config(find(given[0]), given[1:], prog=f"{module} {given[0]}", options=options)
+    return given[0], config, read
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    try:
+        recipe, config, options = command("benchmarks.accuracy", __doc__ or "", Options(), words)
+        rows = measure(recipe, config, options)
+    except ValueError as mistake:
+        print(f"error: {mistake}", file=sys.stderr)
+        return 2
+    publish(rows, options.json)
+    return 0
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

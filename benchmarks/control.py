@@ -1,0 +1,212 @@
+"""A recipe beside a plain PyTorch loop: ``python -m benchmarks.control RECIPE [--seeds N] [--data-dir DIR]``.
+
+Both train the recipe's network from the same initial weights, on the same images, for as many steps, and both
+accuracies are printed with their spread over the seeds. The loop is what one writes without any package: torch's SGD,
+its batch norm with running averages, crops and flips of a whole batch with torch's generator, a learning rate by
+`LambdaLR`. So whatever is lost between a gradient and the figure in a result shows here: an evaluation with the wrong
+statistics, an augmentation that is not what it should be, a schedule that ends early. Vanilla SGD is all it knows; a
+recipe with anything else is refused in a sentence.
+
+With ``--out DIR`` run folders are kept, and a finished one of the same config is not trained again.
+"""
+
+import dataclasses
+import math
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from benchmarks.accuracy import Options, command, kept_or_scratch, over_seeds, run_folder, seeds_of, trained
+from benchmarks.harness import Row, publish, write
+from conadv_lab.config import Config, Data, Model, Optimization, resolved
+from conadv_lab.data.loader import as_float
+from conadv_lab.models.norm import plain_batch_norm
+from conadv_lab.runs import RunFolder
+from conadv_lab.training.build import Parts, build
+from conadv_lab.training.resuming import reconciled
+
+MIRRORED = {
+    "dataset", "data_dir", "download", "train_images", "synthetic_images", "synthetic_pixels", "crop", "flip", "cutout",
+    "model", "precision", "channels_last", "compile", "compile_mode", "ema",
+    "lr", "base_lr", "base_batch", "lr_rule", "momentum", "nesterov", "weight_decay", "label_smoothing",
+    "schedule", "warmup_epochs", "warmup_steps", "end_lr", "power", "milestone_epochs", "decay_factor",
+    "workers", "keep_gb", "reader",
+}  # fmt: skip
+"""Fields of data, model and optimisation that the loop follows, or that cannot change what is learnt."""
+
+
+def require_plain(config: Config) -> None:
+    """Raise ``ValueError`` where the loop would not do what the config says."""
+    method, training = config.method.method, config.training
+    if method != "vanilla":
+        raise ValueError(f"method is {method!r}; allowed beside a plain loop: 'vanilla' (--method vanilla)")
+    if config.data.dataset == "imagenet":
+        raise ValueError("dataset is 'imagenet'; allowed beside a plain loop: images that lie in memory")
+    for section in (Data, Model, Optimization):
+        values = getattr(config, section.__name__.lower())
+        for field in dataclasses.fields(section):
+            value = getattr(values, field.name)
+            if field.name not in MIRRORED and value != field.default:
+                raise ValueError(f"{field.name} is {value!r}; allowed beside a plain loop: {field.default!r}")
+    if training.micro_batch not in (None, training.global_batch):
+        raise ValueError(f"micro_batch is {training.micro_batch}; allowed beside a plain loop: None")
+
+
+def plain_accuracy(parts: Parts) -> float:
+    """Test accuracy in percent of the parts' network, trained from its present weights by a plain loop."""
+    config, device, steps = parts.config, parts.device, parts.stream.steps
+    optimization, batch = config.optimization, config.training.global_batch
+    images, labels = parts.train_set.fetch(torch.arange(len(parts.train_set)))
+    test_images, test_labels = parts.test_set.fetch(torch.arange(len(parts.test_set)))
+    torch.manual_seed(config.training.seed)
+
+    model = plain_batch_norm(parts.model).train()
+    dtype = next(model.parameters()).dtype
+    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+    groups = [
+        {"params": decayed, "weight_decay": optimization.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.SGD(
+        groups, lr=optimization.lr or 0.0, momentum=optimization.momentum, nesterov=optimization.nesterov
+    )
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor(config, steps, len(images)))
+    criterion = nn.CrossEntropyLoss(label_smoothing=optimization.label_smoothing)
+    averaged = None
+    if config.model.ema:
+        averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.model.ema))
+
+    order = shuffled(len(images), batch, device)
+    for _ in range(steps):
+        chosen = next(order)
+        x = augmented(as_float(images[chosen]), config.data).to(dtype)
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.model.precision == "bfloat16"):
+            loss = criterion(model(x), labels[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+        if averaged is not None:
+            averaged.update_parameters(model)
+
+    judged = (model if averaged is None else averaged.module).eval()
+    right = 0
+    with torch.no_grad():
+        for x, y in zip(test_images.split(500), test_labels.split(500), strict=True):
+            right += int((judged(as_float(x).to(dtype)).argmax(1) == y).sum())
+    return 100 * right / len(test_labels)
+
+
+def shuffled(count: int, batch: int, device: torch.device) -> Iterator[Tensor]:
+    """Indices of batches, pass after pass, each in a new order and without its incomplete last batch."""
+    while True:
+        yield from torch.randperm(count, device=device).split(batch)[: count // batch]
+
+
+def augmented(images: Tensor, data: Data) -> Tensor:
+    """Random crops out of a frame of zeros, mirror images and cutout, all of a batch at once."""
+    count, channels, height, width = images.shape
+    device = images.device
+    if data.crop:
+        padded = F.pad(images, [data.crop] * 4)
+        top, left = torch.randint(0, 2 * data.crop + 1, (2, count, 1, 1, 1), device=device)
+        rows = top + torch.arange(height, device=device).view(1, 1, -1, 1)
+        columns = left + torch.arange(width, device=device).view(1, 1, 1, -1)
+        image = torch.arange(count, device=device).view(-1, 1, 1, 1)
+        images = padded[image, torch.arange(channels, device=device).view(1, -1, 1, 1), rows, columns]
+    if data.flip:
+        mirrored = torch.rand(count, 1, 1, 1, device=device) < 0.5
+        images = torch.where(mirrored, images.flip(3), images)
+    if data.cutout:
+        first_row = torch.randint(0, height, (count, 1, 1, 1), device=device) - data.cutout // 2
+        first_column = torch.randint(0, width, (count, 1, 1, 1), device=device) - data.cutout // 2
+        row = torch.arange(height, device=device).view(1, 1, -1, 1)
+        column = torch.arange(width, device=device).view(1, 1, 1, -1)
+        inside = (row >= first_row) & (row < first_row + data.cutout)
+        inside = inside & (column >= first_column) & (column < first_column + data.cutout)
+        images = images.masked_fill(inside, 0.0)
+    return images
+
+
+def factor(config: Config, steps: int, images: int) -> Callable[[int], float]:
+    """What the highest learning rate is multiplied by at a step, as `LambdaLR` takes it."""
+    section, per_epoch = config.optimization, images / config.training.global_batch
+    warmup = section.warmup_steps
+    if warmup is None:
+        warmup = round(section.warmup_epochs * per_epoch)
+    end = section.end_lr / section.lr if section.lr else 0.0
+
+    def at(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        done = (step - warmup) / max(1, steps - warmup)
+        if section.schedule == "cosine":
+            return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * done))
+        if section.schedule == "polynomial":
+            return end + (1 - end) * (1 - done) ** section.power
+        if section.schedule == "step":
+            reached = [epoch for epoch in section.milestone_epochs if step >= round(epoch * per_epoch)]
+            return section.decay_factor ** len(reached)
+        return 1.0
+
+    return at
+
+
+def own_accuracy(config: Config, folder: Path) -> float:
+    """Test accuracy in percent of the package's own run, which may lie there finished."""
+    result = RunFolder(folder).result()
+    if result is not None:
+        reconciled(config, RunFolder(folder), resume=True)  # refuses a run of another config
+        return result["test_accuracy"]
+    return trained(config, folder, resume=True).accuracies["test accuracy"]
+
+
+def measure(recipe: str, config: Config, options: Options) -> list[Row]:
+    """Both sides' accuracies, seed by seed; they are written on the way."""
+    config = resolved(config)
+    require_plain(config)
+    ours: list[float] = []
+    control: list[float] = []
+    rows: list[Row] = []
+    with kept_or_scratch(options.out) as folder:
+        for one in seeds_of(config, options.seeds):
+            ours.append(own_accuracy(one, run_folder(folder, recipe, one)))
+            control.append(plain_accuracy(build(one)))
+            rows = rows_of(recipe, ours, control)
+            if options.json:
+                write(rows, options.json)
+    return rows
+
+
+def rows_of(recipe: str, ours: Sequence[float], control: Sequence[float]) -> list[Row]:
+    """Both sides over their seeds, and how far ours is above the control."""
+    apart = [one - two for one, two in zip(ours, control, strict=True)]
+    rows = over_seeds(f"{recipe}, test accuracy", ours) + over_seeds("plain loop, test accuracy", control)
+    rows.append(Row("above the plain loop, mean", statistics.mean(apart), "points"))
+    if len(apart) > 1:
+        error = statistics.stdev(apart) / len(apart) ** 0.5
+        rows.append(Row("above the plain loop, standard error", error, "points"))
+    return rows
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    try:
+        recipe, config, options = command("benchmarks.control", __doc__ or "", Options(), words)
+        rows = measure(recipe, config, options)
+    except ValueError as mistake:
+        print(f"error: {mistake}", file=sys.stderr)
+        return 2
+    publish(rows, options.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""The parts of a GPU visit, in the order in which they are wanted; another part is another entry of `PARTS`."""
+
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+ROOT = Path(__file__).resolve().parents[1]
+FAST, RESNET = "cifar10-resnet20-cpu", "cifar10-resnet18-512"
+"""Recipes of the parts."""
+TRUNCATED = "--dataset {root}/benchmarks/truncated_cifar.py:sets --threads 1 --bn-recalibrate 64"
+SMALL = f"{TRUNCATED} --epochs 1 --global-batch 64 --warmup-epochs 0"
+"""Fields of a recipe that make it end within a second or two on a CPU."""
+SMALL_NET = f"{SMALL} --model resnet20 --precision float32"
+SMALL_STEPS = "--model resnet20 --pixels 8 --batches 4 --rounds 2 --repeats 1 --methods conadv --threads 1"
+
+Need = Literal["cifar10", "run"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a visit happens.
+
+    Attributes:
+        out: folder of the results.
+        scratch: folder of the run folders, whose checkpoints are large.
+        data: folder with CIFAR-10, or None.
+        small: whether every part is made tiny, to be tried on a CPU.
+    """
+
+    out: Path
+    scratch: Path
+    data: Path | None
+    small: bool
+
+    def run(self) -> Path | None:
+        """A finished run that an earlier part left."""
+        return next((file.parent for file in sorted(self.scratch.glob("*/*/result.json"))), None)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One thing to measure, by a process of its own.
+
+    Attributes:
+        name: what ``--only`` takes.
+        about: what it measures, in one line.
+        words: Python's command line. {figures} is the JSON file to write, {runs} a folder for runs, {data} the folder
+            with CIFAR-10, {run} a finished run, {root} the repository, {scratch} where all parts' runs are.
+        seconds: it is killed after them.
+        least: with less time left it is not begun.
+        needs: what has to be there.
+        small: more words that make it tiny.
+        shown: what the page shows of it: its rows, or what it printed.
+    """
+
+    name: str
+    about: str
+    words: str
+    seconds: float
+    least: float = 30.0
+    needs: tuple[Need, ...] = ()
+    small: str = ""
+    shown: Literal["rows", "output"] = "rows"
+
+    def command(self, place: Place) -> list[str]:
+        known = {
+            "figures": place.out / self.name / "figures.json",
+            "runs": place.scratch / self.name,
+            "scratch": place.scratch,
+            "data": place.data,
+            "run": place.run(),
+            "root": ROOT,
+        }
+        words = f"{self.words} {self.small}" if place.small else self.words
+        return [sys.executable, *(word.format(**known) for word in shlex.split(words))]
+
+
+PARTS = (
+    Part(
+        "cifar",
+        f"recipe {FAST}, three seeds, beside airbench94 where it can be imported",
+        f"-m benchmarks.accuracy {FAST} --data-dir {{data}} --seeds 3 --beside airbench94 --out {{runs}} "
+        "--json {figures}",
+        seconds=180,
+        least=60,
+        needs=("cifar10",),
+        small=f"{SMALL} --seeds 2",
+    ),
+    Part(
+        "tests",
+        "the tests that need a CUDA device",
+        "-m benchmarks.gpu_tests --json {figures}",
+        seconds=150,
+        small="--files tests/data/test_hashing.py",
+    ),
+    Part(
+        "resnet18",
+        f"recipe {RESNET}, one seed",
+        f"-m benchmarks.accuracy {RESNET} --data-dir {{data}} --out {{runs}} --json {{figures}}",
+        seconds=120,
+        needs=("cifar10",),
+        small=SMALL_NET,
+    ),
+    Part(
+        "control",
+        f"a plain PyTorch loop beside recipe {RESNET}",
+        f"-m benchmarks.control {RESNET} --data-dir {{data}} --seeds 1 --out {{scratch}}/resnet18 --json {{figures}}",
+        seconds=150,
+        needs=("cifar10",),
+        small=SMALL_NET,
+    ),
+    Part(
+        "sharpness",
+        "curvature and sharpness of a trained run, beside PyHessian on the same batches",
+        "-m conadv_lab.sharpness {run} --cross-check --json {figures}",
+        seconds=120,
+        needs=("run",),
+        small="--examples 32 --batch-size 16 --measures top_eigenvalues,trace --set k=1",
+        shown="output",
+    ),
+    Part(
+        "sharpness-peers",
+        "the sharpness benchmark: ours beside PyHessian, to the same true error",
+        "-m benchmarks.sharpness --subject resnet20 --device cuda --data-dir {data} --peer-seconds 15 --json {figures}",
+        seconds=120,
+        needs=("cifar10",),
+        small="--subject digits --device cpu --rounds 2 --threads 1 --examples 64 --epochs 2",
+    ),
+    Part(
+        "imagenet",
+        "a training step of every method, ResNet-50 at 224 pixels, eager",
+        "-m benchmarks.imagenet_gpu --no-compile --batches 4 64 256 --rounds 5 --minutes 1.2 --json {figures}",
+        seconds=100,
+        small=f"{SMALL_STEPS} --device cpu",
+        shown="output",
+    ),
+    Part(
+        "lars",
+        "a LARS step on ResNet-50's parameters",
+        "-m benchmarks.lars --rounds 3 --json {figures}",
+        seconds=60,
+        least=20,
+    ),
+    Part(
+        "imagenet-compiled",
+        "the same step of every method, compiled",
+        "-m benchmarks.imagenet_gpu --compile-steps --no-rates --batches 64 4 --rounds 5 --minutes 2 --json {figures}",
+        seconds=200,
+        least=60,
+        small=f"{SMALL_STEPS} --device cpu --compile-steps default",
+        shown="output",
+    ),
+)
