@@ -117,7 +117,7 @@ PARTS = (
         "-m conadv_lab.sharpness {run} --cross-check --json {figures}",
         seconds=120,
         needs=("run",),
-        small="--examples 32 --batch-size 16 --measures top_eigenvalues,trace --set k=1",
+        small="--examples 8 --batch-size 8 --measures trace",
         shown="output",
     ),
     Part(
@@ -126,7 +126,7 @@ PARTS = (
         "-m benchmarks.sharpness --subject resnet20 --device cuda --data-dir {data} --peer-seconds 15 --json {figures}",
         seconds=120,
         needs=("cifar10",),
-        small="--subject digits --device cpu --rounds 2 --threads 1 --examples 64 --epochs 2",
+        small="--subject resnet20 --device cpu --rounds 2 --threads 1 --examples 8 --epochs 2 --peer-seconds 1",
     ),
     Part(
         "imagenet",
@@ -139,9 +139,10 @@ PARTS = (
     Part(
         "lars",
         "a LARS step on ResNet-50's parameters",
-        "-m benchmarks.lars --rounds 3 --json {figures}",
+        "-m benchmarks.lars --json {figures}",
         seconds=60,
         least=20,
+        small="--rounds 2",
     ),
     Part(
         "imagenet-compiled",
@@ -149,7 +150,7 @@ PARTS = (
         "-m benchmarks.imagenet_gpu --compile-steps --no-rates --batches 64 4 --rounds 5 --minutes 2 --json {figures}",
         seconds=200,
         least=60,
-        small=f"{SMALL_STEPS} --device cpu --compile-steps default",
+        small=f"{SMALL_STEPS} --device cpu",
         shown="output",
     ),
 )

@@ -18,6 +18,7 @@ parts are finished, 1 one is not, 2 a mistake in what was asked.
 import argparse
 import contextlib
 import ctypes
+import json
 import os
 import shutil
 import signal
@@ -33,7 +34,7 @@ from benchmarks.gpu_page import page
 from benchmarks.gpu_parts import PARTS, ROOT, Part, Place
 from conadv_lab import provenance
 from conadv_lab.mistakes import require, unknown
-from conadv_lab.runs import RunFolder, write_json
+from conadv_lab.runs import write_json
 
 FINISHED = "finished"
 
@@ -146,7 +147,7 @@ def carry_out(part: Part, place: Place, seconds: float, described: dict[str, Any
     """One part in a process of its own; returns the record of how it ended, which is on the disk by then."""
     for folder in (place.out / part.name, place.scratch / part.name):
         shutil.rmtree(folder, ignore_errors=True)  # what an unfinished try left
-    (place.out / part.name).mkdir()
+    (place.out / part.name).mkdir(exist_ok=True)
     command = part.command(place)
     record: dict[str, Any] = {
         "status": "begun",
@@ -158,21 +159,25 @@ def carry_out(part: Part, place: Place, seconds: float, described: dict[str, Any
     }
     _keep(place, part, record)
     start = time.monotonic()
-    status = run_limited(command, place.out / part.name, seconds)
+    status = run_limited(command, place.out / part.name, seconds, place.small)
     record["seconds"] = round(time.monotonic() - start, 1)
     record["status"] = FINISHED if status == 0 else "failed"
     if status is None:
         record |= {"status": "out of time", "reason": f"killed after {seconds:.0f} s"}
     elif status:
         record["reason"] = f"exit status {status}"
+    elif _figures(place, part) is None:
+        record |= {"status": "failed", "reason": "it left no figures"}
     _keep(place, part, record)
     return record
 
 
-def run_limited(command: Sequence[str], folder: Path, seconds: float) -> int | None:
+def run_limited(command: Sequence[str], folder: Path, seconds: float, small: bool = False) -> int | None:
     """Exit status of a command, or None where it was killed, with all its children, as its time was over."""
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = os.environ | {"PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"}
+    if small:
+        environment["TORCH_COMPILE_DISABLE"] = "1"  # compiling takes minutes on a CPU
     with (folder / "output.txt").open("wb") as output, (folder / "errors.txt").open("wb") as errors:
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=errors,
@@ -206,7 +211,16 @@ def _missing(part: Part, place: Place) -> str | None:
 def _record(place: Place, part: Part) -> dict[str, Any]:
     """How the part ended; empty where it was never begun."""
     file = place.out / part.name / "record.json"
-    return RunFolder(file.parent)._json(file.name) if file.exists() else {}
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def _figures(place: Place, part: Part) -> Any:
+    """What the part has measured so far; None where there is nothing, or half a file."""
+    file = place.out / part.name / "figures.json"
+    try:
+        return json.loads(file.read_text(), parse_constant=lambda _: None)  # NaN is not JSON
+    except (OSError, ValueError):
+        return None
 
 
 def _keep(place: Place, part: Part, record: dict[str, Any]) -> None:
@@ -223,14 +237,13 @@ def publish(place: Place, parts: Sequence[Part]) -> None:
         if not record:
             continue
         folder = place.out / part.name
-        figures = RunFolder(folder)._json("figures.json") if (folder / "figures.json").exists() else None
         texts = {
             kind: (folder / f"{kind}.txt").read_text(errors="replace")
             if (folder / f"{kind}.txt").exists()
             else ""
             for kind in ("output", "errors")
         }
-        found.append(record | texts | {"figures": figures})
+        found.append(record | texts | {"figures": _figures(place, part)})
     write_json(place.out / "gpu.json", {"parts": found})
     beside = place.out / ".gpu.md"
     beside.write_text(page(found), encoding="utf-8")
