@@ -49,8 +49,9 @@ class Options:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One training: accuracies in percent by their name, and seconds."""
+    """One training: its seed, accuracies in percent by their name, and seconds."""
 
+    seed: int
     accuracies: Mapping[str, float]
     training: float
     whole: float
@@ -70,7 +71,7 @@ def trained(config: Config, folder: Path, resume: bool = False) -> Outcome:
         run.finish()
     result = RunFolder(folder).result() or {}
     accuracies = {"test accuracy": float(result["test_accuracy"])}
-    return Outcome(accuracies, ended - begun, time.perf_counter() - start)
+    return Outcome(config.training.seed, accuracies, ended - begun, time.perf_counter() - start)
 
 
 def airbench94(data_dir: Path) -> Callable[[int], Outcome]:
@@ -106,7 +107,7 @@ def airbench94(data_dir: Path) -> Callable[[int], Outcome]:
         whole = time.perf_counter() - start
         averaged = 100 * airbench.evaluate(network, test, tta_level=2)
         names = ("test accuracy", "test accuracy with test-time augmentation")
-        return Outcome(dict(zip(names, (plain, averaged), strict=True)), ended - begun, whole)
+        return Outcome(seed, dict(zip(names, (plain, averaged), strict=True)), ended - begun, whole)
 
     return train
 
@@ -117,22 +118,22 @@ def rows_of(sides: Mapping[str, Sequence[Outcome]]) -> list[Row]:
     *_, peer = sides
     for side, outcomes in sides.items():
         for name in outcomes[0].accuracies if outcomes else ():
-            rows += over_seeds(f"{side}, {name}", [one.accuracies[name] for one in outcomes])
+            rows += over_seeds(f"{side}, {name}", {one.seed: one.accuracies[name] for one in outcomes})
         for name in ("training", "whole") if outcomes else ():
             seconds = [getattr(one, name) for one in outcomes]
-            rows += [Row(f"{side}, {name}, seed {i}", value, "s") for i, value in enumerate(seconds)]
+            rows += [Row(f"{side}, {name}, seed {one.seed}", getattr(one, name), "s") for one in outcomes]
             middle, beside = statistics.median(seconds), [getattr(one, name) for one in sides[peer]]
             compared = (peer, middle / statistics.median(beside)) if beside and side != peer else (None, None)
             rows.append(Row(f"{side}, {name}, median", middle, "s", *compared))
     return rows
 
 
-def over_seeds(name: str, values: Sequence[float]) -> list[Row]:
+def over_seeds(name: str, values: Mapping[int, float]) -> list[Row]:
     """Percentages by seed, their mean, and their standard deviation where there are several."""
-    rows = [Row(f"{name}, seed {i}", value, "%") for i, value in enumerate(values)]
+    rows = [Row(f"{name}, seed {seed}", value, "%") for seed, value in values.items()]
     if len(values) > 1:
-        rows.append(Row(f"{name}, mean of {len(values)}", statistics.mean(values), "%"))
-        rows.append(Row(f"{name}, standard deviation", statistics.stdev(values), "points"))
+        rows.append(Row(f"{name}, mean of {len(values)}", statistics.mean(values.values()), "%"))
+        rows.append(Row(f"{name}, standard deviation", statistics.stdev(values.values()), "points"))
     return rows
 
 

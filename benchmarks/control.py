@@ -14,7 +14,7 @@ import dataclasses
 import math
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -172,22 +172,23 @@ def measure(recipe: str, config: Config, options: Options) -> list[Row]:
     """Both sides' accuracies, seed by seed; they are written on the way."""
     config = resolved(config)
     require_plain(config)
-    ours: list[float] = []
-    control: list[float] = []
+    ours: dict[int, float] = {}
+    control: dict[int, float] = {}
     rows: list[Row] = []
     with kept_or_scratch(options.out) as folder:
         for one in seeds_of(config, options.seeds):
-            ours.append(own_accuracy(one, run_folder(folder, recipe, one)))
-            control.append(plain_accuracy(build(one)))
+            seed = one.training.seed
+            ours[seed] = own_accuracy(one, run_folder(folder, recipe, one))
+            control[seed] = plain_accuracy(build(one))
             rows = rows_of(recipe, ours, control)
             if options.json:
                 write(rows, options.json)
     return rows
 
 
-def rows_of(recipe: str, ours: Sequence[float], control: Sequence[float]) -> list[Row]:
+def rows_of(recipe: str, ours: Mapping[int, float], control: Mapping[int, float]) -> list[Row]:
     """Both sides over their seeds, and how far ours is above the control."""
-    apart = [one - two for one, two in zip(ours, control, strict=True)]
+    apart = [ours[seed] - control[seed] for seed in ours]
     rows = over_seeds(f"{recipe}, test accuracy", ours) + over_seeds("plain loop, test accuracy", control)
     rows.append(Row("above the plain loop, mean", statistics.mean(apart), "points"))
     if len(apart) > 1:
