@@ -11,11 +11,14 @@ With ``--out DIR`` run folders are kept, and a finished one of the same config i
 """
 
 import dataclasses
+import itertools
 import math
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,11 +35,12 @@ from conadv_lab.training.build import Parts, build
 from conadv_lab.training.resuming import reconciled
 
 MIRRORED = {
-    "dataset", "data_dir", "download", "train_images", "synthetic_images", "synthetic_pixels", "crop", "flip", "cutout",
-    "model", "precision", "channels_last", "compile", "compile_mode", "ema",
-    "lr", "base_lr", "base_batch", "lr_rule", "momentum", "nesterov", "weight_decay", "label_smoothing",
-    "schedule", "warmup_epochs", "warmup_steps", "end_lr", "power", "milestone_epochs", "decay_factor",
-    "workers", "keep_gb", "reader",
+    "dataset", "data_dir", "download", "train_images", "synthetic_images", "synthetic_pixels", "crop", "crop_padding",
+    "flip", "flip_rule", "cutout", "workers", "keep_gb", "reader",
+    "model", "last_gamma", "precision", "channels_last", "compile", "compile_mode", "ema",
+    "lr", "base_lr", "base_batch", "lr_rule", "momentum", "nesterov", "weight_decay", "bias_lr_factor",
+    "label_smoothing", "schedule", "warmup_epochs", "warmup_steps", "end_lr", "power", "milestone_epochs",
+    "decay_factor",
 }  # fmt: skip
 """Fields of data, model and optimisation that the loop follows, or that cannot change what is learnt."""
 
@@ -61,32 +65,26 @@ def require_plain(config: Config) -> None:
 def plain_accuracy(parts: Parts) -> float:
     """Test accuracy in percent of the parts' network, trained from its present weights by a plain loop."""
     config, device, steps = parts.config, parts.device, parts.stream.steps
-    optimization, batch = config.optimization, config.training.global_batch
     images, labels = parts.train_set.fetch(torch.arange(len(parts.train_set)))
     test_images, test_labels = parts.test_set.fetch(torch.arange(len(parts.test_set)))
     torch.manual_seed(config.training.seed)
 
     model = plain_batch_norm(parts.model).train()
     dtype = next(model.parameters()).dtype
-    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
-    groups = [
-        {"params": decayed, "weight_decay": optimization.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.SGD(
-        groups, lr=optimization.lr or 0.0, momentum=optimization.momentum, nesterov=optimization.nesterov
-    )
+    optimizer = sgd(model, config.optimization)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor(config, steps, len(images)))
-    criterion = nn.CrossEntropyLoss(label_smoothing=optimization.label_smoothing)
+    criterion = nn.CrossEntropyLoss(label_smoothing=config.optimization.label_smoothing)
     averaged = None
     if config.model.ema:
         averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.model.ema))
 
-    order = shuffled(len(images), batch, device)
-    for _ in range(steps):
-        chosen = next(order)
-        x = augmented(as_float(images[chosen]), config.data).to(dtype)
+    begins_mirrored = torch.rand(len(images), device=device) < 0.5
+    order = shuffled(len(images), config.training.global_batch, device)
+    for epoch, chosen in islice(order, steps):
+        mirrored = torch.rand(len(chosen), device=device) < 0.5
+        if config.data.flip_rule == "alternating":
+            mirrored = begins_mirrored[chosen] ^ (epoch % 2 == 1)
+        x = augmented(as_float(images[chosen]), config.data, mirrored).to(dtype)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.model.precision == "bfloat16"):
             loss = criterion(model(x), labels[chosen])
         optimizer.zero_grad()
@@ -104,26 +102,42 @@ def plain_accuracy(parts: Parts) -> float:
     return 100 * right / len(test_labels)
 
 
-def shuffled(count: int, batch: int, device: torch.device) -> Iterator[Tensor]:
-    """Indices of batches, pass after pass, each in a new order and without its incomplete last batch."""
-    while True:
-        yield from torch.randperm(count, device=device).split(batch)[: count // batch]
+def sgd(model: nn.Module, section: Optimization) -> torch.optim.SGD:
+    """torch's SGD; weights alone are decayed, and batch norm's biases may have a learning rate of their own."""
+    lr = section.lr or 0.0
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    biases = {id(norm.bias) for norm in norms}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": section.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1 and id(p) not in biases]},
+        {"params": [p for p in trained if id(p) in biases], "lr": lr * section.bias_lr_factor},
+    ]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.SGD(groups, lr=lr, momentum=section.momentum, nesterov=section.nesterov)
 
 
-def augmented(images: Tensor, data: Data) -> Tensor:
-    """Random crops out of a frame of zeros, mirror images and cutout, all of a batch at once."""
+def shuffled(count: int, batch: int, device: torch.device) -> Iterator[tuple[int, Tensor]]:
+    """(epoch, indices) of batches, pass after pass, each in a new order and without its incomplete last batch."""
+    for epoch in itertools.count():
+        for chosen in torch.randperm(count, device=device).split(batch)[: count // batch]:
+            yield epoch, chosen
+
+
+def augmented(images: Tensor, data: Data, mirrored: Tensor) -> Tensor:
+    """Random crops out of a frame, mirror images where ``mirrored`` says so, and cutout, all of a batch at once."""
     count, channels, height, width = images.shape
     device = images.device
+    if data.flip:
+        images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images)
     if data.crop:
-        padded = F.pad(images, [data.crop] * 4)
+        mode = "reflect" if data.crop_padding == "reflect" else "constant"
+        padded = F.pad(images, [data.crop] * 4, mode)
         top, left = torch.randint(0, 2 * data.crop + 1, (2, count, 1, 1, 1), device=device)
         rows = top + torch.arange(height, device=device).view(1, 1, -1, 1)
         columns = left + torch.arange(width, device=device).view(1, 1, 1, -1)
         image = torch.arange(count, device=device).view(-1, 1, 1, 1)
         images = padded[image, torch.arange(channels, device=device).view(1, -1, 1, 1), rows, columns]
-    if data.flip:
-        mirrored = torch.rand(count, 1, 1, 1, device=device) < 0.5
-        images = torch.where(mirrored, images.flip(3), images)
     if data.cutout:
         first_row = torch.randint(0, height, (count, 1, 1, 1), device=device) - data.cutout // 2
         first_column = torch.randint(0, width, (count, 1, 1, 1), device=device) - data.cutout // 2

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 ROOT = Path(__file__).resolve().parents[1]
-FAST, RESNET = "cifar10-resnet20-cpu", "cifar10-resnet18-512"
+FAST, RESNET = "cifar10-fast", "cifar10-resnet18-512"
 """Recipes of the parts."""
 TRUNCATED = "--dataset {root}/benchmarks/truncated_cifar.py:sets --threads 1 --bn-recalibrate 64"
 SMALL = f"{TRUNCATED} --epochs 1 --global-batch 64 --warmup-epochs 0"
@@ -86,7 +86,7 @@ PARTS = (
         seconds=180,
         least=60,
         needs=("cifar10",),
-        small=f"{SMALL} --seeds 2",
+        small=f"{SMALL} --seeds 2 --precision float32",
     ),
     Part(
         "tests",

@@ -11,8 +11,10 @@ from benchmarks.accuracy import Options
 from conadv_lab.config import Config, Data, resolved
 from conadv_lab.data.loader import as_float
 from conadv_lab.data.sets import TensorSet
+from conadv_lab.models.norm import plain_batch_norm
+from conadv_lab.optim.groups import parameter_groups
 from conadv_lab.recipes import cifar, digits
-from conadv_lab.training.build import Parts, build
+from conadv_lab.training.build import Parts, build, build_model
 
 LEVELS = 4
 CLOSE = 4.0
@@ -100,26 +102,59 @@ def test_the_learning_rate_is_the_recipes(fields):
     )
 
 
-def test_crops_and_flips_are_as_often_as_they_should_be():
+NEVER = torch.zeros(1, dtype=torch.bool)
+
+
+def test_every_crop_is_as_likely_and_its_frame_is_black_or_a_reflection():
     torch.manual_seed(0)
     images = 1.0 + torch.arange(24.0).view(1, 1, 4, 6).expand(4_000, 2, 4, 6)
-    shifted = control.augmented(images, Data(crop=1))
-    seen = shifted[:, 0, 1:3, 1:5].flatten(1).unique(dim=0, return_counts=True)
-    assert len(seen[0]) == 9
-    assert all(380 < count < 510 for count in seen[1].tolist())
-    assert torch.equal(shifted[:, 0], shifted[:, 1])
-    corner = shifted[:, 0, 0, 0].unique().tolist()
-    assert corner == [0.0, 1.0, 2.0, 7.0, 8.0]  # black where the frame is
-    flipped = control.augmented(images, Data(flip=True))
-    mirrored = (flipped == images.flip(3)).flatten(1).all(1)
-    assert 1_850 < int(mirrored.sum()) < 2_150
+    for padding, corners in (("zeros", {0, 1, 2, 7, 8}), ("reflect", {1, 2, 7, 8})):
+        shifted = control.augmented(images, Data(crop=1, crop_padding=padding), NEVER)
+        seen, counts = shifted[:, 0, 1:3, 1:5].flatten(1).unique(dim=0, return_counts=True)
+        assert len(seen) == 9
+        assert all(380 < count < 510 for count in counts.tolist())
+        assert torch.equal(shifted[:, 0], shifted[:, 1])
+        assert set(shifted[:, 0, 0, 0].tolist()) == corners
+
+
+def test_images_are_mirrored_where_it_says_so():
+    images = torch.rand(10, 2, 4, 6)
+    mirrored = torch.arange(10) % 3 == 0
+    flipped = control.augmented(images, Data(flip=True), mirrored)
+    assert torch.equal(flipped[mirrored], images[mirrored].flip(3))
     assert torch.equal(flipped[~mirrored], images[~mirrored])
+    assert torch.equal(control.augmented(images, Data(), mirrored), images)
 
 
 def test_cutout_blanks_a_square_that_may_reach_over_the_edge():
     torch.manual_seed(0)
-    blank = control.augmented(torch.ones(500, 1, 6, 6), Data(cutout=3)).eq(0).sum((1, 2, 3))
+    blank = control.augmented(torch.ones(500, 1, 6, 6), Data(cutout=3), NEVER).eq(0).sum((1, 2, 3))
     assert set(blank.tolist()) == {4, 6, 9}
+
+
+def test_a_pass_has_each_image_once():
+    order = control.shuffled(10, 3, torch.device("cpu"))
+    for epoch in range(2):
+        batches = [next(order) for _ in range(3)]
+        assert {number for number, _ in batches} == {epoch}
+        assert len(torch.cat([chosen for _, chosen in batches]).unique()) == 9
+
+
+@pytest.mark.parametrize("recipe", [digits.vanilla, cifar.fast, cifar.resnet18_512, cifar.resnet20_cpu])
+def test_every_parameter_has_the_recipes_rate_and_decay(recipe):
+    config = resolved(recipe())
+    model = plain_batch_norm(build_model(config, 10))
+    section = config.optimization
+    groups = parameter_groups(model, section.weight_decay, section.bias_lr_factor)
+    wanted = {
+        id(p): (section.lr * group.get("lr_factor", 1.0), group["weight_decay"])
+        for group in groups
+        for p in group["params"]
+    }
+    optimizer = control.sgd(model, section)
+    found = {id(p): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
+    assert found == wanted
+    control.require_plain(config)
 
 
 @pytest.mark.parametrize(
