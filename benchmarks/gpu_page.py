@@ -29,12 +29,12 @@ def section(record: Mapping[str, Any]) -> list[str]:
         f"{record['about'][0].upper()}{record['about'][1:]}: {record['status']}{reason}{seconds}{small}.",
         _fenced(" ".join(record["command"])),
     ]
-    rows = (record["figures"] or {}).get("rows")
+    rows = (record.get("figures") or {}).get("rows")
     if rows and record["shown"] == "rows":
         blocks.append(_table(rows))
-    elif record["output"].strip():
+    elif record.get("output", "").strip():
         blocks.append(_fenced(_tail(record["output"], LINES)))
-    if record["status"] != "finished" and record["errors"].strip():
+    if record["status"] != "finished" and record.get("errors", "").strip():
         blocks.append(_fenced(_tail(record["errors"], ERROR_LINES)))
     return blocks
 

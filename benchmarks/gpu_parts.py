@@ -9,10 +9,11 @@ from typing import Literal
 ROOT = Path(__file__).resolve().parents[1]
 FAST, RESNET = "cifar10-fast", "cifar10-resnet18-512"
 """Recipes of the parts."""
-TRUNCATED = "--dataset {root}/benchmarks/truncated_cifar.py:sets --threads 1 --bn-recalibrate 64"
-SMALL = f"{TRUNCATED} --epochs 1 --global-batch 64 --warmup-epochs 0"
+SMALL = (
+    "--dataset {root}/benchmarks/truncated_cifar.py:sets --threads 1 --bn-recalibrate 64 --model resnet20 "
+    "--precision float32 --epochs 1 --global-batch 64 --warmup-epochs 0 --base-lr 0.05"
+)
 """Fields of a recipe that make it end within a second or two on a CPU."""
-SMALL_NET = f"{SMALL} --model resnet20 --precision float32"
 SMALL_STEPS = "--model resnet20 --pixels 8 --batches 4 --rounds 2 --repeats 1 --methods conadv --threads 1"
 
 Need = Literal["cifar10", "run"]
@@ -23,8 +24,8 @@ class Place:
     """Where a visit happens.
 
     Attributes:
-        out: folder of the results.
-        scratch: folder of the run folders, whose checkpoints are large.
+        out: folder of gpu.json and gpu.md.
+        scratch: a folder for each part, with what it writes, run folders with their large checkpoints among it.
         data: folder with CIFAR-10, or None.
         small: whether every part is made tiny, to be tried on a CPU.
     """
@@ -36,7 +37,7 @@ class Place:
 
     def run(self) -> Path | None:
         """A finished run that an earlier part left."""
-        return next((file.parent for file in sorted(self.scratch.glob("*/*/result.json"))), None)
+        return next((file.parent for file in sorted(self.scratch.glob("*/runs/*/result.json"))), None)
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,8 @@ class Part:
 
     def command(self, place: Place) -> list[str]:
         known = {
-            "figures": place.out / self.name / "figures.json",
-            "runs": place.scratch / self.name,
+            "figures": place.scratch / self.name / "figures.json",
+            "runs": place.scratch / self.name / "runs",
             "scratch": place.scratch,
             "data": place.data,
             "run": place.run(),
@@ -86,7 +87,7 @@ PARTS = (
         seconds=180,
         least=60,
         needs=("cifar10",),
-        small=f"{SMALL} --seeds 2 --precision float32",
+        small=f"{SMALL} --seeds 2 --bias-lr-factor 1",
     ),
     Part(
         "tests",
@@ -101,15 +102,15 @@ PARTS = (
         f"-m benchmarks.accuracy {RESNET} --data-dir {{data}} --out {{runs}} --json {{figures}}",
         seconds=120,
         needs=("cifar10",),
-        small=SMALL_NET,
+        small=SMALL,
     ),
     Part(
         "control",
         f"a plain PyTorch loop beside recipe {RESNET}",
-        f"-m benchmarks.control {RESNET} --data-dir {{data}} --seeds 1 --out {{scratch}}/resnet18 --json {{figures}}",
+        f"-m benchmarks.control {RESNET} --data-dir {{data}} --out {{scratch}}/resnet18/runs --json {{figures}}",
         seconds=150,
         needs=("cifar10",),
-        small=SMALL_NET,
+        small=SMALL,
     ),
     Part(
         "sharpness",

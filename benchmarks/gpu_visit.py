@@ -3,11 +3,10 @@
     python -m benchmarks.gpu_visit --minutes 9 --out DIR [--data-dir DIR] [--only PART …]
 
 Its parts (``--list``) are begun in the order in which they are wanted, each as a process of its own with its own time
-limit. DIR/PART holds what a part measured (figures.json), printed (output.txt, errors.txt) and how it ended
-(record.json); DIR/gpu.md and DIR/gpu.json hold all of it, and are written anew after each part. A part that fails or
-runs out of time does not keep the next from beginning. A part that is finished is not begun again, so a visit that was
-cut short goes on where it was. Runs, with their checkpoints of hundreds of MB, lie in DIR/scratch, or where
-``--scratch`` says.
+limit. DIR/gpu.json has what each measured and printed, and how it ended; DIR/gpu.md shows it. Both are written anew
+after each part, so a visit that was cut short loses no finished part, and goes on where it was: a finished part is not
+begun again. One that fails or runs out of time does not keep the next from beginning. Runs, with their checkpoints of
+hundreds of MB, and what the part under way has written so far lie in DIR/scratch, or where ``--scratch`` says.
 
 torch, numpy, scikit-learn, pandas, matplotlib, seaborn, pytest, tyro and PyHessian are enough; nothing has to be
 installed but on PYTHONPATH. ``--data-dir`` is a folder with CIFAR-10 (`conadv_lab.data.cifar`); without it, the parts
@@ -37,6 +36,8 @@ from conadv_lab.mistakes import require, unknown
 from conadv_lab.runs import write_json
 
 FINISHED = "finished"
+LONGEST = 50_000
+"""Characters kept of what a part printed, from the end."""
 
 
 def main(words: Iterable[str] | None = None, parts: Sequence[Part] = PARTS) -> int:
@@ -61,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, metavar="DIR", default=Path("gpu"), help="default: %(default)s")
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="a folder with CIFAR-10")
     parser.add_argument(
-        "--scratch", type=Path, metavar="DIR", help="folder of the runs (default: OUT/scratch)"
+        "--scratch", type=Path, metavar="DIR", help="folder of the runs (default: DIR/scratch)"
     )
     parser.add_argument(
         "--only", nargs="+", action="extend", metavar="PART", help="these parts alone (default: all)"
@@ -89,7 +90,8 @@ def _checked(asked: argparse.Namespace, parts: Sequence[Part]) -> tuple[list[Par
             raise ValueError(f"{folder} is a file; allowed: a folder, or a name that is free")
     place = Place(out, scratch, asked.data_dir and asked.data_dir.resolve(), asked.small)
     _require_data(asked, chosen)
-    first = next((part for part in chosen if _record(place, part).get("status") != FINISHED), None)
+    before = read(out)
+    first = next((part for part in chosen if before.get(part.name, {}).get("status") != FINISHED), None)
     if first is not None:
         allowed = f"at least {first.least / 60:.2g}, for {first.name} is begun first"
         require(60 * asked.minutes >= first.least, "minutes", asked.minutes, allowed)
@@ -121,9 +123,10 @@ def visit(chosen: Sequence[Part], place: Place, parts: Sequence[Part], seconds: 
 
     begun, described = time.monotonic(), machine()
     place.out.mkdir(parents=True, exist_ok=True)
+    records = read(place.out)
     for part in chosen:
-        before = _record(place, part)
-        if before.get("status") == FINISHED:
+        before = records.get(part.name, {}).get("status")
+        if before == FINISHED:
             _say(f"{part.name}: finished before")
             continue
         left = begun + seconds - time.monotonic()
@@ -131,45 +134,45 @@ def visit(chosen: Sequence[Part], place: Place, parts: Sequence[Part], seconds: 
         if missing or left < part.least:
             reason = f"needs {missing}" if missing else f"{max(left, 0):.0f} s were left"
             _say(f"{part.name}: not run, {reason}")
-            if before.get("status") in (None, "not run"):
-                _keep(place, part, {"status": "not run", "reason": reason})
+            if before in (None, "not run"):
+                records[part.name] = _about(part) | {"status": "not run", "reason": reason}
         else:
             _say(f"{part.name}: {part.about}")
-            record = carry_out(part, place, min(part.seconds, left), described)
-            _say(f"{part.name}: {record['status']} after {record['seconds']:.0f} s")
-        publish(place, parts)
-    publish(place, parts)
+            command = part.command(place)
+            records[part.name] = _about(part) | {
+                "status": "begun",
+                "command": ["python", *command[1:]],
+                "when": datetime.now(UTC).isoformat(timespec="seconds"),
+                "commit": provenance.source()["commit"],
+                "small": place.small,
+                "machine": described,
+            }
+            publish(place.out, records, parts)
+            records[part.name] |= carry_out(part, command, place, min(part.seconds, left))
+            _say(f"{part.name}: {records[part.name]['status']} after {records[part.name]['seconds']:.0f} s")
+        publish(place.out, records, parts)
+    publish(place.out, records, parts)
     _say(f"{place.out / 'gpu.md'}")
-    return int(any(_record(place, part).get("status") != FINISHED for part in chosen))
+    return int(any(records[part.name]["status"] != FINISHED for part in chosen))
 
 
-def carry_out(part: Part, place: Place, seconds: float, described: dict[str, Any]) -> dict[str, Any]:
-    """One part in a process of its own; returns the record of how it ended, which is on the disk by then."""
-    for folder in (place.out / part.name, place.scratch / part.name):
-        shutil.rmtree(folder, ignore_errors=True)  # what an unfinished try left
-    (place.out / part.name).mkdir(exist_ok=True)
-    command = part.command(place)
-    record: dict[str, Any] = {
-        "status": "begun",
-        "command": ["python", *command[1:]],
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": provenance.source()["commit"],
-        "small": place.small,
-        "machine": described,
-    }
-    _keep(place, part, record)
+def carry_out(part: Part, command: Sequence[str], place: Place, seconds: float) -> dict[str, Any]:
+    """One part in a process of its own: how it ended, what it measured and what it printed."""
+    folder = place.scratch / part.name
+    shutil.rmtree(folder, ignore_errors=True)  # what an unfinished try left
+    folder.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
-    status = run_limited(command, place.out / part.name, seconds, place.small)
-    record["seconds"] = round(time.monotonic() - start, 1)
-    record["status"] = FINISHED if status == 0 else "failed"
+    status = run_limited(command, folder, seconds, place.small)
+    found: dict[str, Any] = {"seconds": round(time.monotonic() - start, 1), "figures": _figures(folder)}
+    for kind in ("output", "errors"):
+        found[kind] = (folder / f"{kind}.txt").read_text(errors="replace")[-LONGEST:]
     if status is None:
-        record |= {"status": "out of time", "reason": f"killed after {seconds:.0f} s"}
-    elif status:
-        record["reason"] = f"exit status {status}"
-    elif _figures(place, part) is None:
-        record |= {"status": "failed", "reason": "it left no figures"}
-    _keep(place, part, record)
-    return record
+        return found | {"status": "out of time", "reason": f"killed after {seconds:.0f} s"}
+    if status:
+        return found | {"status": "failed", "reason": f"exit status {status}"}
+    if found["figures"] is None:
+        return found | {"status": "failed", "reason": "it left no figures"}
+    return found | {"status": FINISHED}
 
 
 def run_limited(command: Sequence[str], folder: Path, seconds: float, small: bool = False) -> int | None:
@@ -208,46 +211,43 @@ def _missing(part: Part, place: Place) -> str | None:
     return None
 
 
-def _record(place: Place, part: Part) -> dict[str, Any]:
-    """How the part ended; empty where it was never begun."""
-    file = place.out / part.name / "record.json"
-    return json.loads(file.read_text()) if file.exists() else {}
+def _about(part: Part) -> dict[str, Any]:
+    return {"part": part.name, "about": part.about, "shown": part.shown}
 
 
-def _figures(place: Place, part: Part) -> Any:
-    """What the part has measured so far; None where there is nothing, or half a file."""
-    file = place.out / part.name / "figures.json"
+def _figures(folder: Path) -> Any:
+    """What a part has measured; None where there is nothing, or half a file."""
     try:
-        return json.loads(file.read_text(), parse_constant=lambda _: None)  # NaN is not JSON
+        return json.loads(
+            (folder / "figures.json").read_text(), parse_constant=lambda _: None
+        )  # NaN is not JSON
     except (OSError, ValueError):
         return None
 
 
-def _keep(place: Place, part: Part, record: dict[str, Any]) -> None:
-    folder = place.out / part.name
-    folder.mkdir(exist_ok=True)
-    write_json(folder / "record.json", {"part": part.name, "about": part.about, "shown": part.shown} | record)
+def read(out: Path) -> dict[str, dict[str, Any]]:
+    """How each part ended that was ever begun, by its name.
+
+    Raises:
+        ValueError: the file is not a visit's.
+    """
+    file = out / "gpu.json"
+    if not file.exists():
+        return {}
+    try:
+        return {record["part"]: record for record in json.loads(file.read_text())["parts"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged, or not a visit's: {error}; move it away") from error
 
 
-def publish(place: Place, parts: Sequence[Part]) -> None:
-    """Write gpu.json and gpu.md from what lies in the parts' folders."""
-    found = []
-    for part in parts:
-        record = _record(place, part)
-        if not record:
-            continue
-        folder = place.out / part.name
-        texts = {
-            kind: (folder / f"{kind}.txt").read_text(errors="replace")
-            if (folder / f"{kind}.txt").exists()
-            else ""
-            for kind in ("output", "errors")
-        }
-        found.append(record | texts | {"figures": _figures(place, part)})
-    write_json(place.out / "gpu.json", {"parts": found})
-    beside = place.out / ".gpu.md"
+def publish(out: Path, records: dict[str, dict[str, Any]], parts: Sequence[Part]) -> None:
+    """Write gpu.json and gpu.md, each whole or not at all, in the order of the parts."""
+    order = {part.name: i for i, part in enumerate(parts)}
+    found = sorted(records.values(), key=lambda record: order.get(record["part"], len(order)))
+    write_json(out / "gpu.json", {"parts": found})
+    beside = out / ".gpu.md"
     beside.write_text(page(found), encoding="utf-8")
-    beside.replace(place.out / "gpu.md")
+    beside.replace(out / "gpu.md")
 
 
 def _say(sentence: str) -> None:

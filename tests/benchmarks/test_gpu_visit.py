@@ -100,7 +100,7 @@ def test_a_part_that_fails_leaves_its_traceback_and_the_next_begins(tmp_path, fa
     out = tmp_path / "out"
     assert visited(out, fake(one="fails", two=0)) == 1
     assert statuses(out) == {"one": "failed", "two": "finished"}
-    assert "RuntimeError: made to fail" in (out / "one/errors.txt").read_text()
+    assert "RuntimeError: made to fail" in json.loads((out / "gpu.json").read_text())["parts"][0]["errors"]
     text = (out / "gpu.md").read_text()
     assert "RuntimeError: made to fail" in text
     assert "printed by one" in text
@@ -154,7 +154,7 @@ def test_parts_can_be_named_alone(tmp_path, fake):
 def test_killed_at_any_moment_and_begun_again_it_loses_no_finished_part(tmp_path, fake):
     out = tmp_path / "out"
     parts = fake(**{f"p{i}": 0.05 for i in range(6)})
-    kept: dict[str, bytes] = {}
+    kept: dict[str, dict] = {}
     fork = multiprocessing.get_context("fork")
     for kill in range(40):
         process = fork.Process(target=visited, args=(out, parts))
@@ -162,20 +162,16 @@ def test_killed_at_any_moment_and_begun_again_it_loses_no_finished_part(tmp_path
         process.join(0.05 + 0.09 * (kill % 7))
         process.kill()
         process.join()
-        for part in parts:
-            record = out / part.name / "record.json"
-            if record.exists() and json.loads(record.read_text())["status"] == "finished":
-                files = record.read_bytes() + (out / part.name / "figures.json").read_bytes()
-                assert kept.setdefault(part.name, files) == files
-        assert kept.keys() <= {p.name for p in parts if (out / p.name / "figures.json").exists()}
+        found = gpu_visit.read(out)
+        assert all(found[name] == record for name, record in kept.items())
+        kept |= {name: record for name, record in found.items() if record["status"] == "finished"}
         if len(kept) == len(parts):
             break
     assert kill > 0
     assert visited(out, parts) == 0
-    for part in parts:
-        files = [out / part.name / name for name in ("record.json", "figures.json")]
-        assert kept.get(part.name) in (None, b"".join(file.read_bytes() for file in files))
-    assert len(json.loads((out / "gpu.json").read_text())["parts"]) == 6
+    found = gpu_visit.read(out)
+    assert len(found) == 6
+    assert all(found[name] == record for name, record in kept.items())
     assert gone(fake)
 
 
@@ -188,7 +184,7 @@ def test_a_part_does_not_outlive_a_visit_that_is_killed(tmp_path, fake):
     process.kill()
     process.join()
     assert gone(fake)
-    assert json.loads((tmp_path / "out/one/record.json").read_text())["status"] == "begun"
+    assert gpu_visit.read(tmp_path / "out")["one"]["status"] == "begun"
 
 
 def test_the_page_tells_of_several_machines_and_of_a_part_that_was_cut_off():
@@ -228,6 +224,14 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(tmp_path, words, told,
     assert re.search(told, sentence)
     assert not (tmp_path / "out").exists()
     assert list((tmp_path / "empty").iterdir()) == []
+
+
+def test_a_file_that_is_no_visits_is_refused_and_kept(tmp_path, fake, capsys):
+    (tmp_path / "gpu.json").write_text("[]")
+    assert visited(tmp_path, fake(one=0)) == 2
+    assert "gpu.json is damaged, or not a visit's" in capsys.readouterr().err
+    assert (tmp_path / "gpu.json").read_text() == "[]"
+    assert begun(fake) == []
 
 
 def test_without_cifar_the_other_parts_are_done(tmp_path, fake):
