@@ -13,6 +13,9 @@ In rows with a ratio it is the peer's figure over ours, so more than 1 is better
 and ``graph …`` give ours over the peer's. PyHessian's density calls ``torch.eig``, which torch removed: it gets
 a stand-in by ``torch.linalg.eigh`` for the call. Every peer is granted, untimed, the loosest setting that
 reaches the error. The other two peers are skipped where they are not installed (``--peers FOLDER``).
+
+On a GPU: ``--subject resnet18 --device cuda`` (32 pixels), ``--subject resnet50 --device cuda`` (224 pixels), each
+within two minutes on an H100.
 """
 
 import argparse
@@ -34,6 +37,7 @@ from benchmarks import sharpness_peers as peers
 from benchmarks.harness import Row, arguments, interleaved, publish
 from benchmarks.sharpness_peers import EIGEN_ERROR, TOP, TRACE_ERROR, Answer, eigen_error
 from benchmarks.sharpness_subjects import SUBJECTS, Subject, Truth, dense_truth, long_truth
+from conadv_lab.sharpness.arithmetic import full_float32
 from conadv_lab.sharpness.crosscheck import pyhessian, their_product
 from conadv_lab.sharpness.density import Density, density
 from conadv_lab.sharpness.eigen import eigenpairs, orthonormal
@@ -42,11 +46,16 @@ from conadv_lab.sharpness.operators import Hessian
 from conadv_lab.sharpness.problem import Problem
 from conadv_lab.sharpness.trace import Probes
 
+LIMITS = {"digits": float("inf"), "resnet18": 8.0, "resnet50": 8.0}
+"""Seconds of each task of a peer, so that all of it ends within two minutes on a GPU."""
+
 
 def timed(call: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds, result."""
+    """Seconds, result; a GPU has ended what it was given."""
     start = time.perf_counter()
     result = call()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
     return time.perf_counter() - start, result
 
 
@@ -110,9 +119,9 @@ def product_rows(subject: Subject, rounds: int) -> list[Row]:
     """The cost of one product: ours kept and streamed, PyHessian's, the others' where they are installed."""
     problem, model, (inputs, labels) = subject.problem(), subject.model, subject.batch
     vector = torch.randn(problem.size, generator=torch.Generator().manual_seed(0)).to(problem.device)
+    truth = Hessian(subject.problem(torch.float64), planned=1) @ vector.double()  # before others take memory
     kept, streamed = Hessian(problem, memory_budget=subject.budget), Hessian(problem, memory_budget=0)
     first, _ = timed(lambda: kept @ vector)
-    truth = Hessian(subject.problem(torch.float64), planned=1) @ vector.double()
     half = len(labels) // 2
     halves = [(inputs[:half], labels[:half]), (inputs[half:], labels[half:])]
 
@@ -135,7 +144,7 @@ def product_rows(subject: Subject, rounds: int) -> list[Row]:
         for name, call in list(calls.items())[1:]:
             off = float((call() - truth).norm() / truth.norm())
             print(f"{name}: the product is {off:.1e} from the one in float64", flush=True)
-            if off > 1e-4:  # in float32 a trained ResNet-20 is at 1e-5, whoever multiplies
+            if off > 1e-2:  # in float32 a trained network is at 1e-5 to 1e-3, whoever multiplies
                 raise RuntimeError(f"{name} gives another product")
         times = interleaved(calls, rounds, cuda=problem.device.type == "cuda")
     rows = [times.row("gradient"), times.row("product kept", "pyhessian")]
@@ -169,6 +178,8 @@ def memory_rows(subject: Subject) -> list[Row]:
             pass
 
     theirs, peak = graph_bytes(build), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if problem.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated()
     return [
         Row("graph kept", ours / 1e6, "MB", "pyhessian", ours / theirs),
         Row("peak of the process, all sides", peak / 1e6, "MB"),
@@ -203,13 +214,21 @@ def enough_probes(measure: Callable[[int, int], Ours], truth: Truth, wanted: flo
 
 
 def main(asked: argparse.Namespace) -> None:
+    if torch.device(asked.device).type == "cuda":
+        torch.cuda.init()
+    with full_float32():  # or a GPU's convolutions are too far from the truth for any side
+        _main(asked)
+
+
+def _main(asked: argparse.Namespace) -> None:
     torch.set_num_threads(asked.threads)
     if asked.peers:
         sys.path.append(str(asked.peers))  # last: nothing of the project's own is replaced
     make, examples, epochs = SUBJECTS[asked.subject]
     subject = make(asked.examples or examples, asked.epochs or epochs, asked.data_dir, asked.device)
     small = asked.subject == "digits"
-    seeds, limit = range(3 if small else 1), asked.peer_seconds or (np.inf if small else 30.0)
+    seeds = range(3 if small else 1)
+    limit = asked.peer_seconds or LIMITS.get(asked.subject, 30.0)
     truth = (dense_truth if small else long_truth)(subject)
     problem = subject.problem()
     print(
@@ -243,6 +262,8 @@ def main(asked: argparse.Namespace) -> None:
         raise RuntimeError(f"ours missed the error asked for: {errors}, {far}, {mine}")
     print(f"ours: true error of the five {max(errors):.1e}, distance {mine:.3g}", flush=True)
     rows = _compared(ours, eigen, trace, densities, mine, wanted)
+    for one in ours:
+        one.operator.release()
     rows += product_rows(subject, asked.rounds) + memory_rows(subject) + other_rows(subject, truth, limit)
     publish(rows, asked.json)
 
@@ -282,7 +303,7 @@ def _compared(
     ]
 
 
-if __name__ == "__main__":
+def options() -> argparse.ArgumentParser:
     parser = arguments(__doc__ or "", rounds=3)
     parser.add_argument("--subject", choices=[*SUBJECTS], default="resnet20", help="default: %(default)s")
     parser.add_argument("--data-dir", type=Path, help="a folder with CIFAR-10, see conadv_lab.data.cifar")
@@ -292,7 +313,13 @@ if __name__ == "__main__":
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     parser.add_argument("--peers", type=Path, help="folder with curvlinops and hessian-eigenthings")
     parser.add_argument(
-        "--peer-seconds", type=float, help="bound of each task of a peer (default: 30; digits: none)"
+        "--peer-seconds",
+        type=float,
+        help="bound of each task of a peer (default: 30; resnet18, resnet50: 8; digits: none)",
     )
     parser.add_argument("--no-check", action="store_true", help="ours without the search for missed values")
-    main(parser.parse_args())
+    return parser
+
+
+if __name__ == "__main__":
+    main(options().parse_args())

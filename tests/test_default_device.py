@@ -10,6 +10,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from conadv_lab.config import DATASETS, METHODS, MODELS, OPTIMIZERS, Config
 from conadv_lab.data import order
+from conadv_lab.data.loader import lookahead
 from conadv_lab.data.policies import _evenly
 from conadv_lab.footprint import memory_bytes
 from conadv_lab.methods.attack import PGDAttack, SignAttack
@@ -116,6 +117,13 @@ def test_networks(model):
 def test_room_for_perturbations_that_other_ranks_send(attack):
     with elsewhere():
         assert attack.space((2, 1, 4, 4), torch.float32).device.type == "cpu"
+
+
+def test_a_loader_of_ones_own():
+    images, labels = torch.rand(4, 1, 2, 2), torch.zeros(4, dtype=torch.int64)
+    with elsewhere():
+        steps = list(lookahead([(images, labels)], steps=3, ahead=1))
+        assert [len(list(step.batches())) for step in steps] == [1, 1, 1]
 
 
 def test_imports():

@@ -9,7 +9,6 @@ other batches are streamed. Both paths give the same bits.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 from conadv_lab.mistakes import require, unknown
+from conadv_lab.sharpness.arithmetic import full_float32
 from conadv_lab.sharpness.nests import first_tensor, take
 from conadv_lab.sharpness.problem import Problem
 from conadv_lab.sharpness.twice import CheapTwice
@@ -83,7 +83,7 @@ class Operator:
                 self._kept = self._keep()
         # Kept graphs alone run neither model nor loader: nothing could be touched.
         all_kept = len(self._kept) == len(self.problem.batch_sizes)
-        with nullcontext() if all_kept else self.problem.untouched(), torch.enable_grad():
+        with full_float32() if all_kept else self.problem.untouched(), torch.enable_grad():
             result = self._sum(vector) if self.wrt == "parameters" else self._blocks(vector)
         self.products += 1
         return result

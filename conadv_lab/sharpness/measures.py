@@ -20,6 +20,7 @@ from conadv_lab.sharpness import (  # noqa: F401 - they fill the registry
     spectrum,
     worst,
 )
+from conadv_lab.sharpness.arithmetic import full_float32
 from conadv_lab.sharpness.journal import Journal
 from conadv_lab.sharpness.problem import Batch, Criterion, Problem
 from conadv_lab.sharpness.results import Measure, Report
@@ -115,7 +116,8 @@ def _one(study: Study, name: str) -> Measure:
     if kept is not None:
         return Measure(**kept)
     start = time.perf_counter()
-    outcome = REGISTRY[name](study)
+    with full_float32():
+        outcome = REGISTRY[name](study)
     seconds = time.perf_counter() - start
     conditions = study.conditions() | {"under_rescaling": RESCALING[name]} | dict(outcome.conditions or {})
     result = Measure(name, outcome.value, outcome.error, outcome.products, seconds, conditions)

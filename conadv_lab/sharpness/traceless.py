@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from conadv_lab.sharpness.arithmetic import full_float32
+
 
 def _generators(batches: Any) -> list[torch.Generator]:
     sources = [batches, getattr(batches, "sampler", None), getattr(batches, "batch_sampler", None)]
@@ -42,7 +44,8 @@ def untouched(model: nn.Module, batches: Any, bn: str, seed: int) -> Iterator[No
         for module, _ in modes:
             module.training = bn == "train" and isinstance(module, _BatchNorm)
         _seed_all(seed)
-        yield
+        with full_float32():
+            yield
     finally:
         for module, mode in modes:
             module.training = mode

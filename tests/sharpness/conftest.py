@@ -43,6 +43,28 @@ def transformer() -> nn.Module:
     return TinyTransformer()
 
 
+QUICK = {
+    "k": 2, "draws": 4, "ascent_steps": 2, "steps": 6, "probes": 2, "pgd_steps": 2, "subspace": 5, "deflate": 8,
+    "max_samples": 40, "keskar_epsilons": (1e-3,), "rhos": (0.1,), "adaptive_rhos": (1.0,), "relative_rhos": (0.1,),
+}  # fmt: skip
+"""Settings under which each measure takes a part of a second."""
+
+
+def fitted(act: type[nn.Module] = nn.ReLU, device: str = "cpu") -> tuple[nn.Module, list]:
+    """A convolutional network that has learnt its 24 images, so that noise costs it accuracy, and three batches."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), act(), nn.Flatten(), nn.Linear(27, 4))
+        x, y = torch.rand(24, 1, 5, 5), torch.randint(0, 4, (24,))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
+    for _ in range(60):
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.to(device).eval()
+    return model, [(x[i : i + 8].to(device), y[i : i + 8].to(device)) for i in (0, 8, 16)]
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {"cnn": cnn, "mlp": mlp, "transformer": transformer}
 
 

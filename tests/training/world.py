@@ -172,6 +172,7 @@ def main() -> None:
 
     from conadv_lab.training import build, loop
     from conadv_lab.training.distributed import AnotherRankFailed
+    from tests.elsewhere import elsewhere
 
     dist.init_process_group("gloo")
     rank = dist.get_rank()
@@ -193,7 +194,8 @@ def main() -> None:
         disturbance, out = one["disturbance"], Path(one["out"])
         config = Config.from_dict(one["config"])
         try:
-            loop.train(config, out, resume=True, progress="none")
+            with elsewhere():  # of all that ranks say to one another nothing may rest on the default device
+                loop.train(config, out, resume=True, progress="none")
         except (Killed, ValueError, loop.StoppedOnRequest, loop.NotFinite, OSError, AnotherRankFailed) as end:
             out.with_name(f"{out.name}-{rank}.txt").write_text(f"{type(end).__name__}: {end}")
             if isinstance(end, (OSError, AnotherRankFailed)):
