@@ -81,13 +81,13 @@ def build(config: Config, ranks: Ranks = ALONE) -> Parts:
     with ranks.first_goes_first():
         train_set, test_set = load_sets(config, device)
     model = build_model(config, train_set.classes).to(device)
-    _require_fit(model, train_set, config)
     if isinstance(model, FastCNN):
         model.fit_whitening(
             as_float(train_set.fetch(torch.arange(min(WHITENING_IMAGES, len(train_set)), device="cpu"))[0])
         )
     method = build_method(config)
     stream = build_stream(config, method, train_set, ranks)
+    _require_fit(model, stream, config)
     if isinstance(method, adversarial.ConAdv) and config.method.placement != "serial":
         method.placement = build_placement(config, stream, ranks, device)
     if ranks.trains and ranks.trainers > 1:
@@ -111,10 +111,10 @@ def build(config: Config, ranks: Ranks = ALONE) -> Parts:
 
 
 @torch.no_grad()
-def _require_fit(model: nn.Module, images: ImageSet, config: Config) -> None:
+def _require_fit(model: nn.Module, stream: Stream, config: Config) -> None:
     """Raise ``ValueError`` if the network cannot take the images, before anything is written."""
-    two = torch.arange(2, device="cpu") % len(images)
-    pixels = as_float(images.fetch(two)[0]).to(next(model.parameters()).dtype)
+    images, indices = stream.images, torch.arange(2, device="cpu") % len(stream.images)
+    pixels = stream.images_of(torch.zeros_like(indices), indices).images.to(next(model.parameters()).dtype)
     model.eval()
     try:
         outputs = model(pixels)
