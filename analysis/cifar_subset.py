@@ -21,7 +21,7 @@ from analysis import batches, folds
 from analysis.accuracy_vs_batch import comparison_table
 from analysis.arms import ATTACK_COST, Cell
 from analysis.estimates import cell_mean, difference, ratio
-from analysis.measuring import measured, trained
+from analysis.measuring import measured_without_trace, trained
 from analysis.study import Figures, Options, Study, commits_of, run_all
 from conadv_lab.config import Config
 from conadv_lab.recipes import cifar
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 NAME = "cifar_subset"
 TUNING_SEED = 100
 COLUMNS = (
-    "test_accuracy", "train_test_gap", "top_eigenvalue", "trace", "adaptive_worst",
+    "test_accuracy", "train_test_gap", "top_eigenvalue", "adaptive_worst",
     "adaptive_worst_logit_normalised", "adaptive_average", "gradient_evaluations",
 )  # fmt: skip
 
@@ -100,7 +100,7 @@ def measure(given: Options) -> tuple["pd.DataFrame", Figures]:
         (cell, seed): config_of(cell, scale, best[cell], seed, given.data_dir)
         for seed in range(scale.seeds) for cell in best
     }  # fmt: skip
-    found = run_all(jobs.values(), given, measured)
+    found = run_all(jobs.values(), given, measured_without_trace)
     rows = [
         {
             "arm": cell.arm, "method": cell.method, "global_batch": cell.global_batch, "steps": cell.steps,

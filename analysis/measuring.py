@@ -33,7 +33,13 @@ def measured(config: Config, path: Path) -> dict[str, Any]:
     return figures | found | {"lr_times_eigenvalue": rate * found["top_eigenvalue"]}
 
 
-def flatness(path: Path) -> dict[str, float]:
+def measured_without_trace(config: Config, path: Path) -> dict[str, Any]:
+    """As `measured`, but for the trace, which is made of hundreds of products where activations are smooth."""
+    measures = tuple(name for name in MEASURES if name != "trace")
+    return trained(config, path) | flatness(path, measures)
+
+
+def flatness(path: Path, measures: tuple[str, ...] = MEASURES) -> dict[str, float]:
     """The measures of a finished run, one number each; the whole report stays in ``sharpness.json``."""
     from conadv_lab import sharpness
     from conadv_lab.training.evaluate import fixed_images
@@ -45,7 +51,7 @@ def flatness(path: Path) -> dict[str, float]:
         facts = {"split": "train", "augmentation": "none", "learning_rate": parts.config.optimization.lr}
         batch = fixed_images(parts.train_set, CURVATURE_IMAGES)
         report = sharpness.measure(
-            judged, parts.criterion, [batch], MEASURES, facts=facts,
+            judged, parts.criterion, [batch], measures, facts=facts,
             adaptive_rhos=(ADAPTIVE_RHO,), relative_rhos=(RELATIVE_RHO,),
         )  # fmt: skip
         write_json(file, report.to_dict())

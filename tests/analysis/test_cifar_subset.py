@@ -73,7 +73,7 @@ def test_each_cell_is_reported_at_its_own_best_rate(tmp_path, monkeypatch):
         return {**dict.fromkeys(cifar_subset.COLUMNS, 1.0), "seconds": 1.0}
 
     monkeypatch.setattr(cifar_subset, "trained", tune)
-    monkeypatch.setattr(cifar_subset, "measured", report)
+    monkeypatch.setattr(cifar_subset, "measured_without_trace", report)
     monkeypatch.setattr(cifar_subset, "commits_of", lambda *_: "none")
     rows, facts = measure(Options("full", tmp_path, tmp_path, tmp_path / "runs", 1, False, False, "data"))
     assert set(zip(rows["method"], rows["factor"], strict=True)) == set(best.items())
