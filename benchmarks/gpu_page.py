@@ -27,7 +27,7 @@ def section(record: Mapping[str, Any]) -> list[str]:
     blocks = [
         f"## {record['part']}",
         f"{record['about'][0].upper()}{record['about'][1:]}: {record['status']}{reason}{seconds}{small}.",
-        _fenced(" ".join(record["command"])),
+        _fenced(record["command"]),
     ]
     rows = (record.get("figures") or {}).get("rows")
     if rows and record["shown"] == "rows":

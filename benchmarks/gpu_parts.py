@@ -74,8 +74,15 @@ class Part:
             "run": place.run(),
             "root": ROOT,
         }
-        words = f"{self.words} {self.small}" if place.small else self.words
-        return [sys.executable, *(word.format(**known) for word in shlex.split(words))]
+        return [sys.executable, *(word.format(**known) for word in shlex.split(self._all_words(place.small)))]
+
+    def told(self, small: bool) -> str:
+        """The command without any machine's paths."""
+        names = ("figures", "runs", "scratch", "data", "run", "root")
+        return f"python {self._all_words(small)}".format(**{name: name.upper() for name in names})
+
+    def _all_words(self, small: bool) -> str:
+        return f"{self.words} {self.small}" if small else self.words
 
 
 PARTS = (

@@ -138,17 +138,16 @@ def visit(chosen: Sequence[Part], place: Place, parts: Sequence[Part], seconds: 
                 records[part.name] = _about(part) | {"status": "not run", "reason": reason}
         else:
             _say(f"{part.name}: {part.about}")
-            command = part.command(place)
             records[part.name] = _about(part) | {
                 "status": "begun",
-                "command": ["python", *command[1:]],
+                "command": part.told(place.small),
                 "when": datetime.now(UTC).isoformat(timespec="seconds"),
                 "commit": provenance.source()["commit"],
                 "small": place.small,
                 "machine": described,
             }
             publish(place.out, records, parts)
-            records[part.name] |= carry_out(part, command, place, min(part.seconds, left))
+            records[part.name] |= carry_out(part, place, min(part.seconds, left))
             _say(f"{part.name}: {records[part.name]['status']} after {records[part.name]['seconds']:.0f} s")
         publish(place.out, records, parts)
     publish(place.out, records, parts)
@@ -156,16 +155,17 @@ def visit(chosen: Sequence[Part], place: Place, parts: Sequence[Part], seconds: 
     return int(any(records[part.name]["status"] != FINISHED for part in chosen))
 
 
-def carry_out(part: Part, command: Sequence[str], place: Place, seconds: float) -> dict[str, Any]:
+def carry_out(part: Part, place: Place, seconds: float) -> dict[str, Any]:
     """One part in a process of its own: how it ended, what it measured and what it printed."""
     folder = place.scratch / part.name
     shutil.rmtree(folder, ignore_errors=True)  # what an unfinished try left
     folder.mkdir(parents=True, exist_ok=True)
-    start = time.monotonic()
+    command, start = part.command(place), time.monotonic()
     status = run_limited(command, folder, seconds, place.small)
-    found: dict[str, Any] = {"seconds": round(time.monotonic() - start, 1), "figures": _figures(folder)}
+    found: dict[str, Any] = {"seconds": round(time.monotonic() - start, 1)}
     for kind in ("output", "errors"):
-        found[kind] = (folder / f"{kind}.txt").read_text(errors="replace")[-LONGEST:]
+        found[kind] = _text(folder / f"{kind}.txt", place)[-LONGEST:]
+    found["figures"] = _figures(folder, place)
     if status is None:
         return found | {"status": "out of time", "reason": f"killed after {seconds:.0f} s"}
     if status:
@@ -215,14 +215,22 @@ def _about(part: Part) -> dict[str, Any]:
     return {"part": part.name, "about": part.about, "shown": part.shown}
 
 
-def _figures(folder: Path) -> Any:
+def _figures(folder: Path, place: Place) -> Any:
     """What a part has measured; None where there is nothing, or half a file."""
     try:
         return json.loads(
-            (folder / "figures.json").read_text(), parse_constant=lambda _: None
+            _text(folder / "figures.json", place), parse_constant=lambda _: None
         )  # NaN is not JSON
     except (OSError, ValueError):
         return None
+
+
+def _text(file: Path, place: Place) -> str:
+    """A file's text without this machine's paths, as others are to read it."""
+    text = file.read_text(errors="replace")
+    for path, name in ((place.scratch, "SCRATCH"), (place.data, "DATA"), (ROOT, ".")):
+        text = text.replace(str(path), name) if path is not None else text
+    return text
 
 
 def read(out: Path) -> dict[str, dict[str, Any]]:

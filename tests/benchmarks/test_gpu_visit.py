@@ -19,7 +19,7 @@ import json, os, pathlib, subprocess, sys, time
 figures, kind, log = pathlib.Path(sys.argv[1]), sys.argv[2], pathlib.Path(sys.argv[3])
 with log.open("a") as file:
     file.write(f"{figures.parent.name} {os.getpid()}\\n")
-print("printed by", figures.parent.name)
+print("printed by", figures.parent.name, "in", figures.parent)
 if kind == "fails":
     raise RuntimeError("made to fail")
 if kind == "hangs":
@@ -94,6 +94,8 @@ def test_parts_are_written_with_where_they_were_measured(tmp_path, fake):
     text = (out / "gpu.md").read_text()
     assert "| a figure | 1.5 | ms | 0.500 × a peer |" in text
     assert first["machine"]["torch"] in text
+    assert "printed by one in SCRATCH/one" in first["output"]
+    assert str(out) not in (out / "gpu.json").read_text()
 
 
 def test_a_part_that_fails_leaves_its_traceback_and_the_next_begins(tmp_path, fake):
@@ -189,7 +191,7 @@ def test_a_part_does_not_outlive_a_visit_that_is_killed(tmp_path, fake):
 
 def test_the_page_tells_of_several_machines_and_of_a_part_that_was_cut_off():
     record = {"part": "one", "about": "what it is", "status": "begun", "shown": "rows", "small": False, "figures": None,
-              "command": ["python", "-m", "x"], "machine": {"gpu": "A"}, "when": "2026-01-02T03:04:05", "commit": None,
+              "command": "python -m x", "machine": {"gpu": "A"}, "when": "2026-01-02T03:04:05", "commit": None,
               "output": "", "errors": "Killed"}  # fmt: skip
     other = record | {"part": "two", "machine": {"gpu": "B"}, "commit": "0123456789", "status": "finished"}
     text = page([record, other])
