@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from benchmarks import gpu_visit
+from benchmarks import gpu_page, gpu_visit
 from benchmarks.gpu_page import page
 from benchmarks.gpu_parts import PARTS, Part, Place
 from tests.benchmarks.small_cifar import write_small_cifar
@@ -269,3 +269,27 @@ def test_all_parts_in_small_on_a_cpu(tmp_path, monkeypatch):
     text = (out / "gpu.md").read_text()
     for words in ("plain loop, test accuracy", "PyHessian", "| skipped |", "conadv serial", "lars B"):
         assert words in text
+
+
+def committed():
+    return [json.loads(file.read_text())["parts"] for file in sorted(gpu_page.VISITS.glob("*.json"))]
+
+
+def test_the_document_shows_the_committed_visits():
+    assert gpu_page.main(["--check"]) == 0
+    assert gpu_page.MARKED.search(gpu_page.DOCUMENT.read_text())
+    assert all(f"### {gpu_page._day(visit)}" in gpu_page.DOCUMENT.read_text() for visit in committed())
+
+
+def test_visits_are_written_between_the_marks_the_newest_first(tmp_path, fake):
+    visited(tmp_path / "out", fake(one=0))
+    (record,) = json.loads((tmp_path / "out/gpu.json").read_text())["parts"]
+    early = [record | {"when": "2026-01-02T00:00:00", "machine": {"gpu": "A"}}]
+    late = [record | {"when": "2026-03-04T00:00:00", "machine": {"gpu": "B"}}]
+    text = gpu_page.refreshed("before\n\n<!-- visits -->\nold\n<!-- end -->\n\nafter\n", [early, late])
+    headings = [line for line in text.splitlines() if line.startswith("#")]
+    assert headings == ["### 2026-03-04, B", "#### one", "### 2026-01-02, A", "#### one"]
+    assert text.startswith("before\n\n<!-- visits -->\n\n###")
+    assert text.endswith("<!-- end -->\n\nafter\n")
+    assert "old" not in text
+    assert gpu_page.refreshed(text, [late, early]) == text
