@@ -131,7 +131,7 @@ PARTS = (
     Part(
         "sharpness-peers",
         "the sharpness benchmark: ours beside PyHessian, to the same true error",
-        "-m benchmarks.sharpness --subject resnet20 --device cuda --data-dir {data} --peer-seconds 15 --json {figures}",
+        "-m benchmarks.sharpness --subject resnet18 --device cuda --data-dir {data} --json {figures}",
         seconds=120,
         needs=("cifar10",),
         small="--subject resnet20 --device cpu --rounds 2 --threads 1 --examples 8 --epochs 2 --peer-seconds 1",
