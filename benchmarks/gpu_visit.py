@@ -91,10 +91,12 @@ def _checked(asked: argparse.Namespace, parts: Sequence[Part]) -> tuple[list[Par
     place = Place(out, scratch, asked.data_dir and asked.data_dir.resolve(), asked.small)
     _require_data(asked, chosen)
     before = read(out)
-    first = next((part for part in chosen if before.get(part.name, {}).get("status") != FINISHED), None)
-    if first is not None:
+    _require_one_size(before, out, asked.small)
+    unfinished = [part for part in chosen if before.get(part.name, {}).get("status") != FINISHED]
+    for first in [part for part in unfinished if not _missing(part, place)][:1]:
         allowed = f"at least {first.least / 60:.2g}, for {first.name} is begun first"
         require(60 * asked.minutes >= first.least, "minutes", asked.minutes, allowed)
+    if unfinished:
         _require_gpu(asked.small)
     return chosen, place
 
@@ -108,6 +110,16 @@ def _require_data(asked: argparse.Namespace, chosen: Sequence[Part]) -> None:
     wanting = [part.name for part in chosen if asked.only and "cifar10" in part.needs]
     if wanting:
         raise ValueError(f"{', '.join(wanting)} needs CIFAR-10; name its folder by --data-dir")
+
+
+def _require_one_size(before: dict[str, dict[str, Any]], out: Path, small: bool) -> None:
+    """Figures in small and in full must not stand on one page, nor one count as the other."""
+    for name, record in before.items():
+        if record.get("small", small) != small:
+            how = "in full" if small else "in small"
+            raise ValueError(
+                f"{out} has {name} {how}; allowed {'with' if small else 'without'} --small: another --out"
+            )
 
 
 def _require_gpu(small: bool) -> None:

@@ -207,17 +207,22 @@ def test_the_page_tells_of_several_machines_and_of_a_part_that_was_cut_off():
         (["--only", "cifra"], "unknown part 'cifra'; allowed: .* Did you mean 'cifar'?"),
         (["--data-dir", "EMPTY"], "no cifar10 in EMPTY: put cifar-10-batches-py"),
         (["--only", "lars", "cifar"], "cifar needs CIFAR-10; name its folder by --data-dir"),
-        (["--minutes", "0.1"], "minutes is 0.1; allowed: at least 1, for cifar is begun first"),
+        (["--minutes", "0.1"], "minutes is 0.1; allowed: at least 0.5, for tests is begun first"),
+        (
+            ["--minutes", "0.9", "--data-dir", "IMAGES"],
+            "minutes is 0.9; allowed: at least 1, for cifar is begun first",
+        ),
         (["--minutes", "0.1", "--only", "lars"], "minutes is 0.1; allowed: at least 0.33, for lars"),
-        (["--minutes", "nan"], "minutes is nan; allowed: at least 1"),
+        (["--minutes", "nan"], "minutes is nan; allowed: at least 0.5"),
         (["--scratch", "FILE"], "FILE is a file; allowed: a folder"),
         ([], "torch sees no GPU, .*; --small tries"),
     ],
 )
 def test_bad_input_is_one_sentence_and_nothing_is_written(tmp_path, words, told, capsys):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "images/cifar-10-batches-py").mkdir(parents=True)
     (tmp_path / "file").touch()
-    places = {"EMPTY": str(tmp_path / "empty"), "FILE": str(tmp_path / "file")}
+    places = {name: str(tmp_path / name.lower()) for name in ("EMPTY", "IMAGES", "FILE")}
     for name, path in places.items():
         words, told = [path if word == name else word for word in words], told.replace(name, path)
     assert gpu_visit.main(["--out", str(tmp_path / "out"), *words]) == 2
@@ -234,6 +239,17 @@ def test_a_file_that_is_no_visits_is_refused_and_kept(tmp_path, fake, capsys):
     assert "gpu.json is damaged, or not a visit's" in capsys.readouterr().err
     assert (tmp_path / "gpu.json").read_text() == "[]"
     assert begun(fake) == []
+
+
+def test_figures_in_small_and_in_full_do_not_mix(tmp_path, fake, monkeypatch, capsys):
+    parts = fake(one=0, two=0)
+    monkeypatch.setattr(gpu_visit, "_require_gpu", lambda small: None)
+    for first, then, told in ((["--small"], [], "one in small"), ([], ["--small"], "one in full")):
+        out = tmp_path / f"out{len(first)}"
+        assert gpu_visit.main(["--out", str(out), "--only", "one", *first], parts) == 0
+        assert gpu_visit.main(["--out", str(out), *then], parts) == 2
+        assert told in capsys.readouterr().err
+        assert statuses(out) == {"one": "finished"}
 
 
 def test_without_cifar_the_other_parts_are_done(tmp_path, fake):
