@@ -100,7 +100,7 @@ PARTS = (
         "tests",
         "the tests that need a CUDA device",
         "-m benchmarks.gpu_tests --json {figures}",
-        seconds=150,
+        seconds=180,
         small="--files tests/data/test_hashing.py",
     ),
     Part(
