@@ -1,13 +1,12 @@
 """``measure``: the curvature and sharpness of a model, each number with its error, price and conditions."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from conadv_lab.mistakes import unknown
 from conadv_lab.sharpness import (  # noqa: F401 - they fill the registry
@@ -23,14 +22,17 @@ from conadv_lab.sharpness import (  # noqa: F401 - they fill the registry
 from conadv_lab.sharpness.arithmetic import full_float32
 from conadv_lab.sharpness.journal import Journal
 from conadv_lab.sharpness.problem import Batch, Criterion, Problem
+from conadv_lab.sharpness.progress import Progress
 from conadv_lab.sharpness.results import Measure, Report
 from conadv_lab.sharpness.study import REGISTRY, RESCALING, Settings, Study
 
 DEFAULT = (
-    "top_eigenvalue", "top_eigenvalues", "bottom_eigenvalue", "trace", "ggn_trace", "density", "sam_worst",
-    "sam_average", "adaptive_worst", "adaptive_average", "adaptive_worst_logit_normalised", "batch_sharpness",
+    "top_eigenvalue", "trace", "ggn_trace", "sam_average", "adaptive_average", "batch_sharpness",
 )  # fmt: skip
-"""What ``measure`` gives unasked: any model and loss have it."""
+"""What ``measure`` gives unasked: any model and loss have it, for about 65 gradients together (:mod:`~.progress`).
+
+Worst cases, densities and searches cost 50 to 130 gradients each, and are asked for by name.
+"""
 
 
 def measure(
@@ -47,6 +49,8 @@ def measure(
     facts: Mapping[str, Any] | None = None,
     resume: str | Path | None = None,
     progress: bool = False,
+    shown: Callable[[Measure], None] | None = None,
+    refused: Callable[[str, ValueError], None] | None = None,
     **settings: Any,
 ) -> Report:
     """Measure how flat a model lies, without changing it: not a bit of it, nor the global random state.
@@ -58,7 +62,10 @@ def measure(
         facts: what only the caller knows and every number should carry: ``split``, ``augmentation``,
             ``learning_rate``, ``weight_decay_inside``.
         resume: a folder in which finished measures are kept; a second call with it goes on from there.
-        progress: show a bar.
+        progress: a line a measure on standard error, with the time that is left.
+        shown: called with each measure as soon as it is done.
+        refused: called with the name and the mistake of a measure that has no meaning here, which is then left
+            out; ``None`` raises the mistake.
         settings: fields of :class:`~.study.Settings`.
 
     Raises:
@@ -76,17 +83,29 @@ def measure(
         if name not in REGISTRY:
             raise unknown("measure", name, REGISTRY)
     chosen = Settings.of(**settings)
+    began = time.perf_counter()
     problem = Problem(
         model, criterion, batches, params=params, bn=bn, dtype=dtype, all_reduce=all_reduce, seed=seed
     )
+    order = sorted(measures, key=_order)
+    told = Progress(order, time.perf_counter() - began, progress)
     journal = Journal(resume, _key(problem, chosen, seed) | {"facts": dict(facts or {})})
-    with tqdm(total=len(measures), disable=not progress, unit="measure", delay=1) as bar:
-        study = Study(problem, chosen, seed, dict(facts or {}), journal, lambda: _count_in(bar))
-        results = []
-        for name in sorted(measures, key=_order):
-            bar.set_description(name)
-            results.append(_one(study, name))
-            bar.update()
+    study = Study(problem, chosen, seed, dict(facts or {}), journal, told.product)
+    results = []
+    with told:
+        for name in order:
+            told.begin()
+            try:
+                found = _one(study, name)
+            except ValueError as mistake:
+                if refused is None:
+                    raise
+                refused(name, mistake)
+                continue
+            told.end()
+            results.append(found)
+            if shown:
+                shown(found)
     return Report(tuple(sorted(results, key=lambda m: measures.index(m.name))))
 
 
@@ -97,13 +116,6 @@ def names() -> list[str]:
     True
     """
     return sorted(REGISTRY)
-
-
-def _count_in(bar: Any) -> None:
-    """One more product, shown beside the measure's name."""
-    bar.products = getattr(bar, "products", 0) + 1
-    bar.set_postfix_str(f"{bar.products} products", refresh=False)
-    bar.update(0)
 
 
 def _order(name: str) -> int:
