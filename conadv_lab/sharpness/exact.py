@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from conadv_lab.sharpness.cures import second_derivatives
 from conadv_lab.sharpness.nests import first_tensor, take
 from conadv_lab.sharpness.problem import Problem
 from conadv_lab.sharpness.structure import curved_because
@@ -189,6 +190,7 @@ def output_curvature(problem: Problem, output: Tensor, targets: Any) -> tuple[Te
     return values.to(leaf.dtype), vectors.to(leaf.dtype)
 
 
+@second_derivatives()
 def exact_trace(problem: Problem, *, matrix: str = "hessian") -> ExactTrace:
     """The exact trace of the Gauss–Newton matrix, or of the Hessian where the graph proves them equal.
 

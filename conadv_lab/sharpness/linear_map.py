@@ -18,6 +18,7 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 from conadv_lab.mistakes import require, unknown
+from conadv_lab.sharpness.cures import second_derivatives
 from conadv_lab.sharpness.nests import first_tensor, take
 from conadv_lab.sharpness.problem import Problem
 from conadv_lab.sharpness.twice import CheapTwice
@@ -69,6 +70,7 @@ class Operator:
                 total += inputs.numel()
         return total
 
+    @second_derivatives()
     def __matmul__(self, vector: Tensor) -> Tensor:
         """The product with a vector of shape ``(size,)`` or, column by column, ``(size, k)``."""
         if vector.ndim == 2:

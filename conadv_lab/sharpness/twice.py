@@ -19,6 +19,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from conadv_lab.sharpness.cures import CURES
+
 ATEN = torch.ops.aten
 CONVOLUTIONS: dict[Any, int] = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
 Options = tuple[list[int], list[int], list[int], int]  # stride, padding, dilation, groups
@@ -95,6 +97,8 @@ class _ConvolutionBackward(Function):
 class CheapTwice(TorchFunctionMode):
     """Within it, the model's convolutions and evaluation-mode batch norms have cheap second derivatives.
 
+    And the operations of :mod:`~conadv_lab.sharpness.cures` have right ones.
+
     Values and second derivatives are the same but for rounding. Of a backward pass with ``create_graph=True``
     the derivatives in convolutions' weights are **zeros** that have the right graph. What is not known to be
     safe (half precision, padding by a word, an image without its batch axis) goes to PyTorch as it is.
@@ -117,6 +121,8 @@ class CheapTwice(TorchFunctionMode):
             result = _convolution(self.linear, CONVOLUTIONS[func], *args, **kwargs)
         elif func is F.batch_norm:
             result = _batch_norm(*args, **kwargs)
+        elif func in CURES:
+            return CURES[func](*args, **kwargs)
         return func(*args, **kwargs) if result is None else result
 
 
