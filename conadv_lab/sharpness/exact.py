@@ -252,6 +252,7 @@ def _chunk(problem: Problem, inputs: Any, targets: Any, matrix: str) -> tuple[li
     for c in kept:
         gradients = torch.autograd.grad(output, heads, vectors[:, :, c].view_as(output), retain_graph=True)
         for use, norm, gradient in zip(recorder.uses, norms, gradients, strict=True):
+            gradient = gradient.to(use.input.dtype)  # autocast's type, where the model turned that on
             for role, name in use.names.items():
                 nothing[place[name]] += (values[:, c] * norm[role](gradient)).double().mean()
     return [], nothing, len(kept)

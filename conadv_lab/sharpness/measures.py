@@ -21,6 +21,7 @@ from conadv_lab.sharpness import (  # noqa: F401 - they fill the registry
     worst,
 )
 from conadv_lab.sharpness.journal import Journal
+from conadv_lab.sharpness.precision import under
 from conadv_lab.sharpness.problem import Batch, Criterion, Problem
 from conadv_lab.sharpness.results import Measure, Report
 from conadv_lab.sharpness.study import REGISTRY, RESCALING, Settings, Study
@@ -115,7 +116,8 @@ def _one(study: Study, name: str) -> Measure:
     if kept is not None:
         return Measure(**kept)
     start = time.perf_counter()
-    outcome = REGISTRY[name](study)
+    with under(None, study.problem.device):
+        outcome = REGISTRY[name](study)
     seconds = time.perf_counter() - start
     conditions = study.conditions() | {"under_rescaling": RESCALING[name]} | dict(outcome.conditions or {})
     result = Measure(name, outcome.value, outcome.error, outcome.products, seconds, conditions)
@@ -129,7 +131,7 @@ def _key(problem: Problem, settings: Settings, seed: int) -> dict[str, Any]:
     mark = [float(weights.sum()), float(weights.norm()), float((weights * torch.arange(len(weights))).sum())]
     return {
         "weights": mark, "data": problem.data_hash, "settings": vars(settings), "seed": seed,
-        "bn": problem.bn, "names": problem.names, "precision": str(problem.precision),
+        "bn": problem.bn, "names": problem.names, "precision": f"torch.{problem.arithmetic}",
         # Of another criterion, architecture or buffers; rounded, as another number of threads sums in another order.
         "loss": f"{problem.initial_loss:.3g}", "slope": f"{float(problem.gradient.norm()):.3g}",
     }  # fmt: skip

@@ -4,6 +4,7 @@ import copy
 import hashlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from conadv_lab.mistakes import require, unknown
 from conadv_lab.sharpness.checks import check_labels, check_loss, check_mean, chosen_names, reusable
 from conadv_lab.sharpness.nests import first_tensor, hash_into, logits, pair, take, to_device
+from conadv_lab.sharpness.precision import AutocastWatch, arithmetic, autocast_around, roundoff, under
 from conadv_lab.sharpness.traceless import untouched
 
 Criterion = Callable[[Tensor, Any], Tensor]
@@ -79,6 +81,7 @@ class Problem:
         require(sample is not None, "parameters", list(tensors), "floating-point tensors")
         assert sample is not None
         self.device = sample.device
+        self._autocast_around = autocast_around(self.device)
         self.precision = dtype or sample.dtype
         self.dtype = torch.float64 if self.precision == torch.float64 else torch.float32
         self._all = {name: to_device(t.detach().clone(), t.device, dtype) for name, t in tensors.items()}
@@ -137,6 +140,32 @@ class Problem:
         other.criterion = criterion
         return other
 
+    def use(self, batches: list[Batch]) -> None:
+        """Take these few batches, on this rank alone, in place of all the data."""
+        self.all_reduce, self.batches = False, batches
+        self.batch_sizes = tuple(first_tensor(inputs).shape[0] for inputs, _ in batches)
+        self.examples = sum(self.batch_sizes)
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Compute in this type from now on, autocast aside."""
+        self.compute_dtype = self.precision = self.dtype = dtype
+        self._all = {name: to_device(t, t.device, dtype) for name, t in self._all.items()}
+
+    def state_of(self, module: str) -> dict[str, Tensor]:
+        """The snapshot's parameters and buffers of one module, by their names in it."""
+        state, start = {**self._all, **self.buffers}, module + "."
+        return {name.removeprefix(start): t for name, t in state.items() if name.startswith(start)}
+
+    @property
+    def arithmetic(self) -> str:
+        """The type in which the model runs, autocast included, as reports call it."""
+        return arithmetic(self.precision, self.autocast, self.device)
+
+    @property
+    def roundoff(self) -> float:
+        """The relative spacing of the coarsest numbers that take part."""
+        return roundoff(self.precision, self.autocast, self.device)
+
     def groups(self, m: int | None = None) -> Iterator[tuple["Problem", float]]:
         """The data in disjoint groups of at most ``m`` (``None``: the batches as given), each with its share.
 
@@ -148,9 +177,7 @@ class Problem:
                 for start in range(0, size, m or size):
                     part = slice(start, min(start + (m or size), size))
                     group, count = copy.copy(self), part.stop - part.start
-                    group.all_reduce = False
-                    group.batches = [(take(inputs, part), take(targets, part))]
-                    group.examples, group.batch_sizes = count, (count,)
+                    group.use([(take(inputs, part), take(targets, part))])
                     yield group, share * count / size
 
     def group_mean(self, samples: Sequence[float], shares: Sequence[float]) -> tuple[float, float | None]:
@@ -167,9 +194,17 @@ class Problem:
 
     # ------------------------------------------------------------------ the function
 
-    def untouched(self) -> Any:
-        """The context in which batches are read and the model is run; see :func:`untouched`."""
-        return untouched(self.model, self.batches, self.bn, self.seed)
+    @contextmanager
+    def untouched(self) -> Iterator[None]:
+        """The context in which batches are read and the model is run; see :func:`untouched`.
+
+        Autocast is as it was around the problem's making.
+        """
+        with (
+            untouched(self.model, self.batches, self.bn, self.seed),
+            under(self._autocast_around, self.device),
+        ):
+            yield
 
     def data(self) -> Iterator[tuple[Any, Any, float]]:
         """Each batch on the device, with its share of all examples (ragged batches are weighted rightly)."""
@@ -240,9 +275,11 @@ class Problem:
         used = [False] * len(leaves)
         total, gradient = 0.0, torch.zeros(self.size, dtype=self.dtype, device=self.device)
         self.examples = 1
+        watch = AutocastWatch(self.device)
         with self.untouched(), torch.enable_grad():
             for index, (inputs, targets, share) in enumerate(self.data()):
-                output = self.outputs(leaves, inputs)
+                with watch:
+                    output = self.outputs(leaves, inputs)
                 check_labels(output, targets, self.criterion, index)
                 try:
                     loss = self.criterion(output, targets)
@@ -263,6 +300,7 @@ class Problem:
         summed = self.reduced(torch.tensor([total, float(sum(sizes))], dtype=torch.float64))
         self.examples = int(summed[1])
         self.batch_sizes = tuple(sizes)
+        self.autocast = watch.found
         self.initial_loss = float(summed[0]) / self.examples
         self.gradient = self.reduced(gradient) / self.examples
         self.data_hash = self._hash_of_all(digest.digest())

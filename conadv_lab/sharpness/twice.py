@@ -101,7 +101,7 @@ class CheapTwice(TorchFunctionMode):
 
     Values and second derivatives are the same but for rounding. Of a backward pass with ``create_graph=True``
     the derivatives in convolutions' weights are **zeros** that have the right graph. What is not known to be
-    safe (half precision, padding by a word, an image without its batch axis) goes to PyTorch as it is.
+    safe (half precision, autocast, padding by a word, an image without its batch axis) goes to PyTorch as it is.
 
     Args:
         linear: only derivatives in the cotangent will be asked of the backward pass, as for Jacobian products;
@@ -127,7 +127,10 @@ class CheapTwice(TorchFunctionMode):
 
 
 def _safe(*tensors: Tensor | None) -> bool:
-    kinds = {tensor.dtype for tensor in tensors if tensor is not None}
+    present = [tensor for tensor in tensors if tensor is not None]
+    if torch.is_autocast_enabled(present[0].device.type):
+        return False
+    kinds = {tensor.dtype for tensor in present}
     return kinds in ({torch.float32}, {torch.float64}) and torch.is_grad_enabled()
 
 
