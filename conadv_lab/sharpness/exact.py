@@ -25,6 +25,8 @@ MAX_OUTPUTS = 1000
 CHUNK = 64
 BATCH_NORM = "batch norm in train mode couples the examples of a batch"
 
+COUPLED = "the loss of a batch is not a mean of its parts' losses"
+
 
 @dataclass(frozen=True)
 class ExactTrace:
@@ -209,6 +211,8 @@ def exact_trace(problem: Problem, *, matrix: str = "hessian") -> ExactTrace:
         isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in problem.model.modules()
     ):
         return ExactTrace(None, {}, (BATCH_NORM,), 0.0)
+    if not problem.mean.of_parts:
+        return ExactTrace(None, {}, (COUPLED,), 0.0)
     totals = torch.zeros(len(problem.names), dtype=torch.float64, device=problem.device)
     directions = 0.0
     with problem.untouched(), torch.enable_grad():
@@ -216,7 +220,9 @@ def exact_trace(problem: Problem, *, matrix: str = "hessian") -> ExactTrace:
             size = first_tensor(inputs).shape[0]
             for start in range(0, size, CHUNK):
                 part = slice(start, min(start + CHUNK, size))
-                weight = share * (part.stop - part.start) / size
+                weight = problem.share_of(inputs, targets, part, share)
+                if not weight:
+                    continue
                 refused, shares, count = _chunk(problem, take(inputs, part), take(targets, part), matrix)
                 if refused:
                     return ExactTrace(None, {}, tuple(dict.fromkeys(refused)), 0.0)

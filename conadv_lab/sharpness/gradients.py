@@ -65,6 +65,7 @@ def gradient_noise_scale(study: Study) -> Outcome:
         ValueError: fewer than three groups; give smaller batches or ``m``. Data shared among ranks.
     """
     require(not study.problem.all_reduce, "gradient_noise_scale's all_reduce", True, "data on one rank alone")
+    study.problem.mean.require_alike("gradient_noise_scale")
     sizes, squares, gradients = [], [], []
     for group, _ in study.problem.groups(study.settings.m):
         gradient = group.value_and_gradient()[1].double()

@@ -108,6 +108,7 @@ class Fisher(_OutputCurvature):
         super().__init__(problem, **options)
 
     def _inner(self, output: Tensor, targets: Any) -> Callable[[Tensor], Tensor]:
+        self.problem.mean.require_alike("the Fisher matrix", over_examples=False)
         if self.likelihood == "gaussian":
             return lambda pushed: pushed / output.shape[0]
         require(output.ndim >= 2, "outputs' shape", tuple(output.shape), "(examples, classes, …)")
@@ -123,6 +124,7 @@ class EmpiricalFisher(_OutputCurvature):
     """
 
     def _inner(self, output: Tensor, targets: Any) -> Callable[[Tensor], Tensor]:
+        self.problem.mean.require_alike("the empirical Fisher matrix")
         leaf = output.requires_grad_()
         (gradient,) = torch.autograd.grad(self.problem.criterion(leaf, targets), leaf)
         count = output.shape[0]

@@ -5,6 +5,7 @@ import hashlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,15 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from conadv_lab.mistakes import require, unknown
-from conadv_lab.sharpness.checks import check_labels, check_loss, check_mean, chosen_names, reusable
+from conadv_lab.sharpness.checks import (
+    check_labels,
+    check_loss,
+    check_mean,
+    check_shape,
+    chosen_names,
+    reusable,
+)
+from conadv_lab.sharpness.means import Divisors, Mean
 from conadv_lab.sharpness.nests import first_tensor, hash_into, logits, pair, take, to_device
 from conadv_lab.sharpness.precision import AutocastWatch, arithmetic, autocast_around, roundoff, under
 from conadv_lab.sharpness.traceless import untouched
@@ -30,7 +39,9 @@ class Problem:
 
     Args:
         model: any module. Its first output tensor (or ``.logits``) goes to the criterion.
-        criterion: ``criterion(output, targets)``, a scalar that is the **mean** over the batch's examples.
+        criterion: ``criterion(output, targets)``, a scalar that is the **mean** over the batch's examples, or
+            over labels with some ignored or weighted, if a loss of torch does that: batches are weighed by
+            what it divides by. Any other mean needs all data as one batch.
         batches: ``(inputs, targets)`` pairs that can be gone through many times: a list or a ``DataLoader``.
             One pair is one batch; a generator is read into a list. Inputs may be a tensor, a tuple
             (``model(*inputs)``) or a mapping (``model(**inputs)``). A batch may also be one mapping with
@@ -69,6 +80,7 @@ class Problem:
             raise unknown("bn", bn, BN_MODES)
         self.model, self.criterion, self.bn, self.seed = model, criterion, bn, seed
         self.all_reduce = all_reduce
+        self.weights_of_batches: list[float] | None = None
         self.batches = reusable(batches)
         tensors = dict(model.named_parameters())
         if not tensors:
@@ -142,7 +154,7 @@ class Problem:
 
     def use(self, batches: list[Batch]) -> None:
         """Take these few batches, on this rank alone, in place of all the data."""
-        self.all_reduce, self.batches = False, batches
+        self.all_reduce, self.batches, self.weights_of_batches = False, batches, None
         self.batch_sizes = tuple(first_tensor(inputs).shape[0] for inputs, _ in batches)
         self.examples = sum(self.batch_sizes)
 
@@ -176,9 +188,20 @@ class Problem:
                 size = first_tensor(inputs).shape[0]
                 for start in range(0, size, m or size):
                     part = slice(start, min(start + (m or size), size))
-                    group, count = copy.copy(self), part.stop - part.start
-                    group.use([(take(inputs, part), take(targets, part))])
-                    yield group, share * count / size
+                    of_part = self.share_of(inputs, targets, part, share)
+                    if of_part > 0:
+                        group = copy.copy(self)
+                        group.use([(take(inputs, part), take(targets, part))])
+                        yield group, of_part
+
+    def share_of(self, inputs: Any, targets: Any, part: slice, share: float) -> float:
+        """The share of a part of a batch, which has this share; 0 if none of its labels counts."""
+        size, count = first_tensor(inputs).shape[0], part.stop - part.start
+        if count == size or self.mean.over_examples:
+            return share * count / size
+        inputs, targets = take(inputs, part), take(targets, part)
+        with torch.no_grad():
+            return self.mean.of(self.outputs(self.leaves(), inputs), targets, count) / self.counted
 
     def group_mean(self, samples: Sequence[float], shares: Sequence[float]) -> tuple[float, float | None]:
         """The mean over groups of all ranks, weighted by share, and its standard error (``None`` for one group)."""
@@ -207,12 +230,15 @@ class Problem:
             yield
 
     def data(self) -> Iterator[tuple[Any, Any, float]]:
-        """Each batch on the device, with its share of all examples (ragged batches are weighted rightly)."""
-        for batch in self.batches:
+        """Each batch on the device, with its share: of what the loss divides by, such as all examples."""
+        for index, batch in enumerate(self.batches):
             inputs, targets = pair(batch)
             inputs = to_device(inputs, self.device, self.compute_dtype)
             targets = to_device(targets, self.device, self.compute_dtype)
-            yield inputs, targets, first_tensor(inputs).shape[0] / self.examples
+            if self.weights_of_batches is None:
+                yield inputs, targets, first_tensor(inputs).shape[0] / self.examples
+            else:
+                yield inputs, targets, self.weights_of_batches[index] / self.counted
 
     def outputs(self, parameters: Sequence[Tensor], inputs: Any) -> Tensor:
         """The model's outputs at these parameters; buffers are copies, so running statistics stay."""
@@ -275,6 +301,8 @@ class Problem:
         used = [False] * len(leaves)
         total, gradient = 0.0, torch.zeros(self.size, dtype=self.dtype, device=self.device)
         self.examples = 1
+        self.weights_of_batches = None
+        self.mean = Mean(self.criterion, not self.all_reduce or torch.distributed.get_world_size() == 1)
         watch = AutocastWatch(self.device)
         with self.untouched(), torch.enable_grad():
             for index, (inputs, targets, share) in enumerate(self.data()):
@@ -282,29 +310,39 @@ class Problem:
                     output = self.outputs(leaves, inputs)
                 check_labels(output, targets, self.criterion, index)
                 try:
-                    loss = self.criterion(output, targets)
+                    with Divisors() as seen:
+                        loss = self.criterion(output, targets)
                 except IndexError as error:
                     raise ValueError(f"the criterion fails on batch {index}: {error}") from error
+                check_shape(loss)
+                run = partial(self._part, leaves, inputs, targets)
+                if index == 0:
+                    check_mean(lambda x, y: self.loss(leaves, x, y), inputs, targets)
+                weight = self.mean.add(seen, output, targets, int(share), run)
                 check_loss(loss, index)
                 grads = torch.autograd.grad(loss, leaves, allow_unused=True)
                 used = [u or g is not None for u, g in zip(used, grads, strict=True)]
-                total += share * float(loss.detach())
+                total += weight * float(loss.detach())
                 parts = [torch.zeros_like(p) if g is None else g for p, g in zip(leaves, grads, strict=True)]
-                gradient += share * self.flat(parts)
+                gradient += weight * self.flat(parts)
                 sizes.append(int(share))
                 hash_into(digest, inputs, targets)
-                if index == 0:
-                    check_mean(lambda x, y: self.loss(leaves, x, y), inputs, targets)
         if not sizes:
             raise ValueError("batches is empty; allowed: at least one (inputs, targets) pair")
-        summed = self.reduced(torch.tensor([total, float(sum(sizes))], dtype=torch.float64))
-        self.examples = int(summed[1])
+        mine = [total, float(sum(sizes)), sum(self.mean.weights)]
+        summed = self.reduced(torch.tensor(mine, dtype=torch.float64))
+        self.examples, self.counted = int(summed[1]), float(summed[2])
+        self.weights_of_batches = self.mean.weights
         self.batch_sizes = tuple(sizes)
         self.autocast = watch.found
-        self.initial_loss = float(summed[0]) / self.examples
-        self.gradient = self.reduced(gradient) / self.examples
+        self.initial_loss = float(summed[0]) / self.counted
+        self.gradient = self.reduced(gradient) / self.counted
         self.data_hash = self._hash_of_all(digest.digest())
         self._drop_unused(used, named)
+
+    @torch.no_grad()
+    def _part(self, leaves: list[Tensor], inputs: Any, targets: Any, part: slice) -> tuple[Any, Any]:
+        return self.outputs(leaves, take(inputs, part)), take(targets, part)
 
     def _hash_of_all(self, mine: bytes) -> str:
         """One hash of the data of all ranks, in the ranks' order."""

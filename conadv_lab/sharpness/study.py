@@ -233,6 +233,7 @@ class Study:
             "bn": problem.bn if _has_batch_norm(problem.model) else "none",
             "loss": type(criterion).__name__ if isinstance(criterion, torch.nn.Module) else _name(criterion),
             "reduction": "mean",
+            "divided_by": problem.counted,
             "label_smoothing": label_smoothing(criterion),
             "parameters": _subset(problem),
             "left_out": list(problem.left_out),
