@@ -178,7 +178,7 @@ _NORMS = {
 def output_curvature(problem: Problem, output: Tensor, targets: Any) -> tuple[Tensor, Tensor]:
     """Eigenvalues (m, C) and eigenvectors (m, C, C, in columns) of each example's ∂²ℓ/∂f², C outputs each."""
     leaf = output.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(problem.criterion(leaf, targets), leaf, create_graph=True)
+    (gradient,) = torch.autograd.grad(problem.criterion(leaf.clone(), targets), leaf, create_graph=True)
     count = leaf.shape[0]
     flat = gradient.reshape(count, -1)
     if not gradient.requires_grad:

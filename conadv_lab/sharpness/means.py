@@ -82,10 +82,17 @@ def labels_that_count(criterion: Any, targets: Tensor) -> Tensor:
     return targets != getattr(criterion, "ignore_index", -100)
 
 
+@torch.no_grad()
+def _value(criterion: Criterion, output: Any, targets: Any) -> float:
+    """The loss of copies, as a criterion may write into both."""
+    mine = tree_map(lambda t: t.detach().clone() if isinstance(t, Tensor) else t, (output, targets))
+    return float(criterion(*mine))
+
+
 def divisor(criterion: Criterion, output: Any, targets: Any) -> float:
     """What the criterion divides by on these outputs, where that can be seen."""
-    with Divisors() as seen, torch.no_grad():
-        criterion(output, targets)
+    with Divisors() as seen:
+        _value(criterion, output, targets)
     assert seen.divisor is not None
     return seen.divisor[0]
 
@@ -259,10 +266,10 @@ def parts_differ_as_they_are(
     criterion: Criterion, together: Part, parts: Sequence[Part], weigh: Callable[[Any, Any], float]
 ) -> bool:
     """The same, of outputs that are not changed."""
-    losses = [float(criterion(*part)) for part in parts]
+    losses = [_value(criterion, *part) for part in parts]
     counted = [(w, value) for w, value in zip([weigh(*part) for part in parts], losses, strict=True) if w]
     whole, mean = (
-        float(criterion(*together)),
+        _value(criterion, *together),
         sum(w * value for w, value in counted) / sum(w for w, _ in counted),
     )
     if not math.isfinite(whole + mean):

@@ -84,7 +84,9 @@ class GGN(_OutputCurvature):
 
     def _inner(self, output: Tensor, targets: Any) -> Callable[[Tensor], Tensor]:
         leaf = output.requires_grad_()
-        (gradient,) = torch.autograd.grad(self.problem.criterion(leaf, targets), leaf, create_graph=True)
+        (gradient,) = torch.autograd.grad(
+            self.problem.criterion(leaf.clone(), targets), leaf, create_graph=True
+        )
 
         def inner(pushed: Tensor) -> Tensor:
             if not gradient.requires_grad:
@@ -126,7 +128,7 @@ class EmpiricalFisher(_OutputCurvature):
     def _inner(self, output: Tensor, targets: Any) -> Callable[[Tensor], Tensor]:
         self.problem.mean.require_alike("the empirical Fisher matrix")
         leaf = output.requires_grad_()
-        (gradient,) = torch.autograd.grad(self.problem.criterion(leaf, targets), leaf)
+        (gradient,) = torch.autograd.grad(self.problem.criterion(leaf.clone(), targets), leaf)
         count = output.shape[0]
         residual = gradient.reshape(count, -1) * count  # of each example's own loss
 

@@ -22,8 +22,9 @@ from conadv_lab.sharpness.checks import (
     reusable,
 )
 from conadv_lab.sharpness.means import Divisors, Mean
-from conadv_lab.sharpness.nests import first_tensor, hash_into, logits, pair, take, to_device
+from conadv_lab.sharpness.nests import copied, first_tensor, hash_into, logits, pair, take, to_device
 from conadv_lab.sharpness.precision import AutocastWatch, arithmetic, autocast_around, roundoff, under
+from conadv_lab.sharpness.sameness import Passes
 from conadv_lab.sharpness.traceless import untouched
 
 Criterion = Callable[[Tensor, Any], Tensor]
@@ -81,7 +82,7 @@ class Problem:
         self.model, self.criterion, self.bn, self.seed = model, criterion, bn, seed
         self.all_reduce = all_reduce
         self.weights_of_batches: list[float] | None = None
-        self.batches = reusable(batches)
+        self.batches: Iterable[Batch] = Passes(reusable(batches))
         tensors = dict(model.named_parameters())
         if not tensors:
             raise ValueError(f"the model {type(model).__name__} has no parameters; nothing can be measured")
@@ -224,7 +225,7 @@ class Problem:
         Autocast is as it was around the problem's making.
         """
         with (
-            untouched(self.model, self.batches, self.bn, self.seed),
+            untouched(self.model, getattr(self.batches, "source", self.batches), self.bn, self.seed),
             under(self._autocast_around, self.device),
         ):
             yield
@@ -234,7 +235,7 @@ class Problem:
         for index, batch in enumerate(self.batches):
             inputs, targets = pair(batch)
             inputs = to_device(inputs, self.device, self.compute_dtype)
-            targets = to_device(targets, self.device, self.compute_dtype)
+            targets = copied(to_device(targets, self.device, self.compute_dtype))
             if self.weights_of_batches is None:
                 yield inputs, targets, first_tensor(inputs).shape[0] / self.examples
             else:
@@ -246,6 +247,7 @@ class Problem:
         state.update(zip(self.names, parameters, strict=True))
         for name, buffer in self.buffers.items():
             state[name] = to_device(buffer.clone(), buffer.device, self.compute_dtype)
+        inputs = copied(inputs)  # a forward pass may write into its inputs, which are the caller's
         args: tuple[Any, ...] = ()
         kwargs: dict[str, Any] = {}
         if isinstance(inputs, Mapping):
