@@ -75,11 +75,9 @@ def check_shape(loss: Any) -> None:
 
 
 def check_loss(loss: Tensor, index: int) -> None:
-    """The loss must be a finite number that the chosen parameters have an effect on."""
+    """The loss must be a finite number."""
     if not bool(torch.isfinite(loss)):
         raise ValueError(f"the loss of batch {index} is {float(loss.detach())}; allowed: a finite number")
-    if not loss.requires_grad:
-        raise ValueError("no effect on the loss: none of the chosen parameters; name others in params")
 
 
 def check_mean(loss: Callable[[Any, Any], Tensor], inputs: Any, targets: Any) -> None:

@@ -21,6 +21,7 @@ from conadv_lab.sharpness.checks import (
     chosen_names,
     reusable,
 )
+from conadv_lab.sharpness.effects import WAYS, hidden, listed, reentrant
 from conadv_lab.sharpness.means import Divisors, Mean
 from conadv_lab.sharpness.nests import copied, first_tensor, hash_into, logits, pair, take, to_device
 from conadv_lab.sharpness.precision import AutocastWatch, arithmetic, autocast_around, roundoff, under
@@ -79,6 +80,10 @@ class Problem:
     ) -> None:
         if bn not in BN_MODES:
             raise unknown("bn", bn, BN_MODES)
+        if torch.is_inference_mode_enabled():
+            raise ValueError(
+                "torch.inference_mode is on, under which there are no gradients; measure outside of it"
+            )
         self.model, self.criterion, self.bn, self.seed = model, criterion, bn, seed
         self.all_reduce = all_reduce
         self.weights_of_batches: list[float] | None = None
@@ -322,7 +327,7 @@ class Problem:
                     check_mean(lambda x, y: self.loss(leaves, x, y), inputs, targets)
                 weight = self.mean.add(seen, output, targets, int(share), run)
                 check_loss(loss, index)
-                grads = torch.autograd.grad(loss, leaves, allow_unused=True)
+                grads = self._gradients(loss, leaves)
                 used = [u or g is not None for u, g in zip(used, grads, strict=True)]
                 total += weight * float(loss.detach())
                 parts = [torch.zeros_like(p) if g is None else g for p, g in zip(leaves, grads, strict=True)]
@@ -342,6 +347,14 @@ class Problem:
         self.data_hash = self._hash_of_all(digest.digest())
         self._drop_unused(used, named)
 
+    def _gradients(self, loss: Tensor, leaves: list[Tensor]) -> Sequence[Tensor | None]:
+        if not loss.requires_grad:
+            return [None] * len(leaves)
+        try:
+            return torch.autograd.grad(loss, leaves, allow_unused=True)
+        except RuntimeError as error:
+            raise reentrant(error) or error from error
+
     @torch.no_grad()
     def _part(self, leaves: list[Tensor], inputs: Any, targets: Any, part: slice) -> tuple[Any, Any]:
         return self.outputs(leaves, take(inputs, part)), take(targets, part)
@@ -360,10 +373,17 @@ class Problem:
         self.left_out = tuple(n for n, u in zip(self.names, used, strict=True) if not u)
         if not self.left_out:
             return
-        listed = ", ".join(map(repr, self.left_out[:5])) + (" …" if len(self.left_out) > 5 else "")
+        if moving := hidden(self, self.left_out):
+            raise ValueError(
+                f"parameter {listed(moving)} changes the loss, but no gradient reaches it: {WAYS}; "
+                "mend the model or name other parameters in params"
+            )
         if named or len(self.left_out) == len(self.names):
-            raise ValueError(f"no effect on the loss: parameter {listed}; name others in params")
-        warnings.warn(f"left out, as they have no effect on the loss: {listed}", stacklevel=4)
+            raise ValueError(
+                f"no effect on the loss: parameter {listed(self.left_out)}; name others in params"
+            )
+        told = listed(self.left_out)
+        warnings.warn(f"left out, as they have no effect on the loss: {told}", stacklevel=4)
         kept = [s for name, s in self.slices().items() if name not in self.left_out]
         self.gradient = torch.cat([self.gradient[s] for s in kept])
         self.names = tuple(n for n in self.names if n not in self.left_out)
