@@ -50,12 +50,14 @@ class Divisors(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.found: set[tuple[float, bool] | None] = set()
+        self.labelled = False
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         if func in _SIGNATURES:
             self.found.add(self._of(func, args, kwargs or {}))
+            self.labelled |= func in LABELLED
         return func(*args, **(kwargs or {}))
 
     def _of(self, func: Any, args: Any, kwargs: Any) -> tuple[float, bool] | None:

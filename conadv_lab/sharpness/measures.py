@@ -20,6 +20,7 @@ from conadv_lab.sharpness import (  # noqa: F401 - they fill the registry
     spectrum,
     worst,
 )
+from conadv_lab.sharpness.classes import meaningful
 from conadv_lab.sharpness.journal import Journal
 from conadv_lab.sharpness.precision import under
 from conadv_lab.sharpness.problem import Batch, Criterion, Problem
@@ -30,7 +31,7 @@ DEFAULT = (
     "top_eigenvalue", "top_eigenvalues", "bottom_eigenvalue", "trace", "ggn_trace", "density", "sam_worst",
     "sam_average", "adaptive_worst", "adaptive_average", "adaptive_worst_logit_normalised", "batch_sharpness",
 )  # fmt: skip
-"""What ``measure`` gives unasked: any model and loss have it."""
+"""What ``measure`` gives unasked: any model and loss have it, but that normalised logits need classes."""
 
 
 def measure(
@@ -79,6 +80,7 @@ def measure(
     problem = Problem(
         model, criterion, batches, params=params, bn=bn, dtype=dtype, all_reduce=all_reduce, seed=seed
     )
+    measures = meaningful(problem, measures, DEFAULT)
     journal = Journal(resume, _key(problem, chosen, seed) | {"facts": dict(facts or {})})
     with tqdm(total=len(measures), disable=not progress, unit="measure", delay=1) as bar:
         study = Study(problem, chosen, seed, dict(facts or {}), journal, lambda: _count_in(bar))

@@ -21,6 +21,7 @@ from conadv_lab.sharpness.checks import (
     chosen_names,
     reusable,
 )
+from conadv_lab.sharpness.classes import classes_of
 from conadv_lab.sharpness.effects import WAYS, hidden, listed, reentrant
 from conadv_lab.sharpness.means import Divisors, Mean
 from conadv_lab.sharpness.nests import copied, first_tensor, hash_into, logits, pair, take, to_device
@@ -324,6 +325,7 @@ class Problem:
                 check_shape(loss)
                 run = partial(self._part, leaves, inputs, targets)
                 if index == 0:
+                    self.classes = classes_of(output, targets, seen.labelled)
                     check_mean(lambda x, y: self.loss(leaves, x, y), inputs, targets)
                 weight = self.mean.add(seen, output, targets, int(share), run)
                 check_loss(loss, index)
