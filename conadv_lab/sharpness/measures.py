@@ -20,7 +20,9 @@ from conadv_lab.sharpness import (  # noqa: F401 - they fill the registry
     worst,
 )
 from conadv_lab.sharpness.arithmetic import full_float32
+from conadv_lab.sharpness.classes import require_meaning
 from conadv_lab.sharpness.journal import Journal
+from conadv_lab.sharpness.precision import under
 from conadv_lab.sharpness.problem import Batch, Criterion, Problem
 from conadv_lab.sharpness.progress import Progress
 from conadv_lab.sharpness.results import Measure, Report
@@ -87,6 +89,7 @@ def measure(
     problem = Problem(
         model, criterion, batches, params=params, bn=bn, dtype=dtype, all_reduce=all_reduce, seed=seed
     )
+    measures = tuple(name for name in measures if _has_meaning(problem, name, refused))
     order = sorted(measures, key=_order)
     told = Progress(order, time.perf_counter() - began, progress)
     journal = Journal(resume, _key(problem, chosen, seed) | {"facts": dict(facts or {})})
@@ -118,6 +121,17 @@ def names() -> list[str]:
     return sorted(REGISTRY)
 
 
+def _has_meaning(problem: Problem, name: str, refused: Callable[[str, ValueError], None] | None) -> bool:
+    try:
+        require_meaning(problem, name)
+    except ValueError as mistake:
+        if refused is None:
+            raise
+        refused(name, mistake)
+        return False
+    return True
+
+
 def _order(name: str) -> int:
     """The longer answer first: the top eigenvalue is then part of the top-k."""
     return 1 if name == "top_eigenvalue" else 0
@@ -128,7 +142,7 @@ def _one(study: Study, name: str) -> Measure:
     if kept is not None:
         return Measure(**kept)
     start = time.perf_counter()
-    with full_float32():
+    with full_float32(), under(None, study.problem.device):
         outcome = REGISTRY[name](study)
     seconds = time.perf_counter() - start
     conditions = study.conditions() | {"under_rescaling": RESCALING[name]} | dict(outcome.conditions or {})
@@ -144,7 +158,7 @@ def _key(problem: Problem, settings: Settings, seed: int) -> dict[str, Any]:
     mark = [float(weights.sum()), float(weights.norm()), float((weights * places).sum())]
     return {
         "weights": mark, "data": problem.data_hash, "settings": vars(settings), "seed": seed,
-        "bn": problem.bn, "names": problem.names, "precision": str(problem.precision),
+        "bn": problem.bn, "names": problem.names, "precision": f"torch.{problem.arithmetic}",
         # Of another criterion, architecture or buffers; rounded, as another number of threads sums in another order.
         "loss": f"{problem.initial_loss:.3g}", "slope": f"{float(problem.gradient.norm()):.3g}",
     }  # fmt: skip
