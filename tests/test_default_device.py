@@ -104,7 +104,7 @@ def test_networks(model):
     """Built, tried on two images, and counted in bytes, where the package's own network is on the host."""
     config = Config().replace(
         **{**SMALL, "model": model, "dataset": "digits" if model == "digits-cnn" else "synthetic"}
-        | {"train_images": None, "lr": 0.1, "weights": (0.5, 0.5)}
+        | {"train_images": None, "synthetic_pixels": 32, "lr": 0.1, "weights": (0.5, 0.5)}
     )
     with elsewhere():
         parts = build(config)

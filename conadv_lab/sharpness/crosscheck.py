@@ -74,6 +74,8 @@ def pyhessian(problem: Problem, seed: int = 0) -> Iterator[Any]:
         raise ValueError(
             f"the cross-check has bn {problem.bn!r}; allowed: 'eval', the only mode of PyHessian"
         )
+    if len(problem.batch_sizes) > 1:
+        problem.mean.require_alike("PyHessian")
     batches = []
     with problem.untouched():
         for inputs, targets, _ in problem.data():

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from conadv_lab.sharpness.cures import second_derivatives
 from conadv_lab.sharpness.nests import first_tensor, take
 from conadv_lab.sharpness.problem import Problem
 from conadv_lab.sharpness.structure import curved_because
@@ -23,6 +24,8 @@ from conadv_lab.sharpness.structure import curved_because
 MAX_OUTPUTS = 1000
 CHUNK = 64
 BATCH_NORM = "batch norm in train mode couples the examples of a batch"
+
+COUPLED = "the loss of a batch is not a mean of its parts' losses"
 
 
 @dataclass(frozen=True)
@@ -175,7 +178,7 @@ _NORMS = {
 def output_curvature(problem: Problem, output: Tensor, targets: Any) -> tuple[Tensor, Tensor]:
     """Eigenvalues (m, C) and eigenvectors (m, C, C, in columns) of each example's ∂²ℓ/∂f², C outputs each."""
     leaf = output.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(problem.criterion(leaf, targets), leaf, create_graph=True)
+    (gradient,) = torch.autograd.grad(problem.criterion(leaf.clone(), targets), leaf, create_graph=True)
     count = leaf.shape[0]
     flat = gradient.reshape(count, -1)
     if not gradient.requires_grad:
@@ -191,6 +194,7 @@ def output_curvature(problem: Problem, output: Tensor, targets: Any) -> tuple[Te
     return values.to(leaf.dtype), vectors.to(leaf.dtype)
 
 
+@second_derivatives()
 def exact_trace(problem: Problem, *, matrix: str = "hessian") -> ExactTrace:
     """The exact trace of the Gauss–Newton matrix, or of the Hessian where the graph proves them equal.
 
@@ -209,6 +213,8 @@ def exact_trace(problem: Problem, *, matrix: str = "hessian") -> ExactTrace:
         isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in problem.model.modules()
     ):
         return ExactTrace(None, {}, (BATCH_NORM,), 0.0)
+    if not problem.mean.of_parts:
+        return ExactTrace(None, {}, (COUPLED,), 0.0)
     totals = torch.zeros(len(problem.names), dtype=torch.float64, device=problem.device)
     directions = 0.0
     with problem.untouched(), torch.enable_grad():
@@ -216,7 +222,9 @@ def exact_trace(problem: Problem, *, matrix: str = "hessian") -> ExactTrace:
             size = first_tensor(inputs).shape[0]
             for start in range(0, size, CHUNK):
                 part = slice(start, min(start + CHUNK, size))
-                weight = share * (part.stop - part.start) / size
+                weight = problem.share_of(inputs, targets, part, share)
+                if not weight:
+                    continue
                 refused, shares, count = _chunk(problem, take(inputs, part), take(targets, part), matrix)
                 if refused:
                     return ExactTrace(None, {}, tuple(dict.fromkeys(refused)), 0.0)
@@ -252,6 +260,7 @@ def _chunk(problem: Problem, inputs: Any, targets: Any, matrix: str) -> tuple[li
     for c in kept:
         gradients = torch.autograd.grad(output, heads, vectors[:, :, c].view_as(output), retain_graph=True)
         for use, norm, gradient in zip(recorder.uses, norms, gradients, strict=True):
+            gradient = gradient.to(use.input.dtype)  # autocast's type, where the model turned that on
             for role, name in use.names.items():
                 nothing[place[name]] += (values[:, c] * norm[role](gradient)).double().mean()
     return [], nothing, len(kept)

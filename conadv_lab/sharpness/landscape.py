@@ -191,7 +191,7 @@ def landscape_eigen(study: Study) -> Outcome:
     """
     found = study.eigen(2)
     unit = float(np.sqrt(2 / max(abs(float(found.values[0])), 1e-12)))
-    directions = [unit * vector for vector in found.vectors]
+    directions = [unit * vector for vector in found.vectors[:2]]  # others may have asked for more
     axes = [np.linspace(-1, 1, 15)] * len(directions)
     grid = landscape(study.problem, directions, axes, journal=study.journal, name="eigen")
     return _told(study, grid, f"top eigenvectors, unit {unit:.6g}")

@@ -20,6 +20,17 @@ def to_device(data: Any, device: torch.device, dtype: torch.dtype | None) -> Any
     return data
 
 
+def copied(data: Any) -> Any:
+    """The same nest with tensors of its own, which a stranger's code may write into."""
+    if isinstance(data, Tensor):
+        return data.clone()
+    if isinstance(data, Mapping):
+        return {key: copied(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return tuple(copied(value) for value in data)
+    return data
+
+
 def first_tensor(data: Any) -> Tensor:
     """The first tensor of a batch's inputs or targets; its first axis counts the examples."""
     if isinstance(data, Tensor):

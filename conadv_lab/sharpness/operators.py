@@ -84,7 +84,9 @@ class GGN(_OutputCurvature):
 
     def _inner(self, output: Tensor, targets: Any) -> Callable[[Tensor], Tensor]:
         leaf = output.requires_grad_()
-        (gradient,) = torch.autograd.grad(self.problem.criterion(leaf, targets), leaf, create_graph=True)
+        (gradient,) = torch.autograd.grad(
+            self.problem.criterion(leaf.clone(), targets), leaf, create_graph=True
+        )
 
         def inner(pushed: Tensor) -> Tensor:
             if not gradient.requires_grad:
@@ -108,6 +110,7 @@ class Fisher(_OutputCurvature):
         super().__init__(problem, **options)
 
     def _inner(self, output: Tensor, targets: Any) -> Callable[[Tensor], Tensor]:
+        self.problem.mean.require_alike("the Fisher matrix", over_examples=False)
         if self.likelihood == "gaussian":
             return lambda pushed: pushed / output.shape[0]
         require(output.ndim >= 2, "outputs' shape", tuple(output.shape), "(examples, classes, …)")
@@ -123,8 +126,9 @@ class EmpiricalFisher(_OutputCurvature):
     """
 
     def _inner(self, output: Tensor, targets: Any) -> Callable[[Tensor], Tensor]:
+        self.problem.mean.require_alike("the empirical Fisher matrix")
         leaf = output.requires_grad_()
-        (gradient,) = torch.autograd.grad(self.problem.criterion(leaf, targets), leaf)
+        (gradient,) = torch.autograd.grad(self.problem.criterion(leaf.clone(), targets), leaf)
         count = output.shape[0]
         residual = gradient.reshape(count, -1) * count  # of each example's own loss
 
