@@ -112,13 +112,12 @@ def _require_enough(config: Config, images: int) -> None:
 def _real_sets(config: Config) -> tuple[TensorSet, TensorSet]:
     name = config.data.dataset
     if is_file_reference(name):
-        train, test = references.load(name)(config)
-        for part in (train, test):
-            if not isinstance(part, TensorSet):
-                raise ValueError(
-                    f"{name} returned a {type(part).__name__}; allowed: two TensorSets, train and test"
-                )
-        return train, test
+        sets = references.made(name, config, returns="two TensorSets, train and test")
+        parts = sets if isinstance(sets, (tuple, list)) else (sets,)
+        if len(parts) != 2 or not all(isinstance(part, TensorSet) for part in parts):
+            found = ", ".join(type(part).__name__ for part in parts)
+            raise ValueError(f"{name} returned {found}; allowed: two TensorSets, train and test")
+        return parts[0], parts[1]
     if name == "digits":
         from conadv_lab.data.digits import load_digits
 

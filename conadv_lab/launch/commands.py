@@ -180,11 +180,11 @@ def collect(words: list[str]) -> int:
         csv: Path | None = None
         """Write all columns to this file too."""
 
-    from conadv_lab.runs import collect as read
+    from conadv_lab.runs import frame_of
 
     asked = _parsed(Collect, words, "collect")
     writable(asked.csv)
-    frame = read([str(path) for path in find_runs(list(asked.places))])
+    frame = frame_of(str(path) for path in find_runs(list(asked.places)))
     if frame.empty:
         print("no run has started yet")
         return 0

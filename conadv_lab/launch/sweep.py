@@ -68,8 +68,7 @@ def bases_of(recipe: str) -> list[Config]:
 
     if not is_file_reference(recipe):
         return [find(recipe)()]
-    function = references.load(recipe)
-    made = function() if callable(function) else None
+    made = references.made(recipe, returns="a Config or a list of them")
     bases = [made] if isinstance(made, Config) else made
     if not isinstance(bases, list) or not bases or not all(isinstance(base, Config) for base in bases):
         raise ValueError(f"{recipe} is no sweep; allowed: a function that returns a Config or a list of them")

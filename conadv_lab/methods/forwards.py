@@ -31,13 +31,13 @@ def outputs_of(model: nn.Module, images: Tensor) -> Any:
     return outputs
 
 
-def judged(outputs: Any) -> Tensor:
+def logits(outputs: Any) -> Tensor:
     """The tensor that a criterion of tensors judges: the outputs, their ``logits`` (or ``out``), or their first part.
 
     Raises:
         ValueError: there is none.
 
-    >>> judged((torch.zeros(2), "features")).tolist()
+    >>> logits((torch.zeros(2), "features")).tolist()
     [0.0, 0.0]
     """
     if isinstance(outputs, Tensor):
@@ -49,13 +49,13 @@ def judged(outputs: Any) -> Tensor:
     if isinstance(outputs, (list, tuple)) and outputs and isinstance(outputs[0], Tensor):
         return outputs[0]
     raise ValueError(
-        f"the model returned a {type(outputs).__name__}; allowed: a tensor, a tuple that begins with one, "
+        f"the model returned {type(outputs).__name__}; allowed: a tensor, a tuple that begins with one, "
         "something with .logits, or a criterion that takes it as it is"
     )
 
 
 class Judge:
-    """A criterion for whatever a network returns: all of it where the criterion takes it, else what `judged` finds."""
+    """A criterion for whatever a network returns: all of it where the criterion takes it, else what `logits` finds."""
 
     def __init__(self, criterion: Criterion) -> None:
         self.criterion = criterion
@@ -66,7 +66,7 @@ class Judge:
             return self.criterion(outputs, labels)
         if self._takes_all is None:
             self._takes_all = self._tried(outputs, labels)
-        return self.criterion(outputs if self._takes_all else judged(outputs), labels)
+        return self.criterion(outputs if self._takes_all else logits(outputs), labels)
 
     def _tried(self, outputs: Any, labels: Tensor) -> bool:
         try:
@@ -82,7 +82,7 @@ def rows_of(outputs: Any, first: int, last: int) -> Any:
         return outputs[first:last]
     leaves, form = tree_flatten(outputs)
     if not any(isinstance(leaf, Tensor) for leaf in leaves):  # an object that torch cannot look into
-        return judged(outputs)[first:last]
+        return logits(outputs)[first:last]
     cut = [leaf[first:last] if isinstance(leaf, Tensor) and leaf.ndim else leaf for leaf in leaves]
     return tree_unflatten(cut, form)
 

@@ -143,7 +143,7 @@ def test_an_output_without_a_tensor_is_refused():
         def forward(self, x: Tensor) -> str:
             return "words"
 
-    with pytest.raises(ValueError, match="the model returned a str; allowed: a tensor, a tuple"):
+    with pytest.raises(ValueError, match="the model returned str; allowed: a tensor, a tuple"):
         trained(Words(), cl.Vanilla(), optimizer=object())
 
 
