@@ -124,13 +124,15 @@ def _tensor(values: Any, what: str) -> Tensor:
     if isinstance(values, Tensor):
         return values
     if isinstance(values, list) and values and all(isinstance(value, (int, np.integer)) for value in values):
-        return torch.tensor(values)
+        return torch.tensor(values, device="cpu")
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf":
         raise ValueError(
             f"the {what} of a batch are of type {type(values).__name__}; allowed: a tensor or a NumPy array"
         )
     # A copy, as torch warns of arrays that cannot be written to.
-    return torch.tensor(values, dtype=torch.get_default_dtype() if values.dtype.kind == "f" else None)
+    return torch.tensor(
+        values, dtype=torch.get_default_dtype() if values.dtype.kind == "f" else None, device="cpu"
+    )
 
 
 def _require_unit_range(images: Tensor) -> None:

@@ -82,7 +82,7 @@ def build(config: Config, ranks: Ranks = ALONE) -> Parts:
     with ranks.first_goes_first():
         train_set, test_set = load_sets(config, device)
     model = build_model(config, train_set.classes).to(device)
-    _require_fit(model, train_set, config)
+    require_fit(model, train_set, config)
     if isinstance(model, FastCNN):
         model.fit_whitening(
             as_float(train_set.fetch(torch.arange(min(WHITENING_IMAGES, len(train_set)), device="cpu"))[0])
@@ -112,7 +112,7 @@ def build(config: Config, ranks: Ranks = ALONE) -> Parts:
 
 
 @torch.no_grad()
-def _require_fit(model: nn.Module, images: ImageSet, config: Config) -> None:
+def require_fit(model: nn.Module, images: ImageSet, config: Config) -> None:
     """Raise ``ValueError`` if the network cannot take the images, before anything is written."""
     two = torch.arange(2, device="cpu") % len(images)
     pixels = as_float(images.fetch(two)[0]).to(next(model.parameters()).dtype)
