@@ -36,7 +36,7 @@ def resnet18_512() -> Config:
 
 
 def resnet18_2k() -> Config:
-    """CIFAR-10, ResNet-18, batch 2,048 with LARS.
+    """CIFAR-10, ResNet-18, batch 2,048 with LARS, 20 epochs.
 
     Command: python -m conadv_lab.train cifar10-resnet18-2k --data-dir DIR
     Result: not measured. Time on a GPU: not measured.
@@ -45,7 +45,7 @@ def resnet18_2k() -> Config:
 
 
 def resnet18_8k() -> Config:
-    """CIFAR-10, ResNet-18, batch 8,192 with LARS.
+    """CIFAR-10, ResNet-18, batch 8,192 with LARS, 20 epochs: 122 steps.
 
     Command: python -m conadv_lab.train cifar10-resnet18-8k --data-dir DIR
     Result: not measured. Time on a GPU: not measured.
@@ -99,6 +99,24 @@ def fast() -> Config:
     )
 
 
+def fast_2k() -> Config:
+    """CIFAR-10, the network of cifar10-fast at batch 2,048 with SGD, 20 epochs.
+
+    Command: python -m conadv_lab.train cifar10-fast-2k --data-dir DIR
+    Result: not measured. Time on a GPU: not measured.
+    """
+    return fast().replace(global_batch=2_048, epochs=20, warmup_epochs=5, lr_rule="sqrt")
+
+
+def fast_8k() -> Config:
+    """CIFAR-10, the network of cifar10-fast at batch 8,192 with SGD, 20 epochs: 122 steps.
+
+    Command: python -m conadv_lab.train cifar10-fast-8k --data-dir DIR
+    Result: not measured. Time on a GPU: not measured.
+    """
+    return fast_2k().replace(global_batch=8_192, micro_batch=2_048)
+
+
 def fast_cpu() -> Config:
     """CIFAR-10, the same in small, batch 512, 10 epochs: minutes on two CPU cores.
 
@@ -127,6 +145,7 @@ def _large(batch: int) -> Config:
         base_batch=512,
         lr_rule="sqrt",
         weight_decay=1e-4,
+        epochs=20,
         warmup_epochs=5,
         global_batch=batch,
         micro_batch=min(batch, 2_048),
@@ -142,5 +161,7 @@ RECIPES = {
     "cifar10-resnet18-8k": resnet18_8k,
     "cifar10-resnet20-cpu": resnet20_cpu,
     "cifar10-fast": fast,
+    "cifar10-fast-2k": fast_2k,
+    "cifar10-fast-8k": fast_8k,
     "cifar10-fast-cpu": fast_cpu,
 }
