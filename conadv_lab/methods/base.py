@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from conadv_lab.data.loader import Batch, Step
 from conadv_lab.methods.forwards import Criterion, Judge, outputs_of, rows_of, twice
+from conadv_lab.models.mixture import RowsMultiplied
 from conadv_lab.models.norm import (
     Branch,
-    RowsMultiplied,
     branch_of,
     left_no_statistics,
     one_update,

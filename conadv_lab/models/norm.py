@@ -8,172 +8,24 @@ used after training.
 import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from conadv_lab.mistakes import require
-from conadv_lab.models.averages import Averages, clear, fold
-from conadv_lab.models.synchronised import average_over_ranks, synchronised
-
-Branch = Literal["main", "adversarial"]
-Statistics = Literal["batch", "running"]
-Parts = tuple[int, int]
-"""How many leading images of a batch are clean, and how many follow that are altered."""
-HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
+from conadv_lab.models.averages import clear
+from conadv_lab.models.mixture import (
+    Branch,
+    MixtureBatchNorm,
+    Mode,
+    Parts,
+    Ranks,
+    Statistics,
+    fold_seen,
 )
-
-
-class RowsMultiplied(ValueError):
-    """A norm sees more or fewer rows than there are images, so that nobody knows which of them are clean."""
-
-
-@dataclass(frozen=True)
-class _Ranks:
-    """The ranks that average their statistics; ``spread`` where each of them has a slice of every group."""
-
-    group: Any
-    spread: bool
-
-    def __deepcopy__(self, _memo: object) -> None:
-        """A copy of a model, as for an evaluation, belongs to its own rank alone."""
-
-
-@dataclass
-class _Mode:
-    """What all mixture norms of one model share: which branch, which statistics, and an open global step.
-
-    ``touched`` is what the forward under way saw, ``folded`` what the step's earlier ones did; ``whole`` are the
-    models, by identity, all of whose mixture norms were seen to share this mode.
-    """
-
-    branch: Branch | Parts = "main"
-    statistics: Statistics | None = None
-    in_step: bool = False
-    rows_multiplied: bool = False
-    folded_within: bool = False
-    whole: set[int] = field(default_factory=set)
-    touched: list[Averages] = field(default_factory=list)
-    folded: dict[Averages, None] = field(default_factory=dict)
-    adversarial_updates: int | None = None
-    ranks: _Ranks | None = None
-
-
-class MixtureBatchNorm(nn.Module):
-    """Two batch norms with the same input shape; the model's context says which one an image goes through.
-
-    The children ``main`` and ``adversarial`` are ordinary batch norms of the type that was converted, so
-    ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` keeps both. Other attributes are those of ``main``. Hooks of the
-    norm are those of both branches, and are called with the branch that an image goes through.
-    """
-
-    def __init__(self, norm: _BatchNorm, mode: _Mode) -> None:
-        super().__init__()
-        self.main = norm
-        self.adversarial = _twin(norm)
-        self.mode = mode
-        self._averages = self._empty_averages()
-        self.register_load_state_dict_post_hook(_forget_updates)
-
-    def __getattr__(self, name: str):
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "main":
-                raise
-            return getattr(self.main, name)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> "MixtureBatchNorm":
-        super()._apply(fn, recurse)
-        self._averages = self._empty_averages()
-        return self
-
-    def _empty_averages(self) -> dict[str, Averages]:
-        # Made here and not in a forward, which would have to be compiled once to make them and once to use them.
-        norms: dict[str, Any] = {"main": self.main, "adversarial": self.adversarial}
-        return {
-            name: Averages.of(name, norm) for name, norm in norms.items() if norm.running_mean is not None
-        }
-
-    def forward(self, x: Tensor) -> Tensor:
-        branch = self.mode.branch
-        if not isinstance(branch, tuple):
-            return self._normalise(branch, x)
-        clean, other = branch
-        if len(x) != clean + other:
-            self.mode.rows_multiplied = True
-            raise RowsMultiplied(
-                f"a batch norm sees {len(x)} rows of {clean + other} images, as where time or crops are folded into "
-                "the batch; allowed: clean and altered images in forwards of their own"
-            )
-        if other == 0:
-            return self._normalise("main", x)
-        if clean == 0:
-            return self._normalise("adversarial", x)
-        # split, not slices: the backward of a split is one concatenation, of slices two zero-filled copies
-        parts = x.split((clean, other))
-        return torch.cat([self._normalise("main", parts[0]), self._normalise("adversarial", parts[1])])
-
-    def _normalise(self, branch: Branch, x: Tensor) -> Tensor:
-        norm = self.main if branch == "main" else self.adversarial
-        if not (
-            norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks
-        ):
-            return self._normalised(branch, norm, x)
-        norm.__dict__["forward"] = lambda x: self._normalised(branch, norm, x)
-        try:
-            return norm(x)
-        finally:
-            del norm.__dict__["forward"]
-
-    def _normalised(self, branch: Branch, norm: Any, x: Tensor) -> Tensor:
-        statistics = self.mode.statistics
-        if statistics == "batch":
-            if self.mode.ranks is not None and self.mode.ranks.spread:
-                return synchronised(x, norm.weight, norm.bias, norm.eps, self.mode.ranks.group)[0]
-            return F.batch_norm(x, None, None, norm.weight, norm.bias, True, 0.0, norm.eps)
-        if statistics is None and norm.training and norm.running_mean is not None:
-            if self.mode.in_step:
-                return self._accumulate(branch, norm, x)
-            self.mode.adversarial_updates = None
-            return type(norm).forward(norm, x)
-        norm._check_input_dim(x)
-        use_batch = norm.running_mean is None
-        return F.batch_norm(
-            x, norm.running_mean, norm.running_var, norm.weight, norm.bias, use_batch, 0.0, norm.eps
-        )
-
-    def _accumulate(self, branch: Branch, norm: Any, x: Tensor) -> Tensor:
-        """Normalise by the batch and add its statistics to the average over this step's groups."""
-        group = self._averages.get(branch)
-        if group is None or not group.fits(norm):
-            group = self._averages[branch] = Averages.of(branch, norm)
-        if group.waiting:
-            _fold(self.mode)  # the norm is used twice in a forward, or forwards follow without `branch_of`
-            self.mode.folded_within = True
-        group.waiting = True
-        self.mode.touched.append(group)
-        # Momentum 1: the buffers take this group's statistics as they are.
-        if _spans_ranks(norm):
-            return _with_buffers(norm, group, x)
-        norm._check_input_dim(x)
-        if self.mode.ranks is not None and self.mode.ranks.spread:
-            y, mean, var = synchronised(x, norm.weight, norm.bias, norm.eps, self.mode.ranks.group)
-            group.mean.copy_(mean)
-            group.var.copy_(var)
-            return y
-        return F.batch_norm(x, group.mean, group.var, norm.weight, norm.bias, True, 1.0, norm.eps)
+from conadv_lab.models.synchronised import average_over_ranks
 
 
 def mixture_batch_norm(model: nn.Module) -> nn.Module:
@@ -189,7 +41,7 @@ def mixture_batch_norm(model: nn.Module) -> nn.Module:
     >>> sorted(name for name, _ in net.named_parameters() if name.startswith("1."))
     ['1.adversarial.bias', '1.adversarial.weight', '1.main.bias', '1.main.weight']
     """
-    mode = next((m.mode for m in model.modules() if isinstance(m, MixtureBatchNorm)), _Mode())
+    mode = next((m.mode for m in model.modules() if isinstance(m, MixtureBatchNorm)), Mode())
     mode.whole.clear()
     mode.adversarial_updates = None
     return _convert(model, mode, {})
@@ -259,7 +111,7 @@ def branch_of(
         yield
         return
     before = mode.branch, mode.statistics
-    _fold(mode)
+    fold_seen(mode)
     mode.branch, mode.statistics, mode.folded_within = branch, statistics, False
     try:
         yield
@@ -305,7 +157,7 @@ def one_update(model: nn.Module, momentum: float | None = None) -> Iterator[None
         yield
         _commit(mode, momentum)
     finally:
-        _fold(mode)
+        fold_seen(mode)
         clear(list(mode.folded))
         mode.folded.clear()
         mode.in_step = False
@@ -322,7 +174,7 @@ def share_statistics(model: nn.Module, group: Any, spread: bool = False) -> None
     """
     mode = _mode(model)
     if mode is not None:
-        mode.ranks = _Ranks(group, spread)
+        mode.ranks = Ranks(group, spread)
 
 
 @torch.no_grad()
@@ -360,17 +212,7 @@ def adversarial_updates(model: nn.Module) -> int | None:
     return mode.adversarial_updates
 
 
-def _twin(norm: _BatchNorm) -> _BatchNorm:
-    """A copy that shares the norm's hooks: a handle removes one from both, and what one records into is no copy."""
-    hooks = {id(of_one_kind): of_one_kind for of_one_kind in (getattr(norm, name) for name in HOOKS)}
-    # Weights that a hook computes before each forward, as pruning does, are no leaves, which torch does not copy.
-    computed = {
-        id(v): v.detach().clone() for v in vars(norm).values() if isinstance(v, Tensor) and not v.is_leaf
-    }
-    return copy.deepcopy(norm, {**hooks, **computed})
-
-
-def _convert(module: nn.Module, mode: _Mode, done: dict[int, MixtureBatchNorm]) -> nn.Module:
+def _convert(module: nn.Module, mode: Mode, done: dict[int, MixtureBatchNorm]) -> nn.Module:
     if isinstance(module, MixtureBatchNorm):
         module.mode = mode
         return module
@@ -388,7 +230,7 @@ def _convert(module: nn.Module, mode: _Mode, done: dict[int, MixtureBatchNorm]) 
     return module
 
 
-def _mode(model: nn.Module) -> _Mode | None:
+def _mode(model: nn.Module) -> Mode | None:
     norm = next((m for m in model.modules() if isinstance(m, MixtureBatchNorm)), None)
     if norm is None:
         return None
@@ -398,7 +240,7 @@ def _mode(model: nn.Module) -> _Mode | None:
     return norm.mode
 
 
-def _require_one_mode(model: nn.Module, mode: _Mode) -> None:
+def _require_one_mode(model: nn.Module, mode: Mode) -> None:
     for name, module in model.named_modules():
         if isinstance(module, MixtureBatchNorm) and module.mode is not mode:
             raise ValueError(
@@ -407,16 +249,9 @@ def _require_one_mode(model: nn.Module, mode: _Mode) -> None:
             )
 
 
-def _fold(mode: _Mode) -> None:
-    if mode.touched:
-        fold(mode.touched)
-        mode.folded |= dict.fromkeys(mode.touched)
-        mode.touched.clear()
-
-
-def _commit(mode: _Mode, momentum: float | None) -> None:
+def _commit(mode: Mode, momentum: float | None) -> None:
     """One exponential-average step of every touched norm; ``momentum=None`` in a norm means a plain average."""
-    _fold(mode)
+    fold_seen(mode)
     if not mode.folded:
         return
     if mode.ranks is not None and not mode.ranks.spread:  # slices of a group know its statistics already
@@ -437,29 +272,8 @@ def _commit(mode: _Mode, momentum: float | None) -> None:
         mode.adversarial_updates += 1
 
 
-def _spans_ranks(norm: _BatchNorm) -> bool:
-    ready = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return isinstance(norm, nn.SyncBatchNorm) and ready and torch.distributed.get_world_size() > 1
-
-
-def _with_buffers(norm: Any, group: Averages, x: Tensor) -> Tensor:
-    """Call a synchronised norm, its statistics going to ``group`` instead of its own buffers."""
-    kept = norm.running_mean, norm.running_var, norm.num_batches_tracked, norm.momentum
-    norm.running_mean, norm.running_var = group.mean, group.var
-    norm.num_batches_tracked = torch.zeros_like(norm.num_batches_tracked)
-    norm.momentum = 1.0
-    try:
-        return type(norm).forward(norm, x)
-    finally:
-        norm.running_mean, norm.running_var, norm.num_batches_tracked, norm.momentum = kept
-
-
 def forget_updates(model: nn.Module) -> None:
     """Count the adversarial branch's updates anew from its buffers: call it after writing to them directly."""
     mode = _mode(model)
     if mode is not None:
         mode.adversarial_updates = None
-
-
-def _forget_updates(module: MixtureBatchNorm, _keys: object) -> None:
-    module.mode.adversarial_updates = None

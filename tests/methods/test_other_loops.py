@@ -11,7 +11,8 @@ import conadv_lab as cl
 from conadv_lab.data.loader import Batch
 from conadv_lab.methods.base import train_on_both
 from conadv_lab.methods.forwards import outputs_of
-from conadv_lab.models.norm import RowsMultiplied, branch_of, mixture_batch_norm, one_update
+from conadv_lab.models.mixture import RowsMultiplied
+from conadv_lab.models.norm import branch_of, mixture_batch_norm, one_update
 from tests.conftest import small_cnn
 
 ATTACK = cl.SignAttack(0.1)

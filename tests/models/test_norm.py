@@ -220,7 +220,7 @@ def test_a_step_that_went_wrong_leaves_no_nan_behind():
 
 def test_a_norm_over_ranks_gives_its_statistics_to_the_step(monkeypatch):
     """The path of several ranks, with one: the synchronised norm's own forward, the step's buffers."""
-    monkeypatch.setattr("conadv_lab.models.norm._spans_ranks", lambda norm: True)
+    monkeypatch.setattr("conadv_lab.models.mixture._spans_ranks", lambda norm: True)
     model = mixture_batch_norm(nn.Sequential(nn.SyncBatchNorm(2))).double()
     x = images(12)
     with one_update(model):
