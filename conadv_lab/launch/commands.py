@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import tyro
 
+from conadv_lab.config import Config
 from conadv_lab.launch import beforehand, local, profiles, send, slurm
 from conadv_lab.launch import status as states
 from conadv_lab.launch.options import RunOptions
@@ -157,6 +158,9 @@ def retry(words: list[str]) -> int:
         return 0
     batches = send.again([one.run for one in chosen], profile, asked.new_code)
     for batch in batches:
+        if profile is not None:  # perhaps of more ranks than can share a step; the data were looked at before
+            configs = [Config.from_dict(Record(path).job["config"]) for path in batch.paths]
+            beforehand.check(configs, batch.profile, data_here=False)
         batch.check()
     for batch in batches:
         send.resend(batch)
@@ -307,6 +311,5 @@ def _runs(count: int) -> str:
 
 
 def _fields() -> set[str]:
-    from conadv_lab.config import Config
 
     return {name for section in Config().to_dict().values() for name in section}

@@ -434,3 +434,13 @@ def test_photographs_that_are_here_are_looked_at(fake, capsys, tmp_path):
     assert (status, err) == (0, "")
     status, _, err = run(capsys, *words, "--global-batch", "32", "--out", tmp_path / "other")
     assert (status, "global_batch is 32; allowed: 1 to 24" in err) == (2, True)
+
+
+def test_retry_with_more_ranks_than_can_share_a_step_is_refused(fake, capsys, tmp_path):
+    (tmp_path / "wide.toml").write_text("tasks_per_node = 4\n")
+    assert run(capsys, "run", "digits-conadv", "--out", tmp_path / "run")[0] == 0
+    Record(tmp_path / "run").note("failed", job="41", error="ValueError: no")
+    (fake / "sent").unlink()
+    status, _, err = run(capsys, "retry", tmp_path / "run", "--profile", tmp_path / "wide.toml")
+    assert (status, "4 ranks cannot share a step" in err) == (2, True), err
+    assert not (fake / "sent").exists()
