@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from conadv_lab.config import Config, is_file_reference
+from conadv_lab.config import Config, Data, is_file_reference
 from conadv_lab.data.loader import ImageSet
 from conadv_lab.data.sets import load_sets, require_enough
 from conadv_lab.data.synthetic import Synthetic
@@ -46,7 +46,7 @@ class Beforehand:
         self.ranks, self.here, self.data_here = ranks, here, data_here
         self.same_environment = same_environment
         self.unseen: dict[str, None] = {}
-        self._sets: dict[Hashable, ImageSet | None] = {}
+        self._sets: dict[Data, ImageSet | None] = {}
         self._fitting: set[Hashable] = set()
 
     def check(self, config: Config) -> None:
@@ -68,7 +68,8 @@ class Beforehand:
             ranks = Ranks(count=self.ranks, attackers=config.method.attackers)
             known = Synthetic(2**31 - 1 if images is None else len(images))
             # Photographs are cut into steps as all images are, but without workers and memory for them.
-            stream = build_stream(config.replace(dataset="synthetic"), method, known, ranks)
+            plain = config.replace(dataset="synthetic") if config.data.dataset == "imagenet" else config
+            stream = build_stream(plain, method, known, ranks)
             if images is not None or config.training.steps is not None:
                 build_schedule(config, stream, len(known))
 
@@ -92,10 +93,11 @@ class Beforehand:
         if not self.data_here and (own or data.dataset == "imagenet"):
             self.unseen[f"data set {data.dataset} in {data.data_dir}"] = None
             return None
-        key = config if own else (data, config.training.seed if data.dataset == "imagenet" else 0)
-        if key not in self._sets:
-            self._sets[key] = self._loaded(config)
-        return self._sets[key]
+        if (
+            data not in self._sets
+        ):  # one of the user's own may depend on more, but a sweep has thousands of seeds
+            self._sets[data] = self._loaded(config)
+        return self._sets[data]
 
     def _loaded(self, config: Config) -> ImageSet | None:
         data = config.data
