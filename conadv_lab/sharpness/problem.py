@@ -93,7 +93,8 @@ class Problem:
         self.model, self.criterion, self.bn, self.seed = model, criterion, bn, seed
         self.all_reduce = all_reduce
         self.weights_of_batches: list[float] | None = None
-        self.batches: Iterable[Batch] = Passes(reusable(batches))
+        self.batches = reusable(batches)
+        self._passes: Iterable[Batch] = Passes(self.batches)
         tensors = dict(model.named_parameters())
         if not tensors:
             raise ValueError(f"the model {type(model).__name__} has no parameters; nothing can be measured")
@@ -166,7 +167,8 @@ class Problem:
 
     def use(self, batches: list[Batch]) -> None:
         """Take these few batches, on this rank alone, in place of all the data."""
-        self.all_reduce, self.batches, self.weights_of_batches = False, batches, None
+        self.all_reduce, self.weights_of_batches = False, None
+        self.batches = self._passes = batches
         self.batch_sizes = tuple(first_tensor(inputs).shape[0] for inputs, _ in batches)
         self.examples = sum(self.batch_sizes)
 
@@ -234,14 +236,14 @@ class Problem:
         Autocast is as it was around the problem's making.
         """
         with (
-            untouched(self.model, getattr(self.batches, "source", self.batches), self.bn, self.seed),
+            untouched(self.model, self.batches, self.bn, self.seed),
             under(self._autocast_around, self.device),
         ):
             yield
 
     def data(self) -> Iterator[tuple[Any, Any, float]]:
         """Each batch on the device, with its share: of what the loss divides by, such as all examples."""
-        for index, batch in enumerate(self.batches):
+        for index, batch in enumerate(self._passes):
             inputs, targets = pair(batch)
             inputs = to_device(inputs, self.device, self.compute_dtype)
             targets = copied(to_device(targets, self.device, self.compute_dtype))
