@@ -79,6 +79,11 @@ class Divisors(TorchFunctionMode):
         return next(iter(self.found)) if len(self.found) == 1 else None
 
 
+def _whole(divisor: float, targets: Any) -> bool:
+    """Whether that many labels are all there are: a mask may have left some out before the loss."""
+    return not isinstance(targets, Tensor) or divisor % max(targets.numel(), 1) == 0
+
+
 def labels_that_count(criterion: Any, targets: Tensor) -> Tensor:
     """Where class labels are not those that the criterion (by default, any loss of torch) ignores."""
     return targets != getattr(criterion, "ignore_index", -100)
@@ -148,7 +153,7 @@ class Mean:
         elif self._kind == "examples" and not self._still_over_examples(batch, size, run):
             self._kind = "batch"
         if self._kind == "labels" and known is not None:
-            self.uniform &= known[1]
+            self.uniform &= known[1] and _whole(known[0], targets)
             self.weights.append(known[0])
         else:
             self.weights.append(float(size))

@@ -22,7 +22,7 @@ from conadv_lab.sharpness.checks import (
     reusable,
 )
 from conadv_lab.sharpness.classes import classes_of
-from conadv_lab.sharpness.effects import WAYS, hidden, listed, reentrant
+from conadv_lab.sharpness.effects import WAYS, bypassed, hidden, listed, reentrant
 from conadv_lab.sharpness.means import Divisors, Mean
 from conadv_lab.sharpness.nests import copied, first_tensor, hash_into, logits, pair, take, to_device
 from conadv_lab.sharpness.precision import AutocastWatch, arithmetic, autocast_around, roundoff, under
@@ -331,8 +331,9 @@ class Problem:
                 run = partial(self._part, leaves, inputs, targets)
                 if index == 0:
                     self.classes = classes_of(output, targets, seen.labelled)
-                    check_mean(lambda x, y: self.loss(leaves, x, y), inputs, targets)
-                weight = self.mean.add(seen, output, targets, int(share), run)
+                    self._check_first(loss, leaves, inputs, targets)
+                with torch.random.fork_rng(self._cuda()):  # a random loss must not move the loader's numbers
+                    weight = self.mean.add(seen, output, targets, int(share), run)
                 check_loss(loss, index)
                 grads = self._gradients(loss, leaves)
                 used = [u or g is not None for u, g in zip(used, grads, strict=True)]
@@ -353,6 +354,19 @@ class Problem:
         self.gradient = self.reduced(gradient) / self.counted
         self.data_hash = self._hash_of_all(digest.digest())
         self._drop_unused(used, named)
+
+    def _cuda(self) -> list[torch.device]:
+        return [self.device] if self.device.type == "cuda" else []
+
+    def _check_first(self, loss: Tensor, leaves: list[Tensor], inputs: Any, targets: Any) -> None:
+        if name := bypassed(loss, self.model):
+            raise ValueError(
+                f"the loss reads the model's parameter {name!r} itself and not through the model's call, so that "
+                "part would count as a constant; allowed: a loss of outputs and targets, the rest being the "
+                "model's to return"
+            )
+        with torch.random.fork_rng(self._cuda()):
+            check_mean(lambda x, y: self.loss(leaves, x, y), inputs, targets)
 
     def _gradients(self, loss: Tensor, leaves: list[Tensor]) -> Sequence[Tensor | None]:
         if not loss.requires_grad:
