@@ -7,6 +7,7 @@ from torch.utils.checkpoint import checkpoint
 
 from conadv_lab.sharpness.operators import Hessian
 from conadv_lab.sharpness.problem import Problem
+from tests.elsewhere import elsewhere
 
 from .oracle import difference_hessian
 from .zoo import real
@@ -113,3 +114,9 @@ def test_a_random_loss_does_not_move_the_loaders_numbers():
     loader = torch.utils.data.DataLoader(Noisy(), batch_size=len(X))
     problem = Problem(Two("not reentrant").double(), noisy, loader)
     assert problem.value() == problem.initial_loss
+
+
+def test_hidden_parameters_are_found_wherever_the_default_device_is():
+    model = Two("detached").double()
+    with elsewhere(), pytest.raises(ValueError, match=FIRST):
+        Problem(model, nn.CrossEntropyLoss(), (X, Y))

@@ -10,6 +10,7 @@ from conadv_lab.sharpness.exact import exact_trace
 from conadv_lab.sharpness.measures import measure
 from conadv_lab.sharpness.operators import EmpiricalFisher, Fisher, Hessian
 from conadv_lab.sharpness.problem import Problem
+from tests.elsewhere import elsewhere
 
 from .oracle import difference_hessian
 from .zoo import LOSSES, REFUSED, real
@@ -119,6 +120,10 @@ def contrastive(output: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(output @ output.T / 3, torch.arange(len(output)))
 
 
+def similar(output: Tensor, targets: Tensor) -> Tensor:
+    return (output @ output.T).square().mean()
+
+
 def two_means(output: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(output, targets) + F.mse_loss(output, torch.zeros_like(output))
 
@@ -150,6 +155,17 @@ def test_a_mean_of_ones_own_is_tried_between_batches_too() -> None:
 
     with pytest.raises(ValueError, match="mean is over something else"):
         Problem(network(), both, list(zip(X.split(75), pairs.split(75), strict=True)))
+
+
+def test_batches_of_one_example_are_tried_beside_one_another() -> None:
+    def positions(output: Tensor, targets: Tensor) -> Tensor:
+        counts = (targets >= 0).double()
+        each = (output[:, :, None] - targets[:, None]).square().mean(1)
+        return (each * counts).sum() / counts.sum()
+
+    y = real(5, 4)
+    with pytest.raises(ValueError, match="mean is over something else"):
+        Problem(network(), positions, list(zip(X[:5].split(1), y.split(1), strict=True)))
 
 
 def test_a_mean_over_examples_of_ones_own_is_weighed_by_examples() -> None:
@@ -231,3 +247,11 @@ def test_a_mask_before_the_loss_counts_as_ignored_labels_do() -> None:
     truth = difference_hessian(model, nn.CrossEntropyLoss(), X, y)
     torch.testing.assert_close(Hessian(problem).dense(), truth, rtol=0, atol=1e-8)
     assert not problem.mean.uniform
+
+
+def test_means_are_found_out_wherever_the_default_device_is() -> None:
+    batches, model = batches_of(X, ignored()), network()
+    with elsewhere():
+        Problem(model, nn.CrossEntropyLoss(), batches)
+        with pytest.raises(ValueError, match="mean is over something else"):
+            Problem(model, similar, batches)
