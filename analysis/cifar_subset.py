@@ -1,12 +1,12 @@
 """Does ConAdv help on a part of CIFAR-10 that a CPU can train on, at small and large batch, and at equal cost?
 
-Regime: 8,192 fixed training images of CIFAR-10 (of 50,000) and all 10,000 test images, at 16 x 16 pixels, each the
-mean of four; ResNet-20, crops and flips, SGD with Nesterov momentum, cosine, 10 epochs (80 steps at batch 1,024, 640 at
-batch 128), ε = 2/255. Nets are far from converged, as those of large batches are. Methods: vanilla, ConAdv, and the
-equal-cost forms of recycled ConAdv and of its control, copy; vanilla also with 8/3 of the steps, which is what the
-attack's arithmetic would pay for. Each cell has its own learning rate, 0.1 · √(B/128) times a factor of (1, 2, 4),
-chosen by one run a factor on 5,000 other training images; the 3 reported seeds are others. Flatness is that of the
-training loss on its first 256 images.
+Regime: 4,096 fixed training images of CIFAR-10 (of 50,000) and all 10,000 test images; the fast CPU network of recipe
+`cifar10-fast-cpu` with its augmentation, smoothing and schedule, 10 epochs (40 steps at batch 1,024, 320 at batch 128),
+ε = 2/255. Nets are far from converged, as those of large batches are. Methods: vanilla, ConAdv, and the equal-cost
+forms of recycled ConAdv and of its control, copy; vanilla also with 8/3 of the steps, which is what the attack's
+arithmetic would pay for. Each cell has its own learning rate, 1.5 · √(B/512) times a factor of (½, 1, 2), chosen by one
+run a factor on 5,000 other training images; the 3 reported seeds are others. Flatness is that of the training loss on
+its first 256 images.
 
     python -m analysis.cifar_subset --scale full --data-dir DIR       a run that is there is not run again
 
@@ -50,8 +50,8 @@ class Scale:
 
 SCALES = {
     "smoke": Scale(256, 1, (64,), (1.0,), 1),
-    "small": Scale(1_024, 4, (256, 64), (1.0, 2.0), 2),
-    "full": Scale(8_192, 10, (1_024, 128), (1.0, 2.0, 4.0), 3),
+    "small": Scale(1_024, 4, (256, 64), (0.5, 1.0), 2),
+    "full": Scale(4_096, 10, (1_024, 128), (0.5, 1.0, 2.0), 3),
 }
 
 
@@ -71,18 +71,17 @@ def cells(scale: Scale) -> list[Cell]:
 
 def config_of(cell: Cell, scale: Scale, factor: float, seed: int, data_dir: str) -> Config:
     """The run of a cell at one factor of the learning rate."""
-    return cifar.resnet20_cpu().replace(
-        dataset=folds.HALVED, train_images=scale.images, data_dir=data_dir, crop=2,
-        method=cell.method, global_batch=cell.global_batch, steps=cell.steps,
-        warmup_epochs=0, warmup_steps=round(cell.steps / 8),
-        lr=factor * 0.1 * (cell.global_batch / 128) ** 0.5, seed=seed,
+    return cifar.fast_cpu().replace(
+        train_images=scale.images, data_dir=data_dir, method=cell.method, global_batch=cell.global_batch,
+        steps=cell.steps, warmup_epochs=0, warmup_steps=round(0.23 * cell.steps),
+        lr=factor * 1.5 * (cell.global_batch / 512) ** 0.5, seed=seed,
         threads=1, log_every=1_000_000, checkpoint_every=1_000_000,
     )  # fmt: skip
 
 
 def tuning_of(cell: Cell, scale: Scale, factor: float, data_dir: str) -> Config:
     """The same on the same images, judged on training images that no run trains on."""
-    return config_of(cell, scale, factor, TUNING_SEED, data_dir).replace(dataset=folds.HALVED_TUNING)
+    return config_of(cell, scale, factor, TUNING_SEED, data_dir).replace(dataset=folds.CIFAR10_PART)
 
 
 def measure(given: Options) -> tuple["pd.DataFrame", Figures]:
@@ -161,7 +160,7 @@ def numbers(rows: "pd.DataFrame") -> dict[str, Any]:
         accuracy = batches.comparisons(own, difference, "test_accuracy")
         flatness = batches.comparisons(own, ratio, "top_eigenvalue")
         adaptive = batches.comparisons(own, ratio, "adaptive_worst_logit_normalised")
-        told = comparison_table(own, accuracy, flatness, "part of CIFAR-10, 16 x 16 pixels").splitlines()
+        told = comparison_table(own, accuracy, flatness, "part of CIFAR-10 (JPEG)").splitlines()
         lines += told[2:] if lines else told
         prefix = "small_" if lines != told else ""
         found |= {prefix + name: estimate for name, estimate in accuracy.items()}

@@ -10,8 +10,7 @@ from conadv_lab.seeds import generator
 FOLDS = 5
 DIGITS = "analysis/folds.py:digits"
 CIFAR10 = "analysis/folds.py:cifar10"
-HALVED = "analysis/folds.py:halved"
-HALVED_TUNING = "analysis/folds.py:halved_tuning"
+CIFAR10_PART = "analysis/folds.py:cifar10_part"
 BESIDE = 5_000
 
 
@@ -31,24 +30,15 @@ def cifar10(config: Config) -> tuple[TensorSet, TensorSet]:
     return _parted(images, labels, config.training.seed)
 
 
-def halved(config: Config) -> tuple[TensorSet, TensorSet]:
-    """CIFAR-10's (training, test) images at 16 x 16 pixels, each the mean of four: for a CPU."""
+def cifar10_part(config: Config) -> tuple[TensorSet, TensorSet]:
+    """(training, validation) images: the ``train_images`` of a run on a part of CIFAR-10, and 5,000 others."""
     from conadv_lab.data.cifar import load_cifar
 
-    images, labels, *test = load_cifar(config.data.data_dir, "cifar10", download=config.data.download)
-    return TensorSet(_half(images), labels, 10), TensorSet(_half(test[0]), test[1], 10)
-
-
-def halved_tuning(config: Config) -> tuple[TensorSet, TensorSet]:
-    """(training, validation) images: the ``train_images`` that `halved` would give, and 5,000 others."""
-    train, _ = halved(config)
+    images, labels, _, _ = load_cifar(config.data.data_dir, "cifar10", download=config.data.download)
+    train = TensorSet(images, labels, 10)
     used = config.data.train_images or len(train) - BESIDE
     both = train.subset(used + BESIDE)  # of one shuffle, whatever the number
     return train.subset(used), TensorSet(both.images[used:], both.labels[used:], 10)
-
-
-def _half(images: Tensor) -> Tensor:
-    return torch.nn.functional.avg_pool2d(images.float(), 2).round().to(torch.uint8)
 
 
 def _parted(images: Tensor, labels: Tensor, seed: int) -> tuple[TensorSet, TensorSet]:

@@ -15,7 +15,7 @@ _HOMES = {
     "ConAdv": "conadv_lab.methods.adversarial",
     "Copy": "conadv_lab.methods.adversarial",
     "DisAdv": "conadv_lab.methods.adversarial",
-    "lookahead": "conadv_lab.data.loader",
+    "lookahead": "conadv_lab.data.lookahead",
     "mixture_batch_norm": "conadv_lab.models.norm",
     "Noise": "conadv_lab.methods.adversarial",
     "PGDAttack": "conadv_lab.methods.attack",

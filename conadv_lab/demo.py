@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from conadv_lab.config import Config, resolved
+from conadv_lab.pipes import outlive_readers
 from conadv_lab.recipes import digits
 
 BATCHES = (64, 256, 898)
@@ -247,4 +248,5 @@ def _progress(done: Iterable[Any], total: int) -> Iterator[Any]:
 
 
 if __name__ == "__main__":
+    outlive_readers()
     sys.exit(main())

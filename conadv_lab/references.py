@@ -1,6 +1,7 @@
 """A user's own method, recipe, model or data set: ``path/to/file.py:function``."""
 
 import importlib.util
+import inspect
 import sys
 from hashlib import sha256
 from pathlib import Path
@@ -42,3 +43,26 @@ def load(reference: str) -> Any:
         own = [key for key in vars(module) if not key.startswith("_")]
         raise unknown(f"name in {path.name}", name, own)
     return getattr(module, name)
+
+
+def made(reference: str, *arguments: object, returns: str) -> Any:
+    """What the function that a reference names returns for these arguments: a config, or none.
+
+    Raises:
+        ValueError: no such function, or one of other arguments.
+    """
+    function = load(reference)
+    takes = "one argument, the config," if arguments else "no arguments"
+    allowed = f"allowed: a function of {takes} that returns {returns}"
+    if not callable(function):
+        raise ValueError(f"{reference} is of type {type(function).__name__}; {allowed}")
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # of some builtins none is known
+        return function(*arguments)
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        what = "a class" if isinstance(function, type) else "a function"
+        raise ValueError(f"{reference} is {what} that takes {signature}; {allowed}") from None
+    return function(*arguments)

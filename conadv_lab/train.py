@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from conadv_lab.config import Config, resolved
 from conadv_lab.launch import ranks
 from conadv_lab.mistakes import require
+from conadv_lab.pipes import outlive_readers
 
 if TYPE_CHECKING:
     from conadv_lab.cli import Options
@@ -138,4 +139,5 @@ def _is_first() -> bool:
 
 
 if __name__ == "__main__":
+    outlive_readers()
     sys.exit(main())

@@ -10,7 +10,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from conadv_lab.config import DATASETS, METHODS, MODELS, OPTIMIZERS, Config
 from conadv_lab.data import order
-from conadv_lab.data.loader import lookahead
+from conadv_lab.data.lookahead import lookahead
 from conadv_lab.data.policies import _evenly
 from conadv_lab.footprint import memory_bytes
 from conadv_lab.methods.attack import PGDAttack, SignAttack

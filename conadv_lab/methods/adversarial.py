@@ -22,10 +22,11 @@ from conadv_lab.methods.base import (
     train_on_clean,
 )
 from conadv_lab.methods.kept import Kept
+from conadv_lab.methods.learning import LOOKS, LearnsBoth
 from conadv_lab.methods.placement import Placement
 from conadv_lab.methods.signs import pack, unpack
 from conadv_lab.mistakes import require, unknown
-from conadv_lab.models.norm import has_batch_norm, one_update
+from conadv_lab.models.norm import branch_parameters, has_batch_norm, one_update
 
 Weights = tuple[float, float]
 HALVES: Weights = (0.5, 0.5)
@@ -40,6 +41,7 @@ class TwoBranches(Method):
         self.weights = weights
         self._check = MeanCheck()
         self._checked_model: nn.Module | None = None
+        self._learns = LearnsBoth([])
 
     def _checked(self, model: nn.Module, step: Step, criterion: Criterion) -> Criterion:
         if model is not self._checked_model:
@@ -49,6 +51,9 @@ class TwoBranches(Method):
                     "convert it first: model = conadv_lab.mixture_batch_norm(model)"
                 )
             self._checked_model = model
+            self._learns = LearnsBoth(branch_parameters(model), looks=LOOKS if self.weights[0] else 0)
+        else:
+            self._learns.check()
         if step.ahead < self.lookahead:
             raise ValueError(
                 f"the steps look {step.ahead} ahead; {type(self).__name__} needs lookahead(…, ahead={self.lookahead})"
@@ -83,6 +88,10 @@ class ConAdv(TwoBranches):
         placement: Placement | None = None,
     ) -> None:
         super().__init__(weights)
+        if isinstance(attack, type) or not hasattr(attack, "perturb"):
+            raise ValueError(
+                f"attack is {attack!r}; allowed: an attack, such as conadv_lab.SignAttack(epsilon={_radius(attack)})"
+            )
         require(
             isinstance(staleness, int) and staleness >= 0,
             "staleness",
@@ -326,6 +335,12 @@ class Copy(_Control):
 
     def alter(self, batch: Batch) -> Tensor:
         return batch.images
+
+
+def _radius(given: object) -> str:
+    """The ε that was meant where a number was given for an attack."""
+    is_radius = isinstance(given, (int, float)) and not isinstance(given, bool) and 0 <= given <= 1
+    return f"{given:g}" if is_radius else "1/255"
 
 
 def _weights(weights: Weights | None, equal_cost: bool) -> Weights:

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from conadv_lab.data.hashing import image_keys, uniform
 from conadv_lab.data.loader import Batch
-from conadv_lab.methods.base import Criterion
+from conadv_lab.methods.forwards import Criterion, Judge, outputs_of
 from conadv_lab.methods.signs import pack, unpack
 from conadv_lab.mistakes import require, unknown
 from conadv_lab.models.norm import Branch, Statistics, adversarial_updates, branch_of
@@ -197,7 +197,9 @@ def input_gradient(
         model = model.module
     images = images.detach().requires_grad_()
     with _frozen(model), branch_of(model, branch, statistics), torch.enable_grad():
-        (gradient,) = torch.autograd.grad(criterion(model(images), labels), images)
+        outputs = outputs_of(model, images)
+        judge = criterion if isinstance(outputs, Tensor) else Judge(criterion)
+        (gradient,) = torch.autograd.grad(judge(outputs, labels), images)
     return gradient
 
 

@@ -1,6 +1,6 @@
 """What a method is: the one place where methods differ is how a step's gradient is made."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -9,9 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from conadv_lab.data.loader import Batch, Step
-from conadv_lab.models.norm import Branch, branch_of, one_update
-
-Criterion = Callable[[Tensor, Tensor], Tensor]
+from conadv_lab.methods.forwards import Criterion, Judge, outputs_of, rows_of, twice
+from conadv_lab.models.norm import (
+    Branch,
+    RowsMultiplied,
+    branch_of,
+    left_no_statistics,
+    one_update,
+    takes_both,
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,14 @@ class Method:
     depth: int = 1
 
     def backward(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
+        """Add the step's gradient to the parameters' ``.grad``; returns its mean losses.
+
+        Args:
+            model: of images, which stay as they are, whatever its forward writes into what it is given.
+            step: from `conadv_lab.lookahead` or a `Stream`.
+            criterion: (outputs, labels) to their mean loss. Where the model returns more than a tensor, a criterion
+                that takes it gets all of it, any other the ``logits``, ``out`` or first part.
+        """
         raise NotImplementedError
 
     def passes(self, step: Step) -> int:
@@ -83,7 +97,7 @@ def train_on(
 ) -> Tensor:
     """Forward and backward of one micro-batch; returns its share of the step's unweighted mean loss."""
     with branch_of(model, branch):
-        loss = criterion(model(images), batch.labels)
+        loss = criterion(outputs_of(model, images), batch.labels)
     scale = weight * batch.share
     (loss if scale == 1 else loss * scale).backward()
     return loss.detach() * batch.share
@@ -96,16 +110,40 @@ def train_on_both(
     criterion: Criterion,
     weights: tuple[float, float],
 ) -> tuple[Tensor, Tensor]:
-    """Both halves of an equal-cost step in one forward and backward, as large as a vanilla step's.
+    """Both halves of an equal-cost step in one backward, and in one forward as large as a vanilla step's.
+
+    Each half has a forward of its own where a batch norm sees other rows than images: they may lie in any order.
 
     Returns the shares of the step's unweighted mean losses, clean and altered.
     """
-    count = len(clean.labels)
-    with branch_of(model, count):
-        outputs = model(torch.cat([clean.images, altered.images])).split((count, len(altered.labels)))
+    outputs = _together(model, clean, altered) if takes_both(model) else None
+    if outputs is None:
+        outputs = _apart(model, clean, altered)
     losses = criterion(outputs[0], clean.labels), criterion(outputs[1], altered.labels)
     (losses[0] * (weights[0] * clean.share) + losses[1] * (weights[1] * altered.share)).backward()
     return losses[0].detach() * clean.share, losses[1].detach() * altered.share
+
+
+def _together(model: nn.Module, clean: Batch, altered: Batch) -> Any:
+    """The outputs of one forward of both; None where they need one each."""
+    counts = len(clean.labels), len(altered.labels)
+    try:
+        with branch_of(model, counts):
+            outputs = outputs_of(model, torch.cat([clean.images, altered.images]))
+    except RowsMultiplied:
+        if left_no_statistics(model):
+            return None
+        raise
+    if isinstance(outputs, Tensor):
+        return outputs.split(counts)
+    return rows_of(outputs, 0, counts[0]), rows_of(outputs, counts[0], sum(counts))
+
+
+def _apart(model: nn.Module, clean: Batch, altered: Batch) -> Any:
+    with branch_of(model, "main"):
+        first = outputs_of(model, clean.images)
+    with branch_of(model, "adversarial"):
+        return first, outputs_of(model, altered.images)
 
 
 def train_on_clean(model: nn.Module, step: Step, criterion: Criterion, weight: float) -> Tensor:
@@ -133,35 +171,40 @@ class MeanCheck:
     """
 
     def __init__(self) -> None:
-        self._checked: Criterion | None = None
+        self._judge: Judge | None = None
+        self._is_checked = False
 
     def __call__(self, criterion: Criterion) -> Criterion:
-        return criterion if criterion is self._checked else self._checking(criterion)
+        if self._judge is None or self._judge.criterion is not criterion:
+            self._judge, self._is_checked = Judge(criterion), False
+        return self._judge if self._is_checked else self._checking(self._judge)
 
-    def _checking(self, criterion: Criterion) -> Criterion:
-        def checked(outputs: Tensor, labels: Tensor) -> Tensor:
-            loss = criterion(outputs, labels)
-            if self._checked is not criterion:
-                check_mean(criterion, outputs.detach(), labels)
-                self._checked = criterion
+    def _checking(self, judge: Judge) -> Criterion:
+        def checked(outputs: Any, labels: Tensor) -> Tensor:
+            loss = judge(outputs, labels)
+            if not self._is_checked:
+                check_mean(judge, outputs, labels)
+                self._is_checked = True
             return loss
 
         return checked
 
 
 @torch.no_grad()
-def check_mean(criterion: Criterion, outputs: Tensor, labels: Tensor) -> None:
+def check_mean(criterion: Criterion, outputs: Any, labels: Tensor) -> None:
     """Raise ``ValueError`` unless the loss is a number, and the same number for every image twice."""
-    once = criterion(outputs, labels)
+    once, both = criterion(outputs, labels), twice(outputs)
     if once.ndim != 0:
         raise ValueError(
             f"the criterion returned a tensor of shape {tuple(once.shape)}; "
             "allowed: one mean over the images (reduction='mean')"
         )
-    twice = criterion(torch.cat([outputs, outputs]), torch.cat([labels, labels]))
+    if both is None:
+        return
+    again = criterion(both, torch.cat([labels, labels]))
     rounding = max(1e-3, 4 * torch.finfo(once.dtype).eps)
-    if torch.isfinite(once) and not torch.allclose(once, twice, rtol=rounding, atol=1e-5):
+    if torch.isfinite(once) and not torch.allclose(once, again, rtol=rounding, atol=1e-5):
         raise ValueError(
-            f"the criterion gave {once.item():.4g} for a batch and {twice.item():.4g} for the batch twice; "
+            f"the criterion gave {once.item():.4g} for a batch and {again.item():.4g} for the batch twice; "
             "allowed: a mean over the images (reduction='mean'), not a sum"
         )

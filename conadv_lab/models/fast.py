@@ -18,18 +18,17 @@ WHITENING_IMAGES = 5_000
 
 
 class Whitening(nn.Module):
-    """(B, C, H, W) to (B, 2·4C, H−1, W−1): coordinates of each 2x2 patch along the patches' principal axes, and their
-    negatives, each of unit variance. The filters are fixed; only the bias is trained.
+    """(B, 3, H, W) to (B, 24, H−1, W−1): each 2x2 patch's coordinates along the 12 principal axes of all patches,
+    scaled to unit variance, and their negatives. The filters are fixed; only the bias is trained.
     """
 
     weight: Tensor
 
-    def __init__(self, channels: int = 3) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        axes = channels * PATCH * PATCH
         # A buffer, so that no optimiser, no average of weights and no Hessian takes it for a parameter.
-        self.register_buffer("weight", torch.zeros(2 * axes, channels, PATCH, PATCH))
-        self.bias = nn.Parameter(torch.zeros(2 * axes))
+        self.register_buffer("weight", torch.zeros(24, 3, PATCH, PATCH))
+        self.bias = nn.Parameter(torch.zeros(24))
 
     @torch.no_grad()
     def fit(self, images: Tensor, eps: float = 5e-4) -> None:
@@ -75,8 +74,13 @@ class FastCNN(Normalised):
         layers: list[nn.Module] = [nn.GELU()]
         inputs = len(self.whitening.bias)
         for width in widths:
-            layers += [conv(inputs, width, 3), nn.MaxPool2d(2), _norm(width, momentum), nn.GELU()]
-            layers += [conv(width, width, 3), _norm(width, momentum), nn.GELU()]
+            layers += [
+                conv(inputs, width, 3),
+                nn.MaxPool2d(2),
+                nn.BatchNorm2d(width, momentum=momentum),
+                nn.GELU(),
+            ]
+            layers += [conv(width, width, 3), nn.BatchNorm2d(width, momentum=momentum), nn.GELU()]
             inputs = width
         self.features = nn.Sequential(*layers)
         self.fc = nn.Linear(inputs, classes, bias=False)
@@ -91,13 +95,6 @@ class FastCNN(Normalised):
     def forward(self, images: Tensor) -> Tensor:
         x = self.features(self.whitening(self.normalise(images)))
         return self.fc(x.amax((2, 3))) * self.logit_scale
-
-
-def _norm(width: int, momentum: float) -> nn.BatchNorm2d:
-    """Batch norm whose γ stays 1: the next layer can scale as well, and rates of β are set apart from it."""
-    norm = nn.BatchNorm2d(width, momentum=momentum)
-    norm.weight.requires_grad_(False)
-    return norm
 
 
 def fast_cnn(classes: int = 10) -> FastCNN:

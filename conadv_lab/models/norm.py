@@ -22,6 +22,21 @@ from conadv_lab.models.synchronised import average_over_ranks, synchronised
 
 Branch = Literal["main", "adversarial"]
 Statistics = Literal["batch", "running"]
+Parts = tuple[int, int]
+"""How many leading images of a batch are clean, and how many follow that are altered."""
+HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
+
+class RowsMultiplied(ValueError):
+    """A norm sees more or fewer rows than there are images, so that nobody knows which of them are clean."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +54,16 @@ class _Ranks:
 class _Mode:
     """What all mixture norms of one model share: which branch, which statistics, and an open global step.
 
-    ``touched`` is what the forward under way saw, ``folded`` what the step's earlier ones did.
+    ``touched`` is what the forward under way saw, ``folded`` what the step's earlier ones did; ``whole`` are the
+    models, by identity, all of whose mixture norms were seen to share this mode.
     """
 
-    branch: Branch | int = "main"
+    branch: Branch | Parts = "main"
     statistics: Statistics | None = None
     in_step: bool = False
+    rows_multiplied: bool = False
+    folded_within: bool = False
+    whole: set[int] = field(default_factory=set)
     touched: list[Averages] = field(default_factory=list)
     folded: dict[Averages, None] = field(default_factory=dict)
     adversarial_updates: int | None = None
@@ -55,13 +74,14 @@ class MixtureBatchNorm(nn.Module):
     """Two batch norms with the same input shape; the model's context says which one an image goes through.
 
     The children ``main`` and ``adversarial`` are ordinary batch norms of the type that was converted, so
-    ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` keeps both. Other attributes are those of ``main``.
+    ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` keeps both. Other attributes are those of ``main``. Hooks of the
+    norm are those of both branches, and are called with the branch that an image goes through.
     """
 
     def __init__(self, norm: _BatchNorm, mode: _Mode) -> None:
         super().__init__()
         self.main = norm
-        self.adversarial = copy.deepcopy(norm)
+        self.adversarial = _twin(norm)
         self.mode = mode
         self._averages = self._empty_averages()
         self.register_load_state_dict_post_hook(_forget_updates)
@@ -88,18 +108,36 @@ class MixtureBatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         branch = self.mode.branch
-        if not isinstance(branch, int):
+        if not isinstance(branch, tuple):
             return self._normalise(branch, x)
-        if branch >= len(x):
+        clean, other = branch
+        if len(x) != clean + other:
+            self.mode.rows_multiplied = True
+            raise RowsMultiplied(
+                f"a batch norm sees {len(x)} rows of {clean + other} images, as where time or crops are folded into "
+                "the batch; allowed: clean and altered images in forwards of their own"
+            )
+        if other == 0:
             return self._normalise("main", x)
-        if branch == 0:
+        if clean == 0:
             return self._normalise("adversarial", x)
         # split, not slices: the backward of a split is one concatenation, of slices two zero-filled copies
-        clean, other = x.split((branch, len(x) - branch))
-        return torch.cat([self._normalise("main", clean), self._normalise("adversarial", other)])
+        parts = x.split((clean, other))
+        return torch.cat([self._normalise("main", parts[0]), self._normalise("adversarial", parts[1])])
 
     def _normalise(self, branch: Branch, x: Tensor) -> Tensor:
         norm = self.main if branch == "main" else self.adversarial
+        if not (
+            norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks
+        ):
+            return self._normalised(branch, norm, x)
+        norm.__dict__["forward"] = lambda x: self._normalised(branch, norm, x)
+        try:
+            return norm(x)
+        finally:
+            del norm.__dict__["forward"]
+
+    def _normalised(self, branch: Branch, norm: Any, x: Tensor) -> Tensor:
         statistics = self.mode.statistics
         if statistics == "batch":
             if self.mode.ranks is not None and self.mode.ranks.spread:
@@ -109,7 +147,7 @@ class MixtureBatchNorm(nn.Module):
             if self.mode.in_step:
                 return self._accumulate(branch, norm, x)
             self.mode.adversarial_updates = None
-            return norm(x)
+            return type(norm).forward(norm, x)
         norm._check_input_dim(x)
         use_batch = norm.running_mean is None
         return F.batch_norm(
@@ -123,6 +161,7 @@ class MixtureBatchNorm(nn.Module):
             group = self._averages[branch] = Averages.of(branch, norm)
         if group.waiting:
             _fold(self.mode)  # the norm is used twice in a forward, or forwards follow without `branch_of`
+            self.mode.folded_within = True
         group.waiting = True
         self.mode.touched.append(group)
         # Momentum 1: the buffers take this group's statistics as they are.
@@ -150,7 +189,9 @@ def mixture_batch_norm(model: nn.Module) -> nn.Module:
     >>> sorted(name for name, _ in net.named_parameters() if name.startswith("1."))
     ['1.adversarial.bias', '1.adversarial.weight', '1.main.bias', '1.main.weight']
     """
-    mode = _mode(model) or _Mode()
+    mode = next((m.mode for m in model.modules() if isinstance(m, MixtureBatchNorm)), _Mode())
+    mode.whole.clear()
+    mode.adversarial_updates = None
     return _convert(model, mode, {})
 
 
@@ -172,33 +213,75 @@ def has_batch_norm(model: nn.Module) -> bool:
     return any(isinstance(m, _BatchNorm) and id(m) not in inside for m in model.modules())
 
 
+def branch_parameters(model: nn.Module) -> list[tuple[nn.Parameter, nn.Parameter]]:
+    """Corresponding weights of the main and the adversarial branch that learn in both."""
+    norms = (module for module in model.modules() if isinstance(module, MixtureBatchNorm))
+    pairs = (
+        pair
+        for norm in norms
+        for pair in zip(norm.main.parameters(), norm.adversarial.parameters(), strict=True)
+    )
+    return [(main, other) for main, other in pairs if main.requires_grad and other.requires_grad]
+
+
 @contextmanager
-def branch_of(model: nn.Module, branch: Branch | int, statistics: Statistics | None = None) -> Iterator[None]:
-    """Send images through one branch, or the first ``branch`` images of a batch through the main one.
+def branch_of(
+    model: nn.Module, branch: Branch | Parts, statistics: Statistics | None = None
+) -> Iterator[None]:
+    """Send images through one branch, or the leading ones of a batch through the main one.
+
+    Statistics of a forward inside that raised are left out of those of the step.
 
     Args:
         model: a model converted by `mixture_batch_norm`; one without batch norm is left alone.
-        branch: ``"main"``, ``"adversarial"``, or the number of leading images that are clean.
+        branch: ``"main"``, ``"adversarial"``, or (clean, altered): how many images of a batch are clean, its first
+            ones, and how many follow.
         statistics: None follows ``train()`` and ``eval()``; ``"running"`` and ``"batch"`` force one kind and
             leave the running statistics as they are.
+
+    Raises:
+        ValueError: another branch, or a model whose parts were converted apart.
+        RowsMultiplied: in a forward inside, where a norm sees another number of rows than there are images.
     """
     require(
-        branch in ("main", "adversarial") or (isinstance(branch, int) and branch >= 0),
+        branch in ("main", "adversarial")
+        or (
+            isinstance(branch, tuple)
+            and len(branch) == 2
+            and all(isinstance(n, int) and n >= 0 for n in branch)
+        ),
         "branch",
         branch,
-        "'main', 'adversarial' or a number of clean images",
+        "'main', 'adversarial' or (clean, altered) numbers of images",
     )
     mode = _mode(model)
     if mode is None:
         yield
         return
     before = mode.branch, mode.statistics
-    mode.branch, mode.statistics = branch, statistics
     _fold(mode)
+    mode.branch, mode.statistics, mode.folded_within = branch, statistics, False
     try:
         yield
+    except BaseException:
+        for group in mode.touched:
+            group.waiting = False
+        mode.touched.clear()
+        raise
     finally:
         mode.branch, mode.statistics = before
+
+
+def takes_both(model: nn.Module) -> bool:
+    """Whether clean and altered images may share a forward, as far as is known: no norm saw other rows than images."""
+    mode = _mode(model)
+    return mode is None or not mode.rows_multiplied
+
+
+def left_no_statistics(model: nn.Module) -> bool:
+    """Whether the latest forward, which raised, left nothing in the step's statistics and can be made again."""
+    mode = _mode(model)
+    return mode is None or not mode.folded_within
 
 
 @contextmanager
@@ -258,7 +341,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
     try:
         with branch_of(model, "main"), one_update(model, momentum=1.0):
             for images in batches:
-                model(images)
+                model(images.clone())  # a forward may write into what it is given
     finally:
         for module, flag in training:
             module.training = flag
@@ -275,6 +358,16 @@ def adversarial_updates(model: nn.Module) -> int | None:
         counters = [m.adversarial.num_batches_tracked for m in norms]
         mode.adversarial_updates = max((int(c) for c in counters if c is not None), default=0)
     return mode.adversarial_updates
+
+
+def _twin(norm: _BatchNorm) -> _BatchNorm:
+    """A copy that shares the norm's hooks: a handle removes one from both, and what one records into is no copy."""
+    hooks = {id(of_one_kind): of_one_kind for of_one_kind in (getattr(norm, name) for name in HOOKS)}
+    # Weights that a hook computes before each forward, as pruning does, are no leaves, which torch does not copy.
+    computed = {
+        id(v): v.detach().clone() for v in vars(norm).values() if isinstance(v, Tensor) and not v.is_leaf
+    }
+    return copy.deepcopy(norm, {**hooks, **computed})
 
 
 def _convert(module: nn.Module, mode: _Mode, done: dict[int, MixtureBatchNorm]) -> nn.Module:
@@ -297,7 +390,21 @@ def _convert(module: nn.Module, mode: _Mode, done: dict[int, MixtureBatchNorm]) 
 
 def _mode(model: nn.Module) -> _Mode | None:
     norm = next((m for m in model.modules() if isinstance(m, MixtureBatchNorm)), None)
-    return None if norm is None else norm.mode
+    if norm is None:
+        return None
+    if id(model) not in norm.mode.whole:
+        _require_one_mode(model, norm.mode)
+        norm.mode.whole.add(id(model))
+    return norm.mode
+
+
+def _require_one_mode(model: nn.Module, mode: _Mode) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, MixtureBatchNorm) and module.mode is not mode:
+            raise ValueError(
+                f"parts of the model were converted apart, so that {name!r} does not switch branches with the others; "
+                "convert it as a whole: model = conadv_lab.mixture_batch_norm(model)"
+            )
 
 
 def _fold(mode: _Mode) -> None:
@@ -342,7 +449,7 @@ def _with_buffers(norm: Any, group: Averages, x: Tensor) -> Tensor:
     norm.num_batches_tracked = torch.zeros_like(norm.num_batches_tracked)
     norm.momentum = 1.0
     try:
-        return norm(x)
+        return type(norm).forward(norm, x)
     finally:
         norm.running_mean, norm.running_var, norm.num_batches_tracked, norm.momentum = kept
 

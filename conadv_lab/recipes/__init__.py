@@ -22,7 +22,7 @@ def find(name: str) -> Recipe:
         if name not in RECIPES:
             raise unknown("recipe", name, RECIPES)
         return RECIPES[name]
-    function = references.load(name)
-    if not callable(function) or not isinstance(function(), Config):
-        raise ValueError(f"{name} is no recipe; allowed: a function without arguments that returns a Config")
-    return function
+    config = references.made(name, returns="a Config")
+    if not isinstance(config, Config):
+        raise ValueError(f"{name} is no recipe; allowed: a function of no arguments that returns a Config")
+    return references.load(name)

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from conadv_lab.pipes import outlive_readers
+
 EPILOG = """A place is a run folder, a checkpoint folder of a run, or path/to/file.py:function that returns
 (model, criterion, batches) or (model, criterion, batches, facts). Exit status: 0 done, 2 a mistake in what was
 asked, 1 a failure, 130 interrupted: then the files asked for hold what was done. The default measures are the
@@ -245,4 +247,5 @@ def _print(measure: Any) -> None:
 
 
 if __name__ == "__main__":
+    outlive_readers()
     sys.exit(main())

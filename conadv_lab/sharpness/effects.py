@@ -5,6 +5,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor, nn
+
+from conadv_lab.sharpness.structure import topological
 
 if TYPE_CHECKING:
     from conadv_lab.sharpness.problem import Problem
@@ -56,3 +59,14 @@ def reentrant(error: RuntimeError) -> ValueError | None:
         "the model uses reentrant checkpointing, through which gradients cannot be asked for; give "
         "torch.utils.checkpoint use_reentrant=False"
     )
+
+
+def bypassed(loss: Tensor, model: nn.Module) -> str | None:
+    """A parameter of the model itself that the loss rests on, though the model ran with others in its place.
+
+    A criterion that adds a penalty on ``model.parameters()`` does that: its part would be constant.
+    """
+    names = {id(p): name for name, p in model.named_parameters()}
+    nodes = topological(loss.grad_fn) if loss.grad_fn is not None else []
+    found = (names.get(id(getattr(node, "variable", None))) for node in nodes)
+    return next((name for name in found if name is not None), None)

@@ -101,7 +101,7 @@ class Operator:
         self.symmetry.note(vector, result)
         if not self.symmetry.plausible and not self._judged:
             judge(self)
-            self._judged = True
+            self._judged = not self.symmetry.plausible
         return result
 
     def _sum(self, vector: Tensor) -> Tensor:

@@ -79,6 +79,11 @@ class Divisors(TorchFunctionMode):
         return next(iter(self.found)) if len(self.found) == 1 else None
 
 
+def _whole(divisor: float, targets: Any) -> bool:
+    """Whether that many labels are all there are: a mask may have left some out before the loss."""
+    return not isinstance(targets, Tensor) or divisor % max(targets.numel(), 1) == 0
+
+
 def labels_that_count(criterion: Any, targets: Tensor) -> Tensor:
     """Where class labels are not those that the criterion (by default, any loss of torch) ignores."""
     return targets != getattr(criterion, "ignore_index", -100)
@@ -144,11 +149,13 @@ class Mean:
         batch = halves(output, targets)
         if index == 0:
             self._kind = self._found_out(known, batch, output, targets, size, run)
-            self._first = batch[0] if batch else None
-        elif self._kind == "examples" and not self._still_over_examples(batch, size, run):
+            self._first = _a_part(batch, output, targets)
+        elif self._kind == "examples" and not self._still_over_examples(
+            batch, _a_part(batch, output, targets), size, run
+        ):
             self._kind = "batch"
         if self._kind == "labels" and known is not None:
-            self.uniform &= known[1]
+            self.uniform &= known[1] and _whole(known[0], targets)
             self.weights.append(known[0])
         else:
             self.weights.append(float(size))
@@ -206,13 +213,15 @@ class Mean:
             return "labels"
         return "examples" if self._agrees(batch, size, run, _by_examples) else "batch"
 
-    def _still_over_examples(self, batch: list[Part] | None, size: int, run: Callable[[slice], Part]) -> bool:
+    def _still_over_examples(
+        self, batch: list[Part] | None, part: Part | None, size: int, run: Callable[[slice], Part]
+    ) -> bool:
         if not self._agrees(batch, size, run, _by_examples):
             return False
-        if batch is None or self._first is None:
+        if part is None or self._first is None:
             return True
         try:
-            return not parts_differ(self.criterion, [self._first, batch[0]], _by_examples)
+            return not parts_differ(self.criterion, [self._first, part], _by_examples)
         except Exception:  # of another length, say, so that they cannot be joined
             return True
 
@@ -294,6 +303,13 @@ def _scaled(output: Any, scale: float) -> Any:
         return base * scale * (1 + 0.1 * pattern) / 1.1
 
     return tree_map(one, output)
+
+
+def _a_part(batch: list[Part] | None, output: Any, targets: Any) -> Part | None:
+    """A part of a batch to be laid beside another batch's: the first of two, or a single example."""
+    tensors = [t for t in tree_leaves((output, targets)) if isinstance(t, Tensor)]
+    alone = all(t.ndim and t.shape[0] == 1 for t in tensors)
+    return batch[0] if batch else (output, targets) if alone else None
 
 
 def halves(output: Any, targets: Any) -> list[Part] | None:

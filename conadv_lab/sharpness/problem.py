@@ -23,7 +23,7 @@ from conadv_lab.sharpness.checks import (
     reusable,
 )
 from conadv_lab.sharpness.classes import classes_of
-from conadv_lab.sharpness.effects import WAYS, hidden, listed, reentrant
+from conadv_lab.sharpness.effects import WAYS, bypassed, hidden, listed, reentrant
 from conadv_lab.sharpness.judging import GradientWatch, WholeOutput, alongside, takes_whole
 from conadv_lab.sharpness.means import Divisors, Mean
 from conadv_lab.sharpness.nests import (
@@ -113,7 +113,8 @@ class Problem:
         self.model, self.criterion, self.bn, self.seed = model, criterion, bn, seed
         self.all_reduce = all_reduce
         self.weights_of_batches: list[float] | None = None
-        self.batches: Iterable[Batch] = Passes(reusable(batches))
+        self.batches = reusable(batches)
+        self._passes: Iterable[Batch] = Passes(self.batches)
         tensors = dict(model.named_parameters())
         if not tensors:
             raise ValueError(f"the model {type(model).__name__} has no parameters; nothing can be measured")
@@ -191,7 +192,8 @@ class Problem:
 
     def use(self, batches: list[Batch]) -> None:
         """Take these few batches, on this rank alone, in place of all the data."""
-        self.all_reduce, self.batches, self.weights_of_batches = False, batches, None
+        self.all_reduce, self.weights_of_batches = False, None
+        self.batches = self._passes = batches
         self.batch_sizes = tuple(first_tensor(inputs).shape[0] for inputs, _ in batches)
         self.examples = sum(self.batch_sizes)
 
@@ -277,14 +279,14 @@ class Problem:
         Autocast is as it was around the problem's making.
         """
         with (
-            untouched(self.model, getattr(self.batches, "source", self.batches), self.bn, self.seed),
+            untouched(self.model, self.batches, self.bn, self.seed),
             under(self._autocast_around, self.device),
         ):
             yield
 
     def data(self) -> Iterator[tuple[Any, Any, float]]:
         """Each batch on the device, with its share: of what the loss divides by, such as all examples."""
-        for index, batch in enumerate(self.batches):
+        for index, batch in enumerate(self._passes):
             inputs, targets = pair(batch)
             inputs = to_device(inputs, self.device, self.compute_dtype)
             targets = copied(to_device(targets, self.device, self.compute_dtype))
@@ -393,8 +395,9 @@ class Problem:
                 run = partial(self._part, leaves, inputs, targets)
                 if index == 0:
                     self.classes = 0 if self.whole else classes_of(output, targets, seen.labelled)
-                    check_mean(lambda x, y: self.loss(leaves, x, y), inputs, targets)
-                weight = self.mean.add(seen, output, targets, int(share), run)
+                    self._check_first(loss, leaves, inputs, targets)
+                with torch.random.fork_rng(self._cuda()):  # a random loss must not move the loader's numbers
+                    weight = self.mean.add(seen, output, targets, int(share), run)
                 check_loss(loss, index)
                 grads = self._gradients(loss, leaves)
                 used = [u or g is not None for u, g in zip(used, grads, strict=True)]
@@ -419,19 +422,32 @@ class Problem:
     def _meet(self, leaves: list[Tensor], inputs: Any, targets: Any) -> None:
         """How forward, criterion and outputs go together, tried on a few examples of the first batch."""
         few = slice(0, 3)
-        gpus = [self.device] if self.device.type == "cuda" else []
         self.differentiates = True  # until it is known
-        with torch.random.fork_rng(gpus), GradientWatch() as watch:
-            raw = self.outputs(leaves, take(inputs, few), raw_alone=True)
-        self.differentiates = watch.found
-        floating = [t for t in tree_leaves(raw) if isinstance(t, Tensor) and t.is_floating_point()]
-        if floating:
-            self.criterion = alongside(self.criterion, floating[0].device, floating[0].dtype)
-        if takes_whole(self.criterion, copied(raw), copied(take(targets, few))):
-            self.criterion = WholeOutput(self.criterion)
+        with torch.random.fork_rng(self._cuda()):
+            with GradientWatch() as watch:
+                raw = self.outputs(leaves, take(inputs, few), raw_alone=True)
+            self.differentiates = watch.found
+            floating = [t for t in tree_leaves(raw) if isinstance(t, Tensor) and t.is_floating_point()]
+            if floating:
+                self.criterion = alongside(self.criterion, floating[0].device, floating[0].dtype)
+            if takes_whole(self.criterion, copied(raw), copied(take(targets, few))):
+                self.criterion = WholeOutput(self.criterion)
         self.mean.criterion = self.criterion
         count = first_tensor(take(inputs, few)).shape[0]
         self.rows = self.whole or logits(raw).shape[:1] == (count,)
+
+    def _cuda(self) -> list[torch.device]:
+        return [self.device] if self.device.type == "cuda" else []
+
+    def _check_first(self, loss: Tensor, leaves: list[Tensor], inputs: Any, targets: Any) -> None:
+        if name := bypassed(loss, self.model):
+            raise ValueError(
+                f"the loss reads the model's parameter {name!r} itself and not through the model's call, so that "
+                "part would count as a constant; allowed: a loss of outputs and targets, the rest being the "
+                "model's to return"
+            )
+        with torch.random.fork_rng(self._cuda()):
+            check_mean(lambda x, y: self.loss(leaves, x, y), inputs, targets)
 
     def _gradients(self, loss: Tensor, leaves: list[Tensor]) -> Sequence[Tensor | None]:
         if not loss.requires_grad:

@@ -32,19 +32,15 @@ def _mark(part: Tensor | np.ndarray) -> Mark:
 
 
 class Passes:
-    """Batches that are gone through many times; from the second pass on each is compared with the first pass's.
-
-    Attributes:
-        source: the batches themselves.
-    """
+    """Batches that are gone through many times; from the second pass on each is compared with the first pass's."""
 
     def __init__(self, source: Any) -> None:
-        self.source = source
+        self._source = source
         self._marks: list[Mark] | None = None
 
     def __iter__(self) -> Iterator[Any]:
         first, marks = self._marks, []
-        for index, batch in enumerate(self.source):
+        for index, batch in enumerate(self._source):
             marks.append(mark(batch))
             if first is not None and (index >= len(first) or marks[index] != first[index]):
                 what = "is more than" if index >= len(first) else "is not what"

@@ -32,13 +32,15 @@ class Symmetry:
 
     Attributes:
         pairs: how many were compared.
+        scale: the largest ‖Hv‖ / ‖v‖ so far; products that are small beside it are rounding alone.
         share: √(Σ(uᵀHv − vᵀHu)² / Σ((uᵀHv)² + (vᵀHu)²)), recent pairs counting most.
     """
 
     def __init__(self, roundoff: float) -> None:
         self.roundoff, self.pairs, self.noted = roundoff, 0, 0
         self._last: tuple[Tensor, Tensor, float] | None = None
-        self._sums = np.zeros(3)  # squares of the difference, of both forms, and of ‖u‖‖Hu‖ and ‖v‖‖Hv‖
+        self.scale = 0.0
+        self._sums = np.zeros(3)  # squares of the difference, of both forms, and of ‖u‖‖v‖
 
     def note(self, vector: Tensor, image: Tensor) -> None:
         """One more product. Vectors that are kept are copied, as a caller may go on to change them.
@@ -58,12 +60,13 @@ class Symmetry:
                 "a product with the curvature matrix holds NaN or infinity: at these weights a second "
                 "derivative does not exist (as of a root or a norm at 0) or is out of range"
             )
+        self.scale = max(self.scale, other / mine if mine else 0.0)
         if last is not None:
             first, second = forms
-            terms = [(first - second) ** 2, first**2 + second**2, 2 * mine * other * last[2]]
+            terms = [(first - second) ** 2, first**2 + second**2, (mine * last[2]) ** 2]
             self._sums = FADING * self._sums + np.array(terms)
             self.pairs += 1
-        self._last = (vector.clone(), image.clone(), mine * other) if place == 0 else None
+        self._last = (vector.clone(), image.clone(), mine) if place == 0 else None
 
     @property
     def share(self) -> float:
@@ -71,44 +74,43 @@ class Symmetry:
 
     @property
     def plausible(self) -> bool:
-        """Whether the difference may be rounding: of the forms, or of products much larger than they are."""
+        """Whether the difference may be rounding: of the forms, or of products as large as any so far."""
         difference, forms, sizes = self._sums
         floor = min(100 * self.roundoff, 0.01)
-        return bool(difference <= self.roundoff / 16 * forms + floor**2 * sizes)
+        return bool(difference <= self.roundoff / 16 * forms + (floor * self.scale) ** 2 * sizes)
 
 
 def judge(operator: Any) -> None:
-    """What to do about a difference that float32 rounding should not make.
+    """What to do about a difference that rounding does not seem to make: look at fresh vectors in float64.
 
     Raises:
-        ValueError: the matrix is not symmetric in float64 either, or rounding leaves no number worth giving.
+        ValueError: the matrix is not symmetric there either, or rounding leaves no number worth giving.
     """
-    problem: Problem = operator.problem
-    found = operator.symmetry.share
-    if problem.precision == torch.float64 and problem.autocast is None:
-        raise ValueError(_told(found, suspect(problem)))
+    problem, checked = operator.problem, operator.symmetry
     twin = _in_float64(operator)
     try:
         generator = torch.Generator().manual_seed(problem.seed)
         for _ in range(2):
-            twin @ torch.randn(twin.size, generator=generator, dtype=torch.float64, device="cpu").to(
-                twin.device
-            )
+            vector = torch.randn(twin.size, generator=generator, dtype=torch.float64, device="cpu")
+            twin @ vector.to(twin.device)
     except (RuntimeError, TypeError) as error:  # a model that does not run in float64
-        raise ValueError(_told(found, None)) from error
-    if found > LOST:
+        raise ValueError(_told(operator, checked.share, None)) from error
+    if not twin.symmetry.plausible:
+        raise ValueError(_told(operator, twin.symmetry.share, suspect(problem)))
+    checked.scale = max(checked.scale, twin.symmetry.scale)
+    if not checked.plausible and checked.share > LOST:
         raise ValueError(
-            f"products with the Hessian are lost in rounding: uᵀHv and vᵀHu differ by {found:.2g} of their "
-            f"size in {problem.arithmetic}; give dtype=torch.float64"
+            f"products with the {type(operator).__name__} are lost in rounding: uᵀHv and vᵀHu differ by "
+            f"{checked.share:.2g} of their size in {problem.arithmetic}; give dtype=torch.float64"
         )
 
 
-def _told(share: float, name: str | None) -> str:
+def _told(operator: Any, share: float, name: str | None) -> str:
     what = f"suspect: {name}" if name else "no module shows it alone"
     return (
-        f"the Hessian is not symmetric (uᵀHv and vᵀHu differ by {share:.2g} of their size), so PyTorch's second "
-        f"derivative of this model is wrong; {what}; replace it, or ask for measures without a Hessian, such as "
-        "sam_worst"
+        f"the {type(operator).__name__} is not symmetric (uᵀHv and vᵀHu differ by {share:.2g} of their size), so "
+        f"PyTorch's second derivative of this model is wrong; {what}; replace it, or ask for measures without a "
+        "Hessian, such as sam_worst"
     )
 
 
@@ -121,7 +123,7 @@ def _in_float64(operator: Any) -> Any:
     problem.use([(take(inputs, part), take(targets, part))])
     problem.cast(torch.float64)
     twin.problem, twin.dtype, twin.memory_budget, twin._kept = problem, torch.float64, 0, None
-    twin.symmetry = Symmetry(problem.roundoff)
+    twin.symmetry, twin._judged = Symmetry(problem.roundoff), True
     twin.size = problem.size if twin.wrt == "parameters" else twin._input_size()
     return twin
 

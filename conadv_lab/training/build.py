@@ -19,6 +19,7 @@ from conadv_lab.data.sets import load_sets
 from conadv_lab.methods import adversarial
 from conadv_lab.methods.attack import Attack, PGDAttack, SignAttack
 from conadv_lab.methods.base import Method, Vanilla
+from conadv_lab.methods.forwards import logits
 from conadv_lab.methods.placement import Attacker, OtherRanks, Placement, SideStream
 from conadv_lab.models.fast import WHITENING_IMAGES, FastCNN, fast_cnn, fast_cnn_small
 from conadv_lab.models.norm import mixture_batch_norm, share_statistics
@@ -81,7 +82,7 @@ def build(config: Config, ranks: Ranks = ALONE) -> Parts:
     with ranks.first_goes_first():
         train_set, test_set = load_sets(config, device)
     model = build_model(config, train_set.classes).to(device)
-    _require_fit(model, train_set, config)
+    require_fit(model, train_set, config)
     if isinstance(model, FastCNN):
         model.fit_whitening(
             as_float(train_set.fetch(torch.arange(min(WHITENING_IMAGES, len(train_set)), device="cpu"))[0])
@@ -111,13 +112,18 @@ def build(config: Config, ranks: Ranks = ALONE) -> Parts:
 
 
 @torch.no_grad()
-def _require_fit(model: nn.Module, images: ImageSet, config: Config) -> None:
-    """Raise ``ValueError`` if the network cannot take the images, before anything is written."""
+def require_fit(model: nn.Module, images: ImageSet, config: Config) -> None:
+    """Raise ``ValueError`` if augmentation or network cannot take the images, before anything is written."""
     two = torch.arange(2, device="cpu") % len(images)
-    pixels = as_float(images.fetch(two)[0]).to(next(model.parameters()).dtype)
+    pixels = as_float(images.fetch(two)[0])
+    augment = _augmentation(config)
+    if augment is not None:
+        places = two.to(pixels.device)
+        pixels = augment(pixels, torch.zeros_like(places), places)
+    pixels = pixels.to(next(model.parameters()).dtype)
     model.eval()
     try:
-        outputs = model(pixels)
+        outputs = logits(model(pixels))
     except RuntimeError as error:
         raise ValueError(
             f"model {config.model.model} cannot take the images of {config.data.dataset}, "
@@ -157,9 +163,9 @@ def build_model(config: Config, classes: int) -> nn.Module:
     with torch.device("cpu"), torch.random.fork_rng():
         torch.manual_seed(derived_seed(config.training.seed, "weights"))
         if is_file_reference(name):
-            model = references.load(name)(config)
+            model = references.made(name, config, returns="a torch.nn.Module")
             if not isinstance(model, nn.Module):
-                raise ValueError(f"{name} returned a {type(model).__name__}; allowed: a torch.nn.Module")
+                raise ValueError(f"{name} returned {type(model).__name__}; allowed: a torch.nn.Module")
         elif name == "digits-cnn":
             from conadv_lab.models.digits import DigitsCNN
 
@@ -188,9 +194,9 @@ def build_method(config: Config) -> Method:
     assert section.weights is not None, "the config is not resolved"
     name, weights = section.method, section.weights
     if is_file_reference(name):
-        method = references.load(name)(config)
+        method = references.made(name, config, returns="a conadv_lab Method")
         if not isinstance(method, Method):
-            raise ValueError(f"{name} returned a {type(method).__name__}; allowed: a conadv_lab Method")
+            raise ValueError(f"{name} returned {type(method).__name__}; allowed: a conadv_lab Method")
         return method
     equal = name.endswith("-equal")
     if name == "vanilla":

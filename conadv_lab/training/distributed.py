@@ -180,11 +180,7 @@ def join(config: Config) -> Ranks:
     """
     attackers = config.method.attackers
     count = dist.get_world_size() if dist.is_initialized() else _number("WORLD_SIZE", 1)
-    if attackers and attackers >= count:
-        raise ValueError(
-            f"attackers is {attackers} of {count} rank{'s' * (count > 1)}; allowed: fewer than there are ranks, "
-            "which train --ranks N, torchrun or submit --tasks-per-node start"
-        )
+    require_trainers(attackers, count)
     if count == 1:
         return ALONE
     owned = not dist.is_initialized()
@@ -208,6 +204,15 @@ def join(config: Config) -> Ranks:
         training=dist.new_group(trainers, timeout=PATIENCE),
         weights=dist.new_group([0, *range(len(trainers), count)], timeout=PATIENCE) if attackers else None,
     )
+
+
+def require_trainers(attackers: int, count: int) -> None:
+    """Raise ``ValueError`` where the attackers among ``count`` ranks leave nobody to train."""
+    if attackers and attackers >= count:
+        raise ValueError(
+            f"attackers is {attackers} of {count} rank{'s' * (count > 1)}; allowed: fewer than there are ranks, "
+            "which train --ranks N, torchrun or submit --tasks-per-node start"
+        )
 
 
 class Spectator(RunFolder):

@@ -25,7 +25,13 @@ from conadv_lab.training.reducer import Reducer
 from conadv_lab.training.resuming import fingerprint, reconciled, require_same_data, require_unchanged
 from conadv_lab.training.saving import Saver
 from conadv_lab.training.stopping import StoppedOnRequest, stop_requests
-from conadv_lab.training.weights import average_of, load_weights, on_device, parameters_sha256
+from conadv_lab.training.weights import (
+    average_of,
+    load_optimizer,
+    load_weights,
+    on_device,
+    parameters_sha256,
+)
 
 Progress = Literal["auto", "none"]
 
@@ -263,7 +269,7 @@ class Run:
     def _restore(self, commit: dict[str, Any], state: dict[str, Any]) -> None:
         parts = self.parts
         load_weights(parts.model, state["model"], str(self.folder.path))
-        parts.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(parts.optimizer, state["optimizer"], str(self.folder.path))
         own = scattered_state(state["method"], parts.stream, self.ranks, state["step"])
         parts.method.load_state_dict(on_device(own, parts.device))
         if self.ema is not None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import pad
 
-from conadv_lab.data.augment import augment
+from conadv_lab.data.augment import alternating_flips, augment
 from conadv_lab.data.hashing import image_keys
 
 
@@ -53,6 +53,20 @@ def test_flip_alone_and_nothing_at_all():
     assert ((flipped == images).flatten(1).all(1) ^ mirrored).all()
     assert 60 < mirrored.sum() < 140
     assert torch.equal(augment(images, keys(200), crop=0, flip=False), images)
+
+
+def test_alternating_flips_mirror_each_image_in_every_second_epoch():
+    n, indices = 400, torch.arange(400)
+    flips = torch.stack([alternating_flips(3, torch.full((n,), epoch), indices) for epoch in range(4)])
+    assert torch.equal(flips[0], flips[2])
+    assert torch.equal(flips[1], ~flips[0])
+    assert torch.equal(flips[3], flips[1])
+    assert 160 < flips[0].sum() < 240  # 4 standard deviations
+    assert not torch.equal(flips[0], alternating_flips(4, torch.zeros(n, dtype=torch.int64), indices))
+    images = pictures(n)
+    mirrored = augment(images, keys(n), crop=0, flip=flips[0])
+    assert torch.equal(mirrored[flips[0]], images[flips[0]].flip(3))
+    assert torch.equal(mirrored[~flips[0]], images[~flips[0]])
 
 
 def test_cutout_blanks_a_square_that_may_reach_over_the_edge():

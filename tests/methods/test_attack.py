@@ -141,7 +141,7 @@ def test_a_criterion_that_is_no_mean_is_refused(criterion, message):
 
 
 def test_methods_check_the_criterion_at_their_first_use():
-    from conadv_lab.data.loader import lookahead
+    from conadv_lab.data.lookahead import lookahead
 
     loader = [(batch().images, batch().labels)]
     (step,) = lookahead(loader, steps=1)

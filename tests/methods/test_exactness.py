@@ -147,7 +147,7 @@ def recycled_or_control(micro_batch: int, equal: bool, weights, moved_of, same_b
             for i, batch in enumerate(batches):
                 if equal and others:
                     split = len(batch.labels)
-                    with branch_of(model, split):
+                    with branch_of(model, (split, len(moved[i]))):
                         outputs = model(torch.cat([inputs[i], moved[i]]))
                     halves = (outputs[:split], batch.labels), (outputs[split:], others[i][0].labels)
                     parts = [

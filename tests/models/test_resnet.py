@@ -71,3 +71,13 @@ def test_blocks_start_as_the_identity():
     block = resnet20().layer1[1].eval()
     x = torch.rand(1, 16, 8, 8)
     assert torch.equal(block(x), x)
+
+
+@pytest.mark.parametrize(("make", "last"), [(resnet50, "bn3"), (resnet18, "bn2"), (resnet20, "bn2")])
+def test_the_last_gamma_of_each_block_begins_as_asked(make, last):
+    for gamma in (0.0, 1.0):
+        model = make(10, gamma)
+        values = {n: set(p.tolist()) for n, p in model.named_parameters() if p.ndim == 1 and "weight" in n}
+        lasts = {n for n in values if n.endswith(f"{last}.weight")}
+        assert len(lasts) == sum(len(getattr(model, f"layer{i + 1}")) for i in range(model.stages))
+        assert all(values[n] == ({gamma} if n in lasts else {1.0}) for n in values)

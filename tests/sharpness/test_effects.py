@@ -7,6 +7,7 @@ from torch.utils.checkpoint import checkpoint
 
 from conadv_lab.sharpness.operators import Hessian
 from conadv_lab.sharpness.problem import Problem
+from tests.elsewhere import elsewhere
 
 from .oracle import difference_hessian
 from .zoo import real
@@ -87,3 +88,35 @@ def test_parameters_without_effect_are_still_left_out():
     with pytest.warns(UserWarning, match="left out, as they have no effect on the loss: 'spare.weight'"):
         found = Problem(model, nn.CrossEntropyLoss(), (X, Y))
     assert found.left_out == ("spare.weight", "spare.bias")
+
+
+def test_a_loss_that_reads_the_weights_itself_is_refused():
+    model = Two("not reentrant").double()
+
+    def penalised(output: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(output, targets) + 0.1 * model.a.weight.square().sum()
+
+    with pytest.raises(ValueError, match=r"reads the model's parameter 'a.weight' itself"):
+        Problem(model, penalised, (X, Y))
+
+
+def test_a_random_loss_does_not_move_the_loaders_numbers():
+    class Noisy(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(X)
+
+        def __getitem__(self, index):
+            return X[index] + torch.randn(4), Y[index]
+
+    def noisy(output: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(output + torch.randn(output.shape[1]), targets)
+
+    loader = torch.utils.data.DataLoader(Noisy(), batch_size=len(X))
+    problem = Problem(Two("not reentrant").double(), noisy, loader)
+    assert problem.value() == problem.initial_loss
+
+
+def test_hidden_parameters_are_found_wherever_the_default_device_is():
+    model = Two("detached").double()
+    with elsewhere(), pytest.raises(ValueError, match=FIRST):
+        Problem(model, nn.CrossEntropyLoss(), (X, Y))

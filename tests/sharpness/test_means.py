@@ -10,9 +10,10 @@ from conadv_lab.sharpness.exact import exact_trace
 from conadv_lab.sharpness.measures import measure
 from conadv_lab.sharpness.operators import EmpiricalFisher, Fisher, Hessian
 from conadv_lab.sharpness.problem import Problem
+from tests.elsewhere import elsewhere
 
 from .oracle import difference_hessian
-from .zoo import real
+from .zoo import LOSSES, REFUSED, real
 
 N = 150
 
@@ -119,6 +120,10 @@ def contrastive(output: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(output @ output.T / 3, torch.arange(len(output)))
 
 
+def similar(output: Tensor, targets: Tensor) -> Tensor:
+    return (output @ output.T).square().mean()
+
+
 def two_means(output: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(output, targets) + F.mse_loss(output, torch.zeros_like(output))
 
@@ -150,6 +155,17 @@ def test_a_mean_of_ones_own_is_tried_between_batches_too() -> None:
 
     with pytest.raises(ValueError, match="mean is over something else"):
         Problem(network(), both, list(zip(X.split(75), pairs.split(75), strict=True)))
+
+
+def test_batches_of_one_example_are_tried_beside_one_another() -> None:
+    def positions(output: Tensor, targets: Tensor) -> Tensor:
+        counts = (targets >= 0).double()
+        each = (output[:, :, None] - targets[:, None]).square().mean(1)
+        return (each * counts).sum() / counts.sum()
+
+    y = real(5, 4)
+    with pytest.raises(ValueError, match="mean is over something else"):
+        Problem(network(), positions, list(zip(X[:5].split(1), y.split(1), strict=True)))
 
 
 def test_a_mean_over_examples_of_ones_own_is_weighed_by_examples() -> None:
@@ -197,3 +213,45 @@ def test_accuracy_is_over_labels_that_count() -> None:
     ]
     assert [f.conditions["accuracy"] for f in found] == [1.0, 1.0]
     assert found[0].value == found[1].value
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES.keys() - REFUSED.keys()))
+def test_each_loss_of_torch_is_the_same_in_two_batches(name: str) -> None:
+    model, criterion, y = LOSSES[name]
+    x = real(len(y), 4)
+    whole = Hessian(Problem(model, criterion, (x, y))).dense()
+    parts = Problem(
+        model, criterion, list(zip(x.split([2, len(y) - 2]), y.split([2, len(y) - 2]), strict=True))
+    )
+    torch.testing.assert_close(Hessian(parts).dense(), whole, rtol=1e-9, atol=1e-12)
+
+
+def test_batches_of_longer_sequences_count_for_more() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(2, 3, 2), nn.Tanh(), nn.Conv1d(3, 3, 1)).double()
+    batches = [(real(6, 2, length + 1), torch.arange(6 * length).view(6, length) % 3) for length in (3, 8)]
+    for criterion in (nn.CrossEntropyLoss(), lambda f, y: 2 * F.cross_entropy(f, y)):
+        one, other = (difference_hessian(model, criterion, x, y) for x, y in batches)
+        problem = Problem(model, criterion, batches)
+        torch.testing.assert_close(Hessian(problem).dense(), (3 * one + 8 * other) / 11, rtol=0, atol=1e-8)
+        assert problem.mean.uniform
+        assert not problem.mean.over_examples
+
+
+def test_a_mask_before_the_loss_counts_as_ignored_labels_do() -> None:
+    def selected(output: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(output[targets >= 0], targets[targets >= 0])
+
+    model, y = network(), ignored()
+    problem = Problem(model, selected, batches_of(X, y))
+    truth = difference_hessian(model, nn.CrossEntropyLoss(), X, y)
+    torch.testing.assert_close(Hessian(problem).dense(), truth, rtol=0, atol=1e-8)
+    assert not problem.mean.uniform
+
+
+def test_means_are_found_out_wherever_the_default_device_is() -> None:
+    batches, model = batches_of(X, ignored()), network()
+    with elsewhere():
+        Problem(model, nn.CrossEntropyLoss(), batches)
+        with pytest.raises(ValueError, match="mean is over something else"):
+            Problem(model, similar, batches)

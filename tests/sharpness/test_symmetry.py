@@ -12,6 +12,7 @@ from conadv_lab.sharpness.measures import measure
 from conadv_lab.sharpness.operators import GGN, Hessian
 from conadv_lab.sharpness.problem import Problem
 from conadv_lab.sharpness.symmetry import Symmetry
+from tests.elsewhere import elsewhere
 
 from .conftest import cnn, mlp, ragged_batches
 from .oracle import difference_hessian
@@ -136,3 +137,9 @@ def test_it_costs_no_product_and_leaves_the_callers_vectors(monkeypatch):
             vector.copy_(operator @ vector).div_(vector.norm())
         assert len(calls) == operator.products == 5
         calls.clear()
+
+
+def test_a_fault_is_found_wherever_the_default_device_is():
+    model = wrong()
+    with elsewhere(), pytest.raises(ValueError, match=r"suspect: '2' \(Unit\)"):
+        measure(model, nn.CrossEntropyLoss(), (X, Y), ("trace",), dtype=torch.float32)

@@ -4,8 +4,12 @@ import pytest
 import torch
 
 from conadv_lab.config import Config, resolved
+from conadv_lab.data.loader import as_float
+from conadv_lab.data.sets import TensorSet
 from conadv_lab.recipes import digits
-from conadv_lab.training.build import build
+from conadv_lab.training.build import build, build_stream
+from conadv_lab.training.distributed import ALONE, Ranks
+from conadv_lab.training.evaluate import accuracy_and_loss, calibrated_copy, statistics_used
 
 
 @pytest.mark.parametrize(
@@ -67,6 +71,104 @@ def test_calibration_covers_what_it_should_in_even_groups():
     assert max(sizes) - min(sizes) <= 1
     small = build(resolved(digits.vanilla().replace(bn_recalibrate=100)))
     assert [len(images) for images in small.calibration()] == [100]
+
+
+AUGMENTED = Config().replace(
+    dataset="synthetic", synthetic_images=120, synthetic_pixels=8, model="resnet20", crop=2, crop_padding="reflect",
+    flip=True, cutout=3, global_batch=40, epochs=4, bn_recalibrate=100, seed=7, threads=1,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", ["random", "alternating"])
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_statistics_are_re_estimated_on_images_that_the_stream_itself_has(rule, precision):
+    """Bit for bit an image of some epoch's steps; the images as they are would not be found there."""
+    parts = build(resolved(AUGMENTED.replace(flip_rule=rule, precision=precision)))
+    streamed = {}
+    for number in range(parts.stream.steps):
+        for batch in parts.stream.step(number).batches():
+            for image, epoch, index in zip(batch.images, batch.epochs, batch.indices, strict=True):
+                streamed[image.numpy().tobytes()] = int(epoch), int(index)
+    found = [streamed[image.numpy().tobytes()] for images in parts.calibration() for image in images]
+    assert len({index for _, index in found}) == len(found) == 100
+    assert {epoch for epoch, _ in found} == {0, 1, 2, 3}
+    plain = as_float(parts.train_set.fetch(torch.arange(120))[0]).to(next(parts.model.parameters()).dtype)
+    assert sum(image.numpy().tobytes() in streamed for image in plain) < 30
+
+
+def test_images_of_the_re_estimation_depend_on_the_seed_and_not_on_ranks_or_micro_batches():
+    def images(ranks=ALONE, **changes):
+        parts = build(resolved(AUGMENTED.replace(**changes)))
+        parts.stream = build_stream(parts.config, parts.method, parts.train_set, ranks)
+        return torch.cat(list(parts.calibration()))
+
+    one = images()
+    assert torch.equal(images(Ranks(number=1, count=2), micro_batch=10), one)
+    assert torch.equal(images(method="conadv", global_batch=20), one)
+    assert not torch.equal(images(seed=8), one)
+
+
+def test_evaluation_uses_those_images():
+    parts = build(resolved(AUGMENTED))
+    norm = calibrated_copy(parts, parts.model).bn1.main
+    with torch.no_grad():
+        seen = [parts.model.conv1(parts.model.normalise(images)) for images in parts.calibration()]
+    expected = torch.stack([x.mean((0, 2, 3)) for x in seen]).mean(0)
+    assert torch.allclose(norm.running_mean, expected, atol=1e-5)
+    kept = calibrated_copy(build(resolved(AUGMENTED.replace(bn_recalibrate=0))), parts.model).bn1.main
+    assert torch.equal(kept.running_mean, parts.model.bn1.main.running_mean)
+
+
+def test_results_say_which_statistics_they_are_judged_by():
+    assert (
+        statistics_used(build(resolved(AUGMENTED)))
+        == "re-estimated on 100 training images as training sees them"
+    )
+    assert (
+        statistics_used(build(resolved(AUGMENTED.replace(bn_recalibrate=0))))
+        == "running averages of training"
+    )
+
+
+def test_mirrored_accuracy_is_that_of_averaged_logits():
+    class LeftHalf(torch.nn.Module):
+        """Class 1 by how bright the left half is, so each mirror image tells about the other half."""
+
+        def __init__(self):
+            super().__init__()
+            self.one = torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, x):
+            left = x[..., :4].mean((1, 2, 3)) * self.one
+            return torch.stack([torch.full_like(left, 0.5), left], 1)
+
+    images = torch.zeros(3, 3, 8, 8)
+    images[0, ..., 4:], images[1, ..., :4], images[2] = 0.8, 1.0, 0.9
+    shown = TensorSet(images, torch.tensor([0, 0, 1]), 2)  # averages of left and right: 0.4, 0.5, 0.9
+    assert accuracy_and_loss(LeftHalf(), shown)[0] == pytest.approx(200 / 3)
+    assert accuracy_and_loss(LeftHalf(), shown, mirror=True)[0] == 100
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"flip_rule": "alternating"}, "flip_rule is 'alternating'; allowed without flip: 'random'"),
+        ({"last_gamma": 1.0}, "last_gamma is 1; allowed for model digits-cnn: 0"),
+        ({"last_gamma": -1.0}, "last_gamma is -1.0; allowed: at least 0"),
+        ({"bias_lr_factor": -2.0}, "bias_lr_factor is -2.0; allowed: at least 0"),
+        (
+            {"dataset": "imagenet", "crop_padding": "reflect"},
+            "crop_padding is 'reflect'; allowed with dataset imagenet",
+        ),
+        (
+            {"crop": 8, "crop_padding": "reflect"},
+            "crop is 8; allowed: 0 to 7 with reflection of images of side 8",
+        ),
+    ],
+)
+def test_settings_of_augmentation_and_networks_that_cannot_be_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        build(resolved(digits.vanilla().replace(**changes)))
 
 
 @pytest.mark.parametrize(

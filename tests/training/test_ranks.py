@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from conadv_lab.config import Config
-from conadv_lab.data.loader import Batch, lookahead
+from conadv_lab.data.loader import Batch
+from conadv_lab.data.lookahead import lookahead
 from conadv_lab.recipes import digits
 from conadv_lab.runs import RunFolder, read_checkpoint
 from conadv_lab.training.evaluate import evaluate

@@ -101,7 +101,7 @@ def strangers_loop(out: Path) -> None:
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
 
-    from conadv_lab.data.loader import lookahead
+    from conadv_lab.data.lookahead import lookahead
     from conadv_lab.models.norm import share_statistics
 
     model, method, optimizer = strangers_parts()
