@@ -102,6 +102,46 @@ def net(
     return lambda: nn.Sequential(wrap(nn.Linear(4, 5)), act(), nn.Linear(5, last))
 
 
+class Force(nn.Module):
+    """Minus an energy's slope."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.energy = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 1, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.detach().requires_grad_()
+        return -torch.autograd.grad(self.energy(x).sum(), x, create_graph=True)[0]
+
+
+class Complex(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 4, dtype=torch.complex128))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.to(self.weight.dtype) @ self.weight.T).abs()
+
+
+class Two(nn.Module):
+    """Two outputs, both of which the loss takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(4, 3), nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.one(x), self.other(x)
+
+
+def both(output: tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
+    return F.cross_entropy(output[0], targets) + F.mse_loss(output[1][:, 0], targets.double())
+
+
+def bags() -> nn.Module:
+    return nn.Sequential(nn.EmbeddingBag(5, 4, sparse=True), nn.Linear(4, 3))
+
+
 def attention() -> nn.Module:
     layer = nn.TransformerEncoderLayer(2, 1, 2, batch_first=True)
     return nn.Sequential(nn.Unflatten(1, (2, 2)), layer, nn.Flatten(), nn.Linear(4, 3))
@@ -147,6 +187,11 @@ KINDS: dict[str, Kind] = {
     "Tied weights": (Tied, CE, TWO, {}),
     "Weight norm": (net(nn.ReLU, parametrizations.weight_norm), CE, TWO, {}),
     "Spectral norm": (net(nn.ReLU, parametrizations.spectral_norm), CE, TWO, {}),
+    "`torch.compile`, `DataParallel`": (lambda: torch.compile(nn.DataParallel(net(nn.ReLU)())), CE, TWO, {}),
+    "Sparse embeddings, `EmbeddingBag`": (bags, CE, (torch.arange(2 * EXAMPLES).view(-1, 2) % 5, LABELS), {}),
+    "A forward that takes gradients, as physics-informed and force models": (Force, nn.MSELoss(), (X, X), {}),
+    "Complex weights": (Complex, CE, TWO, {}),
+    "A loss of several outputs": (Two, both, TWO, {}),
     "A loss that couples examples, all data in one batch": (net(nn.ReLU), contrastive, (X, LABELS), {}),
     "A mean of your own over labels that count, all data in one batch": (net(nn.ReLU), masked, (X, LABELS), {}),
     "The same in several batches": (net(nn.ReLU), masked, TWO, {}),
@@ -155,6 +200,7 @@ KINDS: dict[str, Kind] = {
         lambda: nn.Sequential(net(nn.Tanh)(), Unit()), CE, TWO, {}
     ),
     "A loss without a second derivative": (net(nn.ReLU), nn.MultiMarginLoss(), TWO, {}),
+    "TorchScript": (lambda: torch.jit.trace(net(nn.ReLU)().double(), X), CE, TWO, {}),
     "Reentrant checkpointing": (Reentrant, CE, TWO, {}),
     "Outputs that are not classes, in a measure on normalised logits": (
         net(nn.ReLU, last=1), regression, TWO, {"measures": ("adaptive_worst_logit_normalised",)}

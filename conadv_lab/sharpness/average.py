@@ -100,6 +100,7 @@ def accuracy(problem: Problem, vector: Tensor | None = None) -> float:
     Raises:
         ValueError: the targets are not class labels.
     """
+    problem.require_one_output("accuracy")
     parts = problem.split(problem.weights() if vector is None else vector)
     right = total = 0
     with problem.untouched(), torch.no_grad():

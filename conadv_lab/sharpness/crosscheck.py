@@ -76,6 +76,11 @@ def pyhessian(problem: Problem, seed: int = 0) -> Iterator[Any]:
         )
     if len(problem.batch_sizes) > 1:
         problem.mean.require_alike("PyHessian")
+    if problem.complex_names or problem.whole:
+        what = "complex weights" if problem.complex_names else "a criterion of the whole output"
+        raise ValueError(
+            f"the cross-check has {what}; allowed: what PyHessian takes, real weights and one output"
+        )
     batches = []
     with problem.untouched():
         for inputs, targets, _ in problem.data():

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from conadv_lab.sharpness import bags
+
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     return v * (g / torch.norm_except_dim(v, 2, dim))
@@ -31,6 +33,8 @@ CURES: dict[Any, Callable[..., Any]] = {
     torch._weight_norm: _weight_norm,
     torch._weight_norm_interface: _weight_norm_interface,
     F.hardsigmoid: _hardsigmoid,
+    F.embedding_bag: bags.embedding_bag,
+    F.ctc_loss: bags.ctc_loss,
 }
 """By the function that a model calls."""
 

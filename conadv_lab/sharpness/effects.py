@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from conadv_lab.sharpness.problem import Problem
 
 WAYS = (
-    "reentrant checkpointing (give use_reentrant=False), torch.inference_mode, torch.no_grad, .detach() and .data "
-    "do that"
+    "reentrant checkpointing (give use_reentrant=False), torch.inference_mode, torch.no_grad, .detach(), .data "
+    "and autograd.grad without create_graph=True do that"
 )
 SHOWN = 5
 

@@ -20,6 +20,7 @@ from conadv_lab.sharpness.cures import second_derivatives
 from conadv_lab.sharpness.nests import first_tensor, take
 from conadv_lab.sharpness.problem import Problem
 from conadv_lab.sharpness.structure import curved_because
+from conadv_lab.sharpness.twice import CheapTwice
 
 MAX_OUTPUTS = 1000
 CHUNK = 64
@@ -178,7 +179,9 @@ _NORMS = {
 def output_curvature(problem: Problem, output: Tensor, targets: Any) -> tuple[Tensor, Tensor]:
     """Eigenvalues (m, C) and eigenvectors (m, C, C, in columns) of each example's ∂²ℓ/∂f², C outputs each."""
     leaf = output.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(problem.criterion(leaf.clone(), targets), leaf, create_graph=True)
+    with CheapTwice(cheap=False):
+        loss = problem.criterion(leaf.clone(), targets)
+    (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
     count = leaf.shape[0]
     flat = gradient.reshape(count, -1)
     if not gradient.requires_grad:
@@ -218,8 +221,10 @@ def exact_trace(problem: Problem, *, matrix: str = "hessian") -> ExactTrace:
     totals = torch.zeros(len(problem.names), dtype=torch.float64, device=problem.device)
     directions = 0.0
     with problem.untouched(), torch.enable_grad():
-        for inputs, targets, share in problem.data():
+        for index, (inputs, targets, share) in enumerate(problem.data()):
             size = first_tensor(inputs).shape[0]
+            if index == 0 and (hidden := _hidden(problem, take(inputs, slice(0, 1)))):
+                return ExactTrace(None, {}, (hidden,), 0.0)
             for start in range(0, size, CHUNK):
                 part = slice(start, min(start + CHUNK, size))
                 weight = problem.share_of(inputs, targets, part, share)
@@ -233,6 +238,45 @@ def exact_trace(problem: Problem, *, matrix: str = "hessian") -> ExactTrace:
     totals = problem.reduced(totals)
     by_parameter = dict(zip(problem.names, totals.tolist(), strict=True))
     return ExactTrace(float(totals.sum()), by_parameter, (), (1 + 2 * directions) / 3)
+
+
+def _hidden(problem: Problem, one: Any) -> str:
+    """Why the recorded calls do not tell all of one example's derivative, by a random one; empty if they do.
+
+    A weight may enter through what no record shows: gradients that the forward takes itself, functions with a
+    backward of their own, TorchScript.
+    """
+    leaves = problem.leaves()
+    recorder = _Recorder(leaves, problem.names)
+    try:
+        with recorder:
+            output = problem.outputs(leaves, one)
+    except (RuntimeError, ValueError, IndexError):
+        return "the forward fails on one example alone"
+    used = [name for use in recorder.uses for name in use.names.values()]
+    if recorder.refusals or len(set(used)) < len(used) or not recorder.uses:
+        return ""  # refused, in better words, where the examples are gone through
+    if output.shape[0] != 1:
+        return f"the first axis of the outputs, {tuple(output.shape)} for one example, does not count the examples"
+    probe = (
+        torch.arange(output.numel(), dtype=output.dtype, device=output.device).view_as(output).add(0.5).cos()
+    )
+    heads = [use.output for use in recorder.uses]
+    wanted = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
+    whole = torch.autograd.grad(output, leaves, probe, **wanted)
+    at = torch.autograd.grad(output, heads, probe, **wanted)
+    shown = dict.fromkeys(problem.names, 0.0)
+    for use, gradient in zip(recorder.uses, at, strict=True):
+        norm = _NORMS[use.function](use)
+        for role, name in use.names.items():
+            shown[name] += float(norm[role](gradient).double().sum())
+    tolerance = 1e-6 if problem.precision == torch.float64 else 1e-2
+    scale = max(float(g.double().square().sum()) for g in whole)
+    for name, gradient in zip(problem.names, whole, strict=True):
+        true = float(gradient.double().square().sum())
+        if abs(true - shown[name]) > tolerance * max(true, 1e-4 * scale):
+            return f"parameter {name!r} enters in a way that no record of the forward shows"
+    return ""
 
 
 def _chunk(problem: Problem, inputs: Any, targets: Any, matrix: str) -> tuple[list[str], Tensor, int]:

@@ -61,6 +61,7 @@ def attacked(
 def _accuracy_under(study: Study, step: float, steps: int) -> Outcome:
     problem, epsilon = study.problem, study.settings.epsilon
     require(0 < epsilon <= 1, "epsilon", epsilon, "a number above 0 and at most 1, in the unit of the images")
+    problem.require_one_output("accuracy")
     require(steps >= 1, "pgd_steps", steps, "a whole number of at least 1")
     right = count = 0
     with problem.untouched(), torch.enable_grad():

@@ -41,8 +41,9 @@ def filter_normalised(problem: Problem, direction: Tensor) -> Tensor:
         direction: shape ``(size,)``; not changed.
     """
     parts = []
-    for weight, part in zip(problem.split(problem.weights()), problem.split(direction), strict=True):
-        if weight.ndim < 2:
+    pairs = zip(problem.split(problem.weights()), problem.split(direction), strict=True)
+    for name, (weight, part) in zip(problem.names, pairs, strict=True):
+        if weight.ndim - (name in problem.complex_names) < 2:
             parts.append(torch.zeros_like(part))
             continue
         rows, along = weight.flatten(1), part.flatten(1)

@@ -8,6 +8,7 @@ graphs are kept from the second planned product on, for as many batches as the m
 other batches are streamed. Both paths give the same bits.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -155,7 +156,7 @@ class Operator:
             leaves, parameters = [inputs], [part.detach() for part in parameters]
 
         def run() -> Tensor:
-            with CheapTwice(self.linear):
+            with CheapTwice(self.linear, not self.problem.differentiates):
                 return self.problem.outputs(parameters, inputs)
 
         return leaves, run, targets
@@ -174,8 +175,13 @@ class Operator:
                 seen[storage.data_ptr()] = storage.nbytes()
             return tensor.detach()
 
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            rule = self._prepare(leaves, run, some)
+        try:
+            with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+                rule = self._prepare(leaves, run, some)
+        except RuntimeError as error:
+            if "saved tensor hooks" in str(error):  # torch.func's transforms do without
+                return math.inf
+            raise
         total = sum(seen.values())
         del rule
         return total / len(few)

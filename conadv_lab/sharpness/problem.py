@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves
 
 from conadv_lab.mistakes import require, unknown
 from conadv_lab.sharpness.checks import (
@@ -23,16 +24,33 @@ from conadv_lab.sharpness.checks import (
 )
 from conadv_lab.sharpness.classes import classes_of
 from conadv_lab.sharpness.effects import WAYS, bypassed, hidden, listed, reentrant
+from conadv_lab.sharpness.judging import GradientWatch, WholeOutput, alongside, takes_whole
 from conadv_lab.sharpness.means import Divisors, Mean
-from conadv_lab.sharpness.nests import copied, first_tensor, hash_into, logits, pair, take, to_device
+from conadv_lab.sharpness.nests import (
+    copied,
+    first_tensor,
+    hash_into,
+    logits,
+    pair,
+    real_parts,
+    take,
+    to_device,
+)
 from conadv_lab.sharpness.precision import AutocastWatch, arithmetic, autocast_around, roundoff, under
 from conadv_lab.sharpness.sameness import Passes
 from conadv_lab.sharpness.traceless import untouched
+from conadv_lab.sharpness.wrappers import require_whole, unwrapped
 
 Criterion = Callable[[Tensor, Any], Tensor]
 Batch = tuple[Any, Any]
 
 BN_MODES = ("eval", "train")
+
+
+def _leaf(tensor: Tensor) -> Tensor:
+    """The tensor where a gradient is asked of it already, or cannot be, else a leaf of the same numbers."""
+    differentiable = tensor.is_floating_point() or tensor.is_complex()
+    return tensor if tensor.requires_grad or not differentiable else tensor.detach().requires_grad_()
 
 
 def _cpu(numbers: float | Sequence[float]) -> Tensor:
@@ -90,6 +108,8 @@ class Problem:
             raise ValueError(
                 "torch.inference_mode is on, under which there are no gradients; measure outside of it"
             )
+        model = unwrapped(model)
+        require_whole(model)
         self.model, self.criterion, self.bn, self.seed = model, criterion, bn, seed
         self.all_reduce = all_reduce
         self.weights_of_batches: list[float] | None = None
@@ -102,14 +122,17 @@ class Problem:
             if not bool(torch.isfinite(tensor).all()):
                 raise ValueError(f"parameter {name!r} holds NaN or infinity; allowed: finite weights")
         self.compute_dtype = dtype
-        sample = next((t for t in tensors.values() if t.is_floating_point()), None)
+        self.complex_names = frozenset(name for name, t in tensors.items() if t.is_complex())
+        parts = {name: real_parts(t.detach()) for name, t in tensors.items()}
+        sample = next((t for t in parts.values() if t.is_floating_point()), None)
         require(sample is not None, "parameters", list(tensors), "floating-point tensors")
         assert sample is not None
         self.device = sample.device
         self._autocast_around = autocast_around(self.device)
         self.precision = dtype or sample.dtype
         self.dtype = torch.float64 if self.precision == torch.float64 else torch.float32
-        self._all = {name: to_device(t.detach().clone(), t.device, dtype) for name, t in tensors.items()}
+        self._all = {name: to_device(t.clone(), t.device, dtype) for name, t in parts.items()}
+        self.differentiates = False
         self.buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
         self.names = chosen_names(model, tensors, params)
         self._measure_once(named=params is not None)
@@ -135,7 +158,9 @@ class Problem:
         parts, start = [], 0
         for name in self.names:
             tensor = self._all[name]
-            parts.append(vector[start : start + tensor.numel()].view(tensor.shape).to(tensor.dtype))
+            part = vector[start : start + tensor.numel()].view(tensor.shape).to(tensor.dtype)
+            # A complex view must not begin at an odd place.
+            parts.append(part.clone() if name in self.complex_names else part)
             start += tensor.numel()
         return parts
 
@@ -179,7 +204,7 @@ class Problem:
 
     def state_of(self, module: str) -> dict[str, Tensor]:
         """The snapshot's parameters and buffers of one module, by their names in it."""
-        state, start = {**self._all, **self.buffers}, module + "."
+        state, start = self._state() | self.buffers, module + "."
         return {name.removeprefix(start): t for name, t in state.items() if name.startswith(start)}
 
     @property
@@ -207,6 +232,24 @@ class Problem:
                         group = copy.copy(self)
                         group.use([(take(inputs, part), take(targets, part))])
                         yield group, of_part
+
+    @property
+    def whole(self) -> bool:
+        """Whether the criterion takes all that the model returns."""
+        return isinstance(self.criterion, WholeOutput)
+
+    def require_one_output(self, what: str, rows: bool = False) -> None:
+        """Refuse what needs logits, example by example if ``rows``.
+
+        Raises:
+            ValueError: the criterion takes the model's whole output, or the outputs' first axis is another.
+        """
+        if self.whole:
+            raise ValueError(
+                f"{what} needs one tensor of outputs, but the criterion takes all that the model returns"
+            )
+        if rows and not self.rows:
+            raise ValueError(f"{what} needs outputs whose first axis counts the examples")
 
     def share_of(self, inputs: Any, targets: Any, part: slice, share: float) -> float:
         """The share of a part of a batch, which has this share; 0 if none of its labels counts."""
@@ -252,10 +295,16 @@ class Problem:
             else:
                 yield inputs, targets, self.weights_of_batches[index] / self.counted
 
-    def outputs(self, parameters: Sequence[Tensor], inputs: Any) -> Tensor:
-        """The model's outputs at these parameters; buffers are copies, so running statistics stay."""
-        state = dict(self._all)
-        state.update(zip(self.names, parameters, strict=True))
+    def outputs(self, parameters: Sequence[Tensor], inputs: Any, raw_alone: bool = False) -> Any:
+        """The model's outputs at these parameters; buffers are copies, so running statistics stay.
+
+        One tensor: the output, its ``logits``, its first part, or all parts where the criterion takes them all.
+        With ``raw_alone`` what the model returned.
+        """
+        wanted = torch.is_grad_enabled()
+        state = self._state(zip(self.names, parameters, strict=True))
+        if self.differentiates:  # perhaps in its weights, whether or not we do
+            state = {k: _leaf(t) for k, t in state.items()}
         for name, buffer in self.buffers.items():
             state[name] = to_device(buffer.clone(), buffer.device, self.compute_dtype)
         inputs = copied(inputs)  # a forward pass may write into its inputs, which are the caller's
@@ -265,8 +314,20 @@ class Problem:
             kwargs = dict(inputs)
         else:
             args = inputs if isinstance(inputs, tuple) else (inputs,)
-        with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
-            return logits(torch.func.functional_call(self.model, state, args, kwargs))
+        with (
+            sdpa_kernel(SDPBackend.MATH),  # fused attention has no second derivative
+            torch.set_grad_enabled(wanted or self.differentiates),
+        ):
+            raw = torch.func.functional_call(self.model, state, args, kwargs)
+            if raw_alone:
+                return raw
+            output = self.criterion.pack(raw) if isinstance(self.criterion, WholeOutput) else logits(raw)
+        return output if wanted else output.detach()
+
+    def _state(self, chosen: Iterable[tuple[str, Tensor]] = ()) -> dict[str, Tensor]:
+        """All parameters by name, these ones chosen, as the model has them: complex ones of their two parts."""
+        state = self._all | dict(chosen)
+        return state | {name: torch.view_as_complex(state[name]) for name in self.complex_names}
 
     def loss(self, parameters: Sequence[Tensor], inputs: Any, targets: Any) -> Tensor:
         """The mean loss of one batch at these parameters, a scalar."""
@@ -319,8 +380,11 @@ class Problem:
         watch = AutocastWatch(self.device)
         with self.untouched(), torch.enable_grad():
             for index, (inputs, targets, share) in enumerate(self.data()):
+                if index == 0:
+                    self._meet(leaves, inputs, targets)
                 with watch:
                     output = self.outputs(leaves, inputs)
+                self.rows &= output.shape[:1] == (int(share),)
                 check_labels(output, targets, self.criterion, index)
                 try:
                     with Divisors() as seen:
@@ -330,7 +394,7 @@ class Problem:
                 check_shape(loss)
                 run = partial(self._part, leaves, inputs, targets)
                 if index == 0:
-                    self.classes = classes_of(output, targets, seen.labelled)
+                    self.classes = 0 if self.whole else classes_of(output, targets, seen.labelled)
                     self._check_first(loss, leaves, inputs, targets)
                 with torch.random.fork_rng(self._cuda()):  # a random loss must not move the loader's numbers
                     weight = self.mean.add(seen, output, targets, int(share), run)
@@ -355,6 +419,23 @@ class Problem:
         self.data_hash = self._hash_of_all(digest.digest())
         self._drop_unused(used, named)
 
+    def _meet(self, leaves: list[Tensor], inputs: Any, targets: Any) -> None:
+        """How forward, criterion and outputs go together, tried on a few examples of the first batch."""
+        few = slice(0, 3)
+        self.differentiates = True  # until it is known
+        with torch.random.fork_rng(self._cuda()):
+            with GradientWatch() as watch:
+                raw = self.outputs(leaves, take(inputs, few), raw_alone=True)
+            self.differentiates = watch.found
+            floating = [t for t in tree_leaves(raw) if isinstance(t, Tensor) and t.is_floating_point()]
+            if floating:
+                self.criterion = alongside(self.criterion, floating[0].device, floating[0].dtype)
+            if takes_whole(self.criterion, copied(raw), copied(take(targets, few))):
+                self.criterion = WholeOutput(self.criterion)
+        self.mean.criterion = self.criterion
+        count = first_tensor(take(inputs, few)).shape[0]
+        self.rows = self.whole or logits(raw).shape[:1] == (count,)
+
     def _cuda(self) -> list[torch.device]:
         return [self.device] if self.device.type == "cuda" else []
 
@@ -372,9 +453,16 @@ class Problem:
         if not loss.requires_grad:
             return [None] * len(leaves)
         try:
-            return torch.autograd.grad(loss, leaves, allow_unused=True)
+            grads = torch.autograd.grad(loss, leaves, allow_unused=True)
         except RuntimeError as error:
             raise reentrant(error) or error from error
+        for name, gradient in zip(self.names, grads, strict=True):
+            if gradient is not None and gradient.layout != torch.strided:
+                raise ValueError(
+                    f"parameter {name!r} has a sparse gradient, as of F.embedding(…, sparse=True); allowed: dense "
+                    "ones, with sparse=False"
+                )
+        return grads
 
     @torch.no_grad()
     def _part(self, leaves: list[Tensor], inputs: Any, targets: Any, part: slice) -> tuple[Any, Any]:

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from conadv_lab.sharpness.arithmetic import full_float32
 from conadv_lab.sharpness.sameness import generators
+from conadv_lab.sharpness.wrappers import dense_gradients, differentiable_recurrence, eager
 
 
 def _seed_all(seed: int) -> None:
@@ -39,7 +40,7 @@ def untouched(model: nn.Module, batches: Any, bn: str, seed: int) -> Iterator[No
         for module, _ in modes:
             module.training = bn == "train" and isinstance(module, _BatchNorm)
         _seed_all(seed)
-        with full_float32():
+        with full_float32(), eager(), dense_gradients(model), differentiable_recurrence(model):
             yield
     finally:
         for module, mode in modes:

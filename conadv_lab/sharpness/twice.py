@@ -106,18 +106,20 @@ class CheapTwice(TorchFunctionMode):
     Args:
         linear: only derivatives in the cotangent will be asked of the backward pass, as for Jacobian products;
             those in inputs and weights are then not made.
+        cheap: whether convolutions are replaced; not in a forward pass that takes gradients itself, whose numbers
+            are needed. Within ``torch.func``'s transforms they never are.
     """
 
-    def __init__(self, linear: bool = False) -> None:
+    def __init__(self, linear: bool = False, cheap: bool = True) -> None:
         super().__init__()
-        self.linear = linear
+        self.linear, self.cheap = linear, cheap
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
         result = None
-        if func in CONVOLUTIONS:
+        if func in CONVOLUTIONS and self.cheap and torch._C._functorch.maybe_current_level() is None:
             result = _convolution(self.linear, CONVOLUTIONS[func], *args, **kwargs)
         elif func is F.batch_norm:
             result = _batch_norm(*args, **kwargs)

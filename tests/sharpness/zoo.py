@@ -259,9 +259,7 @@ if hasattr(nn, "LinearCrossEntropyLoss"):
 
 
 REFUSED = {
-    "CTCLoss": "no second derivative of ctc_loss",
     "CrossMapLRN2d": "no second derivative of functions with out",
-    "EmbeddingBag": "no second derivative of embedding_bag",
     "MultiLabelMarginLoss": "no second derivative of multilabel_margin_loss",
     "MultiMarginLoss": "no second derivative of multi_margin_loss",
 }
