@@ -15,6 +15,7 @@ from conadv_lab.data.policies import _evenly
 from conadv_lab.footprint import memory_bytes
 from conadv_lab.methods.attack import PGDAttack, SignAttack
 from conadv_lab.training.build import build
+from conadv_lab.training.evaluate import fixed_images
 from conadv_lab.training.loop import train
 from conadv_lab.training.restore import restore
 from tests.data.test_cifar import IMAGES, small, write_folder  # noqa: F401 - a fixture
@@ -34,7 +35,8 @@ def trained(folder, **changes) -> dict[str, torch.Tensor]:
     config = Config().replace(**{**SMALL, **changes})
     with elsewhere():
         run = train(config, folder, progress="none")
-        _, model = restore(run.path)
+        parts, model = restore(run.path)
+        fixed_images(parts.train_set, 2)
     assert {p.device.type for p in model.state_dict().values()} == {"cpu"}
     return model.state_dict()
 
