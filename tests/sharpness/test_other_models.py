@@ -197,30 +197,10 @@ MEASURED: dict[str, tuple[Callable[[], nn.Module], Callable[..., Any], Any, Any]
 
 
 def real_hessian(model: nn.Module, criterion: Any, x: Tensor, y: Any, without: Sequence[str] = ()) -> Tensor:
-    """By differences; for complex weights in real and imaginary part of each, in the package's order."""
+    """By differences."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in without)
-    for module in model.modules():
-        if getattr(module, "sparse", False):
-            module.sparse = False
-    if not any(p.is_complex() for p in model.parameters()):
-        return difference_hessian(getattr(model, "_orig_mod", model), criterion, x, y)
-
-    class AsReal(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.names = [n for n, _ in model.named_parameters()]
-            parts = (torch.view_as_real(p) if p.is_complex() else p for p in model.parameters())
-            self.parts = nn.ParameterList(p.detach().clone() for p in parts)
-
-        def forward(self, x: Tensor) -> Any:
-            state = {
-                name: torch.view_as_complex(p) if part.is_complex() else p
-                for name, p, part in zip(self.names, self.parts, model.parameters(), strict=True)
-            }
-            return torch.func.functional_call(model, state, (x,))
-
-    return difference_hessian(AsReal(), criterion, x, y)
+    return difference_hessian(getattr(model, "_orig_mod", model), criterion, x, y)
 
 
 @pytest.mark.timeout(60)
