@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
@@ -54,7 +55,7 @@ class _Use:
 
     function: str
     input: Tensor
-    output: Tensor
+    edge: GradientEdge  # where its output's gradient arrives; the output itself may be written to later, as by relu_
     names: dict[str, str]  # "weight" or "bias" → the parameter's name
     options: dict[str, Any]
 
@@ -75,7 +76,8 @@ class _Recorder(TorchFunctionMode):
         result = func(*args, **kwargs)
         mine = [self.leaves[id(a)] for a in tree_leaves((args, kwargs)) if id(a) in self.leaves]
         if mine and any(isinstance(part, Tensor) for part in tree_leaves(result)):
-            use = self._understood(func, args, kwargs, result) if isinstance(result, Tensor) else None
+            known = isinstance(result, Tensor) and result.requires_grad
+            use = self._understood(func, args, kwargs, result) if known else None
             if use is None or sorted(use.names.values()) != sorted(mine):
                 name = getattr(func, "__name__", str(func))
                 self.refusals.append(
@@ -101,7 +103,7 @@ class _Recorder(TorchFunctionMode):
                     return None
                 if bound.get("weight") is not None:
                     options["weight_shape"] = bound["weight"].shape
-                return _Use(keys[-1], bound["input"].detach(), output, names, options)
+                return _Use(keys[-1], bound["input"].detach(), get_gradient_edge(output), names, options)
         return None
 
 
@@ -261,12 +263,15 @@ def _hidden(problem: Problem, one: Any) -> str:
     probe = (
         torch.arange(output.numel(), dtype=output.dtype, device=output.device).view_as(output).add(0.5).cos()
     )
-    heads = [use.output for use in recorder.uses]
-    wanted = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
-    whole = torch.autograd.grad(output, leaves, probe, **wanted)
-    at = torch.autograd.grad(output, heads, probe, **wanted)
+    whole = torch.autograd.grad(
+        output, leaves, probe, retain_graph=True, allow_unused=True, materialize_grads=True
+    )
+    edges = [use.edge for use in recorder.uses]
+    at = torch.autograd.grad(output, edges, probe, retain_graph=True, allow_unused=True)
     shown = dict.fromkeys(problem.names, 0.0)
     for use, gradient in zip(recorder.uses, at, strict=True):
+        if gradient is None:
+            continue
         norm = _NORMS[use.function](use)
         for role, name in use.names.items():
             shown[name] += float(norm[role](gradient).double().sum())
@@ -297,12 +302,12 @@ def _chunk(problem: Problem, inputs: Any, targets: Any, matrix: str) -> tuple[li
         return refusals, nothing, 0
     values, vectors = output_curvature(problem, output, targets)
     norms = [_NORMS[use.function](use) for use in recorder.uses]
-    heads = [use.output for use in recorder.uses]
+    edges = [use.edge for use in recorder.uses]
     place = {name: i for i, name in enumerate(problem.names)}
     largest = values.abs().max()
     kept = [c for c in range(values.shape[1]) if values[:, c].abs().max() > 1e-14 * largest]
     for c in kept:
-        gradients = torch.autograd.grad(output, heads, vectors[:, :, c].view_as(output), retain_graph=True)
+        gradients = torch.autograd.grad(output, edges, vectors[:, :, c].view_as(output), retain_graph=True)
         for use, norm, gradient in zip(recorder.uses, norms, gradients, strict=True):
             gradient = gradient.to(use.input.dtype)  # autocast's type, where the model turned that on
             for role, name in use.names.items():
