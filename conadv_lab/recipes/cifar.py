@@ -1,4 +1,9 @@
-"""CIFAR-10 with residual networks; archives are looked for in ``--data-dir`` and fetched with ``--download``."""
+"""CIFAR-10 with residual networks and with fast shallow ones.
+
+Archives are looked for in ``--data-dir`` and fetched with ``--download``. Results are test accuracies on CIFAR-10
+(JPEG), whose images were encoded as JPEG once, which costs about four points; on the official images nothing was
+measured. docs/gpu.md has the GPU's figures with their commands.
+"""
 
 from conadv_lab.config import Config, Data, Method, Model, Optimization, Training
 
@@ -27,10 +32,10 @@ def resnet18_128() -> Config:
 
 
 def resnet18_512() -> Config:
-    """CIFAR-10, ResNet-18, batch 512, 36 epochs: meant for 94 % in under two minutes on one GPU.
+    """CIFAR-10, ResNet-18, batch 512, 36 epochs.
 
     Command: python -m conadv_lab.train cifar10-resnet18-512 --data-dir DIR
-    Result: not measured. Time on a GPU: not measured.
+    Result: 90.54 %, seed 0. Time: 49 s on one NVIDIA H100.
     """
     return resnet18_128().replace(epochs=36, global_batch=512, label_smoothing=0.1)
 
@@ -57,8 +62,7 @@ def resnet20_cpu() -> Config:
     """CIFAR-10, ResNet-20, batch 128, 4 epochs: for a CPU.
 
     Command: python -m conadv_lab.train cifar10-resnet20-cpu --data-dir DIR
-    Result: 69.45 % on CIFAR-10 (JPEG: its images re-encoded), seed 0. Time: 19 minutes on one thread of a busy
-    Intel Xeon; on official images not measured.
+    Result: 77.10 %, seed 0, trained on an NVIDIA H100 in float32. Time: 19 minutes on one thread of a busy Intel Xeon.
     """
     return resnet18_128().replace(
         model="resnet20",
@@ -76,7 +80,8 @@ def fast() -> Config:
     """CIFAR-10, a shallow network in the manner of airbench94, batch 1,024, 12 epochs: seconds on one GPU.
 
     Command: python -m conadv_lab.train cifar10-fast --data-dir DIR
-    Result: not measured. Time on a GPU: not measured.
+    Result: 89.59 ± 0.08 %, mean and standard deviation of three seeds; airbench94 in turn with it 89.82 ± 0.27 %.
+    Time: 5.2 s on one NVIDIA H100, 4.1 s of it training; airbench94 2.5 s and 2.3 s.
     """
     return Config(
         data=Data(dataset="cifar10", crop=2, crop_padding="reflect", flip=True, flip_rule="alternating"),
@@ -103,7 +108,7 @@ def fast_2k() -> Config:
     """CIFAR-10, the network of cifar10-fast at batch 2,048 with SGD, 20 epochs.
 
     Command: python -m conadv_lab.train cifar10-fast-2k --data-dir DIR
-    Result: not measured. Time on a GPU: not measured.
+    Result: 89.98 %, seed 0. Time: 16 s on one NVIDIA H100 beside other work.
     """
     return fast().replace(global_batch=2_048, epochs=20, warmup_epochs=5, lr_rule="sqrt")
 
@@ -112,7 +117,7 @@ def fast_8k() -> Config:
     """CIFAR-10, the network of cifar10-fast at batch 8,192 with SGD, 20 epochs: 122 steps.
 
     Command: python -m conadv_lab.train cifar10-fast-8k --data-dir DIR
-    Result: not measured. Time on a GPU: not measured.
+    Result: 87.70 %, seed 0. Time: 18 s on one NVIDIA H100 beside other work.
     """
     return fast_2k().replace(global_batch=8_192, micro_batch=2_048)
 
