@@ -98,6 +98,7 @@ def plan_of(config: "Config", devices: int = 1) -> Plan:
     """
     from conadv_lab.config import clean_batch, resolved
     from conadv_lab.footprint import host_bytes, memory_bytes
+    from conadv_lab.methods import method_of
 
     config = resolved(config)
     clean = clean_batch(config)
@@ -112,7 +113,7 @@ def plan_of(config: "Config", devices: int = 1) -> Plan:
     )
     # All-reduce of float32 gradients in a ring: each device sends 2 (n − 1) / n of them.
     network = round(2 * (devices - 1) / devices * 4 * parameters)
-    passes = _passes(config)
+    passes = method_of(config).gradient_evaluations
     return Plan(
         devices,
         images,
@@ -122,11 +123,3 @@ def plan_of(config: "Config", devices: int = 1) -> Plan:
         network,
         step_ms(config.training.global_batch / devices, passes) if known else None,
     )
-
-
-def _passes(config: "Config") -> float:
-    """Gradient evaluations an image of the global batch, with everything on the same devices."""
-    method = config.method
-    if method.method in ("conadv", "disadv"):
-        return (6 + 2 * method.attack_steps) / 3
-    return 2.0 if method.method in ("recycled", "noise", "copy") else 1.0

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conadv_lab.config import Config, clean_batch
+from conadv_lab.config import Config
 from conadv_lab.launch import local, slurm, words
 from conadv_lab.launch.records import Record, last, log_files, tail
+from conadv_lab.runs import RunFolder
 
 Queue = Mapping[str, tuple[str, str]]
 UNFINISHED = ("failed", "out of memory", "node failure", "timed out", "preempted", "cancelled", "lost", "stopped",
@@ -163,9 +164,10 @@ def progress(record: Record) -> str:
     total = config.training.steps
     if total is None and line["epoch"] > 0:
         total = round(line["step"] / line["epoch"] * config.training.epochs)
+    batch = RunFolder(record.path).manifest().get("clean_batch", config.training.global_batch)
     told = [f"step {step}/{total}" if total else f"step {step}", f"{rate:.0f} images/s"]
     if total and rate > 0:
-        told.append(f"{_clock(max(0, total - step) * clean_batch(config) / rate)} left")
+        told.append(f"{_clock(max(0, total - step) * batch / rate)} left")
     return ", ".join(told)
 
 
