@@ -5,8 +5,8 @@ What a document takes from a study stands between two comments, and is written f
     <!-- study accuracy_vs_batch:conadv_vanilla -->+0.75 (+0.51 to +0.99)<!-- end -->
 
 ``NAME:conclusion`` is the study's conclusion, ``NAME:hardware`` where and when it was measured; all other names are
-those that the study's ``numbers`` gives. ``<!-- methods:table -->`` are all methods. ``--check`` changes nothing and fails
-where a document is stale.
+those that the study's ``numbers`` gives. ``<!-- methods:table -->`` are all methods. ``--check`` changes nothing
+and fails where a document is stale.
 """
 
 import argparse
