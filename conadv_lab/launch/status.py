@@ -164,11 +164,18 @@ def progress(record: Record) -> str:
     total = config.training.steps
     if total is None and line["epoch"] > 0:
         total = round(line["step"] / line["epoch"] * config.training.epochs)
-    batch = RunFolder(record.path).manifest().get("clean_batch", config.training.global_batch)
     told = [f"step {step}/{total}" if total else f"step {step}", f"{rate:.0f} images/s"]
     if total and rate > 0:
-        told.append(f"{_clock(max(0, total - step) * batch / rate)} left")
+        told.append(f"{_clock(max(0, total - step) * _clean_batch(record, config) / rate)} left")
     return ", ".join(told)
+
+
+def _clean_batch(record: Record, config: Config) -> int:
+    """As the run has it: the method may be a file, which is not run here."""
+    try:
+        return RunFolder(record.path).manifest()["clean_batch"]
+    except (ValueError, KeyError):
+        return config.training.global_batch
 
 
 def _newest_metrics(record: Record) -> dict[str, Any] | None:

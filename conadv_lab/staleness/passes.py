@@ -44,7 +44,9 @@ class Passes:
         if method.side and placement != "ranks" and not beside:
             self._add(method.side, *self._side(method))
         clean, altered = method.clean_fraction * self.images, method.altered_fraction * self.images
-        if method.together or self.workload.joint or not (clean and altered):
+        if method.together:  # a micro-batch of clean images brings its altered ones along
+            self._add("train", *self._train(clean + altered, parts=self._train(clean)[2]))
+        elif self.workload.joint or not (clean and altered):
             self._add("train", *self._train(clean + altered))
         else:
             self._add("clean", *self._train(clean))
@@ -70,10 +72,11 @@ class Passes:
         self.fixed += fixed
         self.last = (fixed + work) / parts
 
-    def _train(self, images: float) -> tuple[float, float, int]:
+    def _train(self, images: float, parts: int | None = None) -> tuple[float, float, int]:
         """(fixed seconds, seconds of the images, micro-batches)."""
         limit = self.workload.micro_batch
-        parts = 1 if limit is None else max(1, ceil(images / limit))
+        if parts is None:
+            parts = 1 if limit is None else max(1, ceil(images / limit))
         return self.a * parts, self.c * images, parts
 
     def _side(self, method: Method) -> tuple[float, float, int]:
