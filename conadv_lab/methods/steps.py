@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from conadv_lab.data.loader import Batch, Step
 from conadv_lab.methods.base import Losses
 from conadv_lab.methods.forwards import Criterion, Judge, outputs_of, rows_of, twice
-from conadv_lab.models.mixture import RowsMultiplied
+from conadv_lab.models.mixture import Parts, RowsMultiplied
 from conadv_lab.models.norm import (
     Branch,
+    backward_of,
     branch_of,
     left_no_statistics,
     takes_both,
@@ -26,7 +27,8 @@ def train_on(
     with branch_of(model, branch):
         loss = criterion(outputs_of(model, images), batch.labels)
     scale = weight * batch.share
-    (loss if scale == 1 else loss * scale).backward()
+    with backward_of(model, branch):
+        (loss if scale == 1 else loss * scale).backward()
     return loss.detach() * batch.share
 
 
@@ -43,11 +45,13 @@ def train_on_both(
 
     Returns the shares of the step's unweighted mean losses, clean and altered.
     """
+    branch: Parts | None = (len(clean.labels), len(altered.labels))
     outputs = _together(model, clean, altered) if takes_both(model) else None
     if outputs is None:
-        outputs = _apart(model, clean, altered)
+        branch, outputs = None, _apart(model, clean, altered)
     losses = criterion(outputs[0], clean.labels), criterion(outputs[1], altered.labels)
-    (losses[0] * (weights[0] * clean.share) + losses[1] * (weights[1] * altered.share)).backward()
+    with backward_of(model, branch):
+        (losses[0] * (weights[0] * clean.share) + losses[1] * (weights[1] * altered.share)).backward()
     return losses[0].detach() * clean.share, losses[1].detach() * altered.share
 
 
