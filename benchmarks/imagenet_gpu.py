@@ -32,7 +32,7 @@ from benchmarks.harness import GPU_REPEATS, Row, arguments, in_words, interleave
 from benchmarks.step import LR, MOMENTUM, PLAIN, STEPS, WARM, plain_loop, started
 from conadv_lab.config import Config, Model
 from conadv_lab.data.sets import TensorSet
-from conadv_lab.methods.adversarial import ConAdv
+from conadv_lab.methods.families.conadv import ConAdv
 from conadv_lab.methods.placement import CapturedGradient, SideStream
 from conadv_lab.models.resnet import IMAGENET_MEAN, IMAGENET_STD, Normalised
 from conadv_lab.training.build import pick_device

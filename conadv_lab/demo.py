@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from conadv_lab.config import Config, resolved
+from conadv_lab.methods import method_of
 from conadv_lab.pipes import outlive_readers
 from conadv_lab.recipes import digits
 
@@ -221,9 +222,9 @@ def _key(cell: Cell) -> tuple[str, str, int]:
 
 def _price(job: Job) -> float:
     cell, _, _ = job
-    passes = {"vanilla": 1.0, "disadv": 8 / 3, "conadv": 8 / 3}.get(cell.method, 2.0)
+    passes = method_of(Config().replace(method=cell.method)).gradient_evaluations
     # Small batches cost more per image, and more per step.
-    return cell.steps * (cell.global_batch + 40) * (1.0 if cell.method in EQUAL_COST else passes)
+    return cell.steps * (cell.global_batch + 40) * passes
 
 
 def _folder_name(job: Job) -> str:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 USAGE = """usage: python -m conadv_lab.train RECIPE [--out DIR] [--resume] [--ranks N] [--field value ...]
        python -m conadv_lab.train RECIPE --plan [--devices N]    what a step will take, nothing trained
-       python -m conadv_lab.train --list            the recipes, one a line
+       python -m conadv_lab.train --list            the recipes, one a line; --list methods: the methods
        python -m conadv_lab.train RECIPE --help     every field, with its default in this recipe
 
 RECIPE is a name or path/to/file.py:function. Exit status: 0 done, 2 a mistake in what was asked,
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
         if "--list" in words:
-            return _list()
+            return _list("methods" in words)
         if not words or words[0] in ("-h", "--help"):
             print(USAGE)
             return 0 if words else 2
@@ -81,12 +81,15 @@ def _folder(recipe: str, config: Config) -> Path:
     return Path("runs") / f"{name}-{method}-b{training.global_batch}-s{training.seed}"
 
 
-def _list() -> int:
+def _list(of_methods: bool) -> int:
+    from conadv_lab.methods import METHODS
     from conadv_lab.recipes import RECIPES
 
-    width = max(map(len, RECIPES))
-    for name, recipe in RECIPES.items():
-        print(f"{name:{width}}  {_sentence(recipe)}")
+    methods = {name: f"{method.about}." for name, method in METHODS.items()}
+    told = methods if of_methods else {name: _sentence(recipe) for name, recipe in RECIPES.items()}
+    width = max(map(len, told))
+    for name, sentence in told.items():
+        print(f"{name:{width}}  {sentence}")
     return 0
 
 

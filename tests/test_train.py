@@ -107,7 +107,8 @@ import numpy as np, torch
 from torch import nn
 from conadv_lab.config import Config
 from conadv_lab.data.sets import TensorSet
-from conadv_lab.methods.base import Losses, Method, train_on_clean
+from conadv_lab.methods.base import Losses, Method
+from conadv_lab.methods.steps import train_on_clean
 from conadv_lab.recipes.digits import vanilla
 
 def recipe():

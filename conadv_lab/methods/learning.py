@@ -1,8 +1,12 @@
 """Whether the optimizer has the weights of both branches: one that was made before the conversion has not."""
 
-from collections.abc import Sequence
+from __future__ import annotations
 
-from torch import nn
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
 
 LOOKS = 2
 """Gradients whose values are looked at, which a GPU makes the host wait for; that they are there is seen always."""

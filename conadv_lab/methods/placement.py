@@ -16,32 +16,9 @@ from torch import Tensor, nn
 from conadv_lab.data.loader import Span, Split, Step, Stream
 from conadv_lab.data.transfer import sent
 from conadv_lab.methods.attack import Attack, input_gradient
-from conadv_lab.methods.base import Criterion
-from conadv_lab.methods.kept import Kept
+from conadv_lab.methods.families.conadv import Placement
+from conadv_lab.methods.forwards import Criterion
 from conadv_lab.models.norm import forget_updates
-
-
-class Placement:
-    """The serial placement: first the attack, then the step."""
-
-    def attack(
-        self, attack: Attack, model: nn.Module, step: Step, criterion: Criterion, wanted: Sequence[int]
-    ) -> dict[int, list[Any]]:
-        """For each step number that is wanted, what `taken` turns into the perturbation of each micro-batch."""
-        made = {}
-        for number in wanted:
-            kept = Kept(step.size(number - step.number))
-            for batch in step.batches(number - step.number):
-                kept.add(attack.perturb(model, batch, criterion))
-            made[number] = kept.parts()
-        return made
-
-    def taken(self, kept: Any) -> Tensor:
-        """One micro-batch's perturbation, waited for where it is not there yet."""
-        return kept
-
-    def join(self) -> None:
-        """Return once weights and running statistics may change, as the attack has seen them."""
 
 
 class SideStream(Placement):

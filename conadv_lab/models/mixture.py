@@ -46,12 +46,14 @@ class Ranks:
 class Mode:
     """What all mixture norms of one model share: which branch, which statistics, and an open global step.
 
-    ``touched`` is what the forward under way saw, ``folded`` what the step's earlier ones did; ``whole`` are the
-    models, by identity, all of whose mixture norms were seen to share this mode.
+    ``again`` is set while a backward may make forwards once more, as activation checkpointing does; ``branch`` None is
+    then one that nobody knows. ``touched`` is what the forward under way saw, ``folded`` what the step's earlier ones
+    did; ``whole`` are the models, by identity, all of whose mixture norms were seen to share this mode.
     """
 
-    branch: Branch | Parts = "main"
+    branch: Branch | Parts | None = "main"
     statistics: Statistics | None = None
+    again: bool = False
     in_step: bool = False
     rows_multiplied: bool = False
     folded_within: bool = False
@@ -100,6 +102,12 @@ class MixtureBatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         branch = self.mode.branch
+        if branch is None:
+            raise ValueError(
+                "activation checkpointing makes a forward again, and the shared backward of clean and altered images "
+                "does not say which; allowed where a batch norm sees other rows than images: a paired method, "
+                "or no checkpointing"
+            )
         if not isinstance(branch, tuple):
             return self._normalise(branch, x)
         clean, other = branch
@@ -148,6 +156,8 @@ class MixtureBatchNorm(nn.Module):
 
     def _accumulate(self, branch: Branch, norm: Any, x: Tensor) -> Tensor:
         """Normalise by the batch and add its statistics to the average over this step's groups."""
+        if self.mode.again:  # counted when it was made first; the same bits as below
+            return self._by_batch(Averages.of(branch, norm), norm, x)
         group = self._averages.get(branch)
         if group is None or not group.fits(norm):
             group = self._averages[branch] = Averages.of(branch, norm)
@@ -158,6 +168,10 @@ class MixtureBatchNorm(nn.Module):
             self.mode.folded_within = True
         group.waiting = True
         self.mode.touched.append(group)
+        return self._by_batch(group, norm, x)
+
+    def _by_batch(self, group: Averages, norm: Any, x: Tensor) -> Tensor:
+        """Normalise by the batch, whose statistics go into ``group``."""
         # Momentum 1: the buffers take this group's statistics as they are.
         if _spans_ranks(norm):
             return _with_buffers(norm, group, x)

@@ -124,6 +124,27 @@ def branch_of(
         mode.branch, mode.statistics = before
 
 
+@contextmanager
+def backward_of(model: nn.Module, branch: Branch | Parts | None) -> Iterator[None]:
+    """A backward of a forward through this branch: activation checkpointing makes parts of that forward again within.
+
+    They go through the same branch, and their statistics, which the step has already, are not counted twice.
+
+    Args:
+        branch: as of `branch_of`; None where the backward is of several forwards, which then cannot be told apart.
+    """
+    mode = _mode(model)
+    if mode is None:
+        yield
+        return
+    before = mode.branch, mode.again
+    mode.branch, mode.again = branch, True
+    try:
+        yield
+    finally:
+        mode.branch, mode.again = before
+
+
 def takes_both(model: nn.Module) -> bool:
     """Whether clean and altered images may share a forward, as far as is known: no norm saw other rows than images."""
     mode = _mode(model)

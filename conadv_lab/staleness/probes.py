@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from conadv_lab.data.loader import Batch, Step
 from conadv_lab.methods.attack import Attack
-from conadv_lab.methods.base import Criterion
-from conadv_lab.methods.forwards import outputs_of
+from conadv_lab.methods.forwards import Criterion, outputs_of
 from conadv_lab.models.norm import branch_of
 from conadv_lab.staleness.snapshots import SnapshotConAdv
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from conadv_lab.config import Config, Data, is_file_reference
+from conadv_lab.config import Config, Data, check_method, is_file_reference
 from conadv_lab.data.loader import ImageSet
 from conadv_lab.data.sets import load_sets, require_enough
 from conadv_lab.data.synthetic import Synthetic
+from conadv_lab.methods import method_of
 from conadv_lab.methods.placement import SideStream
 from conadv_lab.optim.groups import parameter_groups
 from conadv_lab.training.build import (
-    build_method,
     build_model,
     build_optimizer,
     build_schedule,
@@ -59,12 +59,13 @@ class Beforehand:
     def _check(self, config: Config) -> None:
         require_trainers(config.method.attackers, self.ranks)
         self._check_device(config)
-        method = self._users_own("method", config.method.method, lambda: build_method(config))
+        method = self._users_own("method", config.method.method, lambda: method_of(config))
         images = self._training_set(config)
         if images is not None:
             require_enough(config, len(images))
             self._check_network(config, images)
         if method is not None:
+            check_method(config, method)
             ranks = Ranks(count=self.ranks, attackers=config.method.attackers)
             known = Synthetic(2**31 - 1 if images is None else len(images))
             # Photographs are cut into steps as all images are, but without workers and memory for them.

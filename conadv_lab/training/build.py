@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from conadv_lab import references
-from conadv_lab.config import Config, is_file_reference
+from conadv_lab.config import Config, check_method, is_file_reference
 from conadv_lab.data.augment import alternating_flips, augment
 from conadv_lab.data.hashing import image_keys
 from conadv_lab.data.loader import Augmentation, ImageSet, Split, Stream, as_float
 from conadv_lab.data.sets import load_sets
-from conadv_lab.methods import adversarial
-from conadv_lab.methods.attack import Attack, PGDAttack, SignAttack
-from conadv_lab.methods.base import Method, Vanilla
+from conadv_lab.methods import method_of
+from conadv_lab.methods.base import Method
+from conadv_lab.methods.families.conadv import ConAdv, Placement
 from conadv_lab.methods.forwards import logits
-from conadv_lab.methods.placement import Attacker, OtherRanks, Placement, SideStream
+from conadv_lab.methods.placement import Attacker, OtherRanks, SideStream
 from conadv_lab.models.fast import WHITENING_IMAGES, FastCNN, fast_cnn, fast_cnn_small
 from conadv_lab.models.norm import mixture_batch_norm, share_statistics
 from conadv_lab.optim.groups import parameter_groups
@@ -87,9 +87,10 @@ def build(config: Config, ranks: Ranks = ALONE) -> Parts:
         model.fit_whitening(
             as_float(train_set.fetch(torch.arange(min(WHITENING_IMAGES, len(train_set)), device="cpu"))[0])
         )
-    method = build_method(config)
+    method = method_of(config)
+    check_method(config, method)
     stream = build_stream(config, method, train_set, ranks)
-    if isinstance(method, adversarial.ConAdv) and config.method.placement != "serial":
+    if isinstance(method, ConAdv) and config.method.placement != "serial":
         method.placement = build_placement(config, stream, ranks, device)
     if ranks.trains and ranks.trainers > 1:
         share_statistics(model, ranks.training, spread=config.training.batch_norm == "sync")
@@ -186,40 +187,6 @@ def build_model(config: Config, classes: int) -> nn.Module:
     if config.model.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
-
-
-def build_method(config: Config) -> Method:
-    """The method of a resolved config; the seed of random starts is derived from the run's."""
-    section, seed = config.method, config.training.seed
-    assert section.weights is not None, "the config is not resolved"
-    name, weights = section.method, section.weights
-    if is_file_reference(name):
-        method = references.made(name, config, returns="a conadv_lab Method")
-        if not isinstance(method, Method):
-            raise ValueError(f"{name} returned {type(method).__name__}; allowed: a conadv_lab Method")
-        return method
-    equal = name.endswith("-equal")
-    if name == "vanilla":
-        return Vanilla()
-    if name == "disadv":
-        return adversarial.DisAdv(_attack(config), weights)
-    if name == "conadv":
-        return adversarial.ConAdv(_attack(config), section.staleness, weights, section.first)
-    if name.startswith("recycled"):
-        return adversarial.Recycled(section.epsilon, equal, weights)
-    if name.startswith("noise"):
-        return adversarial.Noise(section.epsilon, equal, weights, seed)
-    return adversarial.Copy(equal, weights)
-
-
-def _attack(config: Config) -> Attack:
-    section = config.method
-    kind: Any = SignAttack
-    more: dict[str, Any] = {"branch": section.attack_branch, "statistics": section.attack_statistics}
-    if section.attack_steps > 1 or section.norm == "l2":
-        kind, more = PGDAttack, more | {"steps": section.attack_steps, "norm": section.norm}
-    step = section.attack_step or None  # ε = 0 leaves no step to take
-    return kind(section.epsilon, step, section.random_start, config.training.seed, **more)
 
 
 def build_stream(config: Config, method: Method, train_set: ImageSet, ranks: Ranks = ALONE) -> Stream:

@@ -11,8 +11,8 @@ from torch import nn
 
 from conadv_lab.config import Config, resolved
 from conadv_lab.data.loader import Step
-from conadv_lab.methods.adversarial import ConAdv
 from conadv_lab.methods.base import Losses
+from conadv_lab.methods.families.conadv import ConAdv
 from conadv_lab.optim.groups import set_learning_rate
 from conadv_lab.runs import RunFolder, manifest, read_checkpoint, write_json
 from conadv_lab.training.build import Parts, build
@@ -242,6 +242,7 @@ class Run:
             "clean_images": images,
             "gradient_evaluations": parts.method.gradient_evaluations,
             "depth": parts.method.depth,
+            **{f"method_{name}": getattr(parts.method, name) for name in ("label", "colour", "marker")},
             "seconds": self._seconds(),
             "bn_recalibrated_on": min(self.config.training.bn_recalibrate, len(parts.train_set)),
             "bn_statistics": statistics_used(parts),
@@ -292,6 +293,7 @@ class Run:
             "ranks": self.ranks.count,
             "attackers": self.ranks.attackers,
             "placement": self.config.method.placement,
+            "clean_batch": self.parts.stream.batch,
         }
 
     def _judged(self) -> nn.Module:

@@ -10,8 +10,8 @@ import torch
 
 from conadv_lab import train
 from conadv_lab.config import Config
-from conadv_lab.methods.adversarial import ConAdv
 from conadv_lab.methods.attack import SignAttack
+from conadv_lab.methods.families.conadv import ConAdv
 from tests.data.trees import write_tree
 
 STEPS, BATCH = 3, 8

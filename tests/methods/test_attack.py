@@ -6,8 +6,9 @@ from torch import nn
 
 from conadv_lab.data.loader import Batch
 from conadv_lab.methods.attack import PGDAttack, SignAttack
-from conadv_lab.methods.base import Vanilla, check_mean
+from conadv_lab.methods.base import Vanilla
 from conadv_lab.methods.signs import pack, unpack
+from conadv_lab.methods.steps import check_mean
 from conadv_lab.models.norm import branch_of, mixture_batch_norm, one_update
 from tests.conftest import small_cnn
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 import conadv_lab as cl
 from conadv_lab.data.loader import Batch
-from conadv_lab.methods.base import train_on_both
 from conadv_lab.methods.forwards import outputs_of
+from conadv_lab.methods.steps import train_on_both
 from conadv_lab.models.mixture import RowsMultiplied
 from conadv_lab.models.norm import branch_of, mixture_batch_norm, one_update
 from tests.conftest import small_cnn
