@@ -20,6 +20,7 @@ from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE
 
 from conadv_lab import provenance
 from conadv_lab.config import Config
+from conadv_lab.cores import cores
 from conadv_lab.launch import ranks, signals, snapshot
 from conadv_lab.launch.records import Record, last, log_files, tail
 from conadv_lab.launch.words import START_MARK, killed_by
@@ -182,7 +183,7 @@ def check_cpus(wanted: int) -> None:
     Raises:
         RuntimeError: it may not, as where srun did not inherit the number or a binding was inherited.
     """
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usable = cores()
     given = min(usable, int(os.environ.get("SLURM_CPUS_PER_TASK", usable)))
     if given < wanted:
         raise RuntimeError(

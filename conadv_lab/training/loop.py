@@ -21,6 +21,7 @@ from conadv_lab.training.distributed import Ranks, Spectator, join
 from conadv_lab.training.evaluate import calibrated_copy, evaluate, statistics_used
 from conadv_lab.training.network import begin_step, network_of
 from conadv_lab.training.pending import gathered_state, scattered_state
+from conadv_lab.training.process import put_back
 from conadv_lab.training.reducer import Reducer
 from conadv_lab.training.resuming import fingerprint, reconciled, require_same_data, require_unchanged
 from conadv_lab.training.saving import Saver
@@ -57,9 +58,10 @@ def train(config: Config, out: str | Path, *, resume: bool = False, progress: Pr
         OSError: the disk is full; earlier checkpoints are intact.
         AnotherRankFailed: another rank is gone or does not answer.
     """
-    run = prepare(config, out, resume=resume, progress=progress)
-    if run is not None:
-        run.to_the_end()
+    with put_back():
+        run = prepare(config, out, resume=resume, progress=progress)
+        if run is not None:
+            run.to_the_end()
     return RunFolder(out)
 
 
@@ -69,6 +71,7 @@ def prepare(
     """The run that `train` would begin, every mistake found; None where it is finished.
 
     Nothing is written but the lock that keeps other processes out of the folder, until the run ends or is dropped.
+    The process keeps the run's number of threads.
 
     Raises:
         ValueError: as for `train`.

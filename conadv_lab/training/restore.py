@@ -6,7 +6,7 @@ from torch import nn
 
 from conadv_lab.models.norm import plain_batch_norm
 from conadv_lab.runs import RunFolder, read_checkpoint
-from conadv_lab.training.build import Parts, build
+from conadv_lab.training.build import Parts, assemble, pick_device
 from conadv_lab.training.evaluate import calibrated_copy
 from conadv_lab.training.weights import load_weights
 
@@ -15,7 +15,8 @@ def restore(path: str | Path, checkpoint: Path | None = None, **changes: object)
     """(parts, judged model) of a run's newest intact checkpoint, or of one checkpoint of it.
 
     The model is in evaluation mode with its main statistics re-estimated, as the run's own figures are, and
-    without the adversarial branch; where the run kept an average of its weights, it is that average.
+    without the adversarial branch; where the run kept an average of its weights, it is that average. Threads,
+    deterministic algorithms and the like stay as this process has them.
 
     Args:
         path: the run folder.
@@ -27,7 +28,8 @@ def restore(path: str | Path, checkpoint: Path | None = None, **changes: object)
     """
     folder = RunFolder(path)
     # One process alone has no other rank to attack on, and perhaps no GPU.
-    parts = build(folder.config().replace(**{"placement": "serial", "attackers": 0, **changes}))
+    config = folder.config().replace(**{"placement": "serial", "attackers": 0, **changes})
+    parts = assemble(config, pick_device(config.training.device))
     loaded = folder.load_checkpoint() if checkpoint is None else read_checkpoint(checkpoint)
     if loaded is None:
         raise ValueError(f"{folder.path} has no intact checkpoint")
