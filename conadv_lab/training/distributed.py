@@ -224,6 +224,9 @@ class Spectator(RunFolder):
     def clear_leftovers(self) -> None:
         pass
 
+    def note_config(self, config: Config) -> None:
+        pass
+
     def append_metrics(self, line: dict[str, Any]) -> None:
         pass
 

@@ -99,7 +99,7 @@ def _prepared(
     if ranks.told_by_first(int(folder.result() is not None)):
         return None
     run = Run(build(config, ranks), folder, progress if ranks.first else "none")
-    require_same_data(folder, run.parts.train_set)
+    require_same_data(run.config, folder, run.parts.train_set)
     return run
 
 
@@ -149,6 +149,7 @@ class Run:
             self.folder.cut_metrics(0)
         else:
             self._restore(*loaded)
+            self.folder.note_config(self.config)
         self.bar = _bar(self.parts.stream.steps, self.step) if self.on_terminal else None
         self.logged_at = self.started, self.step
         self.ranks.wait()
