@@ -25,7 +25,7 @@ from conadv_lab.models.norm import mixture_batch_norm, share_statistics
 from conadv_lab.optim.groups import parameter_groups
 from conadv_lab.optim.schedule import Schedule
 from conadv_lab.seeds import derived_seed, generator
-from conadv_lab.training.distributed import ALONE, Ranks
+from conadv_lab.training.distributed import ALONE, FIRST_PATIENCE, Ranks
 from conadv_lab.training.process import settle
 
 EVALUATION_BATCH = 500
@@ -257,7 +257,7 @@ def build_placement(config: Config, stream: Stream, ranks: Ranks, device: torch.
         spread = config.training.batch_norm == "sync"
         trained = [Split(trainer, ranks.trainers, spread) for trainer in range(ranks.trainers)]
         return Attacker(stream, trained, ranks.weights)
-    return OtherRanks(stream, ranks.trainers, ranks.attackers, ranks.weights)
+    return OtherRanks(stream, ranks.trainers, ranks.attackers, ranks.weights, FIRST_PATIENCE)
 
 
 def _augmentation(config: Config) -> Augmentation | None:

@@ -13,11 +13,12 @@ from conadv_lab.config import Config, resolved
 from conadv_lab.data.loader import Step
 from conadv_lab.methods.adversarial import ConAdv
 from conadv_lab.methods.base import Losses
+from conadv_lab.methods.placement import OtherRanks
 from conadv_lab.optim.groups import set_learning_rate
 from conadv_lab.runs import RunFolder, manifest, read_checkpoint, write_json
 from conadv_lab.training.build import Parts, build
 from conadv_lab.training.claim import Claim
-from conadv_lab.training.distributed import Ranks, Spectator, join
+from conadv_lab.training.distributed import PATIENCE, Ranks, Spectator, join
 from conadv_lab.training.evaluate import calibrated_copy, evaluate, statistics_used
 from conadv_lab.training.network import begin_step, network_of
 from conadv_lab.training.pending import gathered_state, scattered_state
@@ -127,6 +128,8 @@ class Run:
             self.start()
             while self.step < self.parts.stream.steps:
                 self.train_step()
+                if self.step == self.practised:
+                    self._expect_answers()
                 if self.ranks.any(bool(requests)) and self.step < self.parts.stream.steps:
                     self.save()
                     self.saver.wait()
@@ -152,6 +155,8 @@ class Run:
             self.folder.note_config(self.config)
         self.bar = _bar(self.parts.stream.steps, self.step) if self.on_terminal else None
         self.logged_at = self.started, self.step
+        # By then this process has trained on both branches and on a step of every size.
+        self.practised = self.step + self.parts.method.lookahead + 2
         self.ranks.wait()
 
     def train_step(self) -> None:
@@ -189,6 +194,13 @@ class Run:
             self._require_finite(losses, number)
             self.save()
             self.ranks.wait()
+
+    def _expect_answers(self) -> None:
+        """From now on a rank that keeps the others waiting within a step has failed."""
+        self.ranks.expect_answers()
+        placement = getattr(self.parts.method, "placement", None)
+        if isinstance(placement, OtherRanks):
+            placement.patience = PATIENCE
 
     def _gradient(self, step: Step, due: bool) -> Losses:
         """The whole step's gradient in the parameters, and its losses, whoever made which part of them."""
