@@ -7,10 +7,17 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from conadv_lab.config import Config, is_file_reference
 from conadv_lab.mistakes import unknown
 
 COPIES = "own"
 """Folder of the copies that submit makes of such files, each in a folder of its content's hash."""
+
+
+def named_in(config: Config) -> dict[str, str]:
+    """The references among the fields of a config, by field: code that building its objects runs."""
+    fields = {"dataset": config.data.dataset, "model": config.model.model, "method": config.method.method}
+    return {name: value for name, value in fields.items() if is_file_reference(value)}
 
 
 def load(reference: str) -> Any:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import conadv_lab
 from conadv_lab import provenance
-from conadv_lab.config import Config, is_file_reference
-from conadv_lab.references import COPIES
+from conadv_lab.config import Config
+from conadv_lab.references import COPIES, named_in
 
 PACKAGE = Path(conadv_lab.__file__).resolve().parent
 SUFFIXES = {".py", ".html", ".csv", ".typed"}
@@ -54,7 +54,7 @@ class Snapshot:
     def redirect(self, config: Config) -> Config:
         """The config with each reference to a file of the user's own pointing at its copy."""
         changes = {}
-        for name, reference in _references(config).items():
+        for name, reference in named_in(config).items():
             place, _, function = reference.rpartition(":")
             changes[name] = f"{self.path / _own(Path(place).expanduser().resolve())}:{function}"
         return config.replace(**changes) if changes else config
@@ -64,7 +64,7 @@ def originals(config: Config) -> dict[str, str]:
     """The references to files of the user's own, by field, wherever a command is given."""
     return {
         name: f"{Path(reference.rpartition(':')[0]).expanduser().resolve()}:{reference.rpartition(':')[2]}"
-        for name, reference in _references(config).items()
+        for name, reference in named_in(config).items()
     }
 
 
@@ -75,7 +75,7 @@ def take(root: Path, configs: list[Config]) -> Snapshot:
         ValueError: a file that a config refers to does not exist.
     """
     files = {f"conadv_lab/{path.relative_to(PACKAGE)}": path for path in _sources(PACKAGE)}
-    for reference in sorted({ref for config in configs for ref in _references(config).values()}):
+    for reference in sorted({ref for config in configs for ref in named_in(config).values()}):
         path = Path(reference.rpartition(":")[0]).expanduser().resolve()
         if not path.is_file():
             raise ValueError(f"{reference!r} names no file: {path} does not exist")
@@ -119,8 +119,3 @@ def _sources(folder: Path) -> list[Path]:
 
 def _own(path: Path) -> str:
     return f"{COPIES}/{sha256(path.read_bytes()).hexdigest()[:16]}/{path.name}"
-
-
-def _references(config: Config) -> dict[str, str]:
-    named = {"dataset": config.data.dataset, "model": config.model.model, "method": config.method.method}
-    return {name: value for name, value in named.items() if is_file_reference(value)}
