@@ -23,6 +23,8 @@ def named_in(config: Config) -> dict[str, str]:
 def load(reference: str) -> Any:
     """The function that ``path/to/file.py:function`` names.
 
+    The file's folder is put on the path of modules, as for a script, so that it can import what lies beside it.
+
     Raises:
         ValueError: no such file, or no such name in it.
     """
@@ -36,6 +38,8 @@ def load(reference: str) -> Any:
     module_name = "conadv_lab_user_" + sha256(str(path).encode()).hexdigest()[:12]
     module = sys.modules.get(module_name)
     if module is None:
+        if str(path.parent) not in sys.path:
+            sys.path.insert(0, str(path.parent))
         spec = importlib.util.spec_from_file_location(module_name, path)
         assert spec is not None
         assert spec.loader is not None
