@@ -169,7 +169,8 @@ class Training:
     device: str = "auto"
     """cpu, cuda, cuda:1 …; auto takes a GPU where there is one."""
     threads: int | None = None
-    """CPU threads of torch; results are bitwise equal for equal numbers. None: all cores."""
+    """CPU threads of torch; results are bitwise equal for equal numbers. None: all cores that this
+    process may use."""
     deterministic: bool = False
     """Deterministic algorithms on CUDA, slower."""
     log_every: int = 10

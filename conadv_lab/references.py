@@ -7,14 +7,23 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from conadv_lab.config import Config, is_file_reference
 from conadv_lab.mistakes import unknown
 
 COPIES = "own"
 """Folder of the copies that submit makes of such files, each in a folder of its content's hash."""
 
 
+def named_in(config: Config) -> dict[str, str]:
+    """The references among the fields of a config, by field: code that building its objects runs."""
+    fields = {"dataset": config.data.dataset, "model": config.model.model, "method": config.method.method}
+    return {name: value for name, value in fields.items() if is_file_reference(value)}
+
+
 def load(reference: str) -> Any:
     """The function that ``path/to/file.py:function`` names.
+
+    The file's folder is put on the path of modules, as for a script, so that it can import what lies beside it.
 
     Raises:
         ValueError: no such file, or no such name in it.
@@ -29,6 +38,8 @@ def load(reference: str) -> Any:
     module_name = "conadv_lab_user_" + sha256(str(path).encode()).hexdigest()[:12]
     module = sys.modules.get(module_name)
     if module is None:
+        if str(path.parent) not in sys.path:
+            sys.path.insert(0, str(path.parent))
         spec = importlib.util.spec_from_file_location(module_name, path)
         assert spec is not None
         assert spec.loader is not None

@@ -53,6 +53,11 @@ class RunFolder:
         write_json(self.path / "manifest.json", manifest)
         write_json(self.path / "config.json", config.to_dict())
 
+    def note_config(self, config: Config) -> None:
+        """Record what a run is continued with, where that is no longer what it was started with."""
+        if config != self.config():
+            write_json(self.path / "config.json", config.to_dict())
+
     def clear_leftovers(self) -> None:
         """Remove checkpoints that a kill left half-written."""
         for leftover in self.checkpoints.glob(".partial-*"):

@@ -11,6 +11,7 @@ from conadv_lab.config import Config, resolved
 from conadv_lab.launch import ranks
 from conadv_lab.mistakes import require
 from conadv_lab.pipes import outlive_readers
+from conadv_lab.training.stopping import end_on_interrupt
 
 if TYPE_CHECKING:
     from conadv_lab.cli import Options
@@ -21,7 +22,7 @@ USAGE = """usage: python -m conadv_lab.train RECIPE [--out DIR] [--resume] [--ra
        python -m conadv_lab.train RECIPE --help     every field, with its default in this recipe
 
 RECIPE is a name or path/to/file.py:function. Exit status: 0 done, 2 a mistake in what was asked,
-1 a failure, 75 stopped on request and resumable.
+1 a failure, 75 stopped on request and resumable, 130 stopped at once by a second Ctrl-C.
 """
 
 
@@ -142,5 +143,6 @@ def _is_first() -> bool:
 
 
 if __name__ == "__main__":
+    end_on_interrupt()
     outlive_readers()
     sys.exit(main())

@@ -7,6 +7,7 @@ and `join` before it changes weights or statistics.
 
 import warnings
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -137,9 +138,13 @@ class OtherRanks(Placement):
         stream: this rank's.
         trainers, attackers: how many; ranks 0 to trainers - 1 train.
         weights: the process group of rank 0 and the attackers.
+        patience: how long an attacker is waited for.
     """
 
-    def __init__(self, stream: Stream, trainers: int, attackers: int, weights: Any) -> None:
+    def __init__(
+        self, stream: Stream, trainers: int, attackers: int, weights: Any, patience: timedelta
+    ) -> None:
+        self.patience = patience
         self.stream, self.trainers, self.attackers, self.weights = stream, trainers, attackers, weights
         self.device = torch.device("cpu")
         self.sending: list[tuple[Any, Tensor]] = []
@@ -163,7 +168,7 @@ class OtherRanks(Placement):
         if isinstance(kept, Tensor):
             return kept
         work, received = kept
-        work.wait()
+        work.wait(self.patience)  # the group's own is that with which it was made
         return sent(received, self.device)
 
     def _places(self, number: int) -> list[tuple[int, Span]]:

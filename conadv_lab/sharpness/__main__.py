@@ -34,6 +34,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--examples", type=int, default=1000, help="images of a run (default: %(default)s)")
     p.add_argument("--batch-size", type=int, default=250, help="images in a batch (default: %(default)s)")
     p.add_argument("--split", default="train", help="of a run: train or test (default: %(default)s)")
+    p.add_argument(
+        "--trust", action="store_true", help="run the Python files that a run folder's config names"
+    )
     p.add_argument("--params", metavar="A,B,…", help="parameters or modules (default: all)")
     p.add_argument("--bn", default="eval", help="batch norm: eval or train (default: %(default)s)")
     p.add_argument("--dtype", help="float32 or float64 (default: the model's own)")
@@ -197,7 +200,13 @@ def _subjects(asked: argparse.Namespace, places: Sequence[str]) -> list[tuple[An
     stated = {k: v for k, v in given.items() if v is not None} | pairs("--fact", asked.fact)
     found = []
     for place in places:
-        subject = load(place, examples=asked.examples, batch_size=asked.batch_size, split=asked.split)
+        subject = load(
+            place,
+            examples=asked.examples,
+            batch_size=asked.batch_size,
+            split=asked.split,
+            trust=asked.trust,
+        )
         known = {"label_smoothing": label_smoothing(subject.criterion)} | dict(subject.facts)
         facts = known | _consistent(stated, known, subject.name)
         if asked.json or asked.html or asked.csv:

@@ -1,6 +1,5 @@
 """From a config to the objects of a run. Everything that can be wrong is found here, before anything is written."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +25,8 @@ from conadv_lab.models.norm import mixture_batch_norm, share_statistics
 from conadv_lab.optim.groups import parameter_groups
 from conadv_lab.optim.schedule import Schedule
 from conadv_lab.seeds import derived_seed, generator
-from conadv_lab.training.distributed import ALONE, Ranks
+from conadv_lab.training.distributed import ALONE, FIRST_PATIENCE, Ranks
+from conadv_lab.training.process import settle
 
 EVALUATION_BATCH = 500
 
@@ -65,20 +65,23 @@ class Parts:
 
 
 def build(config: Config, ranks: Ranks = ALONE) -> Parts:
-    """All objects of a resolved config, the model with initial weights.
+    """All objects of a resolved config, the model with initial weights, in a process that is set up for it.
 
     Raises:
         ValueError: whatever the config asks for and cannot have.
     """
     with ranks.agreed():  # a rank that went no further would leave the others waiting in first_goes_first
         device = pick_device(config.training.device, ranks)
-    neighbours = min(ranks.count, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    torch.set_num_threads(config.training.threads or max(1, (os.cpu_count() or 1) // neighbours))
-    if config.training.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-    # All micro-batches have one shape, so it pays to look for the fastest convolutions once.
-    torch.backends.cudnn.benchmark = device.type == "cuda" and not config.training.deterministic
+    settle(config, ranks, device)
+    return assemble(config, device, ranks)
+
+
+def assemble(config: Config, device: torch.device, ranks: Ranks = ALONE) -> Parts:
+    """As `build`, but nothing is set for the whole process, as in one that measures.
+
+    Raises:
+        ValueError: as for `build`.
+    """
     with ranks.first_goes_first():
         train_set, test_set = load_sets(config, device)
     model = build_model(config, train_set.classes).to(device)
@@ -221,7 +224,7 @@ def build_placement(config: Config, stream: Stream, ranks: Ranks, device: torch.
         spread = config.training.batch_norm == "sync"
         trained = [Split(trainer, ranks.trainers, spread) for trainer in range(ranks.trainers)]
         return Attacker(stream, trained, ranks.weights)
-    return OtherRanks(stream, ranks.trainers, ranks.attackers, ranks.weights)
+    return OtherRanks(stream, ranks.trainers, ranks.attackers, ranks.weights, FIRST_PATIENCE)
 
 
 def _augmentation(config: Config) -> Augmentation | None:
