@@ -12,6 +12,7 @@ from conadv_lab import methods
 from conadv_lab.methods import METHODS, method_of
 from conadv_lab.mistakes import require, unknown
 from conadv_lab.optim.schedule import scaled_lr
+from conadv_lab.references import is_file_reference
 
 DATASETS = ("digits", "cifar10", "cifar100", "imagenet", "synthetic")
 MODELS = ("digits-cnn", "fast-cnn", "fast-cnn-small", "resnet18", "resnet20", "resnet50")
@@ -239,11 +240,6 @@ _SECTIONS: dict[str, type] = {
     "optimization": Optimization,
     "training": Training,
 }
-
-
-def is_file_reference(name: str) -> bool:
-    """Whether a name is a user's own ``path/to/file.py:function``."""
-    return ".py:" in name
 
 
 def clean_batch(config: Config) -> int:

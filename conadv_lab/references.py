@@ -5,16 +5,23 @@ import inspect
 import sys
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from conadv_lab.config import Config, is_file_reference
 from conadv_lab.mistakes import unknown
+
+if TYPE_CHECKING:
+    from conadv_lab.config import Config
 
 COPIES = "own"
 """Folder of the copies that submit makes of such files, each in a folder of its content's hash."""
 
 
-def named_in(config: Config) -> dict[str, str]:
+def is_file_reference(name: str) -> bool:
+    """Whether a name is a user's own ``path/to/file.py:function``."""
+    return ".py:" in name
+
+
+def named_in(config: "Config") -> dict[str, str]:
     """The references among the fields of a config, by field: code that building its objects runs."""
     fields = {"dataset": config.data.dataset, "model": config.model.model, "method": config.method.method}
     return {name: value for name, value in fields.items() if is_file_reference(value)}

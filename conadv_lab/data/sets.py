@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from conadv_lab import references
-from conadv_lab.config import Config, is_file_reference
+from conadv_lab.config import Config
 from conadv_lab.data.loader import ImageSet
 from conadv_lab.data.transfer import sent
+from conadv_lab.references import is_file_reference
 from conadv_lab.seeds import generator
 
 

@@ -17,8 +17,9 @@ from dataclasses import dataclass, make_dataclass
 from hashlib import sha256
 from typing import Any
 
-from conadv_lab.config import Config, is_file_reference, resolved
+from conadv_lab.config import Config, resolved
 from conadv_lab.mistakes import unknown
+from conadv_lab.references import is_file_reference
 
 
 @dataclass(frozen=True)

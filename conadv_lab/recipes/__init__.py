@@ -3,9 +3,10 @@
 from collections.abc import Callable
 
 from conadv_lab import references
-from conadv_lab.config import Config, is_file_reference
+from conadv_lab.config import Config
 from conadv_lab.mistakes import unknown
 from conadv_lab.recipes import cifar, digits, imagenet
+from conadv_lab.references import is_file_reference
 
 Recipe = Callable[[], Config]
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from conadv_lab.config import Config, is_file_reference
+from conadv_lab.config import Config
 from conadv_lab.methods import METHODS as BUILT_IN
 from conadv_lab.methods import method_of
 from conadv_lab.methods.base import Method
 from conadv_lab.mistakes import require, unknown
+from conadv_lab.references import is_file_reference
 from conadv_lab.staleness.cluster import Cluster
 from conadv_lab.staleness.communication import all_reduce, point_to_point
 from conadv_lab.staleness.passes import Passes, Span

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 
-from conadv_lab.config import Config, Data, check_method, is_file_reference
+from conadv_lab.config import Config, Data, check_method
 from conadv_lab.data.loader import ImageSet
 from conadv_lab.data.sets import load_sets, require_enough
 from conadv_lab.data.synthetic import Synthetic
 from conadv_lab.methods import method_of
 from conadv_lab.methods.placement import SideStream
 from conadv_lab.optim.groups import parameter_groups
+from conadv_lab.references import is_file_reference
 from conadv_lab.training.build import (
     build_model,
     build_optimizer,

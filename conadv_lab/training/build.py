@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from conadv_lab import references
-from conadv_lab.config import Config, check_method, is_file_reference
+from conadv_lab.config import Config, check_method
 from conadv_lab.data.augment import alternating_flips, augment
 from conadv_lab.data.hashing import image_keys
 from conadv_lab.data.loader import Augmentation, ImageSet, Split, Stream, as_float
@@ -24,6 +24,7 @@ from conadv_lab.models.fast import WHITENING_IMAGES, FastCNN, fast_cnn, fast_cnn
 from conadv_lab.models.norm import mixture_batch_norm, share_statistics
 from conadv_lab.optim.groups import parameter_groups
 from conadv_lab.optim.schedule import Schedule
+from conadv_lab.references import is_file_reference
 from conadv_lab.seeds import derived_seed, generator
 from conadv_lab.training.distributed import ALONE, FIRST_PATIENCE, Ranks
 from conadv_lab.training.process import settle

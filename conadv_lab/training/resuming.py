@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from conadv_lab.config import Config, is_file_reference
+from conadv_lab.config import Config
 from conadv_lab.data.loader import ImageSet
-from conadv_lab.references import COPIES
+from conadv_lab.references import COPIES, is_file_reference
 from conadv_lab.runs import RunFolder
 from conadv_lab.training.claim import LOCK
 

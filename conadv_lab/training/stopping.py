@@ -33,8 +33,8 @@ def stop_requests() -> Iterator[list[str]]:
                 os.write(2, HINT if os.environ.get("RANK", "0") == "0" else b"")
 
     try:
-        for number in STOP_SIGNALS:
-            signal.signal(number, note)
+        for stop in STOP_SIGNALS:
+            signal.signal(stop, note)
     except ValueError:  # not the main thread, as in some notebooks and tests: signals are somebody else's
         yield came
         return
