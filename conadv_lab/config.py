@@ -264,7 +264,8 @@ def resolved(config: Config) -> Config:
     elif optimization.lr != scaled:
         filled["lr_rule"] = "none"  # the rule did not make this learning rate, so it is not on record
     if method.weights is None:
-        halves = optimization.optimizer == "sgd" or method_of(config).clean_fraction < 1
+        own = is_file_reference(method.method)  # which takes a config that is filled in
+        halves = optimization.optimizer == "sgd" or (not own and method_of(config).clean_fraction < 1)
         filled["weights"] = (0.5, 0.5) if halves else (1.0, 1.0)
     if method.attack_step is None:
         filled["attack_step"] = method.epsilon

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from conadv_lab.config import Config
+from conadv_lab.config import Config, resolved
 from conadv_lab.methods import METHODS as BUILT_IN
 from conadv_lab.methods import method_of
 from conadv_lab.methods.base import Method
@@ -168,7 +168,7 @@ def named(name: str, workload: Workload, staleness: int | None = None, ascent_sh
     require(0 < ascent_share <= 1, "ascent_share", ascent_share, "above 0, up to 1")
     tau = workload.staleness if staleness is None else staleness
     if name in BUILT_IN or is_file_reference(name):
-        return method_of(Config().replace(method=name, staleness=tau))
+        return method_of(resolved(Config().replace(method=name, staleness=tau)))
     if name not in METHODS:
         raise unknown("method", name, METHODS)
     return _Sam() if name == "sam" else _AsyncSam(tau, ascent_share)
