@@ -11,7 +11,7 @@ from conadv_lab.config import Config, resolved
 from conadv_lab.launch import ranks
 from conadv_lab.mistakes import require
 from conadv_lab.pipes import outlive_readers
-from conadv_lab.training.stopping import end_on_interrupt
+from conadv_lab.training.stopping import interrupts_end_the_process
 
 if TYPE_CHECKING:
     from conadv_lab.cli import Options
@@ -48,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if options.ranks > 1 and "RANK" not in os.environ:
         return ranks.start([sys.executable, "-m", "conadv_lab.train", *words], options.ranks)
-    return _train(config, out, options.resume)
+    with interrupts_end_the_process():
+        return _train(config, out, options.resume)
 
 
 def parse(words: Sequence[str]) -> tuple[Config, Path, "Options"]:
@@ -143,6 +144,5 @@ def _is_first() -> bool:
 
 
 if __name__ == "__main__":
-    end_on_interrupt()
     outlive_readers()
     sys.exit(main())

@@ -41,11 +41,18 @@ def stop_requests() -> Iterator[list[str]]:
     try:
         yield came
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for old, handler in before.items():
+            signal.signal(old, handler)
 
 
-def end_on_interrupt() -> None:
-    """Let Ctrl-C end this process at once, in whatever library it is, in place of Python's KeyboardInterrupt."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+@contextmanager
+def interrupts_end_the_process() -> Iterator[None]:
+    """Let a Ctrl-C inside end this process at once, in whatever library it is, instead of raising KeyboardInterrupt."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield  # somebody else's, or ignored
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
