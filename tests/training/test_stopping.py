@@ -16,7 +16,8 @@ from tests.training.test_loop import tiny
 
 SLOW = """
 import time
-from conadv_lab.methods.base import Losses, Method, train_on_clean
+from conadv_lab.methods.base import Losses, Method
+from conadv_lab.methods.steps import train_on_clean
 
 class Slow(Method):
     def backward(self, model, step, criterion):
