@@ -113,7 +113,7 @@ def _predicted(configs: dict[str, Any]) -> dict[str, float]:
 def draw(rows: "pd.DataFrame") -> Any:
     from matplotlib import pyplot as plt
 
-    from conadv_lab.plots import METHOD_STYLE
+    from conadv_lab.plots import look_of
 
     models = list(rows["model"].unique())
     figure, axes = plt.subplots(
@@ -122,13 +122,10 @@ def draw(rows: "pd.DataFrame") -> Any:
     for ax, model in zip(axes.flat, models, strict=True):
         for method in METHODS[1:]:
             own = rows[(rows["model"] == model) & (rows["method"] == method)]
-            colour, marker = METHOD_STYLE[method]
+            look = look_of(method)
             spread = [own["ratio"] - own["ratio_low"], own["ratio_high"] - own["ratio"]]
-            ax.errorbar(
-                own["batch"], own["ratio"], yerr=spread, color=colour, marker=marker, capsize=2.5, linewidth=1.2,
-                fillstyle="none" if method.endswith("-equal") else "full", label=method,
-            )  # fmt: skip
-            ax.axhline(own["arithmetic"].iloc[0], color=colour, linewidth=1.0, linestyle=":")
+            ax.errorbar(own["batch"], own["ratio"], yerr=spread, capsize=2.5, linewidth=1.2, **look)
+            ax.axhline(own["arithmetic"].iloc[0], color=look["color"], linewidth=1.0, linestyle=":")
             if own["predicted_ratio"].notna().any():
                 ax.plot(
                     own["batch"], own["predicted_ratio"], color="black", linewidth=1.0, linestyle=(0, (6, 4))

@@ -41,6 +41,8 @@ def measured_without_trace(config: Config, path: Path) -> dict[str, Any]:
 
 def flatness(path: Path, measures: tuple[str, ...] = MEASURES) -> dict[str, float]:
     """The measures of a finished run, one number each; the whole report stays in ``sharpness.json``."""
+    import torch
+
     from conadv_lab import sharpness
     from conadv_lab.training.evaluate import fixed_images
     from conadv_lab.training.restore import restore
@@ -48,6 +50,8 @@ def flatness(path: Path, measures: tuple[str, ...] = MEASURES) -> dict[str, floa
     file = path / "sharpness.json"
     if not file.exists():
         parts, judged = restore(path)
+        # As its training had, which the manifests of the tables state.
+        torch.set_num_threads(parts.config.training.threads or torch.get_num_threads())
         facts = {"split": "train", "augmentation": "none", "learning_rate": parts.config.optimization.lr}
         batch = fixed_images(parts.train_set, CURVATURE_IMAGES)
         report = sharpness.measure(

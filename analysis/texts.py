@@ -5,7 +5,8 @@ What a document takes from a study stands between two comments, and is written f
     <!-- study accuracy_vs_batch:conadv_vanilla -->+0.75 (+0.51 to +0.99)<!-- end -->
 
 ``NAME:conclusion`` is the study's conclusion, ``NAME:hardware`` where and when it was measured; all other names are
-those that the study's ``numbers`` gives. ``--check`` changes nothing and fails where a document is stale.
+those that the study's ``numbers`` gives. ``<!-- methods:table -->`` are all methods. ``--check`` changes nothing
+and fails where a document is stale.
 """
 
 import argparse
@@ -17,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from analysis.study import RESULTS, studies, table
+from conadv_lab import methods
 from conadv_lab.mistakes import unknown
 
-DOCUMENTS = ("README.md", "docs/results.md", "docs/index.md", "docs/faq.md")
-MARKED = re.compile(r"<!-- study (\w+):(\w+) -->(.*?)<!-- end -->", re.DOTALL)
+DOCUMENTS = ("README.md", "docs/method.md", "docs/results.md", "docs/index.md", "docs/faq.md")
+MARKED = re.compile(r"<!-- ((?:study )?(\w+):(\w+)) -->(.*?)<!-- end -->", re.DOTALL)
 
 
 def refreshed(text: str, known: Callable[[str], dict[str, Any]]) -> str:
@@ -31,19 +33,21 @@ def refreshed(text: str, known: Callable[[str], dict[str, Any]]) -> str:
     """
 
     def replaced(found: re.Match) -> str:
-        study, name, _ = found.groups()
+        mark, study, name, _ = found.groups()
         numbers = known(study)
         if name not in numbers:
             raise unknown(f"number of study {study}", name, numbers)
         new = str(numbers[name])
         new = f"\n\n{new}\n\n" if "\n" in new else new  # a paragraph or a table of its own
-        return f"<!-- study {study}:{name} -->{new}<!-- end -->"
+        return f"<!-- {mark} -->{new}<!-- end -->"
 
     return MARKED.sub(replaced, text)
 
 
 def numbers_of(study: str, results: Path = RESULTS) -> dict[str, Any]:
     """A study's numbers, its conclusion, and where it was measured."""
+    if study == "methods":
+        return {"table": methods.table()}
     own = studies()
     if study not in own:
         raise unknown("study", study, own)

@@ -1,10 +1,24 @@
-"""What a GPU visit found, as one page of Markdown."""
+"""What a GPU visit found, as Markdown: its own page, and docs/gpu.md.
 
+    python -m benchmarks.gpu_page [--check]
+
+writes the visits that are committed, analysis/results/gpu/*.json, between two marks of docs/gpu.md, the newest first.
+``--check`` changes nothing and fails where the page is stale.
+"""
+
+import argparse
+import json
+import re
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import in_words
 
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENT, VISITS = ROOT / "docs/gpu.md", ROOT / "analysis/results/gpu"
+MARKED = re.compile(r"<!-- visits -->.*<!-- end -->", re.DOTALL)
 LINES = 60
 """Of what a part printed, from the end; all of it is in gpu.json."""
 ERROR_LINES = 20
@@ -12,22 +26,37 @@ ERROR_LINES = 20
 
 def page(records: Sequence[Mapping[str, Any]]) -> str:
     """The page, from the parts' records with what they measured and printed."""
-    blocks = ["# A GPU visit", *_machines(records), _overview(records)]
+    return "\n\n".join(["# A GPU visit", *blocks_of(records, "##")]) + "\n"
+
+
+def refreshed(text: str, visits: Sequence[Sequence[Mapping[str, Any]]]) -> str:
+    """A document with these visits between its marks, the newest first."""
+    blocks = []
+    for records in sorted(visits, key=_day, reverse=True):
+        gpus = {record["machine"].get("gpu", "no GPU") for record in records if "machine" in record}
+        blocks += [f"### {_day(records)}, {' and '.join(sorted(gpus))}", *blocks_of(records, "####")]
+    inside = "\n\n".join(["<!-- visits -->", *blocks, "<!-- end -->"])
+    return MARKED.sub(lambda _: inside, text)
+
+
+def blocks_of(records: Sequence[Mapping[str, Any]], heading: str) -> list[str]:
+    """A visit as blocks of Markdown, its parts under headings of this kind."""
+    blocks = [*_machines(records), _overview(records)]
     for record in records:
         if record["status"] != "not run":
-            blocks += section(record)
-    return "\n\n".join(blocks) + "\n"
+            blocks += section(record, heading)
+    return blocks
 
 
-def section(record: Mapping[str, Any]) -> list[str]:
+def section(record: Mapping[str, Any], heading: str) -> list[str]:
     """One part, as blocks of Markdown."""
     seconds = f" after {record['seconds']:.0f} s" if "seconds" in record else ", cut off"
     reason = f" ({record['reason']})" if "reason" in record else ""
     small = ", in small, so its figures mean nothing" if record["small"] else ""
     blocks = [
-        f"## {record['part']}",
+        f"{heading} {record['part']}",
         f"{record['about'][0].upper()}{record['about'][1:]}: {record['status']}{reason}{seconds}{small}.",
-        _fenced(" ".join(record["command"])),
+        _fenced(record["command"]),
     ]
     rows = (record.get("figures") or {}).get("rows")
     if rows and record["shown"] == "rows":
@@ -37,6 +66,28 @@ def section(record: Mapping[str, Any]) -> list[str]:
     if record["status"] != "finished" and record.get("errors", "").strip():
         blocks.append(_fenced(_tail(record["errors"], ERROR_LINES)))
     return blocks
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    parser = argparse.ArgumentParser(
+        "benchmarks.gpu_page", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help="change nothing, fail where the page is stale")
+    asked = parser.parse_args(words)
+    visits = [json.loads(file.read_text())["parts"] for file in sorted(VISITS.glob("*.json"))]
+    before = DOCUMENT.read_text(encoding="utf-8")
+    after = refreshed(before, visits)
+    if after == before:
+        return 0
+    print(f"{DOCUMENT} {'is stale' if asked.check else 'was brought up to date'}")
+    if not asked.check:
+        DOCUMENT.write_text(after, encoding="utf-8")
+    return int(asked.check)
+
+
+def _day(records: Sequence[Mapping[str, Any]]) -> str:
+    return max((record["when"][:10] for record in records if "when" in record), default="")
 
 
 def _machines(records: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -75,3 +126,7 @@ def _tail(text: str, lines: int) -> str:
 
 def _fenced(text: str) -> str:
     return f"```text\n{text}\n```"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -74,8 +74,15 @@ class Part:
             "run": place.run(),
             "root": ROOT,
         }
-        words = f"{self.words} {self.small}" if place.small else self.words
-        return [sys.executable, *(word.format(**known) for word in shlex.split(words))]
+        return [sys.executable, *(word.format(**known) for word in shlex.split(self._all_words(place.small)))]
+
+    def told(self, small: bool) -> str:
+        """The command without any machine's paths."""
+        names = ("figures", "runs", "scratch", "data", "run", "root")
+        return f"python {self._all_words(small)}".format(**{name: name.upper() for name in names})
+
+    def _all_words(self, small: bool) -> str:
+        return f"{self.words} {self.small}" if small else self.words
 
 
 PARTS = (
@@ -93,7 +100,7 @@ PARTS = (
         "tests",
         "the tests that need a CUDA device",
         "-m benchmarks.gpu_tests --json {figures}",
-        seconds=150,
+        seconds=180,
         small="--files tests/data/test_hashing.py",
     ),
     Part(
@@ -124,7 +131,7 @@ PARTS = (
     Part(
         "sharpness-peers",
         "the sharpness benchmark: ours beside PyHessian, to the same true error",
-        "-m benchmarks.sharpness --subject resnet20 --device cuda --data-dir {data} --peer-seconds 15 --json {figures}",
+        "-m benchmarks.sharpness --subject resnet18 --device cuda --data-dir {data} --json {figures}",
         seconds=120,
         needs=("cifar10",),
         small="--subject resnet20 --device cpu --rounds 2 --threads 1 --examples 8 --epochs 2 --peer-seconds 1",

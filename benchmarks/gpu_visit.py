@@ -91,10 +91,12 @@ def _checked(asked: argparse.Namespace, parts: Sequence[Part]) -> tuple[list[Par
     place = Place(out, scratch, asked.data_dir and asked.data_dir.resolve(), asked.small)
     _require_data(asked, chosen)
     before = read(out)
-    first = next((part for part in chosen if before.get(part.name, {}).get("status") != FINISHED), None)
-    if first is not None:
+    _require_one_size(before, out, asked.small)
+    unfinished = [part for part in chosen if before.get(part.name, {}).get("status") != FINISHED]
+    for first in [part for part in unfinished if not _missing(part, place)][:1]:
         allowed = f"at least {first.least / 60:.2g}, for {first.name} is begun first"
         require(60 * asked.minutes >= first.least, "minutes", asked.minutes, allowed)
+    if unfinished:
         _require_gpu(asked.small)
     return chosen, place
 
@@ -108,6 +110,16 @@ def _require_data(asked: argparse.Namespace, chosen: Sequence[Part]) -> None:
     wanting = [part.name for part in chosen if asked.only and "cifar10" in part.needs]
     if wanting:
         raise ValueError(f"{', '.join(wanting)} needs CIFAR-10; name its folder by --data-dir")
+
+
+def _require_one_size(before: dict[str, dict[str, Any]], out: Path, small: bool) -> None:
+    """Figures in small and in full must not stand on one page, nor one count as the other."""
+    for name, record in before.items():
+        if record.get("small", small) != small:
+            how = "in full" if small else "in small"
+            raise ValueError(
+                f"{out} has {name} {how}; allowed {'with' if small else 'without'} --small: another --out"
+            )
 
 
 def _require_gpu(small: bool) -> None:
@@ -138,17 +150,16 @@ def visit(chosen: Sequence[Part], place: Place, parts: Sequence[Part], seconds: 
                 records[part.name] = _about(part) | {"status": "not run", "reason": reason}
         else:
             _say(f"{part.name}: {part.about}")
-            command = part.command(place)
             records[part.name] = _about(part) | {
                 "status": "begun",
-                "command": ["python", *command[1:]],
+                "command": part.told(place.small),
                 "when": datetime.now(UTC).isoformat(timespec="seconds"),
                 "commit": provenance.source()["commit"],
                 "small": place.small,
                 "machine": described,
             }
             publish(place.out, records, parts)
-            records[part.name] |= carry_out(part, command, place, min(part.seconds, left))
+            records[part.name] |= carry_out(part, place, min(part.seconds, left))
             _say(f"{part.name}: {records[part.name]['status']} after {records[part.name]['seconds']:.0f} s")
         publish(place.out, records, parts)
     publish(place.out, records, parts)
@@ -156,16 +167,17 @@ def visit(chosen: Sequence[Part], place: Place, parts: Sequence[Part], seconds: 
     return int(any(records[part.name]["status"] != FINISHED for part in chosen))
 
 
-def carry_out(part: Part, command: Sequence[str], place: Place, seconds: float) -> dict[str, Any]:
+def carry_out(part: Part, place: Place, seconds: float) -> dict[str, Any]:
     """One part in a process of its own: how it ended, what it measured and what it printed."""
     folder = place.scratch / part.name
     shutil.rmtree(folder, ignore_errors=True)  # what an unfinished try left
     folder.mkdir(parents=True, exist_ok=True)
-    start = time.monotonic()
+    command, start = part.command(place), time.monotonic()
     status = run_limited(command, folder, seconds, place.small)
-    found: dict[str, Any] = {"seconds": round(time.monotonic() - start, 1), "figures": _figures(folder)}
+    found: dict[str, Any] = {"seconds": round(time.monotonic() - start, 1)}
     for kind in ("output", "errors"):
-        found[kind] = (folder / f"{kind}.txt").read_text(errors="replace")[-LONGEST:]
+        found[kind] = _text(folder / f"{kind}.txt", place)[-LONGEST:]
+    found["figures"] = _figures(folder, place)
     if status is None:
         return found | {"status": "out of time", "reason": f"killed after {seconds:.0f} s"}
     if status:
@@ -215,14 +227,22 @@ def _about(part: Part) -> dict[str, Any]:
     return {"part": part.name, "about": part.about, "shown": part.shown}
 
 
-def _figures(folder: Path) -> Any:
+def _figures(folder: Path, place: Place) -> Any:
     """What a part has measured; None where there is nothing, or half a file."""
     try:
         return json.loads(
-            (folder / "figures.json").read_text(), parse_constant=lambda _: None
+            _text(folder / "figures.json", place), parse_constant=lambda _: None
         )  # NaN is not JSON
     except (OSError, ValueError):
         return None
+
+
+def _text(file: Path, place: Place) -> str:
+    """A file's text without this machine's paths, as others are to read it."""
+    text = file.read_text(errors="replace")
+    for path, name in ((place.scratch, "SCRATCH"), (place.data, "DATA"), (ROOT, ".")):
+        text = text.replace(str(path), name) if path is not None else text
+    return text
 
 
 def read(out: Path) -> dict[str, dict[str, Any]]:

@@ -1,7 +1,6 @@
 """What every benchmark shares: fair timing, the machine in words, one table and one JSON format."""
 
 import argparse
-import os
 import platform
 import re
 import subprocess
@@ -14,6 +13,7 @@ from typing import Any
 
 import torch
 
+from conadv_lab.cores import cores
 from conadv_lab.mistakes import require
 from conadv_lab.runs import write_json
 
@@ -95,7 +95,7 @@ def machine() -> dict[str, Any]:
     """The machine in words: processor, cores and threads used, torch, and the GPU and its driver where there is one."""
     described: dict[str, Any] = {
         "cpu": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -8,7 +8,8 @@ Then a step of every method and placement at every batch, with the peak of the m
 share of the GPU's peak arithmetic rate. Images lie on the device: reading them is another benchmark's subject. Figures
 are printed and written batch by batch, so that a run that is cut short keeps what it has.
 
-Not measured yet. It is meant to end within nine minutes on an H100; ``--minutes`` is when no other batch is begun.
+It is meant to end within nine minutes on an H100; ``--minutes`` is when no other batch is begun. docs/gpu.md has what
+was measured.
 ``--device cpu --model resnet20 --pixels 8 --batches 4`` tries it without a GPU.
 """
 
@@ -31,7 +32,7 @@ from benchmarks.harness import GPU_REPEATS, Row, arguments, in_words, interleave
 from benchmarks.step import LR, MOMENTUM, PLAIN, STEPS, WARM, plain_loop, started
 from conadv_lab.config import Config, Model
 from conadv_lab.data.sets import TensorSet
-from conadv_lab.methods.adversarial import ConAdv
+from conadv_lab.methods.families.conadv import ConAdv
 from conadv_lab.methods.placement import CapturedGradient, SideStream
 from conadv_lab.models.resnet import IMAGENET_MEAN, IMAGENET_STD, Normalised
 from conadv_lab.training.build import pick_device

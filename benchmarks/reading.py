@@ -27,6 +27,7 @@ import torch
 from PIL import Image
 
 from benchmarks.harness import Row, Times, arguments, interleaved, publish
+from conadv_lab.cores import cores
 from conadv_lab.data.crops import CROP_DRAWS, crop_box
 from conadv_lab.data.decode import Decoder, decode_with_pillow
 from conadv_lab.data.hashing import image_keys, uniform
@@ -38,7 +39,6 @@ from conadv_lab.data.imagenet_view import DRAWS, View
 from conadv_lab.data.imagenet_workers import Readers
 from conadv_lab.data.pack import main as pack_command
 from conadv_lab.data.pack import open_split
-from conadv_lab.data.workers import cores
 from conadv_lab.mistakes import require
 
 VIEW = View(side=224, resize=256)

@@ -10,21 +10,18 @@ The names below load on first use, so that ``import conadv_lab`` costs no import
 from importlib import import_module
 from typing import Any
 
+from conadv_lab.methods import METHODS
+
 _HOMES = {
     "collect": "conadv_lab.runs",
-    "ConAdv": "conadv_lab.methods.adversarial",
-    "Copy": "conadv_lab.methods.adversarial",
-    "DisAdv": "conadv_lab.methods.adversarial",
-    "lookahead": "conadv_lab.data.loader",
+    "lookahead": "conadv_lab.data.lookahead",
     "mixture_batch_norm": "conadv_lab.models.norm",
-    "Noise": "conadv_lab.methods.adversarial",
     "PGDAttack": "conadv_lab.methods.attack",
     "plain_batch_norm": "conadv_lab.models.norm",
-    "Recycled": "conadv_lab.methods.adversarial",
     "SignAttack": "conadv_lab.methods.attack",
-    "Vanilla": "conadv_lab.methods.base",
     "LAMB": "conadv_lab.optim.lamb",
     "LARS": "conadv_lab.optim.lars",
+    **{method.__name__: method.__module__ for method in METHODS.values()},
 }
 _MODULES = ("sharpness", "staleness")
 

@@ -21,9 +21,9 @@ class Options:
     ranks: int = 1
     """Train with so many processes of this machine, which share every step; torchrun and submit start their own."""
     plan: bool = False
-    """Print memory, network and time that a step is predicted to take on --devices, and train nothing."""
+    """Print memory, network and time that step and run are predicted to take on --devices, and train nothing."""
     devices: int = 1
-    """How many devices share a step, for --plan."""
+    """How many devices share a step, attackers among them, for --plan."""
 
 
 def parse_config(

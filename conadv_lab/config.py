@@ -5,23 +5,15 @@ are unique. A None is filled in by `resolved`, and the filled-in value is what a
 """
 
 import dataclasses
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, make_dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
+from conadv_lab import methods
+from conadv_lab.methods import METHODS, method_of
 from conadv_lab.mistakes import require, unknown
 from conadv_lab.optim.schedule import scaled_lr
+from conadv_lab.references import is_file_reference
 
-METHODS = (
-    "vanilla",
-    "disadv",
-    "conadv",
-    "recycled",
-    "noise",
-    "copy",
-    "recycled-equal",
-    "noise-equal",
-    "copy-equal",
-)
 DATASETS = ("digits", "cifar10", "cifar100", "imagenet", "synthetic")
 MODELS = ("digits-cnn", "fast-cnn", "fast-cnn-small", "resnet18", "resnet20", "resnet50")
 OPTIMIZERS = ("sgd", "lars", "lamb")
@@ -101,35 +93,18 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Method:
-    """How a step's gradient is made."""
-
+class _Method:
     method: str = "conadv"
-    """vanilla, disadv, conadv, recycled, noise, copy, their -equal forms, or path/to/file.py:function."""
-    epsilon: float = 1 / 255
-    """Radius of the attack's ball, for images in [0, 1]. The paper's value is unknown."""
-    attack_step: float | None = None
-    """Length of one attack step; None is epsilon."""
-    attack_steps: int = 1
-    """Steps of the attack; 1 in the L∞ ball is a sign attack that keeps one bit a pixel."""
-    norm: Literal["linf", "l2"] = "linf"
-    """Norm of the attack's ball."""
-    random_start: bool = True
-    """Start the attack at a uniform point of the ball."""
-    attack_branch: Literal["adversarial", "main"] = "adversarial"
-    """Batch norm branch that is attacked."""
-    attack_statistics: Literal["running", "batch"] = "running"
-    """Batch norm statistics that the attack sees."""
-    staleness: int = 1
-    """τ: how many steps old the weights are that a batch is attacked with (conadv)."""
-    first: Literal["initial", "clean"] = "initial"
-    """What the first τ steps train on: images attacked with the initial weights, or clean ones alone."""
-    placement: Literal["serial", "stream", "ranks"] = "serial"
-    """Where the attack of conadv runs: before the step, on a CUDA stream beside it, or on ranks that only attack."""
-    attackers: int = 0
-    """How many of the ranks only attack (placement ranks)."""
-    weights: tuple[float, float] | None = None
-    """Weights of clean and adversarial loss; None: (0.5, 0.5) for sgd and equal-cost forms, else (1, 1)."""
+    """One of those above, or path/to/file.py:function."""
+
+
+if TYPE_CHECKING:
+    Method = Any
+else:
+    _about = {"__doc__": f"How a step's gradient is made.\n\n{methods.described()}", "__module__": __name__}
+    Method = make_dataclass(
+        "Method", [], bases=(*reversed(methods.options()), _Method), frozen=True, namespace=_about
+    )
 
 
 @dataclass(frozen=True)
@@ -195,7 +170,8 @@ class Training:
     device: str = "auto"
     """cpu, cuda, cuda:1 …; auto takes a GPU where there is one."""
     threads: int | None = None
-    """CPU threads of torch; results are bitwise equal for equal numbers. None: all cores."""
+    """CPU threads of torch; results are bitwise equal for equal numbers. None: all cores that this
+    process may use."""
     deterministic: bool = False
     """Deterministic algorithms on CUDA, slower."""
     log_every: int = 10
@@ -266,15 +242,9 @@ _SECTIONS: dict[str, type] = {
 }
 
 
-def is_file_reference(name: str) -> bool:
-    """Whether a name is a user's own ``path/to/file.py:function``."""
-    return ".py:" in name
-
-
 def clean_batch(config: Config) -> int:
-    """New clean images of a step: the global batch, or half of it for the built-in equal-cost forms."""
-    batch = config.training.global_batch
-    return batch // 2 if config.method.method.endswith("-equal") else batch
+    """New clean images of a step: the global batch, or half of it for equal-cost forms."""
+    return round(config.training.global_batch * method_of(config).clean_fraction)
 
 
 def resolved(config: Config) -> Config:
@@ -294,24 +264,23 @@ def resolved(config: Config) -> Config:
     elif optimization.lr != scaled:
         filled["lr_rule"] = "none"  # the rule did not make this learning rate, so it is not on record
     if method.weights is None:
-        halves = optimization.optimizer == "sgd" or method.method.endswith("-equal")
+        own = is_file_reference(method.method)  # which takes a config that is filled in
+        halves = optimization.optimizer == "sgd" or (not own and method_of(config).clean_fraction < 1)
         filled["weights"] = (0.5, 0.5) if halves else (1.0, 1.0)
     if method.attack_step is None:
         filled["attack_step"] = method.epsilon
     return config.replace(**filled)
 
 
-def _step_is_fine(method: Method) -> bool:
-    """A step of 0 would leave the random start alone; only a ball of radius 0 has no other."""
-    step = method.attack_step
-    return step is None or 0 < step < INFINITY or (step == 0 and method.epsilon == 0)
-
-
 def check(config: Config) -> None:
     """Raise ``ValueError`` at the first value or combination that cannot work."""
     _check_names(config)
     _check_numbers(config)
+    for part in methods.options():
+        part.check(config.method)
     _check_combinations(config)
+    if not is_file_reference(config.method.method):
+        check_method(config, method_of(config))
 
 
 def _check_names(config: Config) -> None:
@@ -330,9 +299,8 @@ def _check_names(config: Config) -> None:
 def _check_numbers(config: Config) -> None:
     whole_from_1 = "a whole number of at least 1"
     whole_from_0 = "a whole number of at least 0"
-    data, model, method = config.data, config.model, config.method
+    data, model = config.data, config.model
     optimization, training = config.optimization, config.training
-    largest = 1.0 if method.norm == "linf" else INFINITY
     for name, value, fine, allowed in (
         ("train_images", data.train_images, data.train_images is None or data.train_images >= 1, whole_from_1),
         ("synthetic_images", data.synthetic_images, data.synthetic_images >= 1, whole_from_1),
@@ -350,11 +318,6 @@ def _check_numbers(config: Config) -> None:
         ("keep_gb", data.keep_gb, 0 <= data.keep_gb < INFINITY, "at least 0"),
         ("ema", model.ema, 0 <= model.ema < 1, "at least 0 and below 1"),
         ("last_gamma", model.last_gamma, 0 <= model.last_gamma < INFINITY, "at least 0"),
-        ("epsilon", method.epsilon, 0 <= method.epsilon <= largest, f"0 to {largest:g}"),
-        ("attack_step", method.attack_step, _step_is_fine(method), "above 0, or None"),
-        ("attack_steps", method.attack_steps, method.attack_steps >= 1, whole_from_1),
-        ("staleness", method.staleness, method.staleness >= 0, whole_from_0),
-        ("attackers", method.attackers, method.attackers >= 0, whole_from_0),
         ("lr", optimization.lr, optimization.lr is None or 0 <= optimization.lr < INFINITY, "at least 0"),
         ("base_lr", optimization.base_lr, 0 <= optimization.base_lr < INFINITY, "at least 0"),
         ("base_batch", optimization.base_batch, optimization.base_batch >= 1, whole_from_1),
@@ -407,18 +370,7 @@ def _check_augmentation(data: Data) -> None:
 
 def _check_combinations(config: Config) -> None:
     _check_augmentation(config.data)
-    method, training, optimization = config.method, config.training, config.optimization
-    if method.method.endswith("-equal") and training.global_batch % 2:
-        raise ValueError(
-            f"global_batch is {training.global_batch}; allowed for {method.method}: an even number, "
-            "half clean and half altered images"
-        )
-    if training.micro_batch is not None and training.micro_batch > clean_batch(config):
-        raise ValueError(
-            f"micro_batch is {training.micro_batch}; allowed: at most {clean_batch(config)}, "
-            "the clean images of a step"
-        )
-    _check_placement(method)
+    optimization = config.optimization
     _check_compiling(config)
     if config.model.last_gamma != 0 and not config.model.model.startswith("resnet"):
         raise ValueError(
@@ -427,8 +379,6 @@ def _check_combinations(config: Config) -> None:
         )
     if optimization.nesterov and (optimization.optimizer != "sgd" or optimization.momentum == 0):
         raise ValueError("nesterov is True; allowed: with optimizer sgd and a momentum above 0 only")
-    if method.weights is not None and (min(method.weights) < 0 or sum(method.weights) == 0):
-        raise ValueError(f"weights are {method.weights}; allowed: two numbers of at least 0, not both 0")
 
 
 def _check_compiling(config: Config) -> None:
@@ -442,14 +392,25 @@ def _check_compiling(config: Config) -> None:
         )
 
 
-def _check_placement(method: Method) -> None:
-    placement, name = method.placement, method.method
-    if placement != "serial" and (name != "conadv" or method.staleness == 0):
-        name = f"{name} with staleness 0" if name == "conadv" else name
+def check_method(config: Config, method: methods.Method) -> None:
+    """Raise ``ValueError`` where batch or placement do not suit the method, a built-in one or a user's own."""
+    section, batch, micro_batch = config.method, config.training.global_batch, config.training.micro_batch
+    name, placement, clean = section.method, section.placement, round(batch * method.clean_fraction)
+    if method.clean_fraction == 0.5 and batch % 2:
+        raise ValueError(
+            f"global_batch is {batch}; allowed for {name}: an even number, half clean and half altered images"
+        )
+    if micro_batch is not None and micro_batch > clean:
+        raise ValueError(
+            f"micro_batch is {micro_batch}; allowed: at most {clean}, the clean images of a step"
+        )
+    if placement != "serial" and not (method.concurrent and method.staleness):
+        name = f"{name} with staleness 0" if method.concurrent else name
+        able = ", ".join(f"{name}'s" for name, kind in METHODS.items() if kind.concurrent)
         raise ValueError(
             f"placement is {placement!r}; allowed for {name}: 'serial', as only an attack that its own step "
-            "does not wait for, conadv's with a staleness of at least 1, can run beside a step"
+            f"does not wait for, {able} with a staleness of at least 1, can run beside a step"
         )
-    if (placement == "ranks") != (method.attackers > 0):
+    if (placement == "ranks") != (section.attackers > 0):
         allowed = "at least 1" if placement == "ranks" else "0"
-        raise ValueError(f"attackers is {method.attackers}; allowed with placement {placement!r}: {allowed}")
+        raise ValueError(f"attackers is {section.attackers}; allowed with placement {placement!r}: {allowed}")

@@ -3,7 +3,6 @@
 import argparse
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from conadv_lab.config import Config, resolved
+from conadv_lab.cores import cores
+from conadv_lab.methods import method_of
+from conadv_lab.pipes import outlive_readers
 from conadv_lab.recipes import digits
 
 BATCHES = (64, 256, 898)
@@ -104,7 +106,7 @@ def run_all(jobs: Iterable[Job], folder: Path, work: Callable[[Job, Path], Figur
     folders = {job: folder / _folder_name(job) for job in jobs}
     # The long ones first, so that no core waits at the end for one that another has just begun.
     todo = sorted({path: job for job, path in folders.items()}.items(), key=lambda item: -_price(item[1]))
-    workers = max(1, min(len(todo), os.cpu_count() or 1))
+    workers = max(1, min(len(todo), cores()))
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         futures = {pool.submit(work, job, path): path for path, job in todo}
         figures = {futures[done]: done.result() for done in _progress(as_completed(futures), len(futures))}
@@ -122,6 +124,8 @@ def train_one(job: Job, path: Path) -> Figures:
 
 def train_and_measure(job: Job, path: Path) -> Figures:
     """Train, measure the top eigenvalue, leave both in the run folder, and give the figures of the report."""
+    import torch
+
     from conadv_lab import sharpness
     from conadv_lab.runs import write_json
     from conadv_lab.training.evaluate import fixed_images
@@ -131,6 +135,7 @@ def train_and_measure(job: Job, path: Path) -> Figures:
     figures = train_one(job, path)
     measured = path / "sharpness.json"
     if not measured.exists():
+        torch.set_num_threads(1)  # the other cores have other runs
         parts, judged = restore(path)
         facts = {
             "split": "train",
@@ -220,9 +225,9 @@ def _key(cell: Cell) -> tuple[str, str, int]:
 
 def _price(job: Job) -> float:
     cell, _, _ = job
-    passes = {"vanilla": 1.0, "disadv": 8 / 3, "conadv": 8 / 3}.get(cell.method, 2.0)
+    passes = method_of(Config().replace(method=cell.method)).gradient_evaluations
     # Small batches cost more per image, and more per step.
-    return cell.steps * (cell.global_batch + 40) * (1.0 if cell.method in EQUAL_COST else passes)
+    return cell.steps * (cell.global_batch + 40) * passes
 
 
 def _folder_name(job: Job) -> str:
@@ -247,4 +252,5 @@ def _progress(done: Iterable[Any], total: int) -> Iterator[Any]:
 
 
 if __name__ == "__main__":
+    outlive_readers()
     sys.exit(main())

@@ -1,5 +1,6 @@
 """Memory that a training step will take, counted from the model itself: two images are sent through it on the CPU."""
 
+import math
 import resource
 import sys
 from dataclasses import replace
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from conadv_lab.config import Config
+from conadv_lab.methods import method_of
 
 # Fitted to peaks of ResNet-50 at 32 pixels and micro-batches of 12 to 256 on a CPU with torch 2.13: gaps in the
 # allocator's heap, and what kernels and the libraries behind them hold. Not measured on a GPU.
@@ -42,7 +44,8 @@ def memory_bytes(
     states = {"lamb": 2}.get(config.optimization.optimizer, 1)
     shape = image_shape(config)
     values = torch.Size(shape).numel()
-    both = 2 if config.method.method.endswith("-equal") else 1  # its halves share a forward
+    method = method_of(config)
+    both = 2 if method.together else 1
     network = network_of(model.train(), replace(config.model, compile=False), torch.device("cpu"))
     saved = activations(network, shape, next(model.parameters()).dtype)
     more = {"averaged weights": weights} if config.model.ema else {}
@@ -54,21 +57,8 @@ def memory_bytes(
         "activations": round(_GAPS * micro_batch * both * saved),
         "kernels": _KERNELS,
         "images": micro_batch * both * 3 * 4 * values,
-        "pending attacks": round(_pending(config) * images * values),
+        "pending attacks": round(method.kept_bytes(config.training.steps or math.inf) * images * values),
     }, parameters
-
-
-def _pending(config: Config) -> float:
-    """Bytes a pixel value and image of what waits for its step: a sign is a bit, other attacks are floats."""
-    method = config.method
-    if method.method == "conadv":
-        size = 1 / 8 if method.attack_steps == 1 and method.norm == "linf" else 4
-        steps = config.training.steps or method.staleness + 1
-        return size * min(method.staleness + 1, steps)
-    if method.method == "disadv":
-        return 1 / 8 if method.attack_steps == 1 and method.norm == "linf" else 4
-    # Recycled: a step's own signs are kept while it trains on those of the step before.
-    return 2 / 8 if method.method.startswith("recycled") else 0
 
 
 def activations(network: nn.Module, shape: tuple[int, int, int], dtype: torch.dtype = torch.float32) -> int:

@@ -1,43 +1,21 @@
-"""What a run will cost, before it is sent: figures from a model, each labelled predicted. Nothing here imports torch.
+"""What a run will cost, before it is sent: figures from models, each labelled predicted. Nothing here imports torch.
 
-Step time is the straight line 3.48 ms + 0.1434 ms an image that fits MLPerf's ResNet-50 results on H100s within −6 to
-+7 % (training_results v2.1 and v3.0: tuned MXNet and DALI, vanilla, 16 to 400 images a device). It is no measurement
-of this package, which may be slower.
+Memory is counted from the model itself (`conadv_lab.footprint`), time is the simulator's (`conadv_lab.staleness`) with
+its constants of H100s, which were fitted to tuned runs of others: this package may be slower.
 """
 
 from dataclasses import dataclass
 from math import ceil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from conadv_lab.mistakes import require
 
 if TYPE_CHECKING:
     from conadv_lab.config import Config
+    from conadv_lab.methods.base import Method
 
-IMAGENET_IMAGES = 1_281_167
-FIXED_MS, IMAGE_MS = 3.48, 0.1434
-
-
-def step_ms(images: float, passes: float = 1.0) -> float:
-    """Predicted milliseconds of a ResNet-50 step at 224 pixels of so many images on each H100.
-
-    Args:
-        images: of the global batch, a device.
-        passes: gradient evaluations an image: 1 for vanilla, 8/3 for ConAdv with its attack on the same devices.
-
-    >>> round(step_ms(400), 1)  # MLPerf: 57.07 on 8 devices
-    60.8
-    """
-    return FIXED_MS + IMAGE_MS * images * passes
-
-
-def run_minutes(batch: int, devices: int, epochs: float = 90, passes: float = 1.0) -> float:
-    """Predicted minutes of a run over ImageNet.
-
-    >>> round(run_minutes(32_768, 256), 1)
-    1.3
-    """
-    return epochs * IMAGENET_IMAGES / batch * step_ms(batch / devices, passes) / 60_000
+CLUSTER = "h100"
+SIMULATED_STEPS = 200
 
 
 @dataclass(frozen=True)
@@ -45,22 +23,28 @@ class Plan:
     """What a step takes, on each device; bytes and images.
 
     Attributes:
-        devices: how many share a step.
-        images: clean images of a step a device.
+        devices: how many share a step; the last ``attackers`` of them only attack.
+        images: clean images of a step a device that trains; attacked: images that each attacker attacks.
         micro_batch: images of one forward.
         memory: bytes on the device by what they are for; with a CPU the same memory as ``host``.
         host: bytes of a process on the host.
-        network: bytes that each device sends in a step.
-        step_ms: predicted time on H100s; None for another model than ResNet-50 at 224 pixels.
+        network: bytes that each device that trains sends in a step.
+        steps: of the run; None where the size of the set is not known here.
+        step_ms, minutes: predicted time of a step and of all, failures included, on H100s; None for another model than
+            ResNet-50 at 224 pixels.
     """
 
     devices: int
+    attackers: int
     images: float
+    attacked: float
     micro_batch: int
     memory: dict[str, int]
     host: dict[str, int]
     network: int
-    step_ms: float | None
+    step_ms: float | None = None
+    steps: int | None = None
+    minutes: float | None = None
 
     def peak(self) -> int:
         """Bytes of a process that trains on the CPU."""
@@ -70,19 +54,21 @@ class Plan:
         """The plan in lines, for a terminal."""
         batches = -(-round(self.images) // self.micro_batch)
         several = "es" if batches > 1 else ""
+        devices = "1 device" if self.devices == 1 else f"{self.devices} devices"
+        attackers = f"attackers         {self.attackers}, each attacks {self.attacked:,.0f} images of a step"
         lines = [
-            f"predicted, not measured, for a step on {self.devices} device{'s'[: self.devices > 1]}:",
+            f"predicted, not measured, for a step on {devices}:",
             f"images a device   {self.images:,.0f} clean, in {batches:,} micro-batch{several} of {self.micro_batch:,}",
+            *([attackers] if self.attackers else []),
             f"device memory     {_told(self.memory)}",
             f"host memory       {_told(self.host)}, a process",
             f"network           {self.network / 1e6:,.0f} MB sent by each device",
         ]
-        time = (
-            "no prediction for this model and image size"
-            if self.step_ms is None
-            else f"{self.step_ms:,.1f} ms"
-        )
-        return "\n".join([*lines, f"step              {time}" + (" on H100s" if self.step_ms else "")])
+        if self.step_ms is None or self.minutes is None:
+            return "\n".join([*lines, "time              no prediction for this model and image size"])
+        whole = f"{self.minutes / 60:,.1f} hours" if self.minutes >= 120 else f"{self.minutes:,.1f} minutes"
+        lines.append(f"step              {self.step_ms:,.1f} ms on H100s")
+        return "\n".join([*lines, f"whole run         {whole} on H100s, {self.steps:,} steps"])
 
 
 def _told(parts: dict[str, int]) -> str:
@@ -91,42 +77,70 @@ def _told(parts: dict[str, int]) -> str:
 
 
 def plan_of(config: "Config", devices: int = 1) -> Plan:
-    """The plan of a config. It builds the model and sends two images through it, on the CPU; no data are read.
+    """The plan of a config on so many devices, attackers among them; no data are read.
+
+    It builds the model and sends two images through it, on the CPU.
 
     Raises:
         ValueError: an impossible config, or more devices than images.
     """
-    from conadv_lab.config import clean_batch, resolved
+    from conadv_lab.config import check_method, resolved
     from conadv_lab.footprint import host_bytes, memory_bytes
+    from conadv_lab.methods import method_of
 
     config = resolved(config)
-    clean = clean_batch(config)
-    require(1 <= devices <= clean, "devices", devices, f"1 to {clean}, the clean images of a step")
-    images = clean / devices
+    method, attackers = method_of(config), config.method.attackers
+    check_method(config, method)
+    clean = round(config.training.global_batch * method.clean_fraction)
+    what = "attackers and the clean images" if attackers else "clean images"
+    allowed = f"{attackers + 1} to {attackers + clean}, the {what} of a step"
+    require(attackers < devices <= attackers + clean, "devices", devices, allowed)
+    trainers = devices - attackers
+    images = clean / trainers
     micro_batch = min(config.training.micro_batch or clean, ceil(images))
     host = host_bytes(config)  # before the model is built here
-    memory, parameters = memory_bytes(config, images, micro_batch, several=devices > 1)
-    known = config.model.model == "resnet50" and (config.data.dataset, config.data.pixels) == (
-        "imagenet",
-        224,
-    )
-    # All-reduce of float32 gradients in a ring: each device sends 2 (n − 1) / n of them.
-    network = round(2 * (devices - 1) / devices * 4 * parameters)
-    passes = _passes(config)
+    memory, parameters = memory_bytes(config, images, micro_batch, several=trainers > 1)
+    if attackers:  # their signs wait where they arrive
+        host["pending attacks"] = memory.pop("pending attacks")
     return Plan(
         devices,
+        attackers,
         images,
+        config.training.global_batch / attackers if attackers else 0.0,
         micro_batch,
         memory,
         host,
-        network,
-        step_ms(config.training.global_batch / devices, passes) if known else None,
+        # All-reduce of float32 gradients in a ring: each device sends 2 (n − 1) / n of them.
+        network=round(2 * (trainers - 1) / trainers * 4 * parameters),
+        **times(config, method, devices),
     )
 
 
-def _passes(config: "Config") -> float:
-    """Gradient evaluations an image of the global batch, with everything on the same devices."""
-    method = config.method
-    if method.method in ("conadv", "disadv"):
-        return (6 + 2 * method.attack_steps) / 3
-    return 2.0 if method.method in ("recycled", "noise", "copy") else 1.0
+def times(config: "Config", method: "Method", devices: int) -> dict[str, Any]:
+    """The simulator's ``step_ms``, ``steps`` and ``minutes`` of a resolved config; empty where it has no constants.
+
+    >>> from conadv_lab.config import resolved
+    >>> from conadv_lab.methods import method_of
+    >>> from conadv_lab.recipes import find
+    >>> config = resolved(find("imagenet-resnet50-4k")())
+    >>> round(times(config, method_of(config), 64)["minutes"], 1)
+    5.8
+    """
+    from conadv_lab.staleness.cluster import load
+    from conadv_lab.staleness.plan import plan
+    from conadv_lab.staleness.simulation import row
+    from conadv_lab.staleness.timeline import timeline
+    from conadv_lab.staleness.workload import workload_of
+
+    data, training, section = config.data, config.training, config.method
+    if (config.model.model, data.dataset, data.pixels) != ("resnet50", "imagenet", 224):
+        return {}
+    cluster, workload = load(CLUSTER), workload_of(config)
+    clean = training.global_batch * method.clean_fraction
+    steps = training.steps or max(1, round(training.epochs * workload.images / clean))
+    attackers = section.attackers if section.placement == "ranks" else None
+    own = plan(cluster, workload, method, devices, placement=section.placement, attackers=attackers)
+    found = row(
+        cluster, workload.replace(fixed_steps=steps), timeline(own, cluster.stragglers, SIMULATED_STEPS)
+    )
+    return {"step_ms": found["step_ms"], "steps": steps, "minutes": 60 * found["hours"]}

@@ -8,25 +8,37 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from conadv_lab.config import Config
+from conadv_lab.methods import METHODS, method_of
+from conadv_lab.methods.base import Method
+
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-METHOD_STYLE = {
-    "vanilla": ("#000000", "o"),
-    "copy": ("#999999", "s"),
-    "noise": ("#E69F00", "^"),
-    "disadv": ("#0072B2", "D"),
-    "conadv": ("#D55E00", "v"),
-    "recycled": ("#009E73", "P"),
-    "copy-equal": ("#999999", "s"),
-    "noise-equal": ("#E69F00", "^"),
-    "recycled-equal": ("#009E73", "P"),
-}
-
-
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 BARS = {"std": "± 1 standard deviation", "interval": "95 % t intervals"}
+RECORDED = ("label", "colour", "marker")
+"""Of a method in figures; runs record them as ``method_label`` and so on, for methods that are files of one's own."""
+
+
+def look_of(method: str, rows: "pd.DataFrame | None" = None) -> dict[str, Any]:
+    """Label, colour and marker of a method for matplotlib; of a user's own, as its rows record them.
+
+    >>> look_of("recycled-equal")
+    {'label': 'recycled-equal', 'color': '#009E73', 'marker': 'P', 'fillstyle': 'none'}
+    """
+    if method in METHODS:
+        kind = method_of(Config().replace(method=method))
+        found, filled = {name: getattr(kind, name) for name in RECORDED}, not kind.together
+    else:
+        found, filled = {"label": method.rpartition(":")[2]}, True
+        found |= {name: getattr(Method, name) for name in ("colour", "marker")}
+        if rows is not None and "method_label" in rows:
+            own = rows[rows["method"] == method].iloc[0]
+            found = {name: own[f"method_{name}"] for name in RECORDED}
+    fill = "full" if filled else "none"
+    return {"label": found["label"], "color": found["colour"], "marker": found["marker"], "fillstyle": fill}
 
 
 def t_interval(values: "Sequence[float] | pd.Series", confidence: float = 0.95) -> tuple[float, float]:
@@ -70,6 +82,8 @@ def over_seeds(
     cells = parts.index.to_frame(index=False)
     for place, end in enumerate(("mean", "low", "high")):
         cells[f"{figure}_{end}"] = [part[place] for part in parts]
+    for name in (f"method_{part}" for part in RECORDED if f"method_{part}" in rows):
+        cells[name] = rows.groupby(list(by))[name].first().to_numpy()
     return cells.assign(seeds=grouped.size().to_numpy())
 
 
@@ -103,11 +117,10 @@ def figure_against_batch(
 
     axes = ax if ax is not None else plt.gca()
     batches = sorted(rows["global_batch"].unique())
-    methods = [name for name in METHOD_STYLE if name in set(rows["method"])]
+    methods = [name for name in METHODS if name in set(rows["method"])]
     methods += sorted(set(rows["method"]) - set(methods))
     for i, method in enumerate(methods):
         own = rows[rows["method"] == method].sort_values("global_batch")
-        colour, marker = METHOD_STYLE.get(method, ("#CC79A7", "X"))
         # Batches are places on the axis, and methods stand beside one another, so that bars do not overlap.
         shift = (i - (len(methods) - 1) / 2) * 0.75 / max(len(methods), 1)
         places = [batches.index(batch) + shift for batch in own["global_batch"]]
@@ -115,14 +128,11 @@ def figure_against_batch(
             places,
             own[f"{figure}_mean"],
             _bars(own, figure, spread),
-            color=colour,
-            marker=marker,
             markersize=6,
-            fillstyle="none" if method.endswith("-equal") else "full",
             capsize=2.5,
             linestyle="none",
             linewidth=1.2,
-            label=method,
+            **look_of(method, rows),
         )
     axes.set_xticks(range(len(batches)), [f"{batch:,}" for batch in batches])
     axes.set_xlabel(f"global batch (images); n = {_seeds(rows)} seeds, bars {BARS[spread]}")

@@ -13,7 +13,9 @@ import platform
 import shutil
 import sys
 import warnings
+from collections.abc import Iterable
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -50,6 +52,11 @@ class RunFolder:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         write_json(self.path / "manifest.json", manifest)
         write_json(self.path / "config.json", config.to_dict())
+
+    def note_config(self, config: Config) -> None:
+        """Record what a run is continued with, where that is no longer what it was started with."""
+        if config != self.config():
+            write_json(self.path / "config.json", config.to_dict())
 
     def clear_leftovers(self) -> None:
         """Remove checkpoints that a kill left half-written."""
@@ -231,14 +238,33 @@ def manifest(data_fingerprint: str) -> dict[str, Any]:
 def collect(pattern: str | Path | list[str | Path]) -> "pd.DataFrame":
     """One row a run: its config's fields, its final figures, its state; for ``"runs/*"`` or a list of folders.
 
-    Folders that are no runs are passed over. A run that is not finished has no figures, and state ``unfinished``.
+    Folders that are no runs are passed over, with a warning where no other is left. A run that is not finished has no
+    figures, and state ``unfinished``.
+
+    Raises:
+        ValueError: nothing is there by that name.
     """
+    patterns = [str(item) for item in (pattern if isinstance(pattern, list) else [pattern])]
+    paths = {match for item in patterns for match in _matches(item)}
+    if not paths:
+        near = next((hint for item in patterns if (hint := _near(item))), None)
+        hint = f" Did you mean {near!r}?" if near else ""
+        told = ", ".join(map(repr, patterns)) or "an empty list"
+        raise ValueError(f"nothing matches {told} in {Path.cwd()}; allowed: run folders, as 'runs/*'.{hint}")
+    frame = frame_of(paths)
+    if frame.empty:
+        warnings.warn(
+            f"{', '.join(map(repr, patterns))}: no run among the {len(paths)} matches", stacklevel=2
+        )
+    return frame
+
+
+def frame_of(paths: Iterable[str]) -> "pd.DataFrame":
+    """As `collect`, of the runs among these folders."""
     import pandas as pd
 
-    patterns = pattern if isinstance(pattern, list) else [pattern]
-    paths = sorted({match for item in patterns for match in _matches(str(item))})
     rows = []
-    for path in paths:
+    for path in sorted(paths):
         if not (Path(path) / "config.json").is_file():
             continue
         folder = RunFolder(path)
@@ -248,6 +274,18 @@ def collect(pattern: str | Path | list[str | Path]) -> "pd.DataFrame":
             row |= section
         rows.append(row | (result or {}))
     return pd.DataFrame(rows)
+
+
+def _near(pattern: str) -> str | None:
+    """The pattern with its first part that is not there replaced by the nearest one that is."""
+    parts = Path(pattern).parts
+    for number, part in enumerate(parts):
+        if glob.glob(str(Path(*parts[: number + 1]))):
+            continue
+        there = [path.name for path in Path(*parts[:number]).glob("*") if path.is_dir()]
+        near = get_close_matches(part, there, n=1, cutoff=0.5)
+        return str(Path(*parts[:number], near[0], *parts[number + 1 :])) if near else None
+    return None
 
 
 def _matches(pattern: str) -> list[str]:

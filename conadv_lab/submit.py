@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from conadv_lab.mistakes import unknown
+from conadv_lab.pipes import outlive_readers
 
 USAGE = """usage: python -m conadv_lab.submit VERB ...
 
@@ -48,4 +49,5 @@ def _verb(name: str) -> Callable[[list[str]], int]:
 
 
 if __name__ == "__main__":
+    outlive_readers()
     sys.exit(main())

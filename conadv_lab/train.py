@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING
 from conadv_lab.config import Config, resolved
 from conadv_lab.launch import ranks
 from conadv_lab.mistakes import require
+from conadv_lab.pipes import outlive_readers
+from conadv_lab.training.stopping import interrupts_end_the_process
 
 if TYPE_CHECKING:
     from conadv_lab.cli import Options
 
 USAGE = """usage: python -m conadv_lab.train RECIPE [--out DIR] [--resume] [--ranks N] [--field value ...]
        python -m conadv_lab.train RECIPE --plan [--devices N]    what a step will take, nothing trained
-       python -m conadv_lab.train --list            the recipes, one a line
+       python -m conadv_lab.train --list            the recipes, one a line; --list methods: the methods
        python -m conadv_lab.train RECIPE --help     every field, with its default in this recipe
 
 RECIPE is a name or path/to/file.py:function. Exit status: 0 done, 2 a mistake in what was asked,
-1 a failure, 75 stopped on request and resumable.
+1 a failure, 75 stopped on request and resumable, 130 stopped at once by a second Ctrl-C.
 """
 
 
@@ -30,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
         if "--list" in words:
-            return _list()
+            return _list("methods" in words)
         if not words or words[0] in ("-h", "--help"):
             print(USAGE)
             return 0 if words else 2
@@ -46,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if options.ranks > 1 and "RANK" not in os.environ:
         return ranks.start([sys.executable, "-m", "conadv_lab.train", *words], options.ranks)
-    return _train(config, out, options.resume)
+    with interrupts_end_the_process():
+        return _train(config, out, options.resume)
 
 
 def parse(words: Sequence[str]) -> tuple[Config, Path, "Options"]:
@@ -80,12 +83,15 @@ def _folder(recipe: str, config: Config) -> Path:
     return Path("runs") / f"{name}-{method}-b{training.global_batch}-s{training.seed}"
 
 
-def _list() -> int:
+def _list(of_methods: bool) -> int:
+    from conadv_lab.methods import METHODS
     from conadv_lab.recipes import RECIPES
 
-    width = max(map(len, RECIPES))
-    for name, recipe in RECIPES.items():
-        print(f"{name:{width}}  {_sentence(recipe)}")
+    methods = {name: f"{method.about}." for name, method in METHODS.items()}
+    told = methods if of_methods else {name: _sentence(recipe) for name, recipe in RECIPES.items()}
+    width = max(map(len, told))
+    for name, sentence in told.items():
+        print(f"{name:{width}}  {sentence}")
     return 0
 
 
@@ -138,4 +144,5 @@ def _is_first() -> bool:
 
 
 if __name__ == "__main__":
+    outlive_readers()
     sys.exit(main())

@@ -10,11 +10,12 @@ from torch.optim.swa_utils import AveragedModel
 
 from conadv_lab.config import DATASETS, METHODS, MODELS, OPTIMIZERS, Config
 from conadv_lab.data import order
-from conadv_lab.data.loader import lookahead
+from conadv_lab.data.lookahead import lookahead
 from conadv_lab.data.policies import _evenly
 from conadv_lab.footprint import memory_bytes
 from conadv_lab.methods.attack import PGDAttack, SignAttack
 from conadv_lab.training.build import build
+from conadv_lab.training.evaluate import fixed_images
 from conadv_lab.training.loop import train
 from conadv_lab.training.restore import restore
 from tests.data.test_cifar import IMAGES, small, write_folder  # noqa: F401 - a fixture
@@ -34,7 +35,8 @@ def trained(folder, **changes) -> dict[str, torch.Tensor]:
     config = Config().replace(**{**SMALL, **changes})
     with elsewhere():
         run = train(config, folder, progress="none")
-        _, model = restore(run.path)
+        parts, model = restore(run.path)
+        fixed_images(parts.train_set, 2)
     assert {p.device.type for p in model.state_dict().values()} == {"cpu"}
     return model.state_dict()
 
@@ -104,7 +106,7 @@ def test_networks(model):
     """Built, tried on two images, and counted in bytes, where the package's own network is on the host."""
     config = Config().replace(
         **{**SMALL, "model": model, "dataset": "digits" if model == "digits-cnn" else "synthetic"}
-        | {"train_images": None, "lr": 0.1, "weights": (0.5, 0.5)}
+        | {"train_images": None, "synthetic_pixels": 32, "lr": 0.1, "weights": (0.5, 0.5)}
     )
     with elsewhere():
         parts = build(config)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from conadv_lab.config import Config
-from conadv_lab.runs import KEPT_CHECKPOINTS, RunFolder, read_checkpoint, write_json
+from conadv_lab.runs import KEPT_CHECKPOINTS, RunFolder, collect, read_checkpoint, write_json
 
 
 def folder_in(path) -> RunFolder:
@@ -89,3 +89,19 @@ def test_leftovers_of_a_kill_are_cleared(tmp_path):
     kept = folder.save_checkpoint(7, {})
     folder.clear_leftovers()
     assert list(folder.checkpoints.iterdir()) == [kept]
+
+
+def test_collecting_nothing_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder_in(tmp_path / "runs")
+    assert list(collect("runs/*")["run"]) == ["runs/run"]
+    with pytest.raises(ValueError, match=r"nothing matches 'rnus/\*' in .*\. Did you mean 'runs/\*'\?"):
+        collect("rnus/*")
+    with pytest.raises(
+        ValueError, match=r"nothing matches 'elsewhere', 'runs/rn' .* Did you mean 'runs/run'"
+    ):
+        collect(["elsewhere", "runs/rn"])
+    with pytest.raises(ValueError, match="nothing matches an empty list"):
+        collect([])
+    with pytest.warns(UserWarning, match="'runs': no run among the 1 matches"):
+        assert collect("runs").empty

@@ -107,7 +107,8 @@ import numpy as np, torch
 from torch import nn
 from conadv_lab.config import Config
 from conadv_lab.data.sets import TensorSet
-from conadv_lab.methods.base import Losses, Method, train_on_clean
+from conadv_lab.methods.base import Losses, Method
+from conadv_lab.methods.steps import train_on_clean
 from conadv_lab.recipes.digits import vanilla
 
 def recipe():
@@ -138,6 +139,26 @@ def slow(config):
 
 def no_method(config):
     return 3
+
+class Pair(nn.Module):
+    """Returns more than its logits, and writes into its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = net(None)
+
+    def forward(self, x):
+        out = self.net(x.sub_(0.5))
+        return {"logits": out, "features": x}
+
+def pair(config):
+    return Pair()
+
+def eager():
+    return Slow()
+
+def one_set(config):
+    return data(config)[0]
 '''
 
 
@@ -156,11 +177,29 @@ def test_a_users_own_recipe_model_data_and_method_are_files(own, capsys, tmp_pat
     assert results[0]["parameters_sha256"] != results[1]["parameters_sha256"]
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_users_model_may_return_more_and_write_into_its_input(own, capsys, tmp_path, precision):
+    words = ["--model", f"{own}:pair", "--method", "conadv", "--precision", precision, "--pgd-images", "20"]
+    status, _out, err = run(capsys, f"{own}:recipe", *words, "--out", str(tmp_path / "run"))
+    assert status == 0, err
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["pgd_accuracy"] >= 0
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--method", "{own}:no_method"], "returned a int; allowed: a conadv_lab Method"),
-        (["--model", "{own}:data"], "returned a tuple; allowed: a torch.nn.Module"),
+        (["--method", "{own}:no_method"], "returned int; allowed: a conadv_lab Method"),
+        (
+            ["--method", "{own}:Slow"],
+            "Slow is a class that takes (); allowed: a function of one argument, the config,",
+        ),
+        (
+            ["--method", "{own}:eager"],
+            "eager is a function that takes (); allowed: a function of one argument",
+        ),
+        (["--method", "{own}:torch"], "torch is of type module; allowed: a function"),
+        (["--dataset", "{own}:one_set"], "returned TensorSet; allowed: two TensorSets, train and test"),
+        (["--model", "{own}:data"], "returned tuple; allowed: a torch.nn.Module"),
         (["--dataset", "{own}:broken_data"], "hold NaN or infinity, the first at index 7"),
         (["--model", "{own}:nte"], "Did you mean 'net'"),
     ],

@@ -7,6 +7,8 @@ like this, and all else is a mistake that names the file:
     CMYK, YCCK           Pillow's conversion to RGB
     PNG named .JPEG      by its content; transparency is dropped, as Pillow's conversion to RGB does
     EXIF orientation     ignored, as ImageNet's usual loaders do (torchvision, timm, DALI), so that crops agree
+    16-bit grey          the upper eight bits, as Pillow takes of 16-bit colour; its conversion to RGB would clip
+    32 bits, floats      refused, as nothing says what is white; so is 16-bit grey of other formats than PNG and PGM
     truncated            refused: "cannot be decoded: image file is truncated"
 """
 
@@ -100,7 +102,20 @@ def decode_with_pillow(content: Content, name: str) -> Pixels:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # broken EXIF blocks and palettes do not matter for pixels
             with Image.open(io.BytesIO(content)) as image:
-                return np.array(image.convert("RGB"))
+                return _rgb(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = "no image format that Pillow knows" if "cannot identify" in str(error) else str(error)
         raise ValueError(f"{name} cannot be decoded: {reason or 'broken file'}") from None
+
+
+def _rgb(image: Image.Image) -> Pixels:
+    """Raise ``ValueError`` where Pillow's conversion would clip and not rescale."""
+    if image.mode != "F" and not image.mode.startswith("I"):
+        return np.array(image.convert("RGB"))
+    if image.format not in ("PNG", "PPM") or image.mode == "F":
+        raise ValueError(
+            f"it is a {image.format} of mode {image.mode}, which does not say what is white; allowed: 8 bits a "
+            "channel, or a PNG of 16 bits"
+        )
+    grey = (np.array(image) >> 8).astype(np.uint8)
+    return np.repeat(grey[:, :, None], 3, axis=2)

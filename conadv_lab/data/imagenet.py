@@ -10,6 +10,7 @@ from conadv_lab.data.imagenet_view import DRAWS, View
 from conadv_lab.data.imagenet_workers import CHUNK, Draws, Readers, Reading
 from conadv_lab.data.pack import open_split
 from conadv_lab.data.transfer import sent
+from conadv_lab.methods import method_of
 from conadv_lab.seeds import generator
 
 FETCH_SLOTS = (0, 1)
@@ -102,12 +103,12 @@ def slots_of(config: Config) -> tuple[int, int]:
     """(slots, images a slot) that the readers of a run need.
 
     An attack that looks ahead and the step itself are two readers in the order of the run, so twice what is read
-    ahead, and ``keep_gb`` of what will be wanted once more: everything, but for vanilla.
+    ahead, and ``keep_gb`` of what the method wants once more.
     """
     data = config.data
     images = (config.training.micro_batch or clean_batch(config)) + (data.mixup > 0)
     largest = 3 * max(data.pixels, data.eval_pixels) ** 2 * images
-    kept = 0 if config.method.method == "vanilla" else int(data.keep_gb * 1e9 / largest)
+    kept = int(data.keep_gb * 1e9 / largest) if method_of(config).rereads else 0
     return len(FETCH_SLOTS) + 2 * (1 + read_ahead(data.workers, images)) + kept, images
 
 

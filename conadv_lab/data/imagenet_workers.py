@@ -23,6 +23,10 @@ CHUNK = 32
 """Images of one task: long enough that handing it out costs nothing, short enough that workers end together."""
 
 Draws = np.ndarray[Any, np.dtype[np.float32]]
+REPLACE = (
+    "put an intact image in its place and continue with --resume; without it the set is another one, for a new run "
+    "with another --out"
+)
 DEAD_WORKER = "a loader worker died, killed or out of memory; fewer --workers may help"
 
 
@@ -42,7 +46,7 @@ class Reading:
             for task in self._tasks:
                 task.result()
         except ValueError as broken:
-            raise OSError(f"{broken}; mend or remove it, and continue with --resume") from None
+            raise OSError(f"{broken}; {REPLACE}") from None
         except BrokenProcessPool:
             raise OSError(DEAD_WORKER) from None
         return self._images

@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -224,58 +223,3 @@ def as_float(images: Tensor) -> Tensor:
     """uint8 0 … 255 to float32 in [0, 1]; floats of any precision to float32."""
     floats = images.to(torch.float32)
     return floats.div_(255) if images.dtype == torch.uint8 else floats
-
-
-def lookahead(loader: Iterable[Any], steps: int, ahead: int = 0) -> Iterator[Step]:
-    """Steps over anybody's loader of ``(images, labels)``, each with the batches of the next ``ahead`` steps.
-
-    The loader is begun again when it ends, so the queue crosses epochs. Images must be floats in [0, 1], on
-    the model's device. A step keeps ``ahead + 2`` batches alive. An image's index, which random starts depend
-    on, is its place in the loader's epoch.
-
-    Raises:
-        ValueError: a negative number, or a loader without batches.
-
-    >>> loader = [(torch.zeros(4, 1, 2, 2), torch.zeros(4).long())] * 3
-    >>> [len(list(step.batches())[0].labels) for step in lookahead(loader, steps=5, ahead=1)]
-    [4, 4, 4, 4, 4]
-    """
-    require(steps >= 0, "steps", steps, "a whole number of at least 0")
-    require(ahead >= 0, "ahead", ahead, "a whole number of at least 0")
-    source = islice(_endless(loader), steps)
-    held: dict[int, Batch] = {}
-    for number in range(steps):
-        for wanted in range(number, min(number + ahead, steps - 1) + 1):
-            if wanted not in held:
-                held[wanted] = next(source)
-        held.pop(number - 2, None)
-        yield _step_of(dict(held), number, ahead, steps - 1)
-
-
-def _step_of(held: dict[int, Batch], number: int, ahead: int, last: int) -> Step:
-    return Step(number, ahead, last, lambda number: [held[number]], lambda number: len(held[number].labels))
-
-
-def _endless(loader: Iterable[Any]) -> Iterator[Batch]:
-    epoch = 0
-    while True:
-        seen = 0
-        for images, labels in loader:
-            require(images.is_floating_point(), "the images' dtype", str(images.dtype), "floats in [0, 1]")
-            if epoch == seen == 0:
-                _require_unit_range(images)
-            indices = torch.arange(seen, seen + len(images), device=images.device)
-            seen += len(images)
-            yield Batch(images, labels, torch.full_like(indices, epoch), indices, 1.0)
-        once = "a list or a DataLoader, not what can be read only once" if epoch else "at least one batch"
-        require(seen > 0, "the loader", "empty", f"{once} of (images, labels)")
-        epoch += 1
-
-
-def _require_unit_range(images: Tensor) -> None:
-    low, high = (float(images.min()), float(images.max())) if images.numel() else (0.0, 1.0)
-    if not (low >= -ROUNDING and high <= 1 + ROUNDING):
-        raise ValueError(
-            f"images lie in [{low:.3g}, {high:.3g}]; allowed: [0, 1], as an attack is clipped to it; "
-            "a normalisation belongs into the model"
-        )

@@ -34,6 +34,7 @@ from tqdm import tqdm
 from conadv_lab.data.decode import Decoder
 from conadv_lab.data.imagenet_files import Numbers, Photos, open_photos
 from conadv_lab.mistakes import require
+from conadv_lab.pipes import outlive_readers
 
 HEAD = b"CONADV PACK 1".ljust(16, b"\0")
 _TAIL = struct.Struct("<qq32s15s")
@@ -210,4 +211,5 @@ def _packs(folder: Path) -> list[Path]:
 
 
 if __name__ == "__main__":
+    outlive_readers()
     sys.exit(main())

@@ -17,10 +17,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from conadv_lab.cores import cores
 from conadv_lab.data.decode import Decoder
 from conadv_lab.data.imagenet_files import Photos
 from conadv_lab.data.pack import HEAD, finish, hash_of, open_pack, open_split, shrunk
-from conadv_lab.data.workers import WorkerContext, cores, leave_signals_to_the_parent
+from conadv_lab.data.workers import WorkerContext, leave_signals_to_the_parent
 from conadv_lab.mistakes import require
 
 _CHUNK = 64

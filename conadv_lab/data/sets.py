@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from conadv_lab import references
-from conadv_lab.config import Config, is_file_reference
+from conadv_lab.config import Config
 from conadv_lab.data.loader import ImageSet
 from conadv_lab.data.transfer import sent
+from conadv_lab.references import is_file_reference
 from conadv_lab.seeds import generator
 
 
@@ -88,7 +89,7 @@ def load_sets(config: Config, device: torch.device) -> tuple[ImageSet, ImageSet]
         from conadv_lab.data.imagenet import load_imagenet
 
         photos, shown = load_imagenet(config, device)
-        _require_enough(config, len(photos))
+        require_enough(config, len(photos))
         return photos, shown
     train, test = _real_sets(config)
     if data.train_images is not None:
@@ -97,11 +98,11 @@ def load_sets(config: Config, device: torch.device) -> tuple[ImageSet, ImageSet]
                 f"train_images is {data.train_images}; allowed: 1 to {len(train)}, the set's size"
             )
         train = train.subset(data.train_images)
-    _require_enough(config, len(train))
+    require_enough(config, len(train))
     return train.to(device), test.to(device)
 
 
-def _require_enough(config: Config, images: int) -> None:
+def require_enough(config: Config, images: int) -> None:
     if config.training.global_batch > images:
         raise ValueError(
             f"global_batch is {config.training.global_batch}; allowed: 1 to {images}, "
@@ -112,13 +113,12 @@ def _require_enough(config: Config, images: int) -> None:
 def _real_sets(config: Config) -> tuple[TensorSet, TensorSet]:
     name = config.data.dataset
     if is_file_reference(name):
-        train, test = references.load(name)(config)
-        for part in (train, test):
-            if not isinstance(part, TensorSet):
-                raise ValueError(
-                    f"{name} returned a {type(part).__name__}; allowed: two TensorSets, train and test"
-                )
-        return train, test
+        sets = references.made(name, config, returns="two TensorSets, train and test")
+        parts = sets if isinstance(sets, (tuple, list)) else (sets,)
+        if len(parts) != 2 or not all(isinstance(part, TensorSet) for part in parts):
+            found = ", ".join(type(part).__name__ for part in parts)
+            raise ValueError(f"{name} returned {found}; allowed: two TensorSets, train and test")
+        return parts[0], parts[1]
     if name == "digits":
         from conadv_lab.data.digits import load_digits
 

@@ -32,11 +32,6 @@ def leave_signals_to_the_parent() -> None:
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _end_with(parent: int) -> None:
     """A parent that was killed outright tells nobody; a child is then handed to another."""
     while os.getppid() == parent:

@@ -9,15 +9,18 @@ from typing import TypeVar
 
 import tyro
 
-from conadv_lab.launch import local, profiles, send, slurm
+from conadv_lab.config import Config
+from conadv_lab.launch import beforehand, local, profiles, send, slurm
 from conadv_lab.launch import status as states
 from conadv_lab.launch.options import RunOptions
 from conadv_lab.launch.profiles import Profile
 from conadv_lab.launch.records import Record, find_runs, last, log_files, tail
-from conadv_lab.launch.sweep import Planned, plan, split_lists
+from conadv_lab.launch.sweep import Planned, plan
 from conadv_lab.mistakes import writable
 
 Kind = TypeVar("Kind")
+UNUSABLE = ("%", ":", "'", '"', "\\", "\n")
+"""In a path: SLURM fills in what follows a %, PYTHONPATH ends at a colon, #SBATCH lines have quotes of their own."""
 Folders = tyro.conf.Positional[tuple[Path, ...]]
 Folder = tyro.conf.Positional[Path]
 
@@ -25,12 +28,6 @@ Folder = tyro.conf.Positional[Path]
 def run(words: list[str]) -> int:
     """Send one run."""
     recipe = _recipe("run", words)
-    _, lists = split_lists(words[1:], {"out", "profile"})
-    if lists:
-        name, values = next(iter(lists.items()))
-        raise ValueError(
-            f"--{name.replace('_', '-')} is {','.join(values)!r}; allowed: one value. Lists are for sweep"
-        )
     planned, options = plan(recipe, words[1:], RunOptions(), verb="run")
     if len(planned) > 1:
         raise ValueError(f"{recipe} returns {len(planned)} configs; allowed: one. Lists are for sweep")
@@ -161,6 +158,9 @@ def retry(words: list[str]) -> int:
         return 0
     batches = send.again([one.run for one in chosen], profile, asked.new_code)
     for batch in batches:
+        if profile is not None:  # perhaps of more ranks than can share a step; the data were looked at before
+            configs = [Config.from_dict(Record(path).job["config"]) for path in batch.paths]
+            beforehand.check(configs, batch.profile, data_here=False)
         batch.check()
     for batch in batches:
         send.resend(batch)
@@ -180,11 +180,11 @@ def collect(words: list[str]) -> int:
         csv: Path | None = None
         """Write all columns to this file too."""
 
-    from conadv_lab.runs import collect as read
+    from conadv_lab.runs import frame_of
 
     asked = _parsed(Collect, words, "collect")
     writable(asked.csv)
-    frame = read([str(path) for path in find_runs(list(asked.places))])
+    frame = frame_of(str(path) for path in find_runs(list(asked.places)))
     if frame.empty:
         print("no run has started yet")
         return 0
@@ -227,6 +227,7 @@ def show(words: list[str]) -> int:
 
 def _send(root: Path, runs: list[tuple[Path, Planned]], recipe: str, options: RunOptions) -> int:
     profile = options.site()
+    beforehand.check([planned.config for _, planned in runs], profile, not options.data_on_nodes)
     order = send.new(root, runs, recipe, profile)
     if not profile.is_local and (slurm.is_here() or not options.dry_run):
         try:
@@ -292,7 +293,13 @@ def _out(options: RunOptions) -> Path:
         raise ValueError("--out is missing; allowed: a folder that all nodes see")
     if options.out.exists() and not options.out.is_dir():
         raise ValueError(f"--out is {options.out}, a file; allowed: a folder that all nodes see")
-    return options.out.absolute()
+    out = options.out.absolute()
+    if found := [character for character in UNUSABLE if character in str(out)]:
+        raise ValueError(
+            f"--out is {str(out)!r}; allowed: a path without {found[0]!r}, which SLURM or PYTHONPATH would take for "
+            "something else"
+        )
+    return out
 
 
 def _parsed(kind: type[Kind], words: list[str], verb: str) -> Kind:
@@ -304,6 +311,5 @@ def _runs(count: int) -> str:
 
 
 def _fields() -> set[str]:
-    from conadv_lab.config import Config
 
     return {name for section in Config().to_dict().values() for name in section}

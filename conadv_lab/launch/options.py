@@ -17,6 +17,8 @@ class RunOptions:
     """A site profile (see docs/slurm.md); None: slurm where there is one, else local."""
     dry_run: bool = False
     """Print the config, the table of runs and the sbatch script as they would be sent, and write nothing."""
+    data_on_nodes: bool = False
+    """The data lie where the nodes alone see them: what depends on them is not checked before the runs are sent."""
     partition: str | None = None
     """SLURM partition; None: the profile's."""
     nodes: int | None = None
@@ -44,8 +46,8 @@ class RunOptions:
         """
         chosen = profiles.load(self.profile or default_profile())
         if chosen.is_local:
-            for name in ("partition", "mem_gb"):
-                if (value := getattr(self, name)) is not None:
+            for name in ("partition", "mem_gb", "data_on_nodes"):
+                if (value := getattr(self, name)) not in (None, False):
                     why = f"profile {chosen.name} runs on this machine" + (
                         "" if self.profile else ": no SLURM here"
                     )

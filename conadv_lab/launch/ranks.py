@@ -55,22 +55,39 @@ def part(folder: Path) -> None:
 def start(command: Sequence[str], count: int) -> int:
     """Run the command as ``count`` ranks of this machine and return their exit status; one that dies ends all.
 
-    Stop signals are passed on to every rank. The status is that of the first rank that failed.
+    Stop signals are passed on to every rank; a second INT kills them all. The status is that of the first rank that
+    failed.
     """
     children: list[subprocess.Popen] = []
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
         for child in children:
             child.send_signal(number)
+        if number == signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, pass_on)
     shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
     shared["MASTER_PORT"] = str(_free_port("127.0.0.1"))
-    for rank in range(count):
-        own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        children.append(subprocess.Popen(command, env=os.environ | shared | own, preexec_fn=_end_with_parent))
-    return _status_of(children)
+    try:
+        for rank in range(count):
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            # In a session of its own a rank hears the terminal's Ctrl-C once, from here.
+            children.append(
+                subprocess.Popen(
+                    command,
+                    env=os.environ | shared | own,
+                    preexec_fn=_end_with_parent,
+                    start_new_session=True,
+                )
+            )
+        return _status_of(children)
+    except KeyboardInterrupt:
+        for child in children:
+            child.kill()
+            child.wait()
+        return 128 + signal.SIGINT
 
 
 def _status_of(children: list[subprocess.Popen]) -> int:

@@ -247,7 +247,7 @@ def _renew(record: Record, root: Path) -> None:
         if Path(reference.rpartition(":")[0]).is_file()
     }
     config = config.replace(**there) if there else config
-    snapshot = take(root, [config])
+    snapshot = take(root, [config], Path(record.job["folder"]))
     snapshot.write()
     about = {"path": str(snapshot.path), "digest": snapshot.digest}
     record.write_job(record.job | {"config": snapshot.redirect(config).to_dict(), "snapshot": about})

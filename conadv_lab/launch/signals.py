@@ -6,6 +6,7 @@ whichever way it is started, and a thread of the rank waits for them and calls w
 """
 
 import signal
+import traceback
 from collections.abc import Callable
 from multiprocessing import resource_tracker
 from threading import Thread
@@ -17,7 +18,8 @@ def take_over(handler: Callable[[int], None]) -> None:
     """Install ``handler``, called with the signal's number, and keep USR2 and TERM from later children.
 
     Call it in the main thread. Another handler may be installed afterwards with ``signal.signal``, as training
-    does; it is then called in its place, perhaps in another thread than the main one.
+    does; it is then called in its place, perhaps in another thread than the main one. What a handler raises is
+    printed, and later signals are delivered all the same.
     """
     for number in STOPS:
         signal.signal(number, lambda came, _frame: handler(came))
@@ -32,5 +34,8 @@ def _deliver() -> None:
     while True:
         number = signal.sigwait(STOPS)
         handler = signal.getsignal(number)
-        if callable(handler):
-            handler(number, None)
+        try:
+            if callable(handler):
+                handler(number, None)
+        except Exception:  # the next signal needs this thread
+            traceback.print_exc()

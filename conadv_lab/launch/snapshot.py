@@ -1,7 +1,8 @@
 """The code of a run, copied beside it and named by its content, so that later edits do not reach queued runs.
 
 ``code/HASH/conadv_lab`` is the package, ``code/HASH/own/HASH/file.py`` each of the user's own files that the
-config refers to, ``code/HASH/SNAPSHOT.json`` the commit and the difference to it.
+config refers to, beside it what it imports of the user's own, ``code/HASH/SNAPSHOT.json`` the commit and the difference
+to it.
 """
 
 import json
@@ -13,20 +14,21 @@ from pathlib import Path
 
 import conadv_lab
 from conadv_lab import provenance
-from conadv_lab.config import Config, is_file_reference
-from conadv_lab.references import COPIES
+from conadv_lab.config import Config
+from conadv_lab.launch.imports import sources, with_own_modules
+from conadv_lab.references import COPIES, named_in
 
 PACKAGE = Path(conadv_lab.__file__).resolve().parent
-SUFFIXES = {".py", ".html", ".csv", ".typed"}
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What would be, or is, copied: relative path to source, and where to."""
+    """What would be, or is, copied: relative path to source, and where to; and which copy is whose."""
 
     root: Path
     files: dict[str, Path] = field(repr=False)
     digest: str
+    copies: dict[Path, str] = field(repr=False)
 
     @property
     def path(self) -> Path:
@@ -54,9 +56,9 @@ class Snapshot:
     def redirect(self, config: Config) -> Config:
         """The config with each reference to a file of the user's own pointing at its copy."""
         changes = {}
-        for name, reference in _references(config).items():
+        for name, reference in named_in(config).items():
             place, _, function = reference.rpartition(":")
-            changes[name] = f"{self.path / _own(Path(place).expanduser().resolve())}:{function}"
+            changes[name] = f"{self.path / self.copies[Path(place).expanduser().resolve()]}:{function}"
         return config.replace(**changes) if changes else config
 
 
@@ -64,23 +66,32 @@ def originals(config: Config) -> dict[str, str]:
     """The references to files of the user's own, by field, wherever a command is given."""
     return {
         name: f"{Path(reference.rpartition(':')[0]).expanduser().resolve()}:{reference.rpartition(':')[2]}"
-        for name, reference in _references(config).items()
+        for name, reference in named_in(config).items()
     }
 
 
-def take(root: Path, configs: list[Config]) -> Snapshot:
+def take(root: Path, configs: list[Config], start: Path | None = None) -> Snapshot:
     """The snapshot below ``root`` that these configs need; nothing is written.
+
+    Args:
+        root: where snapshots are kept.
+        configs: of the runs.
+        start: the folder that the runs were sent from, whose modules ``train`` would find; None is this one.
 
     Raises:
         ValueError: a file that a config refers to does not exist.
     """
-    files = {f"conadv_lab/{path.relative_to(PACKAGE)}": path for path in _sources(PACKAGE)}
-    for reference in sorted({ref for config in configs for ref in _references(config).values()}):
+    files = {f"conadv_lab/{path.relative_to(PACKAGE)}": path for path in sources(PACKAGE)}
+    copies = {}
+    for reference in sorted({ref for config in configs for ref in named_in(config).values()}):
         path = Path(reference.rpartition(":")[0]).expanduser().resolve()
         if not path.is_file():
             raise ValueError(f"{reference!r} names no file: {path} does not exist")
-        files[_own(path)] = path
-    return Snapshot(root.absolute(), files, digest_of(files))
+        bundle = with_own_modules(path, start or Path.cwd())
+        home = f"{COPIES}/{digest_of(bundle)[:16]}"
+        copies[path] = f"{home}/{path.name}"
+        files |= {f"{home}/{relative}": source for relative, source in bundle.items()}
+    return Snapshot(root.absolute(), files, digest_of(files), copies)
 
 
 def digest_of(files: dict[str, Path]) -> str:
@@ -103,24 +114,7 @@ def check(path: Path, digest: str) -> None:
             "the setup lines of the profile must leave PYTHONPATH and PYTHONSAFEPATH as they are"
         )
     files = {
-        str(file.relative_to(path)): file for part in ("conadv_lab", COPIES) for file in _sources(path / part)
+        str(file.relative_to(path)): file for part in ("conadv_lab", COPIES) for file in sources(path / part)
     }
     if digest_of(files) != digest:
         raise RuntimeError(f"the code in {path} was altered after it was sent; retry with --new-code")
-
-
-def _sources(folder: Path) -> list[Path]:
-    return [
-        file
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and file.suffix in SUFFIXES and "__pycache__" not in file.parts
-    ]
-
-
-def _own(path: Path) -> str:
-    return f"{COPIES}/{sha256(path.read_bytes()).hexdigest()[:16]}/{path.name}"
-
-
-def _references(config: Config) -> dict[str, str]:
-    named = {"dataset": config.data.dataset, "model": config.model.model, "method": config.method.method}
-    return {name: value for name, value in named.items() if is_file_reference(value)}

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conadv_lab.config import Config, clean_batch
+from conadv_lab.config import Config
 from conadv_lab.launch import local, slurm, words
 from conadv_lab.launch.records import Record, last, log_files, tail
+from conadv_lab.runs import RunFolder
 
 Queue = Mapping[str, tuple[str, str]]
 UNFINISHED = ("failed", "out of memory", "node failure", "timed out", "preempted", "cancelled", "lost", "stopped",
@@ -165,8 +166,16 @@ def progress(record: Record) -> str:
         total = round(line["step"] / line["epoch"] * config.training.epochs)
     told = [f"step {step}/{total}" if total else f"step {step}", f"{rate:.0f} images/s"]
     if total and rate > 0:
-        told.append(f"{_clock(max(0, total - step) * clean_batch(config) / rate)} left")
+        told.append(f"{_clock(max(0, total - step) * _clean_batch(record, config) / rate)} left")
     return ", ".join(told)
+
+
+def _clean_batch(record: Record, config: Config) -> int:
+    """As the run has it: the method may be a file, which is not run here."""
+    try:
+        return RunFolder(record.path).manifest()["clean_batch"]
+    except (ValueError, KeyError):
+        return config.training.global_batch
 
 
 def _newest_metrics(record: Record) -> dict[str, Any] | None:

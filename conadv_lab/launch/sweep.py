@@ -1,6 +1,7 @@
-"""From a recipe and the words of a command line to the configs of one run or of many.
+r"""From a recipe and the words of a command line to the configs of one run or of many.
 
-A value with commas is a list, and several lists are a product: ``--lr 0.1,0.2 --seed 0,1,2`` are six runs. Fields
+A value with commas is a list, and several lists are a product: ``--lr 0.1,0.2 --seed 0,1,2`` are six runs. A comma
+that belongs to a value is written ``\,``. Fields
 that take several words, such as ``--weights``, and everything else that is no product come from a Python file: a
 function that returns a list of configs, which the options of the command line then change, each in all of them.
 """
@@ -16,8 +17,9 @@ from dataclasses import dataclass, make_dataclass
 from hashlib import sha256
 from typing import Any
 
-from conadv_lab.config import Config, is_file_reference, resolved
+from conadv_lab.config import Config, resolved
 from conadv_lab.mistakes import unknown
+from conadv_lab.references import is_file_reference
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,13 @@ def plan(recipe: str, words: Sequence[str], options: Any, verb: str = "sweep") -
     from conadv_lab.cli import parse_config
 
     bases = bases_of(recipe)
-    single, lists = split_lists(words, {f.name for f in dataclasses.fields(options)})
+    own = {f.name for f in dataclasses.fields(options)}
+    single, lists = split_lists(words, own if verb == "sweep" else own | _texts())
+    if lists and verb != "sweep":
+        name, listed = next(iter(lists.items()))
+        raise ValueError(
+            f"--{name.replace('_', '-')} is {','.join(listed)!r}; allowed: one value. Lists are for sweep"
+        )
     first, parsed = parse_config(
         lambda: bases[0], single, prog=f"conadv_lab.submit {verb} {recipe}", options=options
     )
@@ -68,8 +76,7 @@ def bases_of(recipe: str) -> list[Config]:
 
     if not is_file_reference(recipe):
         return [find(recipe)()]
-    function = references.load(recipe)
-    made = function() if callable(function) else None
+    made = references.made(recipe, returns="a Config or a list of them")
     bases = [made] if isinstance(made, Config) else made
     if not isinstance(bases, list) or not bases or not all(isinstance(base, Config) for base in bases):
         raise ValueError(f"{recipe} is no sweep; allowed: a function that returns a Config or a list of them")
@@ -77,10 +84,12 @@ def bases_of(recipe: str) -> list[Config]:
 
 
 def split_lists(words: Sequence[str], own: set[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """Words without the options whose value is a list, and those, by their field's name.
+    r"""Words without the options whose value is a list, and those, by their field's name; ``own`` have none.
 
     >>> split_lists(["--lr", "0.1,0.2", "--epochs", "3", "--seed=0,1"], own=set())
     (['--epochs', '3'], {'lr': ['0.1', '0.2'], 'seed': ['0', '1']})
+    >>> split_lists(["--data-dir", r"/data/a\,b"], own=set())
+    (['--data-dir', '/data/a,b'], {})
     """
     single: list[str] = []
     lists: dict[str, list[str]] = {}
@@ -88,12 +97,14 @@ def split_lists(words: Sequence[str], own: set[str]) -> tuple[list[str], dict[st
     while rest:
         word = rest.pop(0)
         name = word.removeprefix("--").replace("-", "_")
-        if word.startswith("--") and name not in own and rest and "," in rest[0]:
+        values = re.split(r"(?<!\\),", rest[0]) if word.startswith("--") and name not in own and rest else []
+        if len(values) > 1:
             if name in lists:
                 raise ValueError(f"{word} is given twice; allowed: one list of all its values")
-            lists[name] = rest.pop(0).split(",")
+            lists[name] = [value.replace("\\,", ",") for value in values]
+            rest.pop(0)
         else:
-            single.append(word)
+            single.append(word.replace("\\,", ","))
     return single, lists
 
 
@@ -176,6 +187,11 @@ def _flat(config: Config) -> dict[str, Any]:
 def _kinds() -> dict[str, Any]:
     sections = typing.get_type_hints(Config).values()
     return {name: kind for section in sections for name, kind in typing.get_type_hints(section).items()}
+
+
+def _texts() -> set[str]:
+    """The fields whose one value may have commas of its own."""
+    return {name for name, kind in _kinds().items() if kind is str}
 
 
 def _named(words: Sequence[str]) -> set[str]:

@@ -20,12 +20,16 @@ from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE
 
 from conadv_lab import provenance
 from conadv_lab.config import Config
+from conadv_lab.cores import cores
 from conadv_lab.launch import ranks, signals, snapshot
 from conadv_lab.launch.records import Record, last, log_files, tail
 from conadv_lab.launch.words import START_MARK, killed_by
 
 STOPPED = 75
-WAIT_TO_BE_KILLED = 60
+SCONTROL_PATIENCE = 120
+"""Seconds that a controller which does not answer is asked again."""
+WAIT_TO_BE_KILLED = 3 * SCONTROL_PATIENCE
+"""Seconds: longer than rank 0 takes to ask why it was stopped and to queue the job again."""
 PATIENCE = 3
 
 
@@ -50,6 +54,7 @@ class Rank:
         self.environment = environment
         self.steps_at_start = _newest_step(record.path)
         self._leaving = threading.Lock()
+        self._leaver: threading.Thread | None = None
 
     def run(self) -> None:
         signals.take_over(self._stopped_outside_training)
@@ -121,17 +126,25 @@ class Rank:
 
     def _stopped_outside_training(self, number: int) -> None:
         """A stop while starting or finishing: what is on disk is what the next stretch begins with."""
+        if self._leaver is threading.current_thread():
+            return  # Python runs this in the main thread if some library's thread gets the signal
         if not (self.record.path / "result.json").exists():
             self._leave(f"stopped by {signal.Signals(number).name} before a step")
 
     def _leave(self, why: str) -> NoReturn:
-        status = STOPPED
-        if not self._leaving.acquire(blocking=False):
-            time.sleep(WAIT_TO_BE_KILLED)  # another thread is on its way out
-        elif self.number == 0:
-            status = self._hand_back(why)
-        elif not self.is_local:
-            time.sleep(WAIT_TO_BE_KILLED)  # a rank that ends first would take rank 0 with it
+        """End this rank, rank 0 once the job is handed back; a thread that comes later waits for that end."""
+        self._leaving.acquire()
+        self._leaver = threading.current_thread()
+        try:
+            status = STOPPED
+            if self.number == 0:
+                status = self._hand_back(why)
+            elif not self.is_local:
+                time.sleep(WAIT_TO_BE_KILLED)  # a rank that ends first would take rank 0 with it
+        except BaseException:
+            self._leaver = None
+            self._leaving.release()  # for the next signal to try again
+            raise
         sys.stderr.flush()
         if threading.current_thread() is not threading.main_thread():
             os._exit(status)
@@ -170,7 +183,7 @@ def check_cpus(wanted: int) -> None:
     Raises:
         RuntimeError: it may not, as where srun did not inherit the number or a binding was inherited.
     """
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usable = cores()
     given = min(usable, int(os.environ.get("SLURM_CPUS_PER_TASK", usable)))
     if given < wanted:
         raise RuntimeError(
@@ -215,17 +228,20 @@ def _requeue(job_id: str) -> None:
 
 
 def _scontrol(*words: str) -> str:
-    """What scontrol prints; a controller that does not answer at once is asked again for a minute."""
-    for attempt in range(6):
+    """What scontrol prints; a controller that does not answer at once is asked again for two minutes."""
+    until = time.monotonic() + SCONTROL_PATIENCE
+    pause = 0
+    while (left := until - time.monotonic()) > 0:
         try:
             done = subprocess.run(
-                ["scontrol", *words], capture_output=True, text=True, timeout=60, check=False
+                ["scontrol", *words], capture_output=True, text=True, timeout=min(left, 60), check=False
             )
         except subprocess.TimeoutExpired:
             continue
         if done.returncode == 0 or "nable to contact" not in done.stderr:
             return done.stdout + done.stderr
-        time.sleep(2 * attempt)
+        time.sleep(min(pause, max(0.0, until - time.monotonic())))
+        pause += 2
     return ""
 
 

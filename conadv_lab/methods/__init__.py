@@ -1,1 +1,67 @@
-"""How one step's gradient is made."""
+"""How one step's gradient is made. What is known of a method is known here, without torch."""
+
+from dataclasses import fields
+from fractions import Fraction
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING, Any
+
+from conadv_lab import references
+from conadv_lab.methods import families
+from conadv_lab.methods.base import Method, Vanilla
+
+if TYPE_CHECKING:
+    from conadv_lab.config import Config
+
+
+def _found() -> dict[str, type[Method]]:
+    """Vanilla, and every class with a name of its own in a file of `families`."""
+    files = [import_module(f"{families.__name__}.{one.name}") for one in iter_modules(families.__path__)]
+    classes = [Vanilla, *(kind for file in files for kind in vars(file).values() if isinstance(kind, type))]
+    return {kind.name: kind for kind in classes if issubclass(kind, Method) and vars(kind).get("name")}
+
+
+METHODS = _found()
+"""Every method by its name."""
+
+
+def options() -> list[Any]:
+    """The dataclasses whose fields methods read, each once."""
+    return list(dict.fromkeys(part for method in METHODS.values() for part in method.reads))
+
+
+def described() -> str:
+    """A line a method: what a step trains on, and its options."""
+    lines = []
+    for name, method in METHODS.items():
+        own = dict.fromkeys(field.name for part in method.reads for field in fields(part))
+        lines.append(f"- {name}: {method.about}" + (f" ({', '.join(own)})" if own else ""))
+    return "\n".join(lines)
+
+
+def method_of(config: "Config") -> Method:
+    """The method of a config, one of a user's own too.
+
+    Raises:
+        ValueError: a user's function that returns something else, or options that do not fit together.
+    """
+    name = config.method.method
+    if name in METHODS:
+        return METHODS[name].of(config)
+    method = references.made(name, config, returns="a conadv_lab Method")
+    if not isinstance(method, Method):
+        raise ValueError(f"{name} returned {type(method).__name__}; allowed: a conadv_lab Method")
+    method.name, method.label = name, method.label or name.rpartition(":")[2]
+    return method
+
+
+def table() -> str:
+    """All methods with their defaults as a table in Markdown."""
+    from conadv_lab.config import Config
+
+    lines = ["| `--method` | a step trains on | cost | depth |", "|---|---|---|---|"]
+    for name in METHODS:
+        method = method_of(Config().replace(method=name))
+        cost = Fraction(method.gradient_evaluations).limit_denominator(100)
+        lines.append(f"| `{name}` | {method.about} | {cost} | {method.depth} |")
+    return "\n".join(lines)

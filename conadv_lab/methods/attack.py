@@ -4,24 +4,75 @@ An attack changes neither the weights' gradients nor the running statistics. Ima
 are ε and step. The direction is ascent on the true label (Goodfellow et al. 2015, Madry et al. 2018).
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-
-from conadv_lab.data.hashing import image_keys, uniform
-from conadv_lab.data.loader import Batch
-from conadv_lab.methods.base import Criterion
-from conadv_lab.methods.signs import pack, unpack
+from conadv_lab.methods.later import forwards, hashing, norm, signs, torch
 from conadv_lab.mistakes import require, unknown
-from conadv_lab.models.norm import Branch, Statistics, adversarial_updates, branch_of
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from conadv_lab.config import Config
+    from conadv_lab.data.loader import Batch
+    from conadv_lab.methods.forwards import Criterion
+    from conadv_lab.models.norm import Branch, Statistics
 
 WARM_UPDATES = 10
 """Updates of the adversarial branch before its running statistics are trusted; batch statistics until then."""
+
+
+@dataclass(frozen=True)
+class RadiusOptions:
+    """Of methods that move images."""
+
+    epsilon: float = 1 / 255
+    """Radius of the attack's ball, for images in [0, 1]. The paper's value is unknown."""
+
+    def check(self) -> None:
+        largest = 1.0 if getattr(self, "norm", "linf") == "linf" else math.inf
+        require(0 <= self.epsilon <= largest, "epsilon", self.epsilon, f"0 to {largest:g}")
+
+
+@dataclass(frozen=True)
+class AttackOptions(RadiusOptions):
+    """Of methods that attack images."""
+
+    attack_step: float | None = None
+    """Length of one attack step; None is epsilon."""
+    attack_steps: int = 1
+    """Steps of the attack; 1 in the L∞ ball is a sign attack that keeps one bit a pixel."""
+    norm: Literal["linf", "l2"] = "linf"
+    """Norm of the attack's ball."""
+    random_start: bool = True
+    """Start the attack at a uniform point of the ball."""
+    attack_branch: Literal["adversarial", "main"] = "adversarial"
+    """Batch norm branch that is attacked."""
+    attack_statistics: Literal["running", "batch"] = "running"
+    """Batch norm statistics that the attack sees."""
+
+    def check(self) -> None:
+        step = self.attack_step
+        # A step of 0 would leave the random start alone; only a ball of radius 0 has no other.
+        fine = step is None or 0 < step < math.inf or (step == 0 and self.epsilon == 0)
+        require(fine, "attack_step", step, "above 0, or None")
+        require(self.attack_steps >= 1, "attack_steps", self.attack_steps, "a whole number of at least 1")
+
+
+def attack_of(config: Config) -> Attack:
+    """The attack that a config asks for; the seed of random starts is derived from the run's."""
+    section = config.method
+    kind: Any = SignAttack
+    more: dict[str, Any] = {"branch": section.attack_branch, "statistics": section.attack_statistics}
+    if section.attack_steps > 1 or section.norm == "l2":
+        kind, more = PGDAttack, more | {"steps": section.attack_steps, "norm": section.norm}
+    step = section.attack_step or None  # ε = 0 leaves no step to take
+    return kind(section.epsilon, step, section.random_start, config.training.seed, **more)
 
 
 class Attack:
@@ -37,6 +88,8 @@ class Attack:
     """
 
     steps = 1
+    kept_bytes: float = 4
+    """Bytes that are kept of each value of an image."""
 
     def __init__(
         self,
@@ -82,7 +135,7 @@ class Attack:
 
     def seen_statistics(self, model: nn.Module) -> Statistics:
         """Batch norm statistics that an attack on ``model`` sees now: those of the batch while it is cold."""
-        updates = adversarial_updates(model)
+        updates = norm.adversarial_updates(model)
         cold = self.branch == "adversarial" and updates is not None and updates < WARM_UPDATES
         return "batch" if cold else self.statistics
 
@@ -99,13 +152,15 @@ class SignAttack(Attack):
     ValueError: epsilon is 4; allowed: 0 to 1, as images are in [0, 1]
     """
 
+    kept_bytes = 1 / 8
+
     def perturb(self, model: nn.Module, batch: Batch, criterion: Criterion) -> Tensor:
         start = self._start(batch)
         images = batch.images if start is None else (batch.images + start).clamp_(0, 1)
-        return pack(self.gradient(model, images, batch.labels, criterion))
+        return signs.pack(self.gradient(model, images, batch.labels, criterion))
 
     def apply(self, batch: Batch, kept: Tensor) -> Tensor:
-        delta = unpack(kept, batch.images).mul_(self.step)
+        delta = signs.unpack(kept, batch.images).mul_(self.step)
         start = self._start(batch)
         if start is not None:
             delta.add_(start)
@@ -193,26 +248,28 @@ def input_gradient(
     No weight gradient is computed, and the running statistics stay as they are. Of a network in
     DistributedDataParallel the module is attacked, so that no rank waits for another.
     """
-    if isinstance(model, DistributedDataParallel):
+    if isinstance(model, torch.nn.parallel.DistributedDataParallel):
         model = model.module
     images = images.detach().requires_grad_()
-    with _frozen(model), branch_of(model, branch, statistics), torch.enable_grad():
-        (gradient,) = torch.autograd.grad(criterion(model(images), labels), images)
+    with _frozen(model), norm.branch_of(model, branch, statistics), torch.enable_grad():
+        outputs = forwards.outputs_of(model, images)
+        judge = criterion if isinstance(outputs, torch.Tensor) else forwards.Judge(criterion)
+        (gradient,) = torch.autograd.grad(judge(outputs, labels), images)
     return gradient
 
 
 def linf_start(batch: Batch, epsilon: float, seed: int) -> Tensor:
     """Uniform in the L∞ ball: the same bits on any device, for any split over micro-batches and ranks."""
-    keys = image_keys(seed, "start", batch.epochs, batch.indices)
-    values = uniform(keys, batch.images[0].numel()).view(batch.images.shape)
+    keys = hashing.image_keys(seed, "start", batch.epochs, batch.indices)
+    values = hashing.uniform(keys, batch.images[0].numel()).view(batch.images.shape)
     return values.mul_(2 * epsilon).sub_(epsilon).to(batch.images.dtype)
 
 
 def l2_start(batch: Batch, epsilon: float, seed: int) -> Tensor:
     """Uniform in the L2 ball: a normal direction (Box and Muller 1958), a radius of ε · u^(1/d)."""
-    keys = image_keys(seed, "start", batch.epochs, batch.indices)
+    keys = hashing.image_keys(seed, "start", batch.epochs, batch.indices)
     size = batch.images[0].numel()
-    draws = uniform(keys, 2 * size + 1)
+    draws = hashing.uniform(keys, 2 * size + 1)
     lengths = (-2 * torch.log1p(-draws[:, :size])).sqrt_()
     normal = lengths.mul_(torch.cos(2 * math.pi * draws[:, size:-1]))
     radii = epsilon * draws[:, -1:] ** (1 / size)

@@ -1,17 +1,23 @@
-"""What a method is: the one place where methods differ is how a step's gradient is made."""
+"""What a method is: facts that cost no torch, and the one place where methods differ, how a step's gradient is made."""
 
-from collections.abc import Callable, Iterable
+from __future__ import annotations
+
 from dataclasses import dataclass
-from functools import reduce
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor, nn
+from conadv_lab.methods.later import norm, steps
+from conadv_lab.methods.learning import LOOKS, LearnsBoth
+from conadv_lab.mistakes import require
 
-from conadv_lab.data.loader import Batch, Step
-from conadv_lab.models.norm import Branch, branch_of, one_update
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
-Criterion = Callable[[Tensor, Tensor], Tensor]
+    from conadv_lab.config import Config
+    from conadv_lab.data.loader import Step
+    from conadv_lab.methods.forwards import Criterion
+
+Weights = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -25,19 +31,85 @@ class Losses:
 class Method:
     """Base of all methods. ``backward`` adds the gradient of one global step to the parameters' ``.grad``.
 
+    The attributes are all that is known of a method elsewhere: config, help, plans, the simulator, memory and figures
+    take them from here, cost and depth among them. Those up to ``reads`` are of the class; an instance may decide
+    the others.
+
     Attributes:
-        lookahead: how many steps ahead the stream must let it see.
+        name: what ``--method`` calls it; empty for a base, and for a method of a user's own, called by its file.
+        label, colour, marker: in figures.
+        about: what a step trains on, in a few words.
+        reads: dataclasses whose fields are the options of the config that it reads.
         clean_fraction: new clean images of a step over the global batch B: 1, or ½ for equal-cost forms.
-        gradient_evaluations: passes (forward, input gradient, weight gradient) / 3, per image of B.
-        depth: gradient computations of a step that must follow one another.
+        altered_fraction: altered images of a step over B.
+        together: whether clean and altered images share a forward and a backward.
+        side: what has to be computed besides the training: an ``attack`` has no weight gradients, an ``ascent`` has.
+        side_steps: how often, one after another; side_share: on which share of B.
+        concurrent: whether the side may run beside the step, or on ranks of its own, once it is stale.
+        staleness: τ, how many steps old the weights are that altered images or an ascent were made with.
+        lookahead: how many steps ahead the stream must let it see.
+        two_branches: whether batch norm needs its adversarial branch.
     """
 
-    lookahead: int = 0
+    name: str = ""
+    label: str = ""
+    colour: str = "#CC79A7"
+    marker: str = "X"
+    about: str = ""
+    reads: tuple[type, ...] = ()
     clean_fraction: float = 1.0
-    gradient_evaluations: float = 1.0
-    depth: int = 1
+    altered_fraction: float = 0.0
+    together: bool = False
+    side: Literal["", "attack", "ascent"] = ""
+    side_steps: int = 1
+    side_share: float = 1.0
+    concurrent: bool = False
+    staleness: int = 0
+    lookahead: int = 0
+    two_branches: bool = False
+    _mean_check: Any = None
+    _learns: Any = None
+    _checked_model: nn.Module | None = None
+
+    @classmethod
+    def of(cls, config: Config) -> Method:
+        """The method that a config asks for; randomness is derived from the run's seed."""
+        return cls()
+
+    @cached_property
+    def gradient_evaluations(self) -> float:
+        """Passes (forward, input gradient, weight gradient) / 3, per image of B.
+
+        >>> Vanilla().gradient_evaluations
+        1.0
+        """
+        thirds = {"": 0, "attack": 2, "ascent": 3}[self.side] * self.side_steps * self.side_share
+        return (3 * (self.clean_fraction + self.altered_fraction) + thirds) / 3
+
+    @cached_property
+    def depth(self) -> int:
+        """Gradient computations of a step that must follow one another."""
+        beside = self.side_steps if self.side else 0
+        return max(1, beside) if self.concurrent and self.staleness else 1 + beside
+
+    @property
+    def rereads(self) -> bool:
+        """Whether images of a step are wanted more than once."""
+        return bool(self.side) or self.altered_fraction > 0
+
+    def kept_bytes(self, steps: float) -> float:
+        """Bytes a pixel value and image of what waits for its step, in a run of so many steps."""
+        return 0.0
 
     def backward(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
+        """Add the step's gradient to the parameters' ``.grad``; returns its mean losses.
+
+        Args:
+            model: of images, which stay as they are, whatever its forward writes into what it is given.
+            step: from `conadv_lab.lookahead` or a `Stream`.
+            criterion: (outputs, labels) to their mean loss. Where the model returns more than a tensor, a criterion
+                that takes it gets all of it, any other the ``logits``, ``out`` or first part.
+        """
         raise NotImplementedError
 
     def passes(self, step: Step) -> int:
@@ -58,110 +130,81 @@ class Method:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
 
+    def checked(self, model: nn.Module, step: Step, criterion: Criterion) -> Criterion:
+        """The criterion, which is judged at its first use.
+
+        Raises:
+            ValueError: model, optimizer or steps are not what the method needs.
+        """
+        if self.two_branches:
+            self._check_branches(model)
+        if step.ahead < self.lookahead:
+            raise ValueError(
+                f"the steps look {step.ahead} ahead; {type(self).__name__} needs lookahead(…, ahead={self.lookahead})"
+            )
+        if self._mean_check is None:
+            self._mean_check = steps.MeanCheck()
+        return self._mean_check(criterion)
+
+    def _check_branches(self, model: nn.Module) -> None:
+        if model is self._checked_model:
+            self._learns.check()
+            return
+        if norm.has_batch_norm(model):
+            raise ValueError(
+                "the model has batch norm without an adversarial branch; "
+                "convert it first: model = conadv_lab.mixture_batch_norm(model)"
+            )
+        looks = LOOKS if getattr(self, "weights", (1, 1))[0] else 0
+        self._learns = LearnsBoth(norm.branch_parameters(model), looks)
+        self._checked_model = model
+
 
 class Vanilla(Method):
-    """Mini-batch gradient descent: the mean loss of the clean images.
+    """Mini-batch gradient descent: the mean loss of the clean images."""
 
-    >>> Vanilla().gradient_evaluations
-    1.0
-    """
-
-    def __init__(self) -> None:
-        self._check = MeanCheck()
+    name, label, colour, marker = "vanilla", "vanilla", "#000000", "o"
+    about = "B clean images"
 
     def passes(self, step: Step) -> int:
         return 1
 
     def backward(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
-        criterion = self._check(criterion)
-        with one_update(model):
-            return Losses(train_on_clean(model, step, criterion, weight=1.0))
+        criterion = self.checked(model, step, criterion)
+        with norm.one_update(model):
+            return Losses(steps.train_on_clean(model, step, criterion, weight=1.0))
 
 
-def train_on(
-    model: nn.Module, images: Tensor, batch: Batch, criterion: Criterion, weight: float, branch: Branch
-) -> Tensor:
-    """Forward and backward of one micro-batch; returns its share of the step's unweighted mean loss."""
-    with branch_of(model, branch):
-        loss = criterion(model(images), batch.labels)
-    scale = weight * batch.share
-    (loss if scale == 1 else loss * scale).backward()
-    return loss.detach() * batch.share
+@dataclass(frozen=True)
+class WeightOptions:
+    """Of methods that train on two kinds of images."""
+
+    weights: tuple[float, float] | None = None
+    """Weights of clean and adversarial loss; None: (0.5, 0.5) for sgd and equal-cost forms, else (1, 1)."""
+
+    def check(self) -> None:
+        if self.weights is not None and (min(self.weights) < 0 or sum(self.weights) == 0):
+            raise ValueError(f"weights are {self.weights}; allowed: two numbers of at least 0, not both 0")
 
 
-def train_on_both(
-    model: nn.Module,
-    clean: Batch,
-    altered: Batch,
-    criterion: Criterion,
-    weights: tuple[float, float],
-) -> tuple[Tensor, Tensor]:
-    """Both halves of an equal-cost step in one forward and backward, as large as a vanilla step's.
+class TwoBranches(Method):
+    """Base of the methods that train on clean and altered images: loss = w₁ · mean(clean) + w₂ · mean(altered).
 
-    Returns the shares of the step's unweighted mean losses, clean and altered.
-    """
-    count = len(clean.labels)
-    with branch_of(model, count):
-        outputs = model(torch.cat([clean.images, altered.images])).split((count, len(altered.labels)))
-    losses = criterion(outputs[0], clean.labels), criterion(outputs[1], altered.labels)
-    (losses[0] * (weights[0] * clean.share) + losses[1] * (weights[1] * altered.share)).backward()
-    return losses[0].detach() * clean.share, losses[1].detach() * altered.share
-
-
-def train_on_clean(model: nn.Module, step: Step, criterion: Criterion, weight: float) -> Tensor:
-    """Train on the step's own images through the main branch; returns their mean loss."""
-    return total(train_on(model, b.images, b, criterion, weight, "main") for b in step.batches())
-
-
-def total(parts: Iterable[Tensor]) -> Tensor:
-    """Sum of what each micro-batch gives, one at a time.
-
-    A list of them would lie between the activations that a CPU's heap frees, which then grows with their number.
-    """
-    return reduce(torch.add, parts)
-
-
-def totals(pairs: Iterable[tuple[Tensor, Tensor]]) -> Losses:
-    """As `total`, of clean and adversarial losses."""
-    return Losses(*reduce(lambda sums, pair: (sums[0] + pair[0], sums[1] + pair[1]), pairs))
-
-
-class MeanCheck:
-    """Wraps a criterion, and refuses at its first use one that is not a mean over the images.
-
-    With a sum, the weights of clean and adversarial losses and of micro-batches would mean something else.
+    Args:
+        weights: None is (1, 1), or (½, ½) at equal cost.
+        equal_cost: of a global batch B, half are new clean images and half are the step before's, altered: a step
+            costs what a vanilla step costs.
     """
 
-    def __init__(self) -> None:
-        self._checked: Criterion | None = None
+    altered_fraction = 1.0
+    two_branches = True
 
-    def __call__(self, criterion: Criterion) -> Criterion:
-        return criterion if criterion is self._checked else self._checking(criterion)
-
-    def _checking(self, criterion: Criterion) -> Criterion:
-        def checked(outputs: Tensor, labels: Tensor) -> Tensor:
-            loss = criterion(outputs, labels)
-            if self._checked is not criterion:
-                check_mean(criterion, outputs.detach(), labels)
-                self._checked = criterion
-            return loss
-
-        return checked
-
-
-@torch.no_grad()
-def check_mean(criterion: Criterion, outputs: Tensor, labels: Tensor) -> None:
-    """Raise ``ValueError`` unless the loss is a number, and the same number for every image twice."""
-    once = criterion(outputs, labels)
-    if once.ndim != 0:
-        raise ValueError(
-            f"the criterion returned a tensor of shape {tuple(once.shape)}; "
-            "allowed: one mean over the images (reduction='mean')"
-        )
-    twice = criterion(torch.cat([outputs, outputs]), torch.cat([labels, labels]))
-    rounding = max(1e-3, 4 * torch.finfo(once.dtype).eps)
-    if torch.isfinite(once) and not torch.allclose(once, twice, rtol=rounding, atol=1e-5):
-        raise ValueError(
-            f"the criterion gave {once.item():.4g} for a batch and {twice.item():.4g} for the batch twice; "
-            "allowed: a mean over the images (reduction='mean'), not a sum"
-        )
+    def __init__(self, weights: Weights | None, equal_cost: bool = False) -> None:
+        if equal_cost:
+            self.clean_fraction = self.altered_fraction = 0.5
+            self.together = True
+        if weights is None:
+            weights = (0.5, 0.5) if equal_cost else (1, 1)
+        fine = len(weights) == 2 and all(isinstance(w, (int, float)) and w >= 0 for w in weights)
+        require(fine and sum(weights) > 0, "weights", weights, "two numbers of at least 0, not both 0")
+        self.weights = weights

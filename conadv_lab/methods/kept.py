@@ -1,6 +1,11 @@
 """What is kept of each micro-batch until a later step, in one tensor."""
 
-from torch import Tensor
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Kept:

@@ -7,6 +7,7 @@ and `join` before it changes weights or statistics.
 
 import warnings
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -16,32 +17,9 @@ from torch import Tensor, nn
 from conadv_lab.data.loader import Span, Split, Step, Stream
 from conadv_lab.data.transfer import sent
 from conadv_lab.methods.attack import Attack, input_gradient
-from conadv_lab.methods.base import Criterion
-from conadv_lab.methods.kept import Kept
+from conadv_lab.methods.families.conadv import Placement
+from conadv_lab.methods.forwards import Criterion
 from conadv_lab.models.norm import forget_updates
-
-
-class Placement:
-    """The serial placement: first the attack, then the step."""
-
-    def attack(
-        self, attack: Attack, model: nn.Module, step: Step, criterion: Criterion, wanted: Sequence[int]
-    ) -> dict[int, list[Any]]:
-        """For each step number that is wanted, what `taken` turns into the perturbation of each micro-batch."""
-        made = {}
-        for number in wanted:
-            kept = Kept(step.size(number - step.number))
-            for batch in step.batches(number - step.number):
-                kept.add(attack.perturb(model, batch, criterion))
-            made[number] = kept.parts()
-        return made
-
-    def taken(self, kept: Any) -> Tensor:
-        """One micro-batch's perturbation, waited for where it is not there yet."""
-        return kept
-
-    def join(self) -> None:
-        """Return once weights and running statistics may change, as the attack has seen them."""
 
 
 class SideStream(Placement):
@@ -160,9 +138,13 @@ class OtherRanks(Placement):
         stream: this rank's.
         trainers, attackers: how many; ranks 0 to trainers - 1 train.
         weights: the process group of rank 0 and the attackers.
+        patience: how long an attacker is waited for.
     """
 
-    def __init__(self, stream: Stream, trainers: int, attackers: int, weights: Any) -> None:
+    def __init__(
+        self, stream: Stream, trainers: int, attackers: int, weights: Any, patience: timedelta
+    ) -> None:
+        self.patience = patience
         self.stream, self.trainers, self.attackers, self.weights = stream, trainers, attackers, weights
         self.device = torch.device("cpu")
         self.sending: list[tuple[Any, Tensor]] = []
@@ -186,7 +168,7 @@ class OtherRanks(Placement):
         if isinstance(kept, Tensor):
             return kept
         work, received = kept
-        work.wait()
+        work.wait(self.patience)  # the group's own is that with which it was made
         return sent(received, self.device)
 
     def _places(self, number: int) -> list[tuple[int, Span]]:

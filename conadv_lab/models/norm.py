@@ -8,133 +8,24 @@ used after training.
 import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from conadv_lab.mistakes import require
-from conadv_lab.models.averages import Averages, clear, fold
-from conadv_lab.models.synchronised import average_over_ranks, synchronised
-
-Branch = Literal["main", "adversarial"]
-Statistics = Literal["batch", "running"]
-
-
-@dataclass(frozen=True)
-class _Ranks:
-    """The ranks that average their statistics; ``spread`` where each of them has a slice of every group."""
-
-    group: Any
-    spread: bool
-
-    def __deepcopy__(self, _memo: object) -> None:
-        """A copy of a model, as for an evaluation, belongs to its own rank alone."""
-
-
-@dataclass
-class _Mode:
-    """What all mixture norms of one model share: which branch, which statistics, and an open global step.
-
-    ``touched`` is what the forward under way saw, ``folded`` what the step's earlier ones did.
-    """
-
-    branch: Branch | int = "main"
-    statistics: Statistics | None = None
-    in_step: bool = False
-    touched: list[Averages] = field(default_factory=list)
-    folded: dict[Averages, None] = field(default_factory=dict)
-    adversarial_updates: int | None = None
-    ranks: _Ranks | None = None
-
-
-class MixtureBatchNorm(nn.Module):
-    """Two batch norms with the same input shape; the model's context says which one an image goes through.
-
-    The children ``main`` and ``adversarial`` are ordinary batch norms of the type that was converted, so
-    ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` keeps both. Other attributes are those of ``main``.
-    """
-
-    def __init__(self, norm: _BatchNorm, mode: _Mode) -> None:
-        super().__init__()
-        self.main = norm
-        self.adversarial = copy.deepcopy(norm)
-        self.mode = mode
-        self._averages = self._empty_averages()
-        self.register_load_state_dict_post_hook(_forget_updates)
-
-    def __getattr__(self, name: str):
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "main":
-                raise
-            return getattr(self.main, name)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> "MixtureBatchNorm":
-        super()._apply(fn, recurse)
-        self._averages = self._empty_averages()
-        return self
-
-    def _empty_averages(self) -> dict[str, Averages]:
-        # Made here and not in a forward, which would have to be compiled once to make them and once to use them.
-        norms: dict[str, Any] = {"main": self.main, "adversarial": self.adversarial}
-        return {
-            name: Averages.of(name, norm) for name, norm in norms.items() if norm.running_mean is not None
-        }
-
-    def forward(self, x: Tensor) -> Tensor:
-        branch = self.mode.branch
-        if not isinstance(branch, int):
-            return self._normalise(branch, x)
-        if branch >= len(x):
-            return self._normalise("main", x)
-        if branch == 0:
-            return self._normalise("adversarial", x)
-        # split, not slices: the backward of a split is one concatenation, of slices two zero-filled copies
-        clean, other = x.split((branch, len(x) - branch))
-        return torch.cat([self._normalise("main", clean), self._normalise("adversarial", other)])
-
-    def _normalise(self, branch: Branch, x: Tensor) -> Tensor:
-        norm = self.main if branch == "main" else self.adversarial
-        statistics = self.mode.statistics
-        if statistics == "batch":
-            if self.mode.ranks is not None and self.mode.ranks.spread:
-                return synchronised(x, norm.weight, norm.bias, norm.eps, self.mode.ranks.group)[0]
-            return F.batch_norm(x, None, None, norm.weight, norm.bias, True, 0.0, norm.eps)
-        if statistics is None and norm.training and norm.running_mean is not None:
-            if self.mode.in_step:
-                return self._accumulate(branch, norm, x)
-            self.mode.adversarial_updates = None
-            return norm(x)
-        norm._check_input_dim(x)
-        use_batch = norm.running_mean is None
-        return F.batch_norm(
-            x, norm.running_mean, norm.running_var, norm.weight, norm.bias, use_batch, 0.0, norm.eps
-        )
-
-    def _accumulate(self, branch: Branch, norm: Any, x: Tensor) -> Tensor:
-        """Normalise by the batch and add its statistics to the average over this step's groups."""
-        group = self._averages.get(branch)
-        if group is None or not group.fits(norm):
-            group = self._averages[branch] = Averages.of(branch, norm)
-        if group.waiting:
-            _fold(self.mode)  # the norm is used twice in a forward, or forwards follow without `branch_of`
-        group.waiting = True
-        self.mode.touched.append(group)
-        # Momentum 1: the buffers take this group's statistics as they are.
-        if _spans_ranks(norm):
-            return _with_buffers(norm, group, x)
-        norm._check_input_dim(x)
-        if self.mode.ranks is not None and self.mode.ranks.spread:
-            y, mean, var = synchronised(x, norm.weight, norm.bias, norm.eps, self.mode.ranks.group)
-            group.mean.copy_(mean)
-            group.var.copy_(var)
-            return y
-        return F.batch_norm(x, group.mean, group.var, norm.weight, norm.bias, True, 1.0, norm.eps)
+from conadv_lab.models.averages import clear
+from conadv_lab.models.mixture import (
+    Branch,
+    MixtureBatchNorm,
+    Mode,
+    Parts,
+    Ranks,
+    Statistics,
+    fold_seen,
+)
+from conadv_lab.models.synchronised import average_over_ranks
 
 
 def mixture_batch_norm(model: nn.Module) -> nn.Module:
@@ -150,7 +41,9 @@ def mixture_batch_norm(model: nn.Module) -> nn.Module:
     >>> sorted(name for name, _ in net.named_parameters() if name.startswith("1."))
     ['1.adversarial.bias', '1.adversarial.weight', '1.main.bias', '1.main.weight']
     """
-    mode = _mode(model) or _Mode()
+    mode = next((m.mode for m in model.modules() if isinstance(m, MixtureBatchNorm)), Mode())
+    mode.whole.clear()
+    mode.adversarial_updates = None
     return _convert(model, mode, {})
 
 
@@ -172,33 +65,96 @@ def has_batch_norm(model: nn.Module) -> bool:
     return any(isinstance(m, _BatchNorm) and id(m) not in inside for m in model.modules())
 
 
+def branch_parameters(model: nn.Module) -> list[tuple[nn.Parameter, nn.Parameter]]:
+    """Corresponding weights of the main and the adversarial branch that learn in both."""
+    norms = (module for module in model.modules() if isinstance(module, MixtureBatchNorm))
+    pairs = (
+        pair
+        for norm in norms
+        for pair in zip(norm.main.parameters(), norm.adversarial.parameters(), strict=True)
+    )
+    return [(main, other) for main, other in pairs if main.requires_grad and other.requires_grad]
+
+
 @contextmanager
-def branch_of(model: nn.Module, branch: Branch | int, statistics: Statistics | None = None) -> Iterator[None]:
-    """Send images through one branch, or the first ``branch`` images of a batch through the main one.
+def branch_of(
+    model: nn.Module, branch: Branch | Parts, statistics: Statistics | None = None
+) -> Iterator[None]:
+    """Send images through one branch, or the leading ones of a batch through the main one.
+
+    Statistics of a forward inside that raised are left out of those of the step.
 
     Args:
         model: a model converted by `mixture_batch_norm`; one without batch norm is left alone.
-        branch: ``"main"``, ``"adversarial"``, or the number of leading images that are clean.
+        branch: ``"main"``, ``"adversarial"``, or (clean, altered): how many images of a batch are clean, its first
+            ones, and how many follow.
         statistics: None follows ``train()`` and ``eval()``; ``"running"`` and ``"batch"`` force one kind and
             leave the running statistics as they are.
+
+    Raises:
+        ValueError: another branch, or a model whose parts were converted apart.
+        RowsMultiplied: in a forward inside, where a norm sees another number of rows than there are images.
     """
     require(
-        branch in ("main", "adversarial") or (isinstance(branch, int) and branch >= 0),
+        branch in ("main", "adversarial")
+        or (
+            isinstance(branch, tuple)
+            and len(branch) == 2
+            and all(isinstance(n, int) and n >= 0 for n in branch)
+        ),
         "branch",
         branch,
-        "'main', 'adversarial' or a number of clean images",
+        "'main', 'adversarial' or (clean, altered) numbers of images",
     )
     mode = _mode(model)
     if mode is None:
         yield
         return
     before = mode.branch, mode.statistics
-    mode.branch, mode.statistics = branch, statistics
-    _fold(mode)
+    fold_seen(mode)
+    mode.branch, mode.statistics, mode.folded_within = branch, statistics, False
+    try:
+        yield
+    except BaseException:
+        for group in mode.touched:
+            group.waiting = False
+        mode.touched.clear()
+        raise
+    finally:
+        mode.branch, mode.statistics = before
+
+
+@contextmanager
+def backward_of(model: nn.Module, branch: Branch | Parts | None) -> Iterator[None]:
+    """A backward of a forward through this branch: activation checkpointing makes parts of that forward again within.
+
+    They go through the same branch, and their statistics, which the step has already, are not counted twice.
+
+    Args:
+        branch: as of `branch_of`; None where the backward is of several forwards, which then cannot be told apart.
+    """
+    mode = _mode(model)
+    if mode is None:
+        yield
+        return
+    before = mode.branch, mode.again
+    mode.branch, mode.again = branch, True
     try:
         yield
     finally:
-        mode.branch, mode.statistics = before
+        mode.branch, mode.again = before
+
+
+def takes_both(model: nn.Module) -> bool:
+    """Whether clean and altered images may share a forward, as far as is known: no norm saw other rows than images."""
+    mode = _mode(model)
+    return mode is None or not mode.rows_multiplied
+
+
+def left_no_statistics(model: nn.Module) -> bool:
+    """Whether the latest forward, which raised, left nothing in the step's statistics and can be made again."""
+    mode = _mode(model)
+    return mode is None or not mode.folded_within
 
 
 @contextmanager
@@ -222,7 +178,7 @@ def one_update(model: nn.Module, momentum: float | None = None) -> Iterator[None
         yield
         _commit(mode, momentum)
     finally:
-        _fold(mode)
+        fold_seen(mode)
         clear(list(mode.folded))
         mode.folded.clear()
         mode.in_step = False
@@ -239,7 +195,7 @@ def share_statistics(model: nn.Module, group: Any, spread: bool = False) -> None
     """
     mode = _mode(model)
     if mode is not None:
-        mode.ranks = _Ranks(group, spread)
+        mode.ranks = Ranks(group, spread)
 
 
 @torch.no_grad()
@@ -258,7 +214,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
     try:
         with branch_of(model, "main"), one_update(model, momentum=1.0):
             for images in batches:
-                model(images)
+                model(images.clone())  # a forward may write into what it is given
     finally:
         for module, flag in training:
             module.training = flag
@@ -277,7 +233,7 @@ def adversarial_updates(model: nn.Module) -> int | None:
     return mode.adversarial_updates
 
 
-def _convert(module: nn.Module, mode: _Mode, done: dict[int, MixtureBatchNorm]) -> nn.Module:
+def _convert(module: nn.Module, mode: Mode, done: dict[int, MixtureBatchNorm]) -> nn.Module:
     if isinstance(module, MixtureBatchNorm):
         module.mode = mode
         return module
@@ -295,21 +251,28 @@ def _convert(module: nn.Module, mode: _Mode, done: dict[int, MixtureBatchNorm]) 
     return module
 
 
-def _mode(model: nn.Module) -> _Mode | None:
+def _mode(model: nn.Module) -> Mode | None:
     norm = next((m for m in model.modules() if isinstance(m, MixtureBatchNorm)), None)
-    return None if norm is None else norm.mode
+    if norm is None:
+        return None
+    if id(model) not in norm.mode.whole:
+        _require_one_mode(model, norm.mode)
+        norm.mode.whole.add(id(model))
+    return norm.mode
 
 
-def _fold(mode: _Mode) -> None:
-    if mode.touched:
-        fold(mode.touched)
-        mode.folded |= dict.fromkeys(mode.touched)
-        mode.touched.clear()
+def _require_one_mode(model: nn.Module, mode: Mode) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, MixtureBatchNorm) and module.mode is not mode:
+            raise ValueError(
+                f"parts of the model were converted apart, so that {name!r} does not switch branches with the others; "
+                "convert it as a whole: model = conadv_lab.mixture_batch_norm(model)"
+            )
 
 
-def _commit(mode: _Mode, momentum: float | None) -> None:
+def _commit(mode: Mode, momentum: float | None) -> None:
     """One exponential-average step of every touched norm; ``momentum=None`` in a norm means a plain average."""
-    _fold(mode)
+    fold_seen(mode)
     if not mode.folded:
         return
     if mode.ranks is not None and not mode.ranks.spread:  # slices of a group know its statistics already
@@ -330,29 +293,8 @@ def _commit(mode: _Mode, momentum: float | None) -> None:
         mode.adversarial_updates += 1
 
 
-def _spans_ranks(norm: _BatchNorm) -> bool:
-    ready = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return isinstance(norm, nn.SyncBatchNorm) and ready and torch.distributed.get_world_size() > 1
-
-
-def _with_buffers(norm: Any, group: Averages, x: Tensor) -> Tensor:
-    """Call a synchronised norm, its statistics going to ``group`` instead of its own buffers."""
-    kept = norm.running_mean, norm.running_var, norm.num_batches_tracked, norm.momentum
-    norm.running_mean, norm.running_var = group.mean, group.var
-    norm.num_batches_tracked = torch.zeros_like(norm.num_batches_tracked)
-    norm.momentum = 1.0
-    try:
-        return norm(x)
-    finally:
-        norm.running_mean, norm.running_var, norm.num_batches_tracked, norm.momentum = kept
-
-
 def forget_updates(model: nn.Module) -> None:
     """Count the adversarial branch's updates anew from its buffers: call it after writing to them directly."""
     mode = _mode(model)
     if mode is not None:
         mode.adversarial_updates = None
-
-
-def _forget_updates(module: MixtureBatchNorm, _keys: object) -> None:
-    module.mode.adversarial_updates = None

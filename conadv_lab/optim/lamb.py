@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from conadv_lab.mistakes import require
-from conadv_lab.optim.tensors import norms, with_gradients
+from conadv_lab.optim.tensors import norms, require_fit, require_ordinary, shards, with_gradients
 
 
 class LAMB(Optimizer):
@@ -23,6 +23,8 @@ class LAMB(Optimizer):
     λ is 1 where ‖w‖ = 0 or ‖u‖ = 0, so a tensor that starts at zero learns. Groups with ``adapt=False``
     (batch norm, biases: see ``parameter_groups``) take λ = 1, that is Adam, and no weight decay unless the
     group names one. Nothing waits for the device. Gradients are only read.
+    Of weights that `torch.distributed.fsdp.fully_shard` spread over ranks, each rank updates its own shard by the norms
+    of the whole.
 
     Args:
         params: tensors or groups, as for every torch optimiser; a group may set any argument below.
@@ -32,7 +34,7 @@ class LAMB(Optimizer):
         weight_decay: d, at least 0.
 
     Raises:
-        ValueError: an argument outside its range, or a sparse gradient.
+        ValueError: an argument outside its range, a complex parameter, or a sparse gradient.
 
     >>> weight = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
     >>> optimizer = LAMB([weight], lr=0.1, weight_decay=0.0)
@@ -63,6 +65,12 @@ class LAMB(Optimizer):
         require(group["eps"] > 0, "eps", group["eps"], "a number above 0")
         require(all(0 <= beta < 1 for beta in group["betas"]), "betas", group["betas"], "numbers in [0, 1)")
         super().add_param_group(param_group)
+        require_ordinary(self, self.param_groups[-1])
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, but a state that does not fit is refused here and not at the next step."""
+        require_fit(self, state_dict)
+        super().load_state_dict(state_dict)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -73,13 +81,15 @@ class LAMB(Optimizer):
                 loss = closure()
         for group in self.param_groups:
             for params, grads in with_gradients(group["params"]):
-                updates = _updates(group, params, grads, [self._moments(param) for param in params])
+                states = [self._moments(param) for param in params]
+                own = shards(params)
+                updates = _updates(group, own, shards(grads), states)
                 if group["adapt"]:
-                    weight, update = norms(params), norms(updates)
+                    weight, update = norms(own, params), norms(updates, params)
                     ratio = torch.where((weight > 0) & (update > 0), weight / update, 1.0)
-                    torch._foreach_addcmul_(params, updates, ratio.mul_(-group["lr"]).unbind())
+                    torch._foreach_addcmul_(own, updates, ratio.mul_(-group["lr"]).unbind())
                 else:
-                    torch._foreach_add_(params, updates, alpha=-group["lr"])
+                    torch._foreach_add_(own, updates, alpha=-group["lr"])
         return loss
 
     def _moments(self, param: Tensor) -> dict[str, Any]:
@@ -97,7 +107,7 @@ def _updates(
 ) -> list[Tensor]:
     """u for each parameter, the moments being brought up to date."""
     beta_mean, beta_square = group["betas"]
-    means, squares = [state["mean"] for state in states], [state["square"] for state in states]
+    means, squares = (shards([state[name] for state in states]) for name in ("mean", "square"))
     torch._foreach_lerp_(means, grads, 1 - beta_mean)
     torch._foreach_mul_(squares, beta_square)
     torch._foreach_addcmul_(squares, grads, grads, 1 - beta_square)

@@ -8,7 +8,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from conadv_lab.mistakes import require, unknown
-from conadv_lab.optim.tensors import blocks, norms, with_gradients
+from conadv_lab.optim.tensors import (
+    blocks,
+    norms,
+    require_fit,
+    require_ordinary,
+    shards,
+    with_gradients,
+)
 
 
 class LARS(Optimizer):
@@ -28,6 +35,8 @@ class LARS(Optimizer):
 
     Groups with ``adapt=False`` (batch norm, biases: see ``parameter_groups``) take λ = 1 and no weight decay
     unless the group names one. Nothing waits for the device: λ stays a tensor there. Gradients are only read.
+    Of weights that `torch.distributed.fsdp.fully_shard` spread over ranks, each rank updates its own shard by the norms
+    of the whole.
 
     Args:
         params: tensors or groups, as for every torch optimiser; a group may set any argument below.
@@ -40,7 +49,7 @@ class LARS(Optimizer):
         clamp: the largest λ of variant C, above 0; A and B have no limit.
 
     Raises:
-        ValueError: an argument outside its range, an unknown variant, or a sparse gradient.
+        ValueError: an argument outside its range, an unknown variant, a complex parameter, or a sparse gradient.
 
     >>> weight = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
     >>> optimizer = LARS([weight], lr=2.0, weight_decay=0.0)
@@ -79,6 +88,12 @@ class LARS(Optimizer):
             param_group.setdefault("weight_decay", 0.0)
         _check({**self.defaults, **param_group})
         super().add_param_group(param_group)
+        require_ordinary(self, self.param_groups[-1])
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, but a state that does not fit is refused here and not at the next step."""
+        require_fit(self, state_dict)
+        super().load_state_dict(state_dict)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -90,12 +105,13 @@ class LARS(Optimizer):
         for group in self.param_groups:
             for params, grads in with_gradients(group["params"]):
                 velocities = [self._velocity(param) for param in params]
+                own = [shards(tensors) for tensors in (params, grads, velocities)]
                 if group["adapt"]:
-                    factors = _factors(group, params, grads)
-                    for cut in blocks(factors, params, grads, velocities):
+                    factors = _factors(group, norms(own[0], params), norms(own[1], params))
+                    for cut in blocks(factors, *own):
                         _adaptive_step(group, *cut)
                 else:
-                    _plain_step(group, params, grads, velocities)
+                    _plain_step(group, *own)
         return loss
 
     def _velocity(self, param: Tensor) -> Tensor:
@@ -115,9 +131,8 @@ def _check(group: dict[str, Any]) -> None:
     require(0 <= group["momentum"] < 1, "momentum", group["momentum"], "a number in [0, 1)")
 
 
-def _factors(group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> tuple[Tensor, ...]:
-    """One 0-d tensor a parameter: what multiplies g + d w (A: lr λ, B: λ) or the velocity (C: −lr λ)."""
-    weight, gradient = norms(params), norms(grads)
+def _factors(group: dict[str, Any], weight: Tensor, gradient: Tensor) -> tuple[Tensor, ...]:
+    """One 0-d tensor a norm: what multiplies g + d w (A: lr λ, B: λ) or the velocity (C: −lr λ)."""
     ratio = group["trust_coefficient"] * weight / (gradient + group["weight_decay"] * weight + group["eps"])
     if group["variant"] == "C":
         ratio.clamp_(max=group["clamp"])

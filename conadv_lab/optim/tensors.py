@@ -1,9 +1,16 @@
-"""What LARS and LAMB share: lists of like tensors, their norms, and cuts that fit a core's cache."""
+"""What LARS and LAMB share: lists of like tensors, their norms, and cuts that fit a core's cache.
 
-from collections.abc import Iterable, Iterator, Sequence
+Of DTensors, as `torch.distributed.fsdp.fully_shard` makes them, each rank updates its own shard; norms are those of the
+whole tensors, the sums over shards.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.optim import Optimizer
 
 from conadv_lab.mistakes import require
 
@@ -13,20 +20,46 @@ _BLOCK = 1 << 17
 
 
 def with_gradients(params: Iterable[Tensor]) -> list[tuple[list[Tensor], list[Tensor]]]:
-    """(parameters, gradients) of those that have one, in lists of one device and dtype each."""
-    lists: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
+    """(parameters, gradients) of those that have one, in lists of one device, dtype and kind of sharding each."""
+    lists: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}
     for param in params:
         if param.grad is None:
             continue
         require(not param.grad.is_sparse, "a gradient's layout", "sparse", "dense gradients")
-        alike = lists.setdefault((param.device, param.dtype), ([], []))
+        sharding = _sharding(param)
+        grad = param.grad if sharding is None else param.grad.redistribute(*sharding)  # type: ignore[attr-defined]
+        alike = lists.setdefault((param.device, param.dtype, sharding), ([], []))
         alike[0].append(param)
-        alike[1].append(param.grad)
+        alike[1].append(grad)
     return list(lists.values())
 
 
-def norms(tensors: list[Tensor]) -> Tensor:
-    """Euclidean norms of n tensors: (n,), in float32 at least."""
+def shards(tensors: list[Tensor]) -> list[Tensor]:
+    """What this rank holds of tensors of one kind, to be changed in place: themselves, or its parts of DTensors."""
+    if _sharding(tensors[0]) is None:
+        return tensors
+    return [tensor.to_local() for tensor in tensors]  # type: ignore[attr-defined]
+
+
+def _sharding(param: Any) -> Any:
+    """(mesh, placements) of a DTensor; None of an ordinary tensor. Not by its type, whose import takes long."""
+    return (param.device_mesh, param.placements) if hasattr(type(param), "placements") else None
+
+
+def norms(tensors: list[Tensor], params: list[Tensor]) -> Tensor:
+    """Euclidean norms of n tensors: (n,), in float32 at least; of shards those of the wholes, as of ``params``."""
+    own, sharding = _norms(tensors), _sharding(params[0])
+    if sharding is None:
+        return own
+    mesh, placements = sharding
+    squares = own.square_()
+    for dim, placement in enumerate(placements):
+        if not placement.is_replicate():
+            dist.all_reduce(squares, group=mesh.get_group(dim))
+    return squares.sqrt_()
+
+
+def _norms(tensors: list[Tensor]) -> Tensor:
     dtype = torch.promote_types(tensors[0].dtype, torch.float32)
     if tensors[0].device.type == "cpu":
         # There a norm of everything runs on one thread; a norm for each row runs on all.
@@ -55,3 +88,40 @@ def blocks(factors: Sequence[Tensor], *lists: Sequence[Tensor]) -> Iterator[list
         rows = max(1, _BLOCK // max(1, tensors[0][:1].numel()))
         for parts in zip(*(tensor.split(rows) for tensor in tensors), strict=True):
             yield [[factor], *([part] for part in parts)]
+
+
+def require_ordinary(optimizer: Optimizer, group: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` for parameters that have no norm as they are: complex ones, and pieces of a flat one."""
+    who = type(optimizer).__name__
+    names = group.get("param_names") or range(len(group["params"]))
+    for name, param in zip(names, group["params"], strict=True):
+        if param.is_complex():
+            raise ValueError(
+                f"parameter {name!r} of {who} is {param.dtype}; allowed: real numbers, such as torch.view_as_real "
+                "makes of a complex weight, or torch.optim.SGD for complex ones"
+            )
+        if getattr(param, "_fsdp_flattened", False):
+            raise ValueError(
+                f"parameter {name!r} of {who} is a piece of FullyShardedDataParallel's flat parameter, which does not "
+                "tell its norm; allowed: torch.distributed.fsdp.fully_shard"
+            )
+
+
+def require_fit(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` unless a state dict has the shapes of the optimizer's parameters, which torch never asks."""
+    who = type(optimizer).__name__
+    own = [group["params"] for group in optimizer.param_groups]
+    saved = [group["params"] for group in state["param_groups"]]
+    if [len(params) for params in saved] != [len(params) for params in own]:
+        raise ValueError(
+            f"the state has groups of {[len(params) for params in saved]} parameters; allowed for this {who}: "
+            f"{[len(params) for params in own]}"
+        )
+    numbers = (number for params in saved for number in params)
+    for number, param in zip(numbers, (param for params in own for param in params), strict=True):
+        for name, value in state["state"].get(number, {}).items():
+            if isinstance(value, Tensor) and value.ndim and value.shape != param.shape:
+                raise ValueError(
+                    f"the state's {name!r} of parameter {number} has shape {tuple(value.shape)}; allowed for this "
+                    f"{who}: {tuple(param.shape)}, the parameter's"
+                )

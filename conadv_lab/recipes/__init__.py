@@ -3,9 +3,10 @@
 from collections.abc import Callable
 
 from conadv_lab import references
-from conadv_lab.config import Config, is_file_reference
+from conadv_lab.config import Config
 from conadv_lab.mistakes import unknown
 from conadv_lab.recipes import cifar, digits, imagenet
+from conadv_lab.references import is_file_reference
 
 Recipe = Callable[[], Config]
 
@@ -22,7 +23,7 @@ def find(name: str) -> Recipe:
         if name not in RECIPES:
             raise unknown("recipe", name, RECIPES)
         return RECIPES[name]
-    function = references.load(name)
-    if not callable(function) or not isinstance(function(), Config):
-        raise ValueError(f"{name} is no recipe; allowed: a function without arguments that returns a Config")
-    return function
+    config = references.made(name, returns="a Config")
+    if not isinstance(config, Config):
+        raise ValueError(f"{name} is no recipe; allowed: a function of no arguments that returns a Config")
+    return references.load(name)

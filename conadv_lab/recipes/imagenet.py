@@ -12,12 +12,13 @@ MLPerf's recipes, the span of batch norm (the micro-batch) too; cosine decay is 
 attack step are our defaults (1/255), as the paper's are unknown.
 
 Accuracies are published figures, not ours: "quoted" is ConAdv's LARS baseline as the VRGD paper quotes it (arXiv
-2309.13681, table 2), whose settings are unknown. Times are predicted by `conadv_lab.plan` for vanilla, from MLPerf's
-results on H100s; beyond 400 images a device they are extrapolated, and ConAdv on the same devices costs up to 8/3.
+2309.13681, table 2), whose settings are unknown. Times are what ``--plan`` predicts of the command (`conadv_lab.plan`):
+the simulator's, fitted to MLPerf's results on H100s; beyond 400 images a device they are extrapolated.
 """
 
 from conadv_lab.config import Config, Data, Method, Model, Optimization, Training
-from conadv_lab.plan import IMAGENET_IMAGES
+
+IMAGENET_IMAGES = 1_281_167
 
 
 def resnet50_4k() -> Config:
@@ -25,7 +26,7 @@ def resnet50_4k() -> Config:
 
     Command: python -m conadv_lab.train imagenet-resnet50-4k --data-dir DIR
     Result: not yet measured. Published: 76.9 %, quoted.
-    Time: not yet measured. Predicted on 8 / 64 / 256 H100s: 36.1 / 5.9 / 2.7 minutes.
+    Time: not yet measured. Predicted on 8 / 64 / 256 H100s: 44.0 / 5.8 / 2.7 minutes.
     """
     return _recipe(4_096, warmup_epochs=10 / 8, micro_batch=64)
 
@@ -35,7 +36,7 @@ def resnet50_8k() -> Config:
 
     Command: python -m conadv_lab.train imagenet-resnet50-8k --data-dir DIR
     Result: not yet measured. Published: 76.6 %, quoted.
-    Time: not yet measured. Predicted on 8 / 64 / 256 H100s: 35.3 / 5.1 / 1.9 minutes.
+    Time: not yet measured. Predicted on 8 / 64 / 256 H100s: 44.0 / 5.7 / 1.9 minutes.
     """
     return _recipe(8_192, warmup_epochs=10 / 4, micro_batch=64)
 
@@ -45,7 +46,7 @@ def resnet50_16k() -> Config:
 
     Command: python -m conadv_lab.train imagenet-resnet50-16k --data-dir DIR
     Result: not yet measured. Published: 76.6 %, quoted.
-    Time: not yet measured. Predicted on 8 / 64 / 256 H100s: 34.9 / 4.7 / 1.5 minutes.
+    Time: not yet measured. Predicted on 8 / 64 / 256 H100s: 38.6 / 5.0 / 1.5 minutes.
     """
     return _recipe(16_384, warmup_epochs=5, micro_batch=128)
 
@@ -55,7 +56,7 @@ def resnet50_32k() -> Config:
 
     Command: python -m conadv_lab.train imagenet-resnet50-32k --data-dir DIR
     Result: not yet measured. Published: 76.75 % with these settings (NUS-HPC-AI); 76.6 %, quoted.
-    Time: not yet measured. Predicted on 8 / 64 / 256 H100s: 34.7 / 4.5 / 1.3 minutes.
+    Time: not yet measured. Predicted on 8 / 64 / 256 H100s: 38.6 / 5.0 / 1.3 minutes.
     """
     return _recipe(32_768, warmup_epochs=14, micro_batch=128)
 
@@ -65,7 +66,7 @@ def resnet50_64k() -> Config:
 
     Command: python -m conadv_lab.train imagenet-resnet50-64k --data-dir DIR --method conadv
     Result: not yet measured. Published: LARS 75.3 %, quoted. MLPerf reaches 75.9 % at this batch without any attack.
-    Time: not yet measured. Predicted on 8 / 64 / 256 H100s: 34.5 / 4.4 / 1.2 minutes.
+    Time: not yet measured. Predicted on 8 / 64 / 256 H100s: 102.5 / 13.1 / 3.4 minutes.
     """
     return _recipe(65_536, warmup_epochs=25, micro_batch=128)
 
@@ -76,7 +77,7 @@ def resnet50_96k() -> Config:
     Command: python -m conadv_lab.train imagenet-resnet50-96k --data-dir DIR --method conadv --policy autoaugment
     Result: not yet measured. Published: LARS 74.3 %, quoted; ConAdv 75.3 %, with augmentation 76.2 % (the paper's
     abstract, settings unknown).
-    Time: not yet measured. Predicted on 8 / 64 / 256 H100s: 34.5 / 4.4 / 1.1 minutes.
+    Time: not yet measured. Predicted on 8 / 64 / 256 H100s: 102.6 / 13.1 / 3.4 minutes.
     """
     return _recipe(98_304, warmup_epochs=30, micro_batch=128)
 

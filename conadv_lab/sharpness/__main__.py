@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from conadv_lab.pipes import outlive_readers
+
 EPILOG = """A place is a run folder, a checkpoint folder of a run, or path/to/file.py:function that returns
 (model, criterion, batches) or (model, criterion, batches, facts). Exit status: 0 done, 2 a mistake in what was
-asked, 1 a failure."""
+asked, 1 a failure, 130 interrupted: then the files asked for hold what was done. The default measures are the
+cheap ones; lines on standard error say how far it is."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -25,11 +28,15 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--figures", type=Path, metavar="DIR", help="write the figures as PNG and PDF")
     p.add_argument("--cross-check", action="store_true", help="run PyHessian on the same batches, print both")
     p.add_argument("--measures", metavar="A,B,…", help="instead of the default ones; --list shows all")
-    p.add_argument("--also", metavar="A,B,…", help="beside the default ones")
+    p.add_argument("--also", metavar="A,B,…", help="beside the default ones, such as density,sam_worst")
+    p.add_argument("--all", action="store_true", help="all measures that have a meaning for what is measured")
     p.add_argument("--list", action="store_true", help="the measures, one a line with a sentence")
     p.add_argument("--examples", type=int, default=1000, help="images of a run (default: %(default)s)")
     p.add_argument("--batch-size", type=int, default=250, help="images in a batch (default: %(default)s)")
     p.add_argument("--split", default="train", help="of a run: train or test (default: %(default)s)")
+    p.add_argument(
+        "--trust", action="store_true", help="run the Python files that a run folder's config names"
+    )
     p.add_argument("--params", metavar="A,B,…", help="parameters or modules (default: all)")
     p.add_argument("--bn", default="eval", help="batch norm: eval or train (default: %(default)s)")
     p.add_argument("--dtype", help="float32 or float64 (default: the model's own)")
@@ -69,14 +76,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(
                 "nothing to measure; name a run folder, a checkpoint or path/to/file.py:function"
             )
-        _measure(asked)
+        done = _measure(asked)
     except ValueError as mistake:
         print(f"error: {mistake}", file=sys.stderr)
         return 2
     except OSError as failure:
         print(f"error: {failure}", file=sys.stderr)
         return 1
-    return 0
+    return 0 if done else 130
 
 
 def _list() -> int:
@@ -86,7 +93,7 @@ def _list() -> int:
     for name, function in sorted(REGISTRY.items()):
         sentence = (function.__doc__ or "").strip().splitlines()[0]
         print(f"{name:36}{'*' if name in DEFAULT else ' '} {sentence}")
-    print("* measured unless --measures says otherwise")
+    print("* measured unless --measures says otherwise; the others by --also or --all")
     return 0
 
 
@@ -108,15 +115,17 @@ def pairs(option: str, words: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _measure(asked: argparse.Namespace) -> None:
+def _measure(asked: argparse.Namespace) -> bool:
+    """Measure, print and write; False where it was interrupted."""
+    print(f"reading {asked.places[0]} …", file=sys.stderr, flush=True)  # before seconds of imports
     import torch
 
     from conadv_lab.mistakes import unknown, writable
     from conadv_lab.sharpness.crosscheck import cross_check, side_by_side
     from conadv_lab.sharpness.landscape import line_to
-    from conadv_lab.sharpness.measures import DEFAULT, measure
+    from conadv_lab.sharpness.measures import DEFAULT, measure, names
     from conadv_lab.sharpness.problem import Problem
-    from conadv_lab.sharpness.results import Report
+    from conadv_lab.sharpness.results import Measure, Report
 
     writable(asked.json, asked.html, asked.csv)
     for folder in (asked.figures, asked.resume):
@@ -126,32 +135,59 @@ def _measure(asked: argparse.Namespace) -> None:
     if asked.dtype and asked.dtype not in types:
         raise unknown("dtype", asked.dtype, types)
     wanted = tuple(_words(asked.measures)) or DEFAULT
-    wanted += tuple(name for name in _words(asked.also) if name not in wanted)
+    wanted += tuple(name for name in (names() if asked.all else _words(asked.also)) if name not in wanted)
+    if asked.all and asked.also:
+        raise ValueError(f"--all has --also {asked.also} beside it; allowed: one of the two")
     options: dict[str, Any] = {
         "params": _words(asked.params) or None, "bn": asked.bn, "dtype": types.get(asked.dtype), "seed": asked.seed,
     }  # fmt: skip
-    reports: list[tuple[str, Report]] = []
-    checks = []
     subjects = _subjects(asked, asked.places)
     others = _subjects(asked, [asked.line_to] if asked.line_to else [])
-    for index, (subject, facts) in enumerate(subjects):
-        found = measure(
-            subject.model, subject.criterion, subject.batches, wanted, facts=facts, progress=sys.stderr.isatty(),
-            resume=asked.resume / str(index) if asked.resume else None,
-            **options, **pairs("--set", asked.set),
-        )  # fmt: skip
-        problem = Problem(subject.model, subject.criterion, subject.batches, **options)
-        for other, _ in others:
-            end = Problem(other.model, other.criterion, other.batches, **options)
-            folder = asked.resume / f"{index}-line" if asked.resume else None
-            found = line_to(found, problem, end, other.name, folder)
-        reports.append((subject.name, found))
-        _print(subject.name, found)
-        if asked.cross_check:
-            rows = side_by_side(found, cross_check(problem, seed=asked.seed))
-            checks.append((subject.name, rows))
-            print("\n".join(f"  {what:28} ours {ours:24} PyHessian {theirs}" for what, ours, theirs in rows))
-    _write(asked, reports, checks)
+    settings = pairs("--set", asked.set)
+    reports: list[tuple[str, Report]] = []
+    checks: list[Any] = []
+    finished = False
+    done: list[Measure] = []
+
+    def shown(one: Measure) -> None:
+        done.append(one)
+        _print(one)
+
+    try:
+        for index, (subject, facts) in enumerate(subjects):
+            print(subject.name, flush=True)
+            found = measure(
+                subject.model, subject.criterion, subject.batches, wanted, facts=facts, progress=True, shown=shown,
+                refused=_left_out if asked.all else None,
+                resume=asked.resume / str(index) if asked.resume else None, **options, **settings,
+            )  # fmt: skip
+            if others or asked.cross_check:
+                problem = Problem(subject.model, subject.criterion, subject.batches, **options)
+            for other, _ in others:
+                end = Problem(other.model, other.criterion, other.batches, **options)
+                folder = asked.resume / f"{index}-line" if asked.resume else None
+                found = line_to(found, problem, end, other.name, folder)
+            reports.append((subject.name, found))
+            done.clear()
+            if asked.cross_check:
+                rows = side_by_side(found, cross_check(problem, seed=asked.seed))
+                checks.append((subject.name, rows))
+                print(
+                    "\n".join(f"  {what:28} ours {ours:24} PyHessian {theirs}" for what, ours, theirs in rows)
+                )
+        finished = True
+    except KeyboardInterrupt:
+        if done:
+            reports.append((subject.name, Report(tuple(done))))
+        more = "" if asked.resume else "; --resume DIR would have kept parts to go on from"
+        print(f"interrupted: what is printed above is done{more}", file=sys.stderr)
+    if finished or reports:
+        _write(asked, reports, checks)
+    return finished
+
+
+def _left_out(name: str, mistake: ValueError) -> None:
+    print(f"left out: {name}, as {mistake}", file=sys.stderr)
 
 
 def _subjects(asked: argparse.Namespace, places: Sequence[str]) -> list[tuple[Any, dict[str, Any]]]:
@@ -164,7 +200,13 @@ def _subjects(asked: argparse.Namespace, places: Sequence[str]) -> list[tuple[An
     stated = {k: v for k, v in given.items() if v is not None} | pairs("--fact", asked.fact)
     found = []
     for place in places:
-        subject = load(place, examples=asked.examples, batch_size=asked.batch_size, split=asked.split)
+        subject = load(
+            place,
+            examples=asked.examples,
+            batch_size=asked.batch_size,
+            split=asked.split,
+            trust=asked.trust,
+        )
         known = {"label_smoothing": label_smoothing(subject.criterion)} | dict(subject.facts)
         facts = known | _consistent(stated, known, subject.name)
         if asked.json or asked.html or asked.csv:
@@ -205,15 +247,14 @@ def _words(text: str | None) -> list[str]:
     return [word.strip() for word in (text or "").split(",") if word.strip()]
 
 
-def _print(name: str, found: Any) -> None:
+def _print(measure: Any) -> None:
     from conadv_lab.sharpness.report import parts_of
 
-    print(name)
-    for measure in found.measures:
-        for part, value, error in parts_of(measure):
-            margin = "" if error is None else f" ± {error:.1g}"
-            print(f"  {measure.name:36}{part:>8}  {value:.6g}{margin}")
+    for part, value, error in parts_of(measure):
+        margin = "" if error is None else f" ± {error:.1g}"
+        print(f"  {measure.name:36}{part:>8}  {value:.6g}{margin}", flush=True)
 
 
 if __name__ == "__main__":
+    outlive_readers()
     sys.exit(main())

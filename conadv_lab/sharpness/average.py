@@ -11,6 +11,7 @@ from torch import Tensor
 
 from conadv_lab.mistakes import require
 from conadv_lab.sharpness.eigen import normal_vector
+from conadv_lab.sharpness.means import labels_that_count
 from conadv_lab.sharpness.nests import first_tensor
 from conadv_lab.sharpness.problem import Problem
 from conadv_lab.sharpness.study import UNCHANGED, Outcome, Study, register
@@ -94,9 +95,12 @@ def adaptive_average_logit_normalised(study: Study) -> Outcome:
 def accuracy(problem: Problem, vector: Tensor | None = None) -> float:
     """The share of examples (or positions) whose largest output is the label's, at ``vector``.
 
+    Labels that the criterion ignores do not count.
+
     Raises:
         ValueError: the targets are not class labels.
     """
+    problem.require_one_output("accuracy")
     parts = problem.split(problem.weights() if vector is None else vector)
     right = total = 0
     with problem.untouched(), torch.no_grad():
@@ -109,8 +113,8 @@ def accuracy(problem: Problem, vector: Tensor | None = None) -> float:
                     f"accuracy needs class labels as targets; got {shape} beside {tuple(output.shape)}"
                 )
             right += int((output.argmax(1) == targets).sum())
-            total += targets.numel()
-    counts = problem.reduced(torch.tensor([right, total], dtype=torch.float64, device="cpu"))
+            total += int(labels_that_count(problem.criterion, targets).sum())
+    counts = problem.reduced(torch.tensor([float(right), float(total)], dtype=torch.float64, device="cpu"))
     return float(counts[0] / counts[1])
 
 

@@ -67,15 +67,17 @@ def check_labels(output: Tensor, targets: Any, criterion: Any, index: int) -> No
         )
 
 
-def check_loss(loss: Any, index: int) -> None:
-    """The loss must be one finite number that the chosen parameters have an effect on."""
+def check_shape(loss: Any) -> None:
+    """The loss must be one number."""
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
         raise ValueError(f"the criterion returned {shape}; allowed: one number, the mean over the batch")
+
+
+def check_loss(loss: Tensor, index: int) -> None:
+    """The loss must be a finite number."""
     if not bool(torch.isfinite(loss)):
         raise ValueError(f"the loss of batch {index} is {float(loss.detach())}; allowed: a finite number")
-    if not loss.requires_grad:
-        raise ValueError("no effect on the loss: none of the chosen parameters; name others in params")
 
 
 def check_mean(loss: Callable[[Any, Any], Tensor], inputs: Any, targets: Any) -> None:

@@ -74,6 +74,13 @@ def pyhessian(problem: Problem, seed: int = 0) -> Iterator[Any]:
         raise ValueError(
             f"the cross-check has bn {problem.bn!r}; allowed: 'eval', the only mode of PyHessian"
         )
+    if len(problem.batch_sizes) > 1:
+        problem.mean.require_alike("PyHessian")
+    if problem.complex_names or problem.whole:
+        what = "complex weights" if problem.complex_names else "a criterion of the whole output"
+        raise ValueError(
+            f"the cross-check has {what}; allowed: what PyHessian takes, real weights and one output"
+        )
     batches = []
     with problem.untouched():
         for inputs, targets, _ in problem.data():
@@ -120,7 +127,8 @@ def cross_check(problem: Problem, *, samples: int = 100, seed: int = 0) -> Cross
     with pyhessian(problem, seed) as theirs:
         product = their_product(theirs, problem, vector)
         values, _ = theirs.eigenvalues(maxIter=1000, tol=1e-5)
-        forms = np.array(theirs.trace(maxIter=samples, tol=0))
+        # Its stopping rule divides by the running mean, and stops at once where that is negative, even at tol 0.
+        forms = np.array(theirs.trace(maxIter=samples, tol=-np.inf))
     return CrossCheck(
         float((ours - product).norm() / ours.norm()), float(values[0]), float(forms.mean()),
         float(forms.std(ddof=1) / np.sqrt(len(forms))), len(forms),

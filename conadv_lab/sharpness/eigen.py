@@ -49,6 +49,11 @@ class Lanczos:
     """
 
     def __init__(self, operator: Symmetric, start: Tensor, against: Tensor | None = None) -> None:
+        if torch.is_autocast_enabled(operator.device.type):
+            raise ValueError(
+                "autocast is on around Lanczos, whose basis it would spoil; allowed: around the making of the "
+                "Problem, which keeps it for the model"
+            )
         self.operator, self.against = operator, against
         self.alphas: list[float] = []
         self.betas: list[float] = []
@@ -169,12 +174,22 @@ def tolerances(values: np.ndarray, scale: float, tol: float) -> np.ndarray:
     return tol * np.maximum(np.abs(values), 0.01 * scale)
 
 
-def _wanted(run: Lanczos, k: int, end: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Values, T-eigenvectors, residuals and bounds of the ``k`` outermost Ritz pairs at one end."""
+def _wanted(
+    run: Lanczos, k: int, end: str, eps: float | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Values, T-eigenvectors, residuals and bounds of the ``k`` outermost Ritz pairs at one end.
+
+    ``eps`` is the rounding that bounds include, by default of the vectors' type alone: a run in coarse
+    arithmetic ends where more steps are of no use, and its bounds say later how good it is.
+    """
     values, coefficients, residuals = run.ritz()
-    bounds = error_bounds(values, residuals, torch.finfo(run.operator.dtype).eps)
+    bounds = error_bounds(values, residuals, eps or torch.finfo(run.operator.dtype).eps)
     order = np.argsort(values)[::-1][:k] if end == "top" else np.argsort(values)[:k]
     return values[order], coefficients[:, order], residuals[order], bounds[order]
+
+
+def _roundoff(operator: Symmetric) -> float:
+    return max(float(getattr(operator, "roundoff", 0.0)), torch.finfo(operator.dtype).eps)
 
 
 def _done(run: Lanczos, k: int, end: str, tol: float) -> bool:
@@ -230,7 +245,7 @@ def eigenpairs(
         run.step()
         if on_step:
             on_step(run)
-    values, coefficients, residuals, bounds = _wanted(run, k, end)
+    values, coefficients, residuals, bounds = _wanted(run, k, end, _roundoff(operator))
     vectors = run.vectors(coefficients)
     spent = 0
     if check and run.room > run.products:
@@ -268,7 +283,7 @@ def _with_missed(
                 above + new_residuals[0] <= 0 or (above > 0 and _done(run, 1, end, tol))
             ):
                 break
-        new, coefficients, new_residuals, new_bounds = _wanted(run, 1, end)
+        new, coefficients, new_residuals, new_bounds = _wanted(run, 1, end, _roundoff(operator))
         spent += run.products
         if sign * (new[0] - values[-1]) <= bounds[-1] + 0.1 * tol * abs(values[-1]):
             return values, vectors, residuals, bounds, spent

@@ -12,17 +12,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from conadv_lab.sharpness.cures import second_derivatives
 from conadv_lab.sharpness.nests import first_tensor, take
 from conadv_lab.sharpness.problem import Problem
 from conadv_lab.sharpness.structure import curved_because
+from conadv_lab.sharpness.twice import CheapTwice
 
 MAX_OUTPUTS = 1000
 CHUNK = 64
 BATCH_NORM = "batch norm in train mode couples the examples of a batch"
+
+COUPLED = "the loss of a batch is not a mean of its parts' losses"
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class _Use:
 
     function: str
     input: Tensor
-    output: Tensor
+    edge: GradientEdge  # where its output's gradient arrives; the output itself may be written to later, as by relu_
     names: dict[str, str]  # "weight" or "bias" → the parameter's name
     options: dict[str, Any]
 
@@ -71,7 +76,8 @@ class _Recorder(TorchFunctionMode):
         result = func(*args, **kwargs)
         mine = [self.leaves[id(a)] for a in tree_leaves((args, kwargs)) if id(a) in self.leaves]
         if mine and any(isinstance(part, Tensor) for part in tree_leaves(result)):
-            use = self._understood(func, args, kwargs, result) if isinstance(result, Tensor) else None
+            known = isinstance(result, Tensor) and result.requires_grad
+            use = self._understood(func, args, kwargs, result) if known else None
             if use is None or sorted(use.names.values()) != sorted(mine):
                 name = getattr(func, "__name__", str(func))
                 self.refusals.append(
@@ -97,7 +103,7 @@ class _Recorder(TorchFunctionMode):
                     return None
                 if bound.get("weight") is not None:
                     options["weight_shape"] = bound["weight"].shape
-                return _Use(keys[-1], bound["input"].detach(), output, names, options)
+                return _Use(keys[-1], bound["input"].detach(), get_gradient_edge(output), names, options)
         return None
 
 
@@ -175,7 +181,9 @@ _NORMS = {
 def output_curvature(problem: Problem, output: Tensor, targets: Any) -> tuple[Tensor, Tensor]:
     """Eigenvalues (m, C) and eigenvectors (m, C, C, in columns) of each example's ∂²ℓ/∂f², C outputs each."""
     leaf = output.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(problem.criterion(leaf, targets), leaf, create_graph=True)
+    with CheapTwice(cheap=False):
+        loss = problem.criterion(leaf.clone(), targets)
+    (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
     count = leaf.shape[0]
     flat = gradient.reshape(count, -1)
     if not gradient.requires_grad:
@@ -191,6 +199,7 @@ def output_curvature(problem: Problem, output: Tensor, targets: Any) -> tuple[Te
     return values.to(leaf.dtype), vectors.to(leaf.dtype)
 
 
+@second_derivatives()
 def exact_trace(problem: Problem, *, matrix: str = "hessian") -> ExactTrace:
     """The exact trace of the Gauss–Newton matrix, or of the Hessian where the graph proves them equal.
 
@@ -209,14 +218,20 @@ def exact_trace(problem: Problem, *, matrix: str = "hessian") -> ExactTrace:
         isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in problem.model.modules()
     ):
         return ExactTrace(None, {}, (BATCH_NORM,), 0.0)
+    if not problem.mean.of_parts:
+        return ExactTrace(None, {}, (COUPLED,), 0.0)
     totals = torch.zeros(len(problem.names), dtype=torch.float64, device=problem.device)
     directions = 0.0
     with problem.untouched(), torch.enable_grad():
-        for inputs, targets, share in problem.data():
+        for index, (inputs, targets, share) in enumerate(problem.data()):
             size = first_tensor(inputs).shape[0]
+            if index == 0 and (hidden := _hidden(problem, take(inputs, slice(0, 1)))):
+                return ExactTrace(None, {}, (hidden,), 0.0)
             for start in range(0, size, CHUNK):
                 part = slice(start, min(start + CHUNK, size))
-                weight = share * (part.stop - part.start) / size
+                weight = problem.share_of(inputs, targets, part, share)
+                if not weight:
+                    continue
                 refused, shares, count = _chunk(problem, take(inputs, part), take(targets, part), matrix)
                 if refused:
                     return ExactTrace(None, {}, tuple(dict.fromkeys(refused)), 0.0)
@@ -225,6 +240,48 @@ def exact_trace(problem: Problem, *, matrix: str = "hessian") -> ExactTrace:
     totals = problem.reduced(totals)
     by_parameter = dict(zip(problem.names, totals.tolist(), strict=True))
     return ExactTrace(float(totals.sum()), by_parameter, (), (1 + 2 * directions) / 3)
+
+
+def _hidden(problem: Problem, one: Any) -> str:
+    """Why the recorded calls do not tell all of one example's derivative, by a random one; empty if they do.
+
+    A weight may enter through what no record shows: gradients that the forward takes itself, functions with a
+    backward of their own, TorchScript.
+    """
+    leaves = problem.leaves()
+    recorder = _Recorder(leaves, problem.names)
+    try:
+        with recorder:
+            output = problem.outputs(leaves, one)
+    except (RuntimeError, ValueError, IndexError):
+        return "the forward fails on one example alone"
+    used = [name for use in recorder.uses for name in use.names.values()]
+    if recorder.refusals or len(set(used)) < len(used) or not recorder.uses:
+        return ""  # refused, in better words, where the examples are gone through
+    if output.shape[0] != 1:
+        return f"the first axis of the outputs, {tuple(output.shape)} for one example, does not count the examples"
+    probe = (
+        torch.arange(output.numel(), dtype=output.dtype, device=output.device).view_as(output).add(0.5).cos()
+    )
+    whole = torch.autograd.grad(
+        output, leaves, probe, retain_graph=True, allow_unused=True, materialize_grads=True
+    )
+    edges = [use.edge for use in recorder.uses]
+    at = torch.autograd.grad(output, edges, probe, retain_graph=True, allow_unused=True)
+    shown = dict.fromkeys(problem.names, 0.0)
+    for use, gradient in zip(recorder.uses, at, strict=True):
+        if gradient is None:
+            continue
+        norm = _NORMS[use.function](use)
+        for role, name in use.names.items():
+            shown[name] += float(norm[role](gradient).double().sum())
+    tolerance = 1e-6 if problem.precision == torch.float64 else 1e-2
+    scale = max(float(g.double().square().sum()) for g in whole)
+    for name, gradient in zip(problem.names, whole, strict=True):
+        true = float(gradient.double().square().sum())
+        if abs(true - shown[name]) > tolerance * max(true, 1e-4 * scale):
+            return f"parameter {name!r} enters in a way that no record of the forward shows"
+    return ""
 
 
 def _chunk(problem: Problem, inputs: Any, targets: Any, matrix: str) -> tuple[list[str], Tensor, int]:
@@ -245,13 +302,14 @@ def _chunk(problem: Problem, inputs: Any, targets: Any, matrix: str) -> tuple[li
         return refusals, nothing, 0
     values, vectors = output_curvature(problem, output, targets)
     norms = [_NORMS[use.function](use) for use in recorder.uses]
-    heads = [use.output for use in recorder.uses]
+    edges = [use.edge for use in recorder.uses]
     place = {name: i for i, name in enumerate(problem.names)}
     largest = values.abs().max()
     kept = [c for c in range(values.shape[1]) if values[:, c].abs().max() > 1e-14 * largest]
     for c in kept:
-        gradients = torch.autograd.grad(output, heads, vectors[:, :, c].view_as(output), retain_graph=True)
+        gradients = torch.autograd.grad(output, edges, vectors[:, :, c].view_as(output), retain_graph=True)
         for use, norm, gradient in zip(recorder.uses, norms, gradients, strict=True):
+            gradient = gradient.to(use.input.dtype)  # autocast's type, where the model turned that on
             for role, name in use.names.items():
                 nothing[place[name]] += (values[:, c] * norm[role](gradient)).double().mean()
     return [], nothing, len(kept)

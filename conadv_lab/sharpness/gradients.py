@@ -9,7 +9,9 @@ from torch import Tensor
 
 from conadv_lab.mistakes import require
 from conadv_lab.sharpness.operators import Fisher, Hessian
+from conadv_lab.sharpness.precision import trusted
 from conadv_lab.sharpness.study import UNCHANGED, Outcome, Study, register
+from conadv_lab.sharpness.trace import sign_vector
 
 
 @register("batch_sharpness")
@@ -19,10 +21,14 @@ def batch_sharpness(study: Study) -> Outcome:
     At the batches as given, or groups of ``m``; the error is a standard error over them. Gradient descent on
     batches holds it near 2/lr. A rescaling of the layers moves it.
     """
-    samples, shares = [], []
+    samples: list[float] = []
+    shares: list[float] = []
     for group, share in study.problem.groups(study.settings.m):
         _, gradient = group.value_and_gradient()
-        image = Hessian(group, planned=1) @ gradient
+        hessian = Hessian(group, planned=1)
+        image = hessian @ gradient
+        if not samples and not study.symmetry_seen:
+            hessian @ sign_vector(hessian, study.seed, 0)  # a second one, so that they can be compared
         samples.append(float(gradient @ image) / max(float(gradient.square().sum()), 1e-300))
         shares.append(share)
     told = {"m": study.settings.m or max(study.problem.batch_sizes), "groups": len(samples), "gradients": 1}
@@ -59,6 +65,7 @@ def gradient_noise_scale(study: Study) -> Outcome:
         ValueError: fewer than three groups; give smaller batches or ``m``. Data shared among ranks.
     """
     require(not study.problem.all_reduce, "gradient_noise_scale's all_reduce", True, "data on one rank alone")
+    study.problem.mean.require_alike("gradient_noise_scale")
     sizes, squares, gradients = [], [], []
     for group, _ in study.problem.groups(study.settings.m):
         gradient = group.value_and_gradient()[1].double()
@@ -94,7 +101,7 @@ def fisher_rao(study: Study) -> Outcome:
     weights = study.problem.weights()
     fisher = Fisher(study.problem, likelihood=study.settings.likelihood, planned=1)
     value = float(weights.double() @ (fisher @ weights).double())
-    rounding = abs(value) * 100 * float(torch.finfo(study.problem.dtype).eps)
+    rounding = abs(value) * trusted(study.problem.roundoff)
     return Outcome(value, rounding, 1, {"likelihood": study.settings.likelihood, "matrix": "Fisher"})
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from conadv_lab.mistakes import require
+from conadv_lab.sharpness.means import labels_that_count
 from conadv_lab.sharpness.problem import Problem
 from conadv_lab.sharpness.study import UNCHANGED, Outcome, Study, register
 
@@ -32,6 +33,7 @@ def input_sharpness(study: Study) -> Outcome:
     It depends on the function alone, so no reparametrisation moves it. The error is a standard error over
     examples.
     """
+    study.problem.mean.require_alike("input_sharpness")
     norms: list[Tensor] = []
     with study.problem.untouched(), torch.enable_grad():
         for inputs, targets, _ in study.problem.data():
@@ -59,8 +61,9 @@ def attacked(
 def _accuracy_under(study: Study, step: float, steps: int) -> Outcome:
     problem, epsilon = study.problem, study.settings.epsilon
     require(0 < epsilon <= 1, "epsilon", epsilon, "a number above 0 and at most 1, in the unit of the images")
+    problem.require_one_output("accuracy")
     require(steps >= 1, "pgd_steps", steps, "a whole number of at least 1")
-    right = 0
+    right = count = 0
     with problem.untouched(), torch.enable_grad():
         for inputs, targets, _ in problem.data():
             low, high = float(_one_tensor(inputs).min()), float(inputs.max())
@@ -70,9 +73,12 @@ def _accuracy_under(study: Study, step: float, steps: int) -> Outcome:
                 output = problem.outputs(problem.leaves(), moved)
             require(output.ndim == 2 and targets.ndim == 1, "targets", tuple(targets.shape), "class labels")
             right += int((output.argmax(1) == targets).sum())
-    total = problem.reduced(torch.tensor(float(right), dtype=torch.float64, device="cpu"))
-    value = float(total) / problem.examples
-    error = float(np.sqrt(value * (1 - value) / problem.examples))
+            count += int(labels_that_count(problem.criterion, targets).sum())
+    sums = problem.reduced(
+        torch.tensor([float(right), float(count)], dtype=torch.float64, device="cpu")
+    ).tolist()
+    value = sums[0] / sums[1]
+    error = float(np.sqrt(value * (1 - value) / sums[1]))
     return Outcome(value, error, 0, {"epsilon": epsilon, "step": step, "steps": steps, "gradients": steps})
 
 

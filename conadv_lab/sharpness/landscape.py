@@ -41,8 +41,9 @@ def filter_normalised(problem: Problem, direction: Tensor) -> Tensor:
         direction: shape ``(size,)``; not changed.
     """
     parts = []
-    for weight, part in zip(problem.split(problem.weights()), problem.split(direction), strict=True):
-        if weight.ndim < 2:
+    pairs = zip(problem.split(problem.weights()), problem.split(direction), strict=True)
+    for name, (weight, part) in zip(problem.names, pairs, strict=True):
+        if weight.ndim - (name in problem.complex_names) < 2:
             parts.append(torch.zeros_like(part))
             continue
         rows, along = weight.flatten(1), part.flatten(1)
@@ -191,7 +192,7 @@ def landscape_eigen(study: Study) -> Outcome:
     """
     found = study.eigen(2)
     unit = float(np.sqrt(2 / max(abs(float(found.values[0])), 1e-12)))
-    directions = [unit * vector for vector in found.vectors]
+    directions = [unit * vector for vector in found.vectors[:2]]  # others may have asked for more
     axes = [np.linspace(-1, 1, 15)] * len(directions)
     grid = landscape(study.problem, directions, axes, journal=study.journal, name="eigen")
     return _told(study, grid, f"top eigenvectors, unit {unit:.6g}")

@@ -8,6 +8,7 @@ graphs are kept from the second planned product on, for as many batches as the m
 other batches are streamed. Both paths give the same bits.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,8 +19,10 @@ from torch import Tensor
 
 from conadv_lab.mistakes import require, unknown
 from conadv_lab.sharpness.arithmetic import full_float32
+from conadv_lab.sharpness.cures import second_derivatives
 from conadv_lab.sharpness.nests import first_tensor, take
 from conadv_lab.sharpness.problem import Problem
+from conadv_lab.sharpness.symmetry import Symmetry, judge
 from conadv_lab.sharpness.twice import CheapTwice
 
 WRT = ("parameters", "inputs")
@@ -37,6 +40,7 @@ class Operator:
 
     Attributes:
         products: how many products were made, each over the whole data set.
+        symmetry: how far they are from those of a symmetric matrix.
     """
 
     linear = False  # whether a product is linear in the backward pass's cotangent alone
@@ -57,6 +61,7 @@ class Operator:
         self.memory_budget = 0 if planned == 1 else memory_budget
         self.dtype, self.device = problem.dtype, problem.device
         self.products = 0
+        self.symmetry, self._judged = Symmetry(problem.roundoff), False
         self.size = problem.size if wrt == "parameters" else self._input_size()
         self._kept: list[tuple[Product, float, torch.Size]] | None = None
 
@@ -69,6 +74,13 @@ class Operator:
                 total += inputs.numel()
         return total
 
+    @property
+    def roundoff(self) -> float:
+        """The relative error of a product: of its arithmetic, or more where more was seen."""
+        seen = 0.0 if self.symmetry.plausible else self.symmetry.share
+        return max(self.problem.roundoff, seen)
+
+    @second_derivatives()
     def __matmul__(self, vector: Tensor) -> Tensor:
         """The product with a vector of shape ``(size,)`` or, column by column, ``(size, k)``."""
         if vector.ndim == 2:
@@ -86,6 +98,10 @@ class Operator:
         with full_float32() if all_kept else self.problem.untouched(), torch.enable_grad():
             result = self._sum(vector) if self.wrt == "parameters" else self._blocks(vector)
         self.products += 1
+        self.symmetry.note(vector, result)
+        if not self.symmetry.plausible and not self._judged:
+            judge(self)
+            self._judged = not self.symmetry.plausible
         return result
 
     def _sum(self, vector: Tensor) -> Tensor:
@@ -140,7 +156,7 @@ class Operator:
             leaves, parameters = [inputs], [part.detach() for part in parameters]
 
         def run() -> Tensor:
-            with CheapTwice(self.linear):
+            with CheapTwice(self.linear, not self.problem.differentiates):
                 return self.problem.outputs(parameters, inputs)
 
         return leaves, run, targets
@@ -159,8 +175,13 @@ class Operator:
                 seen[storage.data_ptr()] = storage.nbytes()
             return tensor.detach()
 
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            rule = self._prepare(leaves, run, some)
+        try:
+            with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+                rule = self._prepare(leaves, run, some)
+        except RuntimeError as error:
+            if "saved tensor hooks" in str(error):  # torch.func's transforms do without
+                return math.inf
+            raise
         total = sum(seen.values())
         del rule
         return total / len(few)

@@ -1,13 +1,12 @@
 """``measure``: the curvature and sharpness of a model, each number with its error, price and conditions."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from conadv_lab.mistakes import unknown
 from conadv_lab.sharpness import (  # noqa: F401 - they fill the registry
@@ -21,16 +20,21 @@ from conadv_lab.sharpness import (  # noqa: F401 - they fill the registry
     worst,
 )
 from conadv_lab.sharpness.arithmetic import full_float32
+from conadv_lab.sharpness.classes import require_meaning
 from conadv_lab.sharpness.journal import Journal
+from conadv_lab.sharpness.precision import under
 from conadv_lab.sharpness.problem import Batch, Criterion, Problem
+from conadv_lab.sharpness.progress import Progress
 from conadv_lab.sharpness.results import Measure, Report
 from conadv_lab.sharpness.study import REGISTRY, RESCALING, Settings, Study
 
 DEFAULT = (
-    "top_eigenvalue", "top_eigenvalues", "bottom_eigenvalue", "trace", "ggn_trace", "density", "sam_worst",
-    "sam_average", "adaptive_worst", "adaptive_average", "adaptive_worst_logit_normalised", "batch_sharpness",
+    "top_eigenvalue", "trace", "ggn_trace", "sam_average", "adaptive_average", "batch_sharpness",
 )  # fmt: skip
-"""What ``measure`` gives unasked: any model and loss have it."""
+"""What ``measure`` gives unasked: any model and loss have it, for about 65 gradients together (:mod:`~.progress`).
+
+Worst cases, densities and searches cost 50 to 130 gradients each, and are asked for by name.
+"""
 
 
 def measure(
@@ -47,6 +51,8 @@ def measure(
     facts: Mapping[str, Any] | None = None,
     resume: str | Path | None = None,
     progress: bool = False,
+    shown: Callable[[Measure], None] | None = None,
+    refused: Callable[[str, ValueError], None] | None = None,
     **settings: Any,
 ) -> Report:
     """Measure how flat a model lies, without changing it: not a bit of it, nor the global random state.
@@ -58,7 +64,10 @@ def measure(
         facts: what only the caller knows and every number should carry: ``split``, ``augmentation``,
             ``learning_rate``, ``weight_decay_inside``.
         resume: a folder in which finished measures are kept; a second call with it goes on from there.
-        progress: show a bar.
+        progress: a line a measure on standard error, with the time that is left.
+        shown: called with each measure as soon as it is done.
+        refused: called with the name and the mistake of a measure that has no meaning here, which is then left
+            out; ``None`` raises the mistake.
         settings: fields of :class:`~.study.Settings`.
 
     Raises:
@@ -76,17 +85,30 @@ def measure(
         if name not in REGISTRY:
             raise unknown("measure", name, REGISTRY)
     chosen = Settings.of(**settings)
+    began = time.perf_counter()
     problem = Problem(
         model, criterion, batches, params=params, bn=bn, dtype=dtype, all_reduce=all_reduce, seed=seed
     )
+    measures = tuple(name for name in measures if _has_meaning(problem, name, refused))
+    order = sorted(measures, key=_order)
+    told = Progress(order, time.perf_counter() - began, progress)
     journal = Journal(resume, _key(problem, chosen, seed) | {"facts": dict(facts or {})})
-    with tqdm(total=len(measures), disable=not progress, unit="measure", delay=1) as bar:
-        study = Study(problem, chosen, seed, dict(facts or {}), journal, lambda: _count_in(bar))
-        results = []
-        for name in sorted(measures, key=_order):
-            bar.set_description(name)
-            results.append(_one(study, name))
-            bar.update()
+    study = Study(problem, chosen, seed, dict(facts or {}), journal, told.product)
+    results = []
+    with told:
+        for name in order:
+            told.begin()
+            try:
+                found = _one(study, name)
+            except ValueError as mistake:
+                if refused is None:
+                    raise
+                refused(name, mistake)
+                continue
+            told.end()
+            results.append(found)
+            if shown:
+                shown(found)
     return Report(tuple(sorted(results, key=lambda m: measures.index(m.name))))
 
 
@@ -99,11 +121,15 @@ def names() -> list[str]:
     return sorted(REGISTRY)
 
 
-def _count_in(bar: Any) -> None:
-    """One more product, shown beside the measure's name."""
-    bar.products = getattr(bar, "products", 0) + 1
-    bar.set_postfix_str(f"{bar.products} products", refresh=False)
-    bar.update(0)
+def _has_meaning(problem: Problem, name: str, refused: Callable[[str, ValueError], None] | None) -> bool:
+    try:
+        require_meaning(problem, name)
+    except ValueError as mistake:
+        if refused is None:
+            raise
+        refused(name, mistake)
+        return False
+    return True
 
 
 def _order(name: str) -> int:
@@ -116,7 +142,7 @@ def _one(study: Study, name: str) -> Measure:
     if kept is not None:
         return Measure(**kept)
     start = time.perf_counter()
-    with full_float32():
+    with full_float32(), under(None, study.problem.device):
         outcome = REGISTRY[name](study)
     seconds = time.perf_counter() - start
     conditions = study.conditions() | {"under_rescaling": RESCALING[name]} | dict(outcome.conditions or {})
@@ -132,7 +158,7 @@ def _key(problem: Problem, settings: Settings, seed: int) -> dict[str, Any]:
     mark = [float(weights.sum()), float(weights.norm()), float((weights * places).sum())]
     return {
         "weights": mark, "data": problem.data_hash, "settings": vars(settings), "seed": seed,
-        "bn": problem.bn, "names": problem.names, "precision": str(problem.precision),
+        "bn": problem.bn, "names": problem.names, "precision": f"torch.{problem.arithmetic}",
         # Of another criterion, architecture or buffers; rounded, as another number of threads sums in another order.
         "loss": f"{problem.initial_loss:.3g}", "slope": f"{float(problem.gradient.norm()):.3g}",
     }  # fmt: skip

@@ -10,13 +10,34 @@ LABELS = ("labels", "label")
 
 
 def to_device(data: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
-    """The same nest of tensors on ``device``, its floating tensors as ``dtype`` (``None`` keeps theirs)."""
+    """The same nest of tensors on ``device``, its floating tensors as ``dtype`` (``None`` keeps theirs).
+
+    Complex ones have parts of that type, or of float32 where it is a half.
+    """
     if isinstance(data, Tensor):
+        if data.is_complex() and dtype is not None:
+            return data.to(device, torch.complex128 if dtype == torch.float64 else torch.complex64)
         return data.to(device, dtype if data.is_floating_point() else None)
     if isinstance(data, Mapping):
         return {key: to_device(value, device, dtype) for key, value in data.items()}
     if isinstance(data, (list, tuple)):
         return tuple(to_device(value, device, dtype) for value in data)
+    return data
+
+
+def real_parts(tensor: Tensor) -> Tensor:
+    """A complex tensor as a real one with a last axis of two, real and imaginary part; another as it is."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def copied(data: Any) -> Any:
+    """The same nest with tensors of its own, which a stranger's code may write into."""
+    if isinstance(data, Tensor):
+        return data.clone()
+    if isinstance(data, Mapping):
+        return {key: copied(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return tuple(copied(value) for value in data)
     return data
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from conadv_lab.mistakes import require, unknown
 from conadv_lab.sharpness.linear_map import Operator, Product
 from conadv_lab.sharpness.problem import Problem
+from conadv_lab.sharpness.twice import CheapTwice
 
 LIKELIHOODS = ("categorical", "gaussian")
 
@@ -26,7 +27,9 @@ class Hessian(Operator):
     """
 
     def _prepare(self, leaves: list[Tensor], run: Callable[[], Tensor], targets: Any) -> Product:
-        loss = self.problem.criterion(run(), targets)
+        output = run()
+        with CheapTwice(cheap=False):  # losses too have second derivatives that are cured
+            loss = self.problem.criterion(output, targets)
         gradients = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True)
         curved = [i for i, g in enumerate(gradients) if g is not None and g.requires_grad]
 
@@ -84,7 +87,9 @@ class GGN(_OutputCurvature):
 
     def _inner(self, output: Tensor, targets: Any) -> Callable[[Tensor], Tensor]:
         leaf = output.requires_grad_()
-        (gradient,) = torch.autograd.grad(self.problem.criterion(leaf, targets), leaf, create_graph=True)
+        with CheapTwice(cheap=False):
+            loss = self.problem.criterion(leaf.clone(), targets)
+        (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
 
         def inner(pushed: Tensor) -> Tensor:
             if not gradient.requires_grad:
@@ -108,6 +113,8 @@ class Fisher(_OutputCurvature):
         super().__init__(problem, **options)
 
     def _inner(self, output: Tensor, targets: Any) -> Callable[[Tensor], Tensor]:
+        self.problem.require_one_output("the Fisher matrix", rows=True)
+        self.problem.mean.require_alike("the Fisher matrix", over_examples=False)
         if self.likelihood == "gaussian":
             return lambda pushed: pushed / output.shape[0]
         require(output.ndim >= 2, "outputs' shape", tuple(output.shape), "(examples, classes, …)")
@@ -123,8 +130,10 @@ class EmpiricalFisher(_OutputCurvature):
     """
 
     def _inner(self, output: Tensor, targets: Any) -> Callable[[Tensor], Tensor]:
+        self.problem.require_one_output("the empirical Fisher matrix", rows=True)
+        self.problem.mean.require_alike("the empirical Fisher matrix")
         leaf = output.requires_grad_()
-        (gradient,) = torch.autograd.grad(self.problem.criterion(leaf, targets), leaf)
+        (gradient,) = torch.autograd.grad(self.problem.criterion(leaf.clone(), targets), leaf)
         count = output.shape[0]
         residual = gradient.reshape(count, -1) * count  # of each example's own loss
 

@@ -6,6 +6,7 @@ import torch
 
 from conadv_lab.sharpness.density import effective_dimension
 from conadv_lab.sharpness.eigen import Eigenpairs
+from conadv_lab.sharpness.precision import trusted
 from conadv_lab.sharpness.study import Outcome, Study, register
 from conadv_lab.sharpness.trace import (
     PILOT,
@@ -71,7 +72,7 @@ def trace(study: Study) -> Outcome:
     probes, run = study.probes, study.lanczos
     known = float(sum(run.alphas[: study.deflated]))
     if study.deflated >= study.problem.size:
-        found = Estimate(known, _rounding(study, known), run.products, 0, True)
+        found = Estimate(known, 0.0, run.products, 0, True)
     elif control.value is not None:
         found = controlled_trace(
             study.hessian, study.ggn, control.value, run, deflate=study.deflated, probes=probes, **asked
@@ -87,7 +88,7 @@ def trace(study: Study) -> Outcome:
         "matrix": "Hessian",
         **asked,
     }
-    return Outcome(found.value, found.error, found.products, told)
+    return Outcome(found.value, _with_rounding(study, found), found.products, told)
 
 
 @register("ggn_trace")
@@ -106,7 +107,7 @@ def ggn_trace(study: Study) -> Outcome:
     )  # fmt: skip
     told = {"method": "deflated Hutchinson", "not_exact_because": list(exact.refusals), "matrix": "GGN"}
     return Outcome(
-        found.value, found.error, found.products,
+        found.value, _with_rounding(study, found), found.products,
         told | {"converged": found.converged, "samples": found.samples, "confidence": s.confidence},
     )  # fmt: skip
 
@@ -165,7 +166,13 @@ def trace_xtrace(study: Study) -> Outcome:
 
 
 def _rounding(study: Study, value: float) -> float:
-    return abs(value) * 100 * float(torch.finfo(study.problem.dtype).eps)
+    return abs(value) * trusted(study.problem.roundoff)
+
+
+def _with_rounding(study: Study, found: Estimate) -> float:
+    """The half-width over random vectors, and what coarse arithmetic or a whole space's sum add to it."""
+    coarse = study.problem.roundoff > torch.finfo(torch.float32).eps
+    return found.error + (_rounding(study, found.value) if coarse or not found.samples else 0.0)
 
 
 def _exactly(matrix: str, gradients: float) -> dict[str, object]:

@@ -48,7 +48,7 @@ def kind(node: Any) -> str:
     return re.sub(r"(Default)?Backward\d*$", "", node.name().split("::")[-1]).lstrip("_")
 
 
-def _topological(root: Any) -> list[Any]:
+def topological(root: Any) -> list[Any]:
     """The nodes below ``root``, each after all that it rests on."""
     order, seen, stack = [], set(), [(root, False)]
     while stack:
@@ -72,7 +72,7 @@ def curved_because(output: Tensor, leaves: Sequence[Tensor], names: Sequence[str
     """
     if output.grad_fn is None:
         return []
-    order = _topological(output.grad_fn)
+    order = topological(output.grad_fn)
     leaf_bits = {id(leaf): 1 << i for i, leaf in enumerate(leaves)}
     below: dict[Any, int] = {}
     uses: dict[int, int] = {}

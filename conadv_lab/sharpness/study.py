@@ -165,12 +165,20 @@ class Study:
         return probes
 
     @property
+    def symmetry_seen(self) -> bool:
+        """Whether products with the Hessian were compared already."""
+        return "hessian" in vars(self) and self.hessian.symmetry.pairs > 0
+
+    @property
     def deflated(self) -> int:
         """How many Lanczos vectors the probes leave out."""
         return min(self.settings.deflate, self.problem.size)
 
     @cached_property
     def exact_ggn(self) -> ExactTrace:
+        # Where the Hessian's is exact, the graph proves both the same.
+        if "exact_hessian" in vars(self) and self.exact_hessian.value is not None:
+            return self.exact_hessian
         return exact_trace(self.problem, matrix="ggn")
 
     @cached_property
@@ -228,10 +236,11 @@ class Study:
             "bn": problem.bn if _has_batch_norm(problem.model) else "none",
             "loss": type(criterion).__name__ if isinstance(criterion, torch.nn.Module) else _name(criterion),
             "reduction": "mean",
+            "divided_by": problem.counted,
             "label_smoothing": label_smoothing(criterion),
             "parameters": _subset(problem),
             "left_out": list(problem.left_out),
-            "precision": str(problem.precision).removeprefix("torch."),
+            "precision": problem.arithmetic,
             "seed": self.seed,
             "loss_value": problem.initial_loss,
             "gradient_norm": float(problem.gradient.norm()),

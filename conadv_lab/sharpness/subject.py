@@ -31,15 +31,19 @@ class Subject:
     facts: Mapping[str, Any]
 
 
-def load(place: str, *, examples: int = 1000, batch_size: int = 250, split: str = "train") -> Subject:
+def load(
+    place: str, *, examples: int = 1000, batch_size: int = 250, split: str = "train", trust: bool = False
+) -> Subject:
     """A run folder, a checkpoint folder ``…/checkpoints/step_…``, or ``path/to/file.py:function``.
 
     The function takes nothing and returns ``(model, criterion, batches)`` or, with a mapping of facts such as
     ``{"split": "train", "learning_rate": 0.1}``, four things. Of a run the first images are taken, without
-    augmentation, and its main statistics are re-estimated as for its own figures.
+    augmentation, and its main statistics are re-estimated as for its own figures. Python files that the run's
+    config names are run with ``trust`` only.
 
     Raises:
-        ValueError: no such place, a checkpoint of another architecture, or a function that returns else.
+        ValueError: no such place, a checkpoint of another architecture, code that is not trusted, or a function
+            that returns else.
     """
     require(split in SPLITS, "split", split, "'train' or 'test'")
     require(examples >= 1, "examples", examples, "a whole number of at least 1")
@@ -48,7 +52,7 @@ def load(place: str, *, examples: int = 1000, batch_size: int = 250, split: str 
     if path.is_dir():
         is_checkpoint = (path / "COMMIT.json").is_file()
         run = path.parent.parent if is_checkpoint else path
-        return _run(place, run, path if is_checkpoint else None, examples, batch_size, split)
+        return _run(place, run, path if is_checkpoint else None, examples, batch_size, split, trust)
     if ".py:" in place:
         return _function(place)
     raise ValueError(
@@ -71,7 +75,7 @@ def _function(place: str) -> Subject:
 
 
 def _run(
-    place: str, run: Path, checkpoint: Path | None, examples: int, batch_size: int, split: str
+    place: str, run: Path, checkpoint: Path | None, examples: int, batch_size: int, split: str, trust: bool
 ) -> Subject:
     from conadv_lab.config import resolved
     from conadv_lab.runs import RunFolder
@@ -79,7 +83,7 @@ def _run(
     from conadv_lab.training.restore import restore
 
     folder = RunFolder(run)
-    parts, model = restore(run, checkpoint)
+    parts, model = restore(run, checkpoint, trust=trust)
     images, labels = fixed_images(parts.train_set if split == "train" else parts.test_set, examples)
     batches: list[Batch] = list(zip(images.split(batch_size), labels.split(batch_size), strict=True))
     config, result = resolved(folder.config()), folder.result() or {}

@@ -11,12 +11,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from conadv_lab.sharpness.arithmetic import full_float32
-
-
-def _generators(batches: Any) -> list[torch.Generator]:
-    sources = [batches, getattr(batches, "sampler", None), getattr(batches, "batch_sampler", None)]
-    found = [getattr(source, "generator", None) for source in sources]
-    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
+from conadv_lab.sharpness.sameness import generators
+from conadv_lab.sharpness.wrappers import dense_gradients, differentiable_recurrence, eager
 
 
 def _seed_all(seed: int) -> None:
@@ -36,7 +32,7 @@ def untouched(model: nn.Module, batches: Any, bn: str, seed: int) -> Iterator[No
     by one, since a model may have overridden ``train()``.
     """
     modes = [(module, module.training) for module in model.modules()]
-    generators = [(g, g.get_state()) for g in _generators(batches)]
+    kept = [(restore, read()) for read, restore in generators(batches)]
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - what others may use
     cpu_state = torch.get_rng_state()
     cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
@@ -44,13 +40,13 @@ def untouched(model: nn.Module, batches: Any, bn: str, seed: int) -> Iterator[No
         for module, _ in modes:
             module.training = bn == "train" and isinstance(module, _BatchNorm)
         _seed_all(seed)
-        with full_float32():
+        with full_float32(), eager(), dense_gradients(model), differentiable_recurrence(model):
             yield
     finally:
         for module, mode in modes:
             module.training = mode
-        for generator, state in generators:
-            generator.set_state(state)
+        for restore, state in kept:
+            restore(state)
         random.setstate(python_state)
         np.random.set_state(numpy_state)  # noqa: NPY002
         torch.set_rng_state(cpu_state)

@@ -19,6 +19,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from conadv_lab.sharpness.cures import CURES
+
 ATEN = torch.ops.aten
 CONVOLUTIONS: dict[Any, int] = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
 Options = tuple[list[int], list[int], list[int], int]  # stride, padding, dilation, groups
@@ -95,33 +97,42 @@ class _ConvolutionBackward(Function):
 class CheapTwice(TorchFunctionMode):
     """Within it, the model's convolutions and evaluation-mode batch norms have cheap second derivatives.
 
+    And the operations of :mod:`~conadv_lab.sharpness.cures` have right ones.
+
     Values and second derivatives are the same but for rounding. Of a backward pass with ``create_graph=True``
     the derivatives in convolutions' weights are **zeros** that have the right graph. What is not known to be
-    safe (half precision, padding by a word, an image without its batch axis) goes to PyTorch as it is.
+    safe (half precision, autocast, padding by a word, an image without its batch axis) goes to PyTorch as it is.
 
     Args:
         linear: only derivatives in the cotangent will be asked of the backward pass, as for Jacobian products;
             those in inputs and weights are then not made.
+        cheap: whether convolutions are replaced; not in a forward pass that takes gradients itself, whose numbers
+            are needed. Within ``torch.func``'s transforms they never are.
     """
 
-    def __init__(self, linear: bool = False) -> None:
+    def __init__(self, linear: bool = False, cheap: bool = True) -> None:
         super().__init__()
-        self.linear = linear
+        self.linear, self.cheap = linear, cheap
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
         result = None
-        if func in CONVOLUTIONS:
+        if func in CONVOLUTIONS and self.cheap and torch._C._functorch.maybe_current_level() is None:
             result = _convolution(self.linear, CONVOLUTIONS[func], *args, **kwargs)
         elif func is F.batch_norm:
             result = _batch_norm(*args, **kwargs)
+        elif func in CURES:
+            return CURES[func](*args, **kwargs)
         return func(*args, **kwargs) if result is None else result
 
 
 def _safe(*tensors: Tensor | None) -> bool:
-    kinds = {tensor.dtype for tensor in tensors if tensor is not None}
+    present = [tensor for tensor in tensors if tensor is not None]
+    if torch.is_autocast_enabled(present[0].device.type):
+        return False
+    kinds = {tensor.dtype for tensor in present}
     return kinds in ({torch.float32}, {torch.float64}) and torch.is_grad_enabled()
 
 

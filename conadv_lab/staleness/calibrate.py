@@ -20,9 +20,11 @@ import numpy as np
 from scipy.optimize import least_squares, nnls
 
 from conadv_lab.config import Config, resolved
+from conadv_lab.methods import method_of
+from conadv_lab.methods.base import Method
 from conadv_lab.runs import RunFolder
 from conadv_lab.staleness.cluster import Cluster, Compute, checked, load
-from conadv_lab.staleness.plan import METHODS, plan
+from conadv_lab.staleness.plan import plan
 from conadv_lab.staleness.stragglers import mean_slowest
 from conadv_lab.staleness.workload import IMAGENET, MODELS, Workload, workload_of
 
@@ -142,7 +144,7 @@ def from_runs(cluster: Cluster, runs: Sequence[str | Path]) -> tuple[Cluster, li
         dataclasses.replace(cluster, compute={**cluster.compute, model: Compute(float(fixed), float(each))})
     )
     lines = [
-        {"run": str(run), "method": method, "global_batch": workload.global_batch, "measured_ms": milliseconds,
+        {"run": str(run), "method": method.name, "global_batch": workload.global_batch, "measured_ms": milliseconds,
          "fitted_ms": fixed * unit[0] + each * unit[1],
          "ratio": (fixed * unit[0] + each * unit[1]) / milliseconds}
         for run, (workload, method, _, milliseconds), unit in zip(runs, measured, units, strict=True)
@@ -150,21 +152,19 @@ def from_runs(cluster: Cluster, runs: Sequence[str | Path]) -> tuple[Cluster, li
     return found, lines
 
 
-def _unit(cluster: Cluster, workload: Workload, method: str, one: Compute, placement: str) -> float:
+def _unit(cluster: Cluster, workload: Workload, method: Method, one: Compute, placement: str) -> float:
     """Milliseconds of a step where a pass costs ``one``; the step is linear in it."""
     own = dataclasses.replace(cluster, compute={workload.model: one})
     made = plan(own, workload, method, 1, placement=placement)
     return 1e3 * (made.compute + made.optimizer)
 
 
-def _measured(run: Path) -> tuple[Workload, str, str, float]:
+def _measured(run: Path) -> tuple[Workload, Method, str, float]:
     folder = RunFolder(run)
     if not run.is_dir():
         raise ValueError(f"{run} is no run folder")
     config: Config = resolved(folder.config())
-    method = config.method.method
-    if method not in METHODS:
-        raise ValueError(f"{run} is a run of method {method!r}; allowed: {', '.join(METHODS)}")
+    method = method_of(config)
     ranks = folder.manifest().get("ranks", 1)
     if ranks != 1:  # its steps hold waiting and all-reduces, which are no constants of a pass
         raise ValueError(f"{run} is a run of {ranks} ranks; allowed: runs on one device")
@@ -175,6 +175,6 @@ def _measured(run: Path) -> tuple[Workload, str, str, float]:
     if not rates or not all(np.isfinite(rates)) or min(rates) <= 0:
         raise ValueError(f"{run} has logged no images_per_second to calibrate with")
     workload = workload_of(config)
-    batch = workload.global_batch
-    clean = batch // 2 if method.endswith("-equal") else batch  # what the loop counts as images of a step
+    # What the loop counts as images of a step are the clean ones.
+    clean = workload.global_batch * method.clean_fraction
     return workload, method, config.method.placement, 1e3 * clean / median(rates)

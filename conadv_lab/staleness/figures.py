@@ -8,7 +8,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from conadv_lab.plots import METHOD_STYLE
+from conadv_lab.methods import METHODS
 from conadv_lab.sharpness.figures import NEUTRAL
 from conadv_lab.staleness.timeline import Timeline
 
@@ -19,14 +19,21 @@ PASSES = {
     "attack": "#D55E00", "ascent": "#D55E00", "clean": "#0072B2", "altered": "#56B4E9", "train": "#0072B2",
     "waits, all-reduce": "#BBBBBB",
 }  # fmt: skip
+
+
+def _line(method: str, dashes: str = "-", label: str | None = None) -> tuple[str, str, str, str]:
+    kind = METHODS[method]
+    return label or kind.label, kind.colour, kind.marker, dashes
+
+
 LINES: dict[str, tuple[str, str, str, str]] = {
-    "vanilla": ("vanilla", *METHOD_STYLE["vanilla"], "-"),
-    "disadv": ("DisAdv", *METHOD_STYLE["disadv"], "-"),
-    "stream": ("ConAdv, beside the step (stream)", *METHOD_STYLE["conadv"], "-"),
+    "vanilla": _line("vanilla"),
+    "disadv": _line("disadv"),
+    "stream": _line("conadv", label="ConAdv, beside the step (stream)"),
     "ranks": ("ConAdv, best share of the devices attacks", "#CC79A7", "X", "-"),
     "spare": ("ConAdv, one spare device a worker (twice the devices)", "#CC79A7", "X", ":"),
-    "recycled": ("recycled", *METHOD_STYLE["recycled"], "-"),
-    "recycled-equal": ("recycled-equal", *METHOD_STYLE["recycled-equal"], ":"),
+    "recycled": _line("recycled"),
+    "recycled-equal": _line("recycled-equal", ":"),
 }
 """Of each line: label, colour, marker, dashes."""
 

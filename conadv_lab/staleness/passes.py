@@ -7,11 +7,9 @@ shares of a and c are smaller (`cluster.Attack`). More images than a micro-batch
 from dataclasses import dataclass
 from math import ceil
 
+from conadv_lab.methods.base import Method
 from conadv_lab.staleness.cluster import Cluster
 from conadv_lab.staleness.workload import Workload
-
-CONCURRENT = {"conadv": "attack", "asyncsam": "ascent"}
-"""Methods whose attack (ascent) may be placed beside the step or on other devices."""
 
 
 @dataclass(frozen=True)
@@ -40,25 +38,25 @@ class Passes:
         self.spans: list[Span] = []
         self.end = self.last = self.fixed = 0.0
 
-    def add_step(self, method: str, placement: str, tau: int, share: float) -> None:
-        """All passes of a trainer; ``share`` is that of a batch that asyncsam's ascent looks at."""
-        beside = method in CONCURRENT and placement == "stream" and tau > 0
-        first = method in ("disadv", "sam") or (method in CONCURRENT and placement != "ranks" and not beside)
-        if first:
-            self._add("attack" if method in ("disadv", "conadv") else "ascent", *self._side(method, share))
-        if method in ("vanilla", "sam", "asyncsam") or method.endswith("-equal"):
-            self._add("train", *self._train(self.images))
-        elif self.workload.joint:
-            self._add("train", *self._train(2 * self.images))
+    def add_step(self, method: Method, placement: str) -> None:
+        """All passes of a trainer."""
+        beside = bool(method.side) and placement == "stream" and method.staleness > 0
+        if method.side and placement != "ranks" and not beside:
+            self._add(method.side, *self._side(method))
+        clean, altered = method.clean_fraction * self.images, method.altered_fraction * self.images
+        if method.together:  # a micro-batch of clean images brings its altered ones along
+            self._add("train", *self._train(clean + altered, parts=self._train(clean)[2]))
+        elif self.workload.joint or not (clean and altered):
+            self._add("train", *self._train(clean + altered))
         else:
-            self._add("clean", *self._train(self.images))
-            self._add("altered", *self._train(self.images))
+            self._add("clean", *self._train(clean))
+            self._add("altered", *self._train(altered))
         if beside:
-            self._stretch(CONCURRENT[method], *self._side(method, share)[:2])
+            self._stretch(method.side, *self._side(method)[:2])
 
-    def side(self, method: str, share: float) -> float:
+    def side(self, method: Method) -> float:
         """Seconds of an attack or ascent over the device's images."""
-        return sum(self._side(method, share)[:2])
+        return sum(self._side(method)[:2])
 
     def _stretch(self, what: str, fixed: float, work: float) -> None:
         """Two streams of one device: work adds up, of the two fixed costs the smaller one hides."""
@@ -74,14 +72,16 @@ class Passes:
         self.fixed += fixed
         self.last = (fixed + work) / parts
 
-    def _train(self, images: float) -> tuple[float, float, int]:
+    def _train(self, images: float, parts: int | None = None) -> tuple[float, float, int]:
         """(fixed seconds, seconds of the images, micro-batches)."""
         limit = self.workload.micro_batch
-        parts = 1 if limit is None else max(1, ceil(images / limit))
+        if parts is None:
+            parts = 1 if limit is None else max(1, ceil(images / limit))
         return self.a * parts, self.c * images, parts
 
-    def _side(self, method: str, share: float) -> tuple[float, float, int]:
-        if method in ("sam", "asyncsam"):
-            return self._train(self.images * (share if method == "asyncsam" else 1))
-        fixed, work, parts = self._train(self.images)
-        return self.attack.fixed_share * fixed, self.attack.image_share * work, parts
+    def _side(self, method: Method) -> tuple[float, float, int]:
+        """(fixed seconds, seconds of the images, passes)"""
+        fixed, work, parts = self._train(self.images * method.side_share)
+        if method.side == "attack":
+            fixed, work = self.attack.fixed_share * fixed, self.attack.image_share * work
+        return method.side_steps * fixed, method.side_steps * work, method.side_steps * parts

@@ -8,16 +8,31 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from conadv_lab.config import Config, resolved
+from conadv_lab.methods import METHODS as BUILT_IN
+from conadv_lab.methods import method_of
+from conadv_lab.methods.base import Method
 from conadv_lab.mistakes import require, unknown
+from conadv_lab.references import is_file_reference
 from conadv_lab.staleness.cluster import Cluster
 from conadv_lab.staleness.communication import all_reduce, point_to_point
-from conadv_lab.staleness.passes import CONCURRENT, Passes, Span
+from conadv_lab.staleness.passes import Passes, Span
 from conadv_lab.staleness.workload import Workload
 
-METHODS = (
-    "vanilla", "disadv", "conadv", "recycled", "noise", "copy", "recycled-equal", "noise-equal", "copy-equal",
-    "sam", "asyncsam",
-)  # fmt: skip
+
+class _Sam(Method):
+    name, side = "sam", "ascent"
+
+
+class _AsyncSam(_Sam):
+    name, concurrent = "asyncsam", True
+
+    def __init__(self, staleness: int, share: float) -> None:
+        self.staleness, self.side_share = staleness, share
+
+
+METHODS = (*BUILT_IN, "sam", "asyncsam")
+"""What can be predicted: this package's methods, and two that it has not."""
 PLACEMENTS = ("serial", "stream", "ranks")
 BACKWARD = 2 / 3
 """Share of a training pass: forward, input gradient and weight gradient count alike (docs/semantics.md)."""
@@ -36,7 +51,7 @@ class Plan:
         ready: (buckets,) seconds from the start of the passes until each bucket's gradients are made.
         reduce: (buckets,) seconds of each bucket's all-reduce; they follow one another.
         optimizer: seconds after the last all-reduce.
-        side: seconds of an attacker's pass (placement ranks), else 0.
+        what: an attacker's pass, attack or ascent; side: seconds of it (placement ranks), else 0.
         broadcast: seconds until new weights are at the attackers; send: until a result is at its trainers.
         staleness: τ; with ranks the largest that can occur.
         input_s: seconds in which a loader makes one step's images ready; 0: always in time.
@@ -54,6 +69,7 @@ class Plan:
     reduce: NDArray[np.float64]
     optimizer: float
     staleness: int
+    what: str = ""
     side: float = 0.0
     broadcast: float = 0.0
     send: float = 0.0
@@ -81,7 +97,7 @@ class Plan:
 def plan(
     cluster: Cluster,
     workload: Workload,
-    method: str,
+    method: "str | Method",
     devices: int,
     *,
     placement: str = "serial",
@@ -92,62 +108,77 @@ def plan(
     """The step of ``method``.
 
     Args:
+        method: a name, also ``path/to/file.py:function``, or a method as it is.
         placement: of conadv's attack or asyncsam's ascent: ``serial`` before the step, ``stream`` beside it on
             the same device, ``ranks`` on other devices. Other methods have only ``serial``.
         attackers: devices that attack, with ranks; None: a quarter of them, at least one.
-        staleness: τ; None: the workload's, and 1 for asyncsam.
+        staleness: τ; None: the workload's.
         ascent_share: share of a batch that asyncsam's ascent looks at.
 
     Raises:
         ValueError: an unknown name, or numbers that do not fit together.
     """
-    _check(method, placement, devices, ascent_share)
+    require(devices >= 1, "devices", devices, "a whole number of at least 1")
+    own_method = method if isinstance(method, Method) else named(method, workload, staleness, ascent_share)
+    _check(own_method, placement)
     count = _attackers(placement, devices, attackers)
     trainers = devices - count
     at_most = f"at most {workload.global_batch}, the images of a step"
     require(trainers <= workload.global_batch, "devices that train", trainers, at_most)
     require(count <= workload.global_batch, "attackers", count, at_most)
-    tau = _staleness(workload, method, staleness)
     images = workload.global_batch / trainers
     step = Passes(cluster, workload, images)
-    step.add_step(method, placement, tau, ascent_share)
+    step.add_step(own_method, placement)
     sizes = buckets(workload.parameters * workload.bytes_each, cluster.network.bucket_mb)
     left = 1 - np.cumsum(sizes) / sizes.sum()
     rate = cluster.input.images_per_second
     own = Plan(
-        method, placement, devices, trainers, images, step.end,
+        own_method.name, placement, devices, trainers, images, step.end,
         ready=step.end - BACKWARD * step.last * left,
         reduce=np.array([all_reduce(cluster.network, one, trainers) for one in sizes]),
         optimizer=cluster.of(workload.model).optimizer_ms / 1e3,
-        staleness=tau,
+        staleness=own_method.staleness,
         input_s=0.0 if rate is None else images / rate,
         prefetch=cluster.input.prefetch,
         spans=tuple(step.spans),
     )  # fmt: skip
-    return own if count == 0 else _with_attackers(own, cluster, workload, ascent_share)
+    return own if count == 0 else _with_attackers(own, own_method, cluster, workload)
 
 
-def _with_attackers(own: Plan, cluster: Cluster, workload: Workload, share: float) -> Plan:
+def _with_attackers(own: Plan, method: Method, cluster: Cluster, workload: Workload) -> Plan:
     """The plan with what the attackers do and what goes over the network for them."""
     weights = float(workload.parameters * workload.bytes_each)
     network, count = cluster.network, own.attackers
-    if own.method == "asyncsam":
+    if method.side == "ascent":
         send = all_reduce(network, weights, count) + point_to_point(network, weights)
     else:
-        send = point_to_point(network, own.images * workload.values / 8)  # one bit a value
-    side = Passes(cluster, workload, workload.global_batch / count).side(own.method, share)
-    return replace(own, side=side, broadcast=point_to_point(network, weights), send=send)
+        send = point_to_point(network, own.images * workload.values * method.kept_bytes(1))
+    side = Passes(cluster, workload, workload.global_batch / count).side(method)
+    return replace(own, what=method.side, side=side, broadcast=point_to_point(network, weights), send=send)
 
 
-def _check(method: str, placement: str, devices: int, ascent_share: float) -> None:
-    if method not in METHODS:
-        raise unknown("method", method, METHODS)
+def named(name: str, workload: Workload, staleness: int | None = None, ascent_share: float = 1.0) -> Method:
+    """The method of a name with a recipe's staleness, or another.
+
+    Raises:
+        ValueError: an unknown name or an impossible number.
+    """
+    if staleness is not None:
+        require(0 <= staleness <= 127, "staleness", staleness, "a whole number from 0 to 127")
+    require(0 < ascent_share <= 1, "ascent_share", ascent_share, "above 0, up to 1")
+    tau = workload.staleness if staleness is None else staleness
+    if name in BUILT_IN or is_file_reference(name):
+        return method_of(resolved(Config().replace(method=name, staleness=tau)))
+    if name not in METHODS:
+        raise unknown("method", name, METHODS)
+    return _Sam() if name == "sam" else _AsyncSam(tau, ascent_share)
+
+
+def _check(method: Method, placement: str) -> None:
     if placement not in PLACEMENTS:
         raise unknown("placement", placement, PLACEMENTS)
-    require(devices >= 1, "devices", devices, "a whole number of at least 1")
-    require(0 < ascent_share <= 1, "ascent_share", ascent_share, "above 0, up to 1")
-    if placement != "serial" and method not in CONCURRENT:
-        raise ValueError(f"placement is {placement!r}; allowed for {method}: serial")
+    if placement != "serial" and not method.concurrent:
+        raise ValueError(f"placement is {placement!r}; allowed for {method.name}: serial")
 
 
 def buckets(size: float, bucket_mb: float) -> NDArray[np.float64]:
@@ -180,15 +211,6 @@ def _attackers(placement: str, devices: int, attackers: int | None) -> int:
     )
     require(1 <= count < devices, "attackers", count, allowed)
     return count
-
-
-def _staleness(workload: Workload, method: str, staleness: int | None) -> int:
-    if staleness is not None:
-        require(0 <= staleness <= 127, "staleness", staleness, "a whole number from 0 to 127")
-    if method in CONCURRENT:
-        default = workload.staleness if method == "conadv" else 1
-        return default if staleness is None else staleness
-    return 1 if method.startswith("recycled") else 0
 
 
 def shared_attackers(trainers: int, attackers: int) -> NDArray[np.int64]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from conadv_lab.data.loader import Batch, Step
 from conadv_lab.methods.attack import Attack
-from conadv_lab.methods.base import Criterion
+from conadv_lab.methods.forwards import Criterion, outputs_of
 from conadv_lab.models.norm import branch_of
 from conadv_lab.staleness.snapshots import SnapshotConAdv
 
@@ -85,7 +85,7 @@ def _attacked(attack: Attack, model: nn.Module, batch: Batch, criterion: Criteri
 @torch.no_grad()
 def _loss(attack: Attack, model: nn.Module, images: Tensor, batch: Batch, criterion: Criterion) -> float:
     with branch_of(model, attack.branch, attack.seen_statistics(model)):
-        return criterion(model(images), batch.labels).item()
+        return criterion(outputs_of(model, images), batch.labels).item()
 
 
 @torch.no_grad()

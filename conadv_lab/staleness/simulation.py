@@ -11,8 +11,7 @@ from conadv_lab.config import Config
 from conadv_lab.mistakes import require
 from conadv_lab.staleness.cluster import Cluster, load
 from conadv_lab.staleness.interruptions import finish_seconds, interruptions
-from conadv_lab.staleness.passes import CONCURRENT
-from conadv_lab.staleness.plan import Plan, plan
+from conadv_lab.staleness.plan import METHODS, Plan, named, plan
 from conadv_lab.staleness.timeline import Timeline, timeline
 from conadv_lab.staleness.workload import Workload, workload_of
 
@@ -67,10 +66,10 @@ def simulate(
         require(len(given) > 0, what, given, "at least one")
     if attackers is not None and "ranks" not in placements:
         raise ValueError(f"attackers are {attackers}; allowed with placement {', '.join(placements)}: none")
-    placeable = any(name in CONCURRENT for name in methods)
+    concurrent = {name: named(name, workload).concurrent for name in methods}
     rows = []
     for name, place, count in product(methods, placements, counts):
-        if place != "serial" and name not in CONCURRENT and placeable:
+        if place != "serial" and not concurrent[name] and any(concurrent.values()):
             continue
         number = None if place != "ranks" else attackers_of(attackers, count)
         own = plan(
@@ -148,7 +147,8 @@ def best(
     import pandas as pd
 
     chosen, workload = load(cluster), workload_of(recipe)
-    require(method in CONCURRENT, "method", method, ", ".join(CONCURRENT))
+    able = [name for name in METHODS if named(name, workload).concurrent]
+    require(named(method, workload).concurrent, "method", method, ", ".join(able))
 
     def tried(place: str, counts: Iterable[int | None]) -> list[dict[str, Any]]:
         plans = [

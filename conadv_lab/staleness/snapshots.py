@@ -6,9 +6,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from conadv_lab.data.loader import Step
-from conadv_lab.methods.adversarial import ConAdv, Weights
 from conadv_lab.methods.attack import Attack
-from conadv_lab.methods.base import Criterion, Losses
+from conadv_lab.methods.base import Losses, Weights
+from conadv_lab.methods.families.conadv import ConAdv
+from conadv_lab.methods.forwards import Criterion
 from conadv_lab.mistakes import require
 from conadv_lab.staleness.draws import checked
 

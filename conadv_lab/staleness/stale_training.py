@@ -10,7 +10,8 @@ from torch import nn
 
 from conadv_lab import sharpness
 from conadv_lab.config import Config, resolved
-from conadv_lab.methods.adversarial import ConAdv
+from conadv_lab.methods import method_of
+from conadv_lab.methods.families.conadv import ConAdv
 from conadv_lab.models.norm import plain_batch_norm
 from conadv_lab.staleness.draws import Draw, Taus
 from conadv_lab.staleness.frame import WHOLE
@@ -79,8 +80,8 @@ def plan(config: Config, draws: Sequence[Draw], seeds: int) -> list[Job]:
 
 
 def _require_conadv(config: Config) -> None:
-    method = config.method
-    if method.method != "conadv":
+    method, made = config.method, method_of(config)
+    if not (isinstance(made, ConAdv) and made.concurrent):
         raise ValueError(
             f"method is {method.method!r}; allowed: conadv, as its attacks can be stale (--method conadv)"
         )

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from conadv_lab.mistakes import require
 from conadv_lab.staleness.cluster import Stragglers
-from conadv_lab.staleness.passes import CONCURRENT
 from conadv_lab.staleness.plan import Plan, shared_attackers
 from conadv_lab.staleness.stragglers import factors
 
@@ -88,7 +87,7 @@ class Timeline:
                 own = self.plan.spans if device < self.plan.trainers else ()
                 parts = [(s.lane, s.what, s.start, s.end) for s in own]
                 if device >= self.plan.trainers:
-                    parts = [("compute", CONCURRENT[self.plan.method], 0.0, self.plan.side)]
+                    parts = [("compute", self.plan.what, 0.0, self.plan.side)]
                 rows += [
                     {"device": device, "role": "trainer" if own else "attacker", "lane": lane, "what": what,
                      "step": step, "start": start + factor * begin, "end": start + factor * end}

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from conadv_lab.config import Config, check
 from conadv_lab.mistakes import require, unknown
+from conadv_lab.recipes.imagenet import IMAGENET_IMAGES as IMAGENET
 
 MODELS = {"digits-cnn": 72_666, "resnet18": 11_173_962, "resnet20": 272_474, "resnet50": 25_557_032}
 """Parameters; a test counts them."""
-IMAGENET = 1_281_167
 TRAINING_IMAGES = {"digits": 898, "cifar10": 50_000, "cifar100": 50_000, "imagenet": IMAGENET}
 VALUES = {"digits": 64, "cifar10": 3 * 32**2, "cifar100": 3 * 32**2, "imagenet": 3 * 224**2}
 

@@ -1,6 +1,5 @@
 """From a config to the objects of a run. Everything that can be wrong is found here, before anything is written."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -11,21 +10,24 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from conadv_lab import references
-from conadv_lab.config import Config, is_file_reference
+from conadv_lab.config import Config, check_method
 from conadv_lab.data.augment import alternating_flips, augment
 from conadv_lab.data.hashing import image_keys
 from conadv_lab.data.loader import Augmentation, ImageSet, Split, Stream, as_float
 from conadv_lab.data.sets import load_sets
-from conadv_lab.methods import adversarial
-from conadv_lab.methods.attack import Attack, PGDAttack, SignAttack
-from conadv_lab.methods.base import Method, Vanilla
-from conadv_lab.methods.placement import Attacker, OtherRanks, Placement, SideStream
+from conadv_lab.methods import method_of
+from conadv_lab.methods.base import Method
+from conadv_lab.methods.families.conadv import ConAdv, Placement
+from conadv_lab.methods.forwards import logits
+from conadv_lab.methods.placement import Attacker, OtherRanks, SideStream
 from conadv_lab.models.fast import WHITENING_IMAGES, FastCNN, fast_cnn, fast_cnn_small
 from conadv_lab.models.norm import mixture_batch_norm, share_statistics
 from conadv_lab.optim.groups import parameter_groups
 from conadv_lab.optim.schedule import Schedule
+from conadv_lab.references import is_file_reference
 from conadv_lab.seeds import derived_seed, generator
-from conadv_lab.training.distributed import ALONE, Ranks
+from conadv_lab.training.distributed import ALONE, FIRST_PATIENCE, Ranks
+from conadv_lab.training.process import settle
 
 EVALUATION_BATCH = 500
 
@@ -64,31 +66,35 @@ class Parts:
 
 
 def build(config: Config, ranks: Ranks = ALONE) -> Parts:
-    """All objects of a resolved config, the model with initial weights.
+    """All objects of a resolved config, the model with initial weights, in a process that is set up for it.
 
     Raises:
         ValueError: whatever the config asks for and cannot have.
     """
     with ranks.agreed():  # a rank that went no further would leave the others waiting in first_goes_first
         device = pick_device(config.training.device, ranks)
-    neighbours = min(ranks.count, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    torch.set_num_threads(config.training.threads or max(1, (os.cpu_count() or 1) // neighbours))
-    if config.training.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-    # All micro-batches have one shape, so it pays to look for the fastest convolutions once.
-    torch.backends.cudnn.benchmark = device.type == "cuda" and not config.training.deterministic
+    settle(config, ranks, device)
+    return assemble(config, device, ranks)
+
+
+def assemble(config: Config, device: torch.device, ranks: Ranks = ALONE) -> Parts:
+    """As `build`, but nothing is set for the whole process, as in one that measures.
+
+    Raises:
+        ValueError: as for `build`.
+    """
     with ranks.first_goes_first():
         train_set, test_set = load_sets(config, device)
     model = build_model(config, train_set.classes).to(device)
+    require_fit(model, train_set, config)
     if isinstance(model, FastCNN):
         model.fit_whitening(
             as_float(train_set.fetch(torch.arange(min(WHITENING_IMAGES, len(train_set)), device="cpu"))[0])
         )
-    method = build_method(config)
+    method = method_of(config)
+    check_method(config, method)
     stream = build_stream(config, method, train_set, ranks)
-    _require_fit(model, stream, config)
-    if isinstance(method, adversarial.ConAdv) and config.method.placement != "serial":
+    if isinstance(method, ConAdv) and config.method.placement != "serial":
         method.placement = build_placement(config, stream, ranks, device)
     if ranks.trains and ranks.trainers > 1:
         share_statistics(model, ranks.training, spread=config.training.batch_norm == "sync")
@@ -111,13 +117,18 @@ def build(config: Config, ranks: Ranks = ALONE) -> Parts:
 
 
 @torch.no_grad()
-def _require_fit(model: nn.Module, stream: Stream, config: Config) -> None:
-    """Raise ``ValueError`` if the network cannot take the images, before anything is written."""
-    images, indices = stream.images, torch.arange(2, device="cpu") % len(stream.images)
-    pixels = stream.images_of(torch.zeros_like(indices), indices).images.to(next(model.parameters()).dtype)
+def require_fit(model: nn.Module, images: ImageSet, config: Config) -> None:
+    """Raise ``ValueError`` if augmentation or network cannot take the images, before anything is written."""
+    two = torch.arange(2, device="cpu") % len(images)
+    pixels = as_float(images.fetch(two)[0])
+    augment = _augmentation(config)
+    if augment is not None:
+        places = two.to(pixels.device)
+        pixels = augment(pixels, torch.zeros_like(places), places)
+    pixels = pixels.to(next(model.parameters()).dtype)
     model.eval()
     try:
-        outputs = model(pixels)
+        outputs = logits(model(pixels))
     except RuntimeError as error:
         raise ValueError(
             f"model {config.model.model} cannot take the images of {config.data.dataset}, "
@@ -157,9 +168,9 @@ def build_model(config: Config, classes: int) -> nn.Module:
     with torch.device("cpu"), torch.random.fork_rng():
         torch.manual_seed(derived_seed(config.training.seed, "weights"))
         if is_file_reference(name):
-            model = references.load(name)(config)
+            model = references.made(name, config, returns="a torch.nn.Module")
             if not isinstance(model, nn.Module):
-                raise ValueError(f"{name} returned a {type(model).__name__}; allowed: a torch.nn.Module")
+                raise ValueError(f"{name} returned {type(model).__name__}; allowed: a torch.nn.Module")
         elif name == "digits-cnn":
             from conadv_lab.models.digits import DigitsCNN
 
@@ -180,40 +191,6 @@ def build_model(config: Config, classes: int) -> nn.Module:
     if config.model.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
-
-
-def build_method(config: Config) -> Method:
-    """The method of a resolved config; the seed of random starts is derived from the run's."""
-    section, seed = config.method, config.training.seed
-    assert section.weights is not None, "the config is not resolved"
-    name, weights = section.method, section.weights
-    if is_file_reference(name):
-        method = references.load(name)(config)
-        if not isinstance(method, Method):
-            raise ValueError(f"{name} returned a {type(method).__name__}; allowed: a conadv_lab Method")
-        return method
-    equal = name.endswith("-equal")
-    if name == "vanilla":
-        return Vanilla()
-    if name == "disadv":
-        return adversarial.DisAdv(_attack(config), weights)
-    if name == "conadv":
-        return adversarial.ConAdv(_attack(config), section.staleness, weights, section.first)
-    if name.startswith("recycled"):
-        return adversarial.Recycled(section.epsilon, equal, weights)
-    if name.startswith("noise"):
-        return adversarial.Noise(section.epsilon, equal, weights, seed)
-    return adversarial.Copy(equal, weights)
-
-
-def _attack(config: Config) -> Attack:
-    section = config.method
-    kind: Any = SignAttack
-    more: dict[str, Any] = {"branch": section.attack_branch, "statistics": section.attack_statistics}
-    if section.attack_steps > 1 or section.norm == "l2":
-        kind, more = PGDAttack, more | {"steps": section.attack_steps, "norm": section.norm}
-    step = section.attack_step or None  # ε = 0 leaves no step to take
-    return kind(section.epsilon, step, section.random_start, config.training.seed, **more)
 
 
 def build_stream(config: Config, method: Method, train_set: ImageSet, ranks: Ranks = ALONE) -> Stream:
@@ -248,7 +225,7 @@ def build_placement(config: Config, stream: Stream, ranks: Ranks, device: torch.
         spread = config.training.batch_norm == "sync"
         trained = [Split(trainer, ranks.trainers, spread) for trainer in range(ranks.trainers)]
         return Attacker(stream, trained, ranks.weights)
-    return OtherRanks(stream, ranks.trainers, ranks.attackers, ranks.weights)
+    return OtherRanks(stream, ranks.trainers, ranks.attackers, ranks.weights, FIRST_PATIENCE)
 
 
 def _augmentation(config: Config) -> Augmentation | None:

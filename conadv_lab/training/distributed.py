@@ -13,11 +13,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+# Not public, but the one way: torchtitan sets its timeouts after the first step so too (distributed/utils.py).
+from torch.distributed.distributed_c10d import _set_pg_timeout
+
 from conadv_lab.config import Config
 from conadv_lab.runs import RunFolder
 
 PATIENCE = timedelta(seconds=50)
 """How long a rank waits within a step for another one that lives but does not answer."""
+FIRST_PATIENCE = timedelta(hours=1)
+"""The same in a process's first steps, in which ranks compile and try out convolutions, each as long as it takes."""
 LONG_PATIENCE = timedelta(days=1)
 """How long ranks wait for one that loads, evaluates or saves; one that dies is noticed at once."""
 SENTENCE_BYTES = 2048
@@ -74,6 +79,15 @@ class Ranks:
     def wait(self) -> None:
         """Return once all ranks are here, however long one of them evaluates or saves."""
         self.any(False)
+
+    def expect_answers(self) -> None:
+        """From here on ranks wait within a step for `PATIENCE` only; all ranks must come here."""
+        if self.count == 1:
+            return
+        self.wait()  # a rank that is still in an earlier step must not be waited for with the new patience
+        for group in (self.training, self.weights):
+            if group is not None and group != dist.GroupMember.NON_GROUP_MEMBER:
+                _set_pg_timeout(PATIENCE, group)
 
     def told_by_first(self, number: int) -> int:
         """Rank 0's number, on all ranks."""
@@ -180,11 +194,7 @@ def join(config: Config) -> Ranks:
     """
     attackers = config.method.attackers
     count = dist.get_world_size() if dist.is_initialized() else _number("WORLD_SIZE", 1)
-    if attackers and attackers >= count:
-        raise ValueError(
-            f"attackers is {attackers} of {count} rank{'s' * (count > 1)}; allowed: fewer than there are ranks, "
-            "which train --ranks N, torchrun or submit --tasks-per-node start"
-        )
+    require_trainers(attackers, count)
     if count == 1:
         return ALONE
     owned = not dist.is_initialized()
@@ -205,9 +215,20 @@ def join(config: Config) -> Ranks:
         owned=owned,
         # All ranks make all groups, in one order.
         patient=dist.new_group(backend="gloo", timeout=LONG_PATIENCE),
-        training=dist.new_group(trainers, timeout=PATIENCE),
-        weights=dist.new_group([0, *range(len(trainers), count)], timeout=PATIENCE) if attackers else None,
+        training=dist.new_group(trainers, timeout=FIRST_PATIENCE),
+        weights=dist.new_group([0, *range(len(trainers), count)], timeout=FIRST_PATIENCE)
+        if attackers
+        else None,
     )
+
+
+def require_trainers(attackers: int, count: int) -> None:
+    """Raise ``ValueError`` where the attackers among ``count`` ranks leave nobody to train."""
+    if attackers and attackers >= count:
+        raise ValueError(
+            f"attackers is {attackers} of {count} rank{'s' * (count > 1)}; allowed: fewer than there are ranks, "
+            "which train --ranks N, torchrun or submit --tasks-per-node start"
+        )
 
 
 class Spectator(RunFolder):
@@ -217,6 +238,9 @@ class Spectator(RunFolder):
         pass
 
     def clear_leftovers(self) -> None:
+        pass
+
+    def note_config(self, config: Config) -> None:
         pass
 
     def append_metrics(self, line: dict[str, Any]) -> None:
@@ -247,5 +271,6 @@ def _number(name: str, default: int) -> int:
 
 
 def _of_the_transport(error: RuntimeError) -> bool:
-    # gloo raises plain RuntimeErrors that name its own source files.
-    return isinstance(error, dist.DistError) or "gloo" in str(error)
+    # gloo raises plain RuntimeErrors that name its own source files, but for a connection that it has given up.
+    told = str(error)
+    return isinstance(error, dist.DistError) or "gloo" in told or "timeout caused pair closure" in told

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from conadv_lab.data.loader import Batch, ImageSet, as_float
 from conadv_lab.methods.attack import PGDAttack
+from conadv_lab.methods.forwards import logits, outputs_of
 from conadv_lab.models.norm import branch_of, recalibrate
 from conadv_lab.training.build import EVALUATION_BATCH, Parts
 
@@ -63,9 +64,9 @@ def accuracy_and_loss(
     right, loss, seen = 0, 0.0, 0
     for batch in batches(images, limit):
         pixels = batch.images.to(dtype)
-        outputs = judged(pixels)
+        outputs = logits(outputs_of(judged, pixels))
         if mirror:
-            outputs = (outputs + judged(pixels.flip(3))) / 2
+            outputs = (outputs + logits(judged(pixels.flip(3)))) / 2
         right += int((outputs.argmax(1) == batch.labels).sum())
         loss += float(nn.functional.cross_entropy(outputs, batch.labels, reduction="sum"))
         seen += len(batch.labels)
@@ -94,7 +95,7 @@ def pgd_accuracy(parts: Parts, judged: nn.Module) -> float:
         batch = Batch(batch.images.to(dtype), batch.labels, batch.epochs, batch.indices, batch.share)
         images = attack.apply(batch, attack.perturb(judged, batch, parts.criterion))
         with torch.no_grad(), branch_of(judged, "main"):
-            right += int((judged(images).argmax(1) == batch.labels).sum())
+            right += int((logits(judged(images)).argmax(1) == batch.labels).sum())
         seen += len(batch.labels)
     return 100 * right / seen
 

@@ -11,21 +11,29 @@ from torch import nn
 
 from conadv_lab.config import Config, resolved
 from conadv_lab.data.loader import Step
-from conadv_lab.methods.adversarial import ConAdv
 from conadv_lab.methods.base import Losses
+from conadv_lab.methods.families.conadv import ConAdv
+from conadv_lab.methods.placement import OtherRanks
 from conadv_lab.optim.groups import set_learning_rate
 from conadv_lab.runs import RunFolder, manifest, read_checkpoint, write_json
 from conadv_lab.training.build import Parts, build
 from conadv_lab.training.claim import Claim
-from conadv_lab.training.distributed import Ranks, Spectator, join
+from conadv_lab.training.distributed import PATIENCE, Ranks, Spectator, join
 from conadv_lab.training.evaluate import calibrated_copy, evaluate, statistics_used
 from conadv_lab.training.network import begin_step, network_of
 from conadv_lab.training.pending import gathered_state, scattered_state
+from conadv_lab.training.process import put_back
 from conadv_lab.training.reducer import Reducer
 from conadv_lab.training.resuming import fingerprint, reconciled, require_same_data, require_unchanged
 from conadv_lab.training.saving import Saver
 from conadv_lab.training.stopping import StoppedOnRequest, stop_requests
-from conadv_lab.training.weights import average_of, load_weights, on_device, parameters_sha256
+from conadv_lab.training.weights import (
+    average_of,
+    load_optimizer,
+    load_weights,
+    on_device,
+    parameters_sha256,
+)
 
 Progress = Literal["auto", "none"]
 
@@ -51,9 +59,10 @@ def train(config: Config, out: str | Path, *, resume: bool = False, progress: Pr
         OSError: the disk is full; earlier checkpoints are intact.
         AnotherRankFailed: another rank is gone or does not answer.
     """
-    run = prepare(config, out, resume=resume, progress=progress)
-    if run is not None:
-        run.to_the_end()
+    with put_back():
+        run = prepare(config, out, resume=resume, progress=progress)
+        if run is not None:
+            run.to_the_end()
     return RunFolder(out)
 
 
@@ -63,6 +72,7 @@ def prepare(
     """The run that `train` would begin, every mistake found; None where it is finished.
 
     Nothing is written but the lock that keeps other processes out of the folder, until the run ends or is dropped.
+    The process keeps the run's number of threads.
 
     Raises:
         ValueError: as for `train`.
@@ -90,7 +100,7 @@ def _prepared(
     if ranks.told_by_first(int(folder.result() is not None)):
         return None
     run = Run(build(config, ranks), folder, progress if ranks.first else "none")
-    require_same_data(folder, run.parts.train_set)
+    require_same_data(run.config, folder, run.parts.train_set)
     return run
 
 
@@ -118,6 +128,8 @@ class Run:
             self.start()
             while self.step < self.parts.stream.steps:
                 self.train_step()
+                if self.step == self.practised:
+                    self._expect_answers()
                 if self.ranks.any(bool(requests)) and self.step < self.parts.stream.steps:
                     self.save()
                     self.saver.wait()
@@ -140,8 +152,11 @@ class Run:
             self.folder.cut_metrics(0)
         else:
             self._restore(*loaded)
+            self.folder.note_config(self.config)
         self.bar = _bar(self.parts.stream.steps, self.step) if self.on_terminal else None
         self.logged_at = self.started, self.step
+        # By then this process has trained on both branches and on a step of every size.
+        self.practised = self.step + self.parts.method.lookahead + 2
         self.ranks.wait()
 
     def train_step(self) -> None:
@@ -179,6 +194,13 @@ class Run:
             self._require_finite(losses, number)
             self.save()
             self.ranks.wait()
+
+    def _expect_answers(self) -> None:
+        """From now on a rank that keeps the others waiting within a step has failed."""
+        self.ranks.expect_answers()
+        placement = getattr(self.parts.method, "placement", None)
+        if isinstance(placement, OtherRanks):
+            placement.patience = PATIENCE
 
     def _gradient(self, step: Step, due: bool) -> Losses:
         """The whole step's gradient in the parameters, and its losses, whoever made which part of them."""
@@ -236,6 +258,7 @@ class Run:
             "clean_images": images,
             "gradient_evaluations": parts.method.gradient_evaluations,
             "depth": parts.method.depth,
+            **{f"method_{name}": getattr(parts.method, name) for name in ("label", "colour", "marker")},
             "seconds": self._seconds(),
             "bn_recalibrated_on": min(self.config.training.bn_recalibrate, len(parts.train_set)),
             "bn_statistics": statistics_used(parts),
@@ -263,7 +286,7 @@ class Run:
     def _restore(self, commit: dict[str, Any], state: dict[str, Any]) -> None:
         parts = self.parts
         load_weights(parts.model, state["model"], str(self.folder.path))
-        parts.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(parts.optimizer, state["optimizer"], str(self.folder.path))
         own = scattered_state(state["method"], parts.stream, self.ranks, state["step"])
         parts.method.load_state_dict(on_device(own, parts.device))
         if self.ema is not None:
@@ -286,6 +309,7 @@ class Run:
             "ranks": self.ranks.count,
             "attackers": self.ranks.attackers,
             "placement": self.config.method.placement,
+            "clean_batch": self.parts.stream.batch,
         }
 
     def _judged(self) -> nn.Module:

@@ -1,7 +1,10 @@
 """The network that a method calls: the model itself, compiled or under autocast where asked."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from conadv_lab.config import GRAPH_MODES, Model
 
@@ -34,6 +37,11 @@ class Autocast(nn.Module):
         super().__init__()
         self.network, self.device = network, device
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Any:
         with torch.autocast(self.device, torch.bfloat16):
-            return self.network(images).float()
+            outputs = self.network(images)
+            return outputs.float() if isinstance(outputs, Tensor) else tree_map(_as_float, outputs)
+
+
+def _as_float(part: Any) -> Any:
+    return part.float() if isinstance(part, Tensor) and part.is_floating_point() else part

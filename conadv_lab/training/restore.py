@@ -5,29 +5,39 @@ from pathlib import Path
 from torch import nn
 
 from conadv_lab.models.norm import plain_batch_norm
+from conadv_lab.references import named_in
 from conadv_lab.runs import RunFolder, read_checkpoint
-from conadv_lab.training.build import Parts, build
+from conadv_lab.training.build import Parts, assemble, pick_device
 from conadv_lab.training.evaluate import calibrated_copy
 from conadv_lab.training.weights import load_weights
 
 
-def restore(path: str | Path, checkpoint: Path | None = None, **changes: object) -> tuple[Parts, nn.Module]:
+def restore(
+    path: str | Path, checkpoint: Path | None = None, *, trust: bool = False, **changes: object
+) -> tuple[Parts, nn.Module]:
     """(parts, judged model) of a run's newest intact checkpoint, or of one checkpoint of it.
 
     The model is in evaluation mode with its main statistics re-estimated, as the run's own figures are, and
-    without the adversarial branch; where the run kept an average of its weights, it is that average.
+    without the adversarial branch; where the run kept an average of its weights, it is that average. Threads,
+    deterministic algorithms and the like stay as this process has them.
 
     Args:
         path: the run folder.
         checkpoint: a folder below its ``checkpoints``.
+        trust: run the Python files that the folder's config names, wherever they lie: a folder that came from
+            somebody else may name any.
         changes: fields of the config to override, such as ``device="cpu"`` or ``data_dir=…``.
 
     Raises:
-        ValueError: no run folder, no intact checkpoint, or a checkpoint of another model.
+        ValueError: no run folder, no intact checkpoint, a checkpoint of another model, or code that is not trusted.
     """
     folder = RunFolder(path)
     # One process alone has no other rank to attack on, and perhaps no GPU.
-    parts = build(folder.config().replace(**{"placement": "serial", "attackers": 0, **changes}))
+    config = folder.config()
+    if not trust:
+        _require_no_code(folder, {k: v for k, v in named_in(config).items() if k not in changes})
+    config = config.replace(**{"placement": "serial", "attackers": 0, **changes})
+    parts = assemble(config, pick_device(config.training.device))
     loaded = folder.load_checkpoint() if checkpoint is None else read_checkpoint(checkpoint)
     if loaded is None:
         raise ValueError(f"{folder.path} has no intact checkpoint")
@@ -38,3 +48,13 @@ def restore(path: str | Path, checkpoint: Path | None = None, **changes: object)
         weights = {k.removeprefix(prefix): v for k, v in state["ema"].items() if k.startswith(prefix)}
     load_weights(parts.model, weights, str(checkpoint or folder.path))
     return parts, plain_batch_norm(calibrated_copy(parts, parts.model))
+
+
+def _require_no_code(folder: RunFolder, references: dict[str, str]) -> None:
+    """Raise ``ValueError`` where the folder names files that would be run to build its objects."""
+    if references:
+        told = ", ".join(f"{name} {reference}" for name, reference in references.items())
+        raise ValueError(
+            f"{folder.path} names code that would run here: {told}; look at what it does, then pass --trust, or "
+            "restore(…, trust=True)"
+        )

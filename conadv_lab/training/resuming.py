@@ -2,15 +2,37 @@
 
 from pathlib import Path
 
-from conadv_lab.config import Config, is_file_reference
+from conadv_lab.config import Config
 from conadv_lab.data.loader import ImageSet
-from conadv_lab.references import COPIES
+from conadv_lab.references import COPIES, is_file_reference
 from conadv_lab.runs import RunFolder
 from conadv_lab.training.claim import LOCK
 
+CHANGES_NO_BIT = frozenset(
+    {
+        "data_dir",  # the images there are compared
+        "download",
+        "workers",
+        "keep_gb",
+        "placement",
+        "attackers",
+        "log_every",
+        "checkpoint_every",
+        "evaluate_every",
+        "mirror",
+        "pgd_images",
+        "probe_every",
+    }
+)
+"""Fields of the config that a continued run may have otherwise: no weight changes, nor any figure that both have."""
+
 
 def reconciled(config: Config, folder: RunFolder, resume: bool) -> Config:
-    """The config, its machine-dependent gaps filled from the folder that is resumed; refuses any other conflict."""
+    """The config, its machine-dependent gaps filled from the folder that is resumed.
+
+    Raises:
+        ValueError: the folder's run has another value where that changes bits, or it is not to be resumed.
+    """
     if folder.path.exists() and not folder.path.is_dir():
         raise ValueError(f"{folder.path} is a file; pass the path of a folder as --out")
     if not folder.path.exists() or all(child.name == LOCK for child in folder.path.iterdir()):
@@ -30,10 +52,15 @@ def reconciled(config: Config, folder: RunFolder, resume: bool) -> Config:
         f"{name} is {ours[section][name]!r}, was {value!r}"
         for section, values in theirs.items()
         for name, value in values.items()
-        if ours[section][name] != value and not _copies_of_one_file(ours[section][name], value)
+        if ours[section][name] != value
+        and name not in CHANGES_NO_BIT
+        and not _copies_of_one_file(ours[section][name], value)
     ]
     if different:
-        raise ValueError(f"{folder.path} was started with another config: {'; '.join(different)}")
+        raise ValueError(
+            f"{folder.path} was started with another config: {'; '.join(different)}; allowed to change: "
+            f"{', '.join(sorted(CHANGES_NO_BIT))}. Pass another --out for another run"
+        )
     return config
 
 
@@ -55,12 +82,20 @@ def require_unchanged(config: Config, folder: RunFolder, resume: bool) -> None:
         raise ValueError(f"{folder.path} was finished by another job while this one started")
 
 
-def require_same_data(folder: RunFolder, train_set: ImageSet) -> None:
-    """Raise ``ValueError`` if the folder's run was started on other training images."""
-    if (folder.path / "manifest.json").exists():
-        before, now = folder.manifest().get("data"), fingerprint(train_set)
-        if before is not None and before != now:
-            raise ValueError(f"{folder.path} was started on other data: {before}; now {now}")
+def require_same_data(config: Config, folder: RunFolder, train_set: ImageSet) -> None:
+    """Raise ``ValueError`` if the folder's run was started on other training images, as far as they tell."""
+    if not (folder.path / "manifest.json").exists():
+        return
+    before, now = folder.manifest().get("data"), fingerprint(train_set)
+    if before is not None and before != now:
+        raise ValueError(f"{folder.path} was started on other data: {before}; now {now}")
+    if (folder.path / "config.json").exists() and not hasattr(train_set, "fingerprint"):
+        was, now = folder.config().data.data_dir, config.data.data_dir
+        if was != now:
+            raise ValueError(
+                f"data_dir is {now!r}, was {was!r}; allowed: {was!r}, as {type(train_set).__name__} has no "
+                "fingerprint() that tells whether the images are the same"
+            )
 
 
 def fingerprint(images: ImageSet) -> str:

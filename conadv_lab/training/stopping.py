@@ -1,11 +1,14 @@
-"""Stop requests: signals are only noted, and acted on between two steps."""
+"""Stop requests: signals are only noted, and acted on between two steps; a second Ctrl-C does not wait for that."""
 
+import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+HINT = b"saving after this step; Ctrl-C again stops at once\n"
 
 
 class StoppedOnRequest(Exception):
@@ -14,19 +17,42 @@ class StoppedOnRequest(Exception):
 
 @contextmanager
 def stop_requests() -> Iterator[list[str]]:
-    """Names of the stop signals that came; each is only noted, and acted on between two steps."""
+    """Names of the stop signals that came; each is only noted, and acted on between two steps.
+
+    After a first INT the handler of before is back, so that a second one stops at once: the training command with
+    the checkpoints that are there, a notebook's cell with a KeyboardInterrupt.
+    """
     came: list[str] = []
+    before: dict[int, Any] = {n: signal.getsignal(n) or signal.SIG_DFL for n in STOP_SIGNALS}
 
     def note(number: int, _frame: FrameType | None) -> None:
         came.append(signal.Signals(number).name)
+        if number == signal.SIGINT:
+            signal.signal(number, before[number])
+            with suppress(OSError):  # not print, which the signal may have interrupted
+                os.write(2, HINT if os.environ.get("RANK", "0") == "0" else b"")
 
     try:
-        before = {number: signal.signal(number, note) for number in STOP_SIGNALS}
+        for stop in STOP_SIGNALS:
+            signal.signal(stop, note)
     except ValueError:  # not the main thread, as in some notebooks and tests: signals are somebody else's
         yield came
         return
     try:
         yield came
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for old, handler in before.items():
+            signal.signal(old, handler)
+
+
+@contextmanager
+def interrupts_end_the_process() -> Iterator[None]:
+    """Let a Ctrl-C inside end this process at once, in whatever library it is, instead of raising KeyboardInterrupt."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield  # somebody else's, or ignored
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

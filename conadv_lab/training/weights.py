@@ -6,7 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
+
+from conadv_lab.optim.tensors import require_fit
 
 
 def parameters_sha256(model: nn.Module) -> str:
@@ -32,6 +35,19 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], place: str) -> No
         told = "; ".join(f"{len(names)} {what}, such as {names[0]!r}" for what, names in found if names)
         raise ValueError(f"the checkpoint in {place} is of another model: {told}")
     model.load_state_dict(weights)
+
+
+def load_optimizer(optimizer: Optimizer, state: dict[str, Any], place: str) -> None:
+    """Load an optimizer's state dict, or say in one sentence what does not fit.
+
+    Raises:
+        ValueError: the state of other parameters.
+    """
+    try:
+        require_fit(optimizer, state)
+    except ValueError as mistake:
+        raise ValueError(f"the checkpoint in {place} is of another run: {mistake}") from None
+    optimizer.load_state_dict(state)
 
 
 class Average(AveragedModel):

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from benchmarks import gpu_visit
+from benchmarks import gpu_page, gpu_visit
 from benchmarks.gpu_page import page
 from benchmarks.gpu_parts import PARTS, Part, Place
 from tests.benchmarks.small_cifar import write_small_cifar
@@ -19,7 +19,7 @@ import json, os, pathlib, subprocess, sys, time
 figures, kind, log = pathlib.Path(sys.argv[1]), sys.argv[2], pathlib.Path(sys.argv[3])
 with log.open("a") as file:
     file.write(f"{figures.parent.name} {os.getpid()}\\n")
-print("printed by", figures.parent.name)
+print("printed by", figures.parent.name, "in", figures.parent)
 if kind == "fails":
     raise RuntimeError("made to fail")
 if kind == "hangs":
@@ -94,6 +94,8 @@ def test_parts_are_written_with_where_they_were_measured(tmp_path, fake):
     text = (out / "gpu.md").read_text()
     assert "| a figure | 1.5 | ms | 0.500 × a peer |" in text
     assert first["machine"]["torch"] in text
+    assert "printed by one in SCRATCH/one" in first["output"]
+    assert str(out) not in (out / "gpu.json").read_text()
 
 
 def test_a_part_that_fails_leaves_its_traceback_and_the_next_begins(tmp_path, fake):
@@ -189,7 +191,7 @@ def test_a_part_does_not_outlive_a_visit_that_is_killed(tmp_path, fake):
 
 def test_the_page_tells_of_several_machines_and_of_a_part_that_was_cut_off():
     record = {"part": "one", "about": "what it is", "status": "begun", "shown": "rows", "small": False, "figures": None,
-              "command": ["python", "-m", "x"], "machine": {"gpu": "A"}, "when": "2026-01-02T03:04:05", "commit": None,
+              "command": "python -m x", "machine": {"gpu": "A"}, "when": "2026-01-02T03:04:05", "commit": None,
               "output": "", "errors": "Killed"}  # fmt: skip
     other = record | {"part": "two", "machine": {"gpu": "B"}, "commit": "0123456789", "status": "finished"}
     text = page([record, other])
@@ -205,17 +207,22 @@ def test_the_page_tells_of_several_machines_and_of_a_part_that_was_cut_off():
         (["--only", "cifra"], "unknown part 'cifra'; allowed: .* Did you mean 'cifar'?"),
         (["--data-dir", "EMPTY"], "no cifar10 in EMPTY: put cifar-10-batches-py"),
         (["--only", "lars", "cifar"], "cifar needs CIFAR-10; name its folder by --data-dir"),
-        (["--minutes", "0.1"], "minutes is 0.1; allowed: at least 1, for cifar is begun first"),
+        (["--minutes", "0.1"], "minutes is 0.1; allowed: at least 0.5, for tests is begun first"),
+        (
+            ["--minutes", "0.9", "--data-dir", "IMAGES"],
+            "minutes is 0.9; allowed: at least 1, for cifar is begun first",
+        ),
         (["--minutes", "0.1", "--only", "lars"], "minutes is 0.1; allowed: at least 0.33, for lars"),
-        (["--minutes", "nan"], "minutes is nan; allowed: at least 1"),
+        (["--minutes", "nan"], "minutes is nan; allowed: at least 0.5"),
         (["--scratch", "FILE"], "FILE is a file; allowed: a folder"),
         ([], "torch sees no GPU, .*; --small tries"),
     ],
 )
 def test_bad_input_is_one_sentence_and_nothing_is_written(tmp_path, words, told, capsys):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "images/cifar-10-batches-py").mkdir(parents=True)
     (tmp_path / "file").touch()
-    places = {"EMPTY": str(tmp_path / "empty"), "FILE": str(tmp_path / "file")}
+    places = {name: str(tmp_path / name.lower()) for name in ("EMPTY", "IMAGES", "FILE")}
     for name, path in places.items():
         words, told = [path if word == name else word for word in words], told.replace(name, path)
     assert gpu_visit.main(["--out", str(tmp_path / "out"), *words]) == 2
@@ -232,6 +239,17 @@ def test_a_file_that_is_no_visits_is_refused_and_kept(tmp_path, fake, capsys):
     assert "gpu.json is damaged, or not a visit's" in capsys.readouterr().err
     assert (tmp_path / "gpu.json").read_text() == "[]"
     assert begun(fake) == []
+
+
+def test_figures_in_small_and_in_full_do_not_mix(tmp_path, fake, monkeypatch, capsys):
+    parts = fake(one=0, two=0)
+    monkeypatch.setattr(gpu_visit, "_require_gpu", lambda small: None)
+    for first, then, told in ((["--small"], [], "one in small"), ([], ["--small"], "one in full")):
+        out = tmp_path / f"out{len(first)}"
+        assert gpu_visit.main(["--out", str(out), "--only", "one", *first], parts) == 0
+        assert gpu_visit.main(["--out", str(out), *then], parts) == 2
+        assert told in capsys.readouterr().err
+        assert statuses(out) == {"one": "finished"}
 
 
 def test_without_cifar_the_other_parts_are_done(tmp_path, fake):
@@ -267,3 +285,27 @@ def test_all_parts_in_small_on_a_cpu(tmp_path, monkeypatch):
     text = (out / "gpu.md").read_text()
     for words in ("plain loop, test accuracy", "PyHessian", "| skipped |", "conadv serial", "lars B"):
         assert words in text
+
+
+def committed():
+    return [json.loads(file.read_text())["parts"] for file in sorted(gpu_page.VISITS.glob("*.json"))]
+
+
+def test_the_document_shows_the_committed_visits():
+    assert gpu_page.main(["--check"]) == 0
+    assert gpu_page.MARKED.search(gpu_page.DOCUMENT.read_text())
+    assert all(f"### {gpu_page._day(visit)}" in gpu_page.DOCUMENT.read_text() for visit in committed())
+
+
+def test_visits_are_written_between_the_marks_the_newest_first(tmp_path, fake):
+    visited(tmp_path / "out", fake(one=0))
+    (record,) = json.loads((tmp_path / "out/gpu.json").read_text())["parts"]
+    early = [record | {"when": "2026-01-02T00:00:00", "machine": {"gpu": "A"}}]
+    late = [record | {"when": "2026-03-04T00:00:00", "machine": {"gpu": "B"}}]
+    text = gpu_page.refreshed("before\n\n<!-- visits -->\nold\n<!-- end -->\n\nafter\n", [early, late])
+    headings = [line for line in text.splitlines() if line.startswith("#")]
+    assert headings == ["### 2026-03-04, B", "#### one", "### 2026-01-02, A", "#### one"]
+    assert text.startswith("before\n\n<!-- visits -->\n\n###")
+    assert text.endswith("<!-- end -->\n\nafter\n")
+    assert "old" not in text
+    assert gpu_page.refreshed(text, [late, early]) == text

@@ -86,6 +86,63 @@ def test_text_is_no_image():
         decode_with_pillow(b"<html>404</html>", "a.JPEG")
 
 
+GREY = (np.arange(20 * 31).reshape(20, 31) * 104).astype(np.uint16)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "PPM"])
+def test_sixteen_bits_of_grey_are_scaled_as_those_of_colour_are(kind):
+    """Pillow's conversion to RGB takes everything above 255 for white."""
+    pixels = Decoder()(encoded(Image.fromarray(GREY), kind), "scan.png")
+    assert pixels.dtype == np.uint8
+    for channel in range(3):
+        np.testing.assert_array_equal(pixels[..., channel], GREY // 256)
+
+
+@pytest.mark.parametrize("values", [GREY, GREY.astype(np.int32), (GREY / 65535).astype(np.float32)])
+def test_an_image_that_does_not_say_what_is_white_is_refused_by_name(values):
+    content = encoded(Image.fromarray(values), "TIFF")
+    with pytest.raises(
+        ValueError, match=r"^scan\.tif cannot be decoded: it is a TIFF of mode .*what is white"
+    ):
+        Decoder()(content, "scan.tif")
+
+
+MODES = [
+    "1",
+    "L",
+    "LA",
+    "RGB",
+    "RGBA",
+    "RGBX",
+    "CMYK",
+    "YCbCr",
+    "HSV",
+    "LAB",
+    "I",
+    "F",
+    "I;16",
+    "I;16B",
+]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_white_is_white_and_black_is_black_in_every_mode(mode):
+    """Whatever a file may be opened as: right to a rounding, or refused."""
+    of_16_bits = {"I": 65535, "I;16": 65535, "I;16B": 65535}
+    white = of_16_bits | {"F": 1.0, "CMYK": (0, 0, 0, 0), "HSV": (0, 0, 255)}
+    white |= {"YCbCr": (255, 128, 128), "LAB": (255, 128, 128)}
+    black = {"CMYK": (0, 0, 0, 255), "YCbCr": (0, 128, 128), "LAB": (0, 128, 128)}
+    bands = len(Image.new(mode, (1, 1)).getbands())
+    for colours, expected, other in ((white, 255, (255,) * bands), (black, 0, (0,) * bands)):
+        image = Image.new(mode, (1, 1), colours.get(mode, other if bands > 1 else other[0]))
+        image.format = "PNG"
+        if mode == "F":
+            with pytest.raises(ValueError, match="mode F"):
+                decode._rgb(image)
+        else:
+            assert abs(decode._rgb(image).astype(int) - expected).max() <= 1
+
+
 def test_real_photographs():
     folder = os.environ.get("CONADV_PHOTOS")
     if not folder:

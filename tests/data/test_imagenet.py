@@ -218,6 +218,35 @@ def test_fetching_more_than_a_slot_holds_in_pieces(tree):
         assert all(torch.equal(one, other) for one, other in zip(whole, pieces, strict=True))
 
 
+@pytest.mark.parametrize("changes", [{}, {"policy": "randaugment", "erasing": 0.9}], ids=["plain", "policy"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_any_images_of_any_epoch_are_those_of_the_steps(tree, changes, workers):
+    """What batch norm's statistics are re-estimated on: random crops, and more of them than a slot holds."""
+    stream = stream_for(tree, workers=workers, **changes)
+    batches = [batch for number in range(5) for batch in stream.step(number).batches()]
+    epochs, indices, images = (
+        torch.cat([getattr(batch, what) for batch in batches]) for what in ("epochs", "indices", "images")
+    )
+    assert epochs.unique().tolist() == [0, 1]
+    order = torch.arange(39, -1, -1)
+    again = stream_for(tree, workers=workers, **changes).images_of(epochs[order], indices[order])
+    assert torch.equal(again.images, images[order])
+    assert torch.equal(again.labels, torch.cat([batch.labels for batch in batches])[order])
+    shown, _ = stream.images.fetch(indices)
+    assert not any(torch.equal(one / 255, other) for one, other in zip(shown, images, strict=True))
+
+
+def test_images_of_the_re_estimation_are_mixed_as_those_of_the_steps(tree):
+    """In the order of the run, each is mixed with the one before it."""
+    mixed = stream_for(tree, mixup=0.2, micro_batch=8)
+    first = next(iter(mixed.step(0).batches()))
+    again = stream_for(tree, mixup=0.2, micro_batch=3).images_of(first.epochs, first.indices)
+    assert torch.equal(again.images, first.images)
+    assert torch.equal(again.labels, first.labels)
+    plain = stream_for(tree).images_of(first.epochs, first.indices)
+    assert not torch.equal(plain.images, first.images)
+
+
 def test_the_first_images_of_the_training_set_are_of_all_classes(tree):
     train, _ = load_imagenet(config_for(tree, train_images=12), "cpu")
     assert len(train) == 12

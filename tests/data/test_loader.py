@@ -3,9 +3,11 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
 import conadv_lab as cl
-from conadv_lab.data.loader import Stream, lookahead
+from conadv_lab.data.loader import Stream
+from conadv_lab.data.lookahead import lookahead
 from conadv_lab.data.order import places
 from tests.conftest import image_set, small_cnn
 
@@ -95,7 +97,10 @@ def test_lookahead_reads_no_batch_that_will_not_be_used():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: lookahead([], steps=2), "the loader is 'empty'"),
+        (
+            lambda: lookahead([], steps=2),
+            "the loader gave no batch; allowed: a list or a DataLoader of batches",
+        ),
         (lambda: lookahead(loader(), steps=-1), "steps is -1"),
         (lambda: lookahead(loader(), steps=2, ahead=-1), "ahead is -1"),
         (lambda: lookahead([(torch.zeros(2, 1, 2, 2, dtype=torch.uint8), torch.zeros(2))], 1), "uint8"),
@@ -170,5 +175,50 @@ def test_images_outside_the_unit_range_are_refused(images):
 
 
 def test_a_loader_that_can_be_read_only_once_is_told_so():
-    with pytest.raises(ValueError, match="a list or a DataLoader, not what can be read only once"):
+    with pytest.raises(
+        ValueError, match=r"no batch when it was begun again; allowed: .* not what can be read only once"
+    ):
         list(lookahead(iter(loader(3)), steps=7))
+
+
+X, Y = torch.rand(4, 1, 2, 2), torch.tensor([0, 1, 2, 1])
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        (X, Y, torch.arange(4)),
+        [X, Y],
+        {"pixel_values": X, "labels": Y, "attention_mask": torch.ones(4)},
+        {"image": X.numpy(), "label": Y.numpy()},
+        (X.double().numpy(), Y.int().numpy()),
+        (X.numpy(), Y.tolist()),
+        (X, Y.int()),
+    ],
+    ids=["triple", "list", "mapping", "mapping of arrays", "arrays", "labels in a list", "int32 labels"],
+)
+def test_batches_of_every_usual_form_are_images_and_labels(batch):
+    (got,) = next(lookahead([batch], steps=1)).batches()
+    assert torch.equal(got.images, X)
+    assert torch.equal(got.labels, Y)
+    assert (got.images.dtype, got.labels.dtype) == (torch.float32, torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        (TensorDataset(X, Y), r"one image and its label, 0, at a time, as a Dataset does; allowed: .*DataLoader"),
+        ([(X[0], 3)], "one image and its label, 3, at a time"),
+        ((X, Y), r"a batch is of type Tensor; allowed: \(images, labels\), or a mapping"),
+        ([(X,)], "a batch is of type tuple and length 1; allowed"),
+        ([{"features": X, "labels": Y}], "the keys features, labels; allowed: one of images, image, .* for the images"),
+        ([{"x": X, "label": Y, "target": Y}], "the keys x, label, target; allowed: one of labels, .* for the labels"),
+        ([(X, Y[:3])], "4 images and 3 labels; allowed: as many of both"),
+        ([([X, X], Y)], "the images of a batch are of type list; allowed: a tensor or a NumPy array"),
+        ([(X, ["cat"] * 4)], "the labels of a batch are of type list"),
+        (7, "the loader is of type int; allowed: a list or a DataLoader"),
+    ],
+)  # fmt: skip
+def test_what_is_no_loader_of_batches_is_told_so(batches, message):
+    with pytest.raises(ValueError, match=message):
+        next(lookahead(batches, steps=1))

@@ -10,8 +10,8 @@ import torch
 
 from conadv_lab import train
 from conadv_lab.config import Config
-from conadv_lab.methods.adversarial import ConAdv
 from conadv_lab.methods.attack import SignAttack
+from conadv_lab.methods.families.conadv import ConAdv
 from tests.data.trees import write_tree
 
 STEPS, BATCH = 3, 8
@@ -46,15 +46,19 @@ def recorded(config: Config) -> Recorded:
     return Recorded(Path(config.data.data_dir) / f"rank-{rank}-of-{ranks}.txt")
 
 
-def test_two_real_ranks_are_given_together_what_one_is(tmp_path):
-    write_tree(tmp_path)
-    words = [
-        "imagenet-resnet50-4k", "--data-dir", str(tmp_path), "--pixels", "32", "--eval-pixels", "32",
+def words_for(tree: Path) -> list[str]:
+    return [
+        "imagenet-resnet50-4k", "--data-dir", str(tree), "--pixels", "32", "--eval-pixels", "32",
         "--policy", "autoaugment", "--erasing", "0.5", "--mixup", "0.2", "--workers", "1", "--precision", "float32",
         "--no-channels-last", "--model", f"{__file__}:network", "--method", f"{__file__}:recorded",
         "--global-batch", str(BATCH), "--micro-batch", "2", "--steps", str(STEPS), "--warmup-epochs", "0",
         "--bn-recalibrate", "0", "--device", "cpu", "--threads", "1",
     ]  # fmt: skip
+
+
+def test_two_real_ranks_are_given_together_what_one_is(tmp_path):
+    write_tree(tmp_path)
+    words = words_for(tmp_path)
     assert train.main([*words, "--out", str(tmp_path / "alone")]) == 0
     done = subprocess.run(
         [sys.executable, "-m", "conadv_lab.train", *words, "--ranks", "2", "--out", str(tmp_path / "both")],
@@ -67,3 +71,23 @@ def test_two_real_ranks_are_given_together_what_one_is(tmp_path):
     assert len({line.rpartition(" ")[2] for line in alone}) == BATCH * STEPS  # no two images are alike
     assert len(both[0]) == len(both[1])
     assert sorted(both[0] + both[1]) == sorted(alone)
+
+
+def test_what_is_advised_about_a_broken_image_works(tmp_path, capsys):
+    """Mended, a run goes on; without the image the set is another one, which only a new run takes."""
+    write_tree(tmp_path, train=4)
+    broken = tmp_path / "train" / "n00000001" / "n00000001_0.JPEG"
+    intact = broken.read_bytes()
+    broken.write_bytes(intact[:300])
+    words = [*words_for(tmp_path), "--workers", "0", "--checkpoint-every", "1"]
+    assert train.main([*words, "--out", str(tmp_path / "run")]) == 1
+    said = capsys.readouterr().err
+    assert "n00000001_0.JPEG cannot be decoded" in said
+    assert "put an intact image in its place and continue with --resume" in said
+    assert "without it the set is another one, for a new run with another --out" in said
+    broken.unlink()
+    assert train.main([*words, "--out", str(tmp_path / "run"), "--resume"]) == 2
+    assert "was started on other data" in capsys.readouterr().err
+    assert train.main([*words, "--out", str(tmp_path / "another")]) == 0
+    broken.write_bytes(intact)
+    assert train.main([*words, "--out", str(tmp_path / "run"), "--resume"]) == 0

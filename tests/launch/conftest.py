@@ -20,7 +20,8 @@ OWN = '''
 import os
 import pathlib
 import time
-from conadv_lab.methods.base import Losses, Method, train_on_clean
+from conadv_lab.methods.base import Losses, Method
+from conadv_lab.methods.steps import train_on_clean
 from conadv_lab.recipes.digits import vanilla
 
 def recipe():
@@ -45,7 +46,7 @@ def shared_recipe():
     return recipe().replace(method=f"{__file__}:slow_conadv", micro_batch=10, staleness=2)
 
 def slow_conadv(config):
-    from conadv_lab.methods.adversarial import ConAdv
+    from conadv_lab.methods.families.conadv import ConAdv
     from conadv_lab.methods.attack import SignAttack
 
     class SlowConAdv(ConAdv):

@@ -202,7 +202,7 @@ def test_arrays_are_split_and_wait_for_one_another(cluster, own, tmp_path):
     ("words", "message"),
     [
         (["--partition", "lwo"], "unknown partition 'lwo'; allowed: high, low. Did you mean 'low'?"),
-        (["--nodes", "3"], "no nodes for nodes 3"),
+        (["--nodes", "3", "--micro-batch", "5"], "no nodes for nodes 3"),
         (["--cpus-per-task", "4000"], "no nodes for"),
         (["--gpus-per-node", "1"], "gres is '1'"),
     ],
@@ -233,7 +233,7 @@ def test_a_dead_rank_ends_the_job_within_a_minute(cluster, own, run, tmp_path):
     rank.write_text('if [ "$SLURM_PROCID" = 1 ]; then kill -9 $$; fi; sleep 300\n')
     site = tmp_path / "site.toml"
     site.write_text(f'partition = "low"\nnodes = 2\npython = "bash {rank}"\n')
-    assert cluster.submit("run", f"{own}:recipe", "--out", run, "--profile", site) == 0
+    assert cluster.submit("run", f"{own}:shared_recipe", "--out", run, "--profile", site) == 0
     cluster.wait(run, "failed", seconds=60)
 
 

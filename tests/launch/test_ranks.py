@@ -21,14 +21,16 @@ open(sys.argv[1] + os.environ["RANK"], "w").write(os.environ["MASTER_PORT"] + " 
 """
 
 
-def start(tmp_path: Path, body: str, count: int = 2) -> subprocess.Popen:
+def start(tmp_path: Path, body: str, count: int = 2, alone: bool = False) -> subprocess.Popen:
     """The starting process, in a process of its own."""
     script = tmp_path / "rank.py"
     script.write_text(SCRIPT + body)
     words = [sys.executable, str(script), str(tmp_path / "rank-")]
     program = "import sys; from conadv_lab.launch import ranks; ranks.GRACE = 1; "
     program += f"sys.exit(ranks.start({words!r}, {count}))"
-    return subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", program], stderr=subprocess.PIPE, text=True, start_new_session=alone
+    )
 
 
 def wait_for_ranks(tmp_path: Path, count: int = 2) -> None:
@@ -67,6 +69,28 @@ def test_signals_reach_every_rank(tmp_path):
     process.send_signal(signal.SIGUSR2)
     process.communicate(timeout=30)
     assert process.returncode == 75
+
+
+def test_a_second_interrupt_kills_the_ranks_however_deaf_they_are(tmp_path):
+    process = start(tmp_path, "signal.signal(signal.SIGINT, signal.SIG_IGN); wait(60)")
+    wait_for_ranks(tmp_path)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+
+
+def test_one_press_of_a_terminals_keys_is_one_interrupt_of_a_rank(tmp_path):
+    """A terminal sends it to the command and to all that share its process group."""
+    count = "count = []\nsignal.signal(signal.SIGINT, lambda *_: count.append(1))\n"
+    process = start(tmp_path, count + "wait(60) if rank else wait(2); sys.exit(len(count))", alone=True)
+    wait_for_ranks(tmp_path)
+    time.sleep(0.3)
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 1
 
 
 def lives(pid: int) -> bool:

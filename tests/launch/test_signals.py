@@ -2,10 +2,31 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
 from conadv_lab.launch.snapshot import PACKAGE
+
+FAILING = """
+import os, signal, time
+from conadv_lab.launch import signals
+
+came = []
+
+def handler(number):
+    came.append(number)
+    if len(came) == 1:
+        raise OSError("no space left on device")
+
+signals.take_over(handler)
+for number in (signal.SIGUSR2, signal.SIGTERM):
+    os.kill(os.getpid(), number)
+    until = time.monotonic() + 5
+    while (not came or came[-1] != number) and time.monotonic() < until:
+        time.sleep(0.01)
+print([int(number) for number in came])
+"""
 
 PROGRAM = """
 import json, multiprocessing, os, signal, sys, time
@@ -42,6 +63,16 @@ if __name__ == "__main__":
     process.join()
     print(json.dumps([came, heard, process.exitcode]))
 """
+
+
+def test_a_handler_that_raises_does_not_keep_later_signals_away(tmp_path):
+    (tmp_path / "program.py").write_text(FAILING)
+    ran = subprocess.run(
+        [sys.executable, str(tmp_path / "program.py")], capture_output=True, text=True, timeout=60, check=True,
+        env=os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
+    )  # fmt: skip
+    assert json.loads(ran.stdout) == [signal.SIGUSR2, signal.SIGTERM]
+    assert "OSError: no space left on device" in ran.stderr
 
 
 def outcome(tmp_path, kind: str) -> list:

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -46,6 +47,91 @@ def test_a_users_file_is_copied_and_the_config_points_at_the_copy(own, tmp_path)
     assert place.startswith(str(taken.path))
     with open(place) as copy, open(own) as original:
         assert copy.read() == original.read()
+
+
+USES = """
+import json, torch
+import helpers
+from conadv_lab.methods.base import Vanilla
+
+def method(config):
+    from lazily import late
+    assert json and torch and late == 3
+    return helpers.made()
+"""
+OWN_MODULES = {
+    "here/uses.py": USES,
+    "here/helpers.py": "from tools.making import made\n",
+    "here/lazily.py": "import rest\nlate = rest.value()\n",
+    "here/json.py": "raise ImportError('not the one that Python has imported long since')\n",
+    "here/unused.py": "",
+    "there/rest/part.py": "import string\n\ndef three():\n    return 3\n",  # no __init__.py
+    "there/rest/__init__.py": "from .part import three as value\n",
+    "there/tools/making.py": "from conadv_lab.methods.base import Vanilla\n\ndef made():\n    return Vanilla()\n",
+    "there/tools/table.csv": "a,b\n",
+    "there/data/large.csv": "a,b\n",
+}
+
+
+@pytest.fixture
+def using(tmp_path, monkeypatch) -> Path:
+    """A user's file that imports what lies beside it and in the working directory."""
+    for name, content in OWN_MODULES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    monkeypatch.chdir(tmp_path / "there")
+    return tmp_path / "here" / "uses.py"
+
+
+def test_the_modules_that_a_users_file_imports_are_copied_with_it(using, tmp_path):
+    """The worker finds the copies alone: the originals are gone, as if edited."""
+    config = vanilla().replace(method=f"{using}:method")
+    taken = snapshot.take(tmp_path / "code", [config])
+    taken.write()
+    reference = taken.redirect(config).method.method
+    home = Path(reference.rpartition(":")[0]).parent
+    copied = {str(file.relative_to(home)) for file in home.rglob("*") if file.is_file()}
+    assert copied == {
+        "uses.py", "helpers.py", "lazily.py", "json.py", "rest/__init__.py", "rest/part.py", "tools/making.py",
+        "tools/table.csv",
+    }  # fmt: skip
+    for folder in ("here", "there"):
+        shutil.rmtree(tmp_path / folder)
+    code = f"import json\nfrom conadv_lab import references\nprint(references.load({reference!r})(None))"
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path,
+        env={"PYTHONPATH": str(taken.path), "PYTHONSAFEPATH": "1"}
+    )  # fmt: skip
+    assert "Vanilla object" in ran.stdout, ran.stderr
+
+
+def test_an_edited_helper_is_other_code(using, tmp_path):
+    configs = [vanilla().replace(method=f"{using}:method")]
+    first = snapshot.take(tmp_path / "code", configs)
+    (using.parent / "helpers.py").write_text("from tools.making import made as made\n")
+    assert snapshot.take(tmp_path / "code", configs).digest != first.digest
+
+
+def test_sent_again_from_elsewhere_it_is_complete(using, tmp_path, monkeypatch):
+    config = vanilla().replace(method=f"{using}:method")
+    first = snapshot.take(tmp_path / "code", [config])
+    monkeypatch.chdir(tmp_path)
+    assert snapshot.take(tmp_path / "code", [config], tmp_path / "there").digest == first.digest
+    first.write()
+    # Its own copies, where the originals are gone, are complete too.
+    assert snapshot.take(tmp_path / "code", [first.redirect(config)]).digest == first.digest
+
+
+def test_every_file_of_the_package_is_copied(tmp_path):
+    """Data files too, of which the simulator's clusters are such."""
+    taken = snapshot.take(tmp_path, [vanilla()])
+    here = {
+        f"conadv_lab/{file.relative_to(snapshot.PACKAGE)}"
+        for file in snapshot.PACKAGE.rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts
+    }
+    assert set(taken.files) == here
+    assert "conadv_lab/staleness/clusters/h100.toml" in here
 
 
 def test_code_from_elsewhere_is_refused(tmp_path):

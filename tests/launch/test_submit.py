@@ -18,6 +18,7 @@ from conadv_lab.launch.records import Record
 from conadv_lab.launch.snapshot import PACKAGE
 from conadv_lab.recipes.digits import conadv
 from conadv_lab.runs import RunFolder, manifest
+from tests.data.trees import write_tree
 from tests.launch.conftest import sent, write_command
 
 SHORT = [
@@ -201,7 +202,7 @@ def test_retry_sends_what_ended_and_with_failed_only_what_failed(fake, capsys, t
 
 def test_retry_tells_of_each_run_by_the_profile_it_was_sent_with(fake, capsys, tmp_path):
     """One on SLURM and one on this machine, where it fails once more: the exit status is the failure's."""
-    wrong = (*SHORT, "--global-batch", "500")
+    wrong = (*SHORT, "--lr", "1e30")
     assert (
         run(capsys, "run", "digits-conadv", *SHORT, "--profile", "slurm", "--out", tmp_path / "s" / "a")[0]
         == 0
@@ -213,7 +214,7 @@ def test_retry_tells_of_each_run_by_the_profile_it_was_sent_with(fake, capsys, t
     Record(tmp_path / "s" / "a").note("failed", job="41", error="ValueError: no")
     status, out, _ = run(capsys, "retry", tmp_path / "s")
     assert f"queued 1 run as job 41\n{tmp_path}/s/a\n" in out
-    assert f"{tmp_path}/s/b  failed (ValueError: global_batch is 500" in out.split("queued")[1]
+    assert re.search(rf"{tmp_path}/s/b  failed \(.*NotFinite: the clean loss", out.split("queued")[1])
     assert status == 1
 
 
@@ -227,17 +228,17 @@ def test_status_answers_when_slurm_does_not(fake, capsys, tmp_path):
 
 
 def test_the_same_command_runs_here_and_can_be_repeated(no_slurm, capsys, tmp_path):
-    # The second batch is larger than the set.
-    words = ("sweep", "digits-conadv", "--out", tmp_path / "s", *SHORT, "--global-batch", "20,500")
+    # The second learning rate is too high for anything.
+    words = ("sweep", "digits-conadv", "--out", tmp_path / "s", *SHORT, "--lr", "0.1,1e30")
     status, out, _ = run(capsys, *words, "--max-parallel", "1")
     assert status == 1
     done, failed = out.splitlines()
-    assert done == f"{tmp_path}/s/global_batch=20  done"
-    assert failed.startswith(f"{tmp_path}/s/global_batch=500  failed (ValueError: global_batch is 500")
+    assert re.fullmatch(rf"{tmp_path}/s/lr=0\.1 +done", done)
+    assert re.match(rf"{tmp_path}/s/lr=1e\+30  failed \(.*NotFinite: the clean loss", failed)
     _, out, _ = run(capsys, "collect", tmp_path / "s", "--csv", tmp_path / "table.csv")
     assert out.split()[:2] == ["run", "state"]
-    assert (tmp_path / "table.csv").read_text().count("\n") == 2
-    chosen = tmp_path / "s" / "global_batch=20"
+    assert (tmp_path / "table.csv").read_text().count("\n") == 3
+    chosen = tmp_path / "s" / "lr=0.1"
     manifest = json.loads((chosen / "manifest.json").read_text())
     assert {"commit", "diff", "packages", "machine", "slurm", "data"} <= manifest.keys()
     assert "step 3/3" in run(capsys, "logs", chosen)[1]
@@ -323,3 +324,123 @@ def test_a_table_that_cannot_be_written_is_told_first(fake, capsys, tmp_path):
     sent(tmp_path / "run")
     status, _, err = run(capsys, "collect", tmp_path / "run", "--csv", tmp_path / "none" / "a.csv")
     assert (status, "cannot be written; allowed: a file in a folder that exists" in err) == (2, True)
+
+
+REFUSED = {
+    "a warm-up longer than the run": (
+        ["--steps", "4", "--warmup-steps", "5"],
+        r"warmup_steps is 5, 5 steps; allowed",
+    ),
+    "a batch above the set": (
+        ["--train-images", "60", "--global-batch", "64"],
+        r"global_batch is 64; allowed: 1 to 60",
+    ),
+    "ranks without a micro-batch": (
+        ["--tasks-per-node", "4"],
+        r"4 ranks cannot share a step of 1 micro-batches",
+    ),
+    "attackers alone": (
+        ["--placement", "ranks", "--attackers", "2", "--nodes", "2"],
+        r"attackers is 2 of 2 ranks",
+    ),
+    "no data": (["--dataset", "cifar10", "--data-dir", "nowhere"], r"no cifar10 in nowhere.*--data-on-nodes"),
+    "no photographs": (
+        ["--dataset", "imagenet", "--data-dir", "nowhere"],
+        r"no ImageNet train .*--data-on-nodes",
+    ),
+    "a model of other images": (
+        ["--dataset", "synthetic"],
+        r"model digits-cnn cannot take the images of synthetic",
+    ),
+    "a stream of no GPU": (
+        ["--placement", "stream", "--device", "cpu"],
+        r"placement is 'stream' on device 'cpu'",
+    ),
+    "no device": (["--device", "cuda:x"], r"device is 'cuda:x'; allowed"),
+    "a percent sign": (["--out", "runs/5%j"], r"--out is '.*runs/5%j'; allowed: a path without '%'"),
+    "a colon": (["--out", "runs/a:b"], r"allowed: a path without ':'"),
+}
+
+
+@pytest.mark.parametrize("dry", [True, False])
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_train_refuses_is_neither_sent_nor_shown(name, dry, fake, capsys, tmp_path, monkeypatch):
+    words, message = REFUSED[name]
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    status, out, err = run(capsys, "run", "digits-conadv", "--out", "run", *words, *["--dry-run"] * dry)
+    assert status == 2
+    assert re.search(message, err), err
+    assert out == ""
+    assert not (fake / "sent").exists()
+    assert list((tmp_path / "here").iterdir()) == []
+
+
+def test_one_impossible_run_keeps_a_whole_sweep_from_being_sent(fake, capsys, tmp_path):
+    words = ("sweep", "digits-conadv", "--out", tmp_path / "s", "--global-batch", "64,128,4096")
+    status, _, err = run(capsys, *words)
+    assert (status, "global_batch is 4096; allowed: 1 to 898" in err) == (2, True), err
+    assert not (tmp_path / "s").exists()
+
+
+def test_what_only_the_nodes_see_is_sent_and_told(fake, capsys, tmp_path):
+    words = ("run", "digits-conadv", "--dataset", "imagenet", "--data-dir", "/on/nodes", "--model", "resnet50",
+             "--device", "cuda", "--data-on-nodes", "--out", tmp_path / "run")  # fmt: skip
+    status, _, err = run(capsys, *words)
+    assert status == 0, err
+    assert err == "not checked here: device cuda\nnot checked here: data set imagenet in /on/nodes\n"
+    assert (fake / "sent").exists()
+    status, _, err = run(capsys, *words[:-1], tmp_path / "other", "--tasks-per-node", "4")
+    assert (status, "4 ranks cannot share a step" in err) == (2, True)
+
+
+def test_a_users_file_that_needs_what_only_the_nodes_have_is_sent_and_told(fake, capsys, tmp_path):
+    own = tmp_path / "mine.py"
+    own.write_text("def model(config):\n    import apex_of_the_cluster\n")
+    words = ("run", "digits-conadv", "--model", f"{own}:model", "--out", tmp_path / "run")
+    status, _, err = run(capsys, *words)
+    assert status == 0
+    assert (
+        err
+        == f"not checked here: model {own}:model (ModuleNotFoundError: No module named 'apex_of_the_cluster')\n"
+    )
+
+
+def test_a_value_may_have_a_comma_and_a_path_spaces(fake, capsys, tmp_path):
+    """Taken as it is by run, and written with a backslash in a sweep, where commas make lists."""
+    out = tmp_path / "a b, c"
+    words = ("--dataset", "synthetic", "--model", "resnet20")
+    status, _, err = run(
+        capsys, "run", "digits-conadv", *words, "--data-dir", "/data/a,b", "--out", out / "one"
+    )
+    assert status == 0, err
+    assert Record(out / "one").job["config"]["data"]["data_dir"] == "/data/a,b"
+    status, _, err = run(
+        capsys, "sweep", "digits-conadv", *words, "--data-dir", r"/a\,b,/c", "--out", out / "many"
+    )
+    assert status == 0, err
+    sent_runs = [path for path in (out / "many").iterdir() if path.name != ".launch"]
+    assert {Record(path).job["config"]["data"]["data_dir"] for path in sent_runs} == {"/a,b", "/c"}
+
+
+def test_photographs_that_are_here_are_looked_at(fake, capsys, tmp_path):
+    """A run of another model than the recipe's, on three classes: 24 training images."""
+    tree, own = write_tree(tmp_path / "tree"), tmp_path / "mine.py"
+    own.write_text("from torch import nn\ndef model(config):\n    return nn.Sequential(nn.AdaptiveAvgPool2d(1), "
+                   "nn.Flatten(), nn.Linear(3, 3))\n")  # fmt: skip
+    words = ("run", "imagenet-resnet50-4k", "--data-dir", tree, "--model", f"{own}:model", "--warmup-epochs", "1",
+             "--micro-batch", "8", "--workers", "2")  # fmt: skip
+    status, _, err = run(capsys, *words, "--global-batch", "24", "--out", tmp_path / "run")
+    assert (status, err) == (0, "")
+    status, _, err = run(capsys, *words, "--global-batch", "32", "--out", tmp_path / "other")
+    assert (status, "global_batch is 32; allowed: 1 to 24" in err) == (2, True)
+
+
+def test_retry_with_more_ranks_than_can_share_a_step_is_refused(fake, capsys, tmp_path):
+    (tmp_path / "wide.toml").write_text("tasks_per_node = 4\n")
+    assert run(capsys, "run", "digits-conadv", "--out", tmp_path / "run")[0] == 0
+    Record(tmp_path / "run").note("failed", job="41", error="ValueError: no")
+    (fake / "sent").unlink()
+    status, _, err = run(capsys, "retry", tmp_path / "run", "--profile", tmp_path / "wide.toml")
+    assert (status, "4 ranks cannot share a step" in err) == (2, True), err
+    assert not (fake / "sent").exists()

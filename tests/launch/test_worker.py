@@ -1,6 +1,9 @@
 """What the rank on a node refuses, and how it leaves when it is told to stop."""
 
+import contextlib
 import os
+import signal
+import threading
 import time
 from types import SimpleNamespace
 
@@ -146,6 +149,83 @@ def test_other_ranks_leave_the_queueing_to_rank_0(fake, tmp_path, monkeypatch):
     assert leave(one) == 75
     assert last(one.record.events(), "stopped") is None
     assert not (fake / "scontrol-calls").exists()
+
+
+def wait_for(event: threading.Event) -> None:
+    assert event.wait(30)
+
+
+def test_a_second_signal_waits_until_the_first_has_queued_the_job_again(fake, tmp_path, monkeypatch):
+    """However long scontrol takes: the second one's exit would be the end of a run that nobody queued again."""
+    monkeypatch.setattr(worker, "WAIT_TO_BE_KILLED", 0)
+    one = rank(sent(tmp_path / "run"))
+    shown(fake, "RUNNING", -10, 20, 0)
+    asked, answer, exits = threading.Event(), threading.Event(), []
+
+    def slow_requeue(_job):
+        asked.set()
+        wait_for(answer)
+        exits.append("queued")
+
+    monkeypatch.setattr(worker, "_requeue", slow_requeue)
+    monkeypatch.setattr(os, "_exit", exits.append)
+    first, second = (
+        threading.Thread(target=suppressed, args=(one._leave, f"stopped by {name}"), daemon=True)
+        for name in ("SIGUSR2", "SIGTERM")
+    )
+    first.start()
+    wait_for(asked)
+    second.start()
+    second.join(0.5)
+    assert exits == []
+    answer.set()
+    first.join(30)
+    assert exits == ["queued", 75]
+    assert second.is_alive()
+
+
+def suppressed(leave, why: str) -> None:
+    """In a thread whose os._exit is a stand-in that comes back."""
+    with contextlib.suppress(SystemExit):
+        leave(why)
+
+
+def test_a_signal_that_interrupts_the_leaving_itself_lets_it_go_on(fake, tmp_path, monkeypatch):
+    """As Python runs a handler in the main thread when a library's own thread got the signal."""
+    one = rank(sent(tmp_path / "run"))
+    shown(fake, "RUNNING", -10, 20, 0)
+    requeue = worker._requeue
+
+    def interrupted(job):
+        one._stopped_outside_training(signal.SIGTERM)
+        requeue(job)
+
+    monkeypatch.setattr(worker, "_requeue", interrupted)
+    assert leave(one) == 75
+    assert (fake / "scontrol-calls").read_text().count("requeue 41") == 1
+
+
+def test_a_stop_that_failed_half_way_is_tried_again_by_the_next_signal(fake, tmp_path, monkeypatch):
+    one = rank(sent(tmp_path / "run"))
+    shown(fake, "RUNNING", -10, 20, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "_newest_step", lambda _run: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            one._leave("stopped by SIGUSR2 after step 7")
+    assert leave(one) == 75
+    assert (fake / "scontrol-calls").read_text().splitlines()[-1] == "requeue 41"
+
+
+def test_the_other_ranks_wait_longer_than_a_controller_is_asked(fake, monkeypatch):
+    """Rank 0 asks it twice."""
+    assert worker.WAIT_TO_BE_KILLED > 2 * worker.SCONTROL_PATIENCE
+    monkeypatch.setattr(worker, "SCONTROL_PATIENCE", 0.5)
+    write_command(fake, "scontrol", "exec sleep 20")
+    began = time.monotonic()
+    assert worker._scontrol("requeue", "41") == ""
+    write_command(fake, "scontrol", "echo 'Unable to contact slurm controller' >&2; exit 1")
+    assert worker._scontrol("requeue", "41") == ""
+    assert time.monotonic() - began < 10
 
 
 @pytest.fixture

@@ -6,8 +6,9 @@ from torch import nn
 
 from conadv_lab.data.loader import Batch
 from conadv_lab.methods.attack import PGDAttack, SignAttack
-from conadv_lab.methods.base import Vanilla, check_mean
+from conadv_lab.methods.base import Vanilla
 from conadv_lab.methods.signs import pack, unpack
+from conadv_lab.methods.steps import check_mean
 from conadv_lab.models.norm import branch_of, mixture_batch_norm, one_update
 from tests.conftest import small_cnn
 
@@ -141,7 +142,7 @@ def test_a_criterion_that_is_no_mean_is_refused(criterion, message):
 
 
 def test_methods_check_the_criterion_at_their_first_use():
-    from conadv_lab.data.loader import lookahead
+    from conadv_lab.data.lookahead import lookahead
 
     loader = [(batch().images, batch().labels)]
     (step,) = lookahead(loader, steps=1)

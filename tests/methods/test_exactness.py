@@ -12,10 +12,12 @@ from torch import nn
 
 from conadv_lab.data.hashing import image_keys, signs, uniform
 from conadv_lab.data.loader import Stream
-from conadv_lab.methods import adversarial, base
-from conadv_lab.methods.adversarial import ConAdv, Copy, DisAdv, Noise, Recycled
+from conadv_lab.methods import steps as parts
 from conadv_lab.methods.attack import SignAttack
 from conadv_lab.methods.base import Vanilla
+from conadv_lab.methods.families.conadv import ConAdv, DisAdv
+from conadv_lab.methods.families.controls import Copy, Noise
+from conadv_lab.methods.families.recycled import Recycled
 from conadv_lab.models.norm import branch_of, mixture_batch_norm, one_update
 from tests.conftest import image_set, small_cnn
 
@@ -147,7 +149,7 @@ def recycled_or_control(micro_batch: int, equal: bool, weights, moved_of, same_b
             for i, batch in enumerate(batches):
                 if equal and others:
                     split = len(batch.labels)
-                    with branch_of(model, split):
+                    with branch_of(model, (split, len(moved[i]))):
                         outputs = model(torch.cat([inputs[i], moved[i]]))
                     halves = (outputs[:split], batch.labels), (outputs[split:], others[i][0].labels)
                     parts = [
@@ -210,7 +212,7 @@ def test_one_forward_for_both_halves_is_two_forwards(make, monkeypatch):
     def apart(model, clean, altered, criterion, weights):
         losses = []
         for batch, weight, branch in ((clean, weights[0], "main"), (altered, weights[1], "adversarial")):
-            losses.append(base.train_on(model, batch.images, batch, criterion, weight, branch))
+            losses.append(parts.train_on(model, batch.images, batch, criterion, weight, branch))
         return losses
 
     def double(images, _epochs, _indices):
@@ -220,7 +222,7 @@ def test_one_forward_for_both_halves_is_two_forwards(make, monkeypatch):
     for patched in (False, True):
         with monkeypatch.context() as patch:
             if patched:
-                patch.setattr(adversarial, "train_on_both", apart)
+                patch.setattr(parts, "train_on_both", apart)
             steps = stream(4, BATCH // 2, BATCH)
             steps.augment = double
             results.append(trained(make(), steps, dtype=torch.float64))

@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from conadv_lab.data.loader import Stream
-from conadv_lab.methods.adversarial import ConAdv, Recycled
 from conadv_lab.methods.attack import PGDAttack, SignAttack
-from conadv_lab.methods.base import check_mean, total, totals
+from conadv_lab.methods.families.conadv import ConAdv
+from conadv_lab.methods.families.recycled import Recycled
 from conadv_lab.methods.kept import Kept
+from conadv_lab.methods.steps import check_mean, total, totals
 from conadv_lab.models.norm import mixture_batch_norm
 from tests.conftest import image_set, small_cnn
 

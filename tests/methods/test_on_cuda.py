@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from conadv_lab.data.loader import Stream
-from conadv_lab.methods.adversarial import ConAdv, DisAdv, Recycled
 from conadv_lab.methods.attack import PGDAttack, SignAttack
 from conadv_lab.methods.base import Vanilla
+from conadv_lab.methods.families.conadv import ConAdv, DisAdv
+from conadv_lab.methods.families.recycled import Recycled
 from conadv_lab.methods.placement import SideStream
 from conadv_lab.models.norm import mixture_batch_norm
 from conadv_lab.optim.momenta import begin_momenta

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from conadv_lab.models.norm import (
     MixtureBatchNorm,
@@ -39,7 +40,7 @@ def test_a_mixed_forward_equals_separate_ones(split, training):
     model = spread(mixture_batch_norm(small_cnn().double())).train(training)
     x, target = images(12), torch.arange(12) % 4
     mixed, separate = copy.deepcopy(model), copy.deepcopy(model)
-    with branch_of(mixed, split), one_update(mixed):
+    with branch_of(mixed, (split, 12 - split)), one_update(mixed):
         outputs = mixed(x)
         nn.functional.cross_entropy(outputs, target, reduction="sum").backward()
     parts = []
@@ -199,7 +200,7 @@ def test_recalibration_is_the_average_over_batches_and_keeps_the_mode():
     assert torch.equal(model[0].adversarial.running_mean, torch.zeros(2, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("branch", ["adverserial", -1, None])
+@pytest.mark.parametrize("branch", ["adverserial", (3, -1), 3, None])
 def test_an_unknown_branch_is_refused(branch):
     with pytest.raises(ValueError, match="branch is"), branch_of(mixture_batch_norm(small_cnn()), branch):
         pass
@@ -219,7 +220,7 @@ def test_a_step_that_went_wrong_leaves_no_nan_behind():
 
 def test_a_norm_over_ranks_gives_its_statistics_to_the_step(monkeypatch):
     """The path of several ranks, with one: the synchronised norm's own forward, the step's buffers."""
-    monkeypatch.setattr("conadv_lab.models.norm._spans_ranks", lambda norm: True)
+    monkeypatch.setattr("conadv_lab.models.mixture._spans_ranks", lambda norm: True)
     model = mixture_batch_norm(nn.Sequential(nn.SyncBatchNorm(2))).double()
     x = images(12)
     with one_update(model):
@@ -249,3 +250,66 @@ def test_updates_are_counted_where_the_first_norm_tracks_none():
             model(torch.rand(4, 3))
     loaded.load_state_dict(model.state_dict())
     assert adversarial_updates(loaded) == adversarial_updates(model) == 3
+
+
+def test_parts_that_were_converted_apart_are_refused_and_mended_by_converting_the_whole():
+    """Each part has a mode of its own: the second one's adversarial images would move its main statistics."""
+    first, second = (nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2)) for _ in range(2))
+    model = nn.Sequential(mixture_batch_norm(first), mixture_batch_norm(second))
+    for context in (branch_of(model, "adversarial"), one_update(model)):
+        with pytest.raises(ValueError, match=r"converted apart, so that '1\.1' does not switch"), context:
+            pass
+    mixture_batch_norm(model)
+    with one_update(model), branch_of(model, "adversarial"):
+        model(torch.rand(4, 2, 3, 3))
+    for part in model:
+        assert part[1].main.num_batches_tracked == 0
+        assert part[1].adversarial.num_batches_tracked == 1
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.seen: list[tuple[nn.Module, torch.Tensor, torch.Tensor]] = []
+
+    def __call__(self, module, inputs, output) -> None:
+        self.seen.append((module, inputs[0].detach(), output.detach()))
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_hooks_of_a_norm_fire_with_the_branch_that_the_images_go_through(when):
+    norm, recorder = nn.BatchNorm2d(2), Recorder()
+    handles = [norm.register_forward_hook(recorder)] if when == "before" else []
+    model = mixture_batch_norm(nn.Sequential(norm))
+    handles = handles or [norm.register_forward_hook(recorder)]
+    x = images(6, dtype=torch.float32)
+    with one_update(model), branch_of(model, (4, 2)):
+        y = model(x)
+    with branch_of(model, "adversarial", "running"):
+        z = model(x)
+    main, adversarial = model[0].main, model[0].adversarial
+    expected = [(main, x[:4], y[:4]), (adversarial, x[4:], y[4:]), (adversarial, x, z)]
+    assert len(recorder.seen) == 3
+    for (module, seen_x, seen_y), (branch, branch_x, branch_y) in zip(recorder.seen, expected, strict=True):
+        assert module is branch
+        assert torch.equal(seen_x, branch_x)
+        assert torch.equal(seen_y, branch_y)
+    handles[0].remove()
+    model(x)
+    assert len(recorder.seen) == 3
+
+
+def test_backward_hooks_and_hooks_that_compute_weights_fire_too():
+    """Pruning makes the weight before each forward, from a parameter that would else have no gradient."""
+    norm, gradients = nn.BatchNorm2d(2), []
+    prune.random_unstructured(norm, "weight", amount=1)
+    norm.register_full_backward_hook(lambda module, before, after: gradients.append(after[0]))
+    model = mixture_batch_norm(nn.Sequential(norm))
+    with torch.no_grad():
+        for branch in (model[0].main, model[0].adversarial):
+            branch.weight_orig.fill_(3.0)
+    with one_update(model), branch_of(model, (4, 2)):
+        model(images(6, dtype=torch.float32).requires_grad_()).square().sum().backward()
+    for branch in (model[0].main, model[0].adversarial):
+        assert torch.equal(branch.weight, 3.0 * branch.weight_mask)
+        assert (branch.weight_orig.grad != 0).tolist() == branch.weight_mask.bool().tolist()
+    assert [len(gradient) for gradient in gradients] == [2, 4]

@@ -5,8 +5,10 @@ import torch
 from torch import nn
 
 from conadv_lab.data.loader import Stream
-from conadv_lab.methods.adversarial import ConAdv, Copy, Noise, Recycled
 from conadv_lab.methods.attack import SignAttack
+from conadv_lab.methods.families.conadv import ConAdv
+from conadv_lab.methods.families.controls import Copy, Noise
+from conadv_lab.methods.families.recycled import Recycled
 from conadv_lab.models.norm import mixture_batch_norm
 from conadv_lab.optim.momenta import begin_momenta
 from tests.conftest import image_set, small_cnn

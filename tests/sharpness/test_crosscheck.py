@@ -59,3 +59,14 @@ def test_one_product_is_curvlinops():
     vector = torch.randn(problem.size, generator=torch.Generator().manual_seed(0))
     ours = Hessian(problem) @ vector
     assert float((ours - theirs @ vector).norm() / ours.norm()) < 1e-5
+
+
+def test_a_negative_trace_has_as_many_samples_as_any_other():
+    torch.manual_seed(0)
+    x, y = torch.randn(30, 4), torch.randint(0, 3, (30,))
+    problem = Problem(nn.Linear(4, 3), lambda outputs, y: -nn.functional.cross_entropy(outputs, y), (x, y))
+    found = cross_check(problem, samples=20)
+    assert found.samples == 20
+    truth = float(Hessian(problem).dense().trace())
+    assert abs(found.trace - truth) < 5 * found.trace_error
+    assert truth < 0

@@ -95,8 +95,14 @@ def test_a_restored_run_goes_on_with_the_same_bits():
 
 
 def test_measure_carries_everything():
+    wanted = ("top_eigenvalue", "top_eigenvalues", "bottom_eigenvalue")
     report = measure(
-        cnn(), nn.CrossEntropyLoss(), ragged_batches("cnn", torch.float32), k=3, facts={"split": "train"}
+        cnn(),
+        nn.CrossEntropyLoss(),
+        ragged_batches("cnn", torch.float32),
+        wanted,
+        k=3,
+        facts={"split": "train"},
     )
     truth = np.linalg.eigvalsh(
         dense_hessian(cnn().double(), ragged_batches("cnn"), nn.functional.cross_entropy).numpy()

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from conadv_lab.sharpness import operators
-from conadv_lab.sharpness.measures import measure, names
+from conadv_lab.sharpness.measures import DEFAULT, measure, names
 from conadv_lab.sharpness.problem import Problem
 from conadv_lab.sharpness.report import page, write_csv, write_json
 from conadv_lab.sharpness.results import CONDITIONS, FACTS, Report
@@ -23,8 +23,11 @@ BATCHES = ragged_batches("mlp", torch.float32)
 STATED = dict.fromkeys(FACTS, "unknown")
 
 
-def test_the_default_report_is_complete_and_survives_json(tmp_path):
-    report = measure(mlp(nn.ReLU), nn.CrossEntropyLoss(), BATCHES, facts=STATED, k=2, probes=2, steps=8)
+def test_a_report_is_complete_and_survives_json(tmp_path):
+    report = measure(
+        mlp(nn.ReLU), nn.CrossEntropyLoss(), BATCHES, (*DEFAULT, "density", "adaptive_worst"), facts=STATED, k=2,
+        probes=2, steps=8,
+    )  # fmt: skip
     report.save(tmp_path / "sharpness.json")
     data = json.loads((tmp_path / "sharpness.json").read_text())
     assert {m["name"] for m in data["measures"]} >= {"top_eigenvalue", "trace", "density", "adaptive_worst"}

@@ -41,7 +41,7 @@ MISTAKES = {
     "measure": ({"measures": ("top_eigenvalu",)}, "Did you mean 'top_eigenvalue'"),
     "setting": ({"tolerance": 1e-3}, "unknown setting 'tolerance'"),
     "bn": ({"bn": "evaluation"}, "Did you mean 'eval'"),
-    "k": ({"k": 0}, "k is 0"),
+    "k": ({"k": 0, "measures": ("top_eigenvalues",)}, "k is 0"),
     "not batches": ({"batches": 3}, "batches is int"),
 }
 

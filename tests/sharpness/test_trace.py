@@ -14,6 +14,7 @@ from conadv_lab.sharpness.problem import Problem
 from conadv_lab.sharpness.trace import Probes, controlled_trace, deflated_trace, frobenius, hutch_pp, xtrace
 
 from .conftest import cnn, mlp, ragged_batches, transformer
+from .oracle import difference_hessian
 from .test_eigen import Diagonal, network_like
 
 
@@ -223,3 +224,57 @@ def test_measured_traces_and_layers(name):
         assert value == pytest.approx(float(torch.linalg.eigvalsh(block)[-1]), rel=2e-3, abs=1e-6)
         slack = 2 * report["layer_traces"].error[layer] + 1e-10
         assert abs(report["layer_traces"].value[layer] - float(block.trace())) <= slack
+
+
+class WritesInPlace(nn.Module):
+    """Convolution, norm and linear layers whose outputs are written to, in all the ways that networks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(2, 4, 3, bias=False), nn.BatchNorm2d(4)
+        self.conv2, self.bn2 = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.hidden, self.fc = nn.Linear(16, 5), nn.Linear(5, 3)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        identity = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(identity))
+        out += identity
+        out = nn.functional.max_pool2d(self.relu(out), 2)
+        out = nn.functional.relu(self.hidden(out.flatten(1)), inplace=True)
+        return self.fc(out).mul_(2)
+
+
+def test_the_exact_trace_does_not_mind_layers_that_write_into_each_others_outputs():
+    """relu_ after a norm once made an exact trace of 23.5, error 0, where 0.65 was right."""
+    torch.manual_seed(0)
+    model = WritesInPlace()
+    for norm in (model.bn1, model.bn2):
+        for values in (norm.running_mean, norm.bias.data, norm.weight.data):
+            values.normal_()
+    x, y = torch.randn(6, 2, 6, 6, dtype=torch.float64), torch.randint(0, 3, (6,))
+    criterion = nn.CrossEntropyLoss()
+    truth = difference_hessian(model, criterion, x, y).diag()
+    problem = Problem(model, criterion, [(x[:4], y[:4]), (x[4:], y[4:])])
+    found = exact_trace(problem)
+    assert found.refusals == ()
+    sizes = [p.numel() for p in model.parameters()]
+    expected = [float(part.sum()) for part in truth.split(sizes)]
+    assert list(found.by_parameter.values()) == pytest.approx(expected, rel=1e-5, abs=1e-7)
+
+
+def test_a_weight_used_without_gradients_has_no_exact_trace_of_its_own():
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad():
+                start = self.two(x)
+            return self.two(self.one(start).relu())
+
+    x, y = torch.randn(5, 3, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1])
+    found = exact_trace(Problem(Half().double(), nn.CrossEntropyLoss(), [(x, y)]))
+    assert found.value is None
+    assert "parameter 'two.weight' enters through linear" in found.refusals[0]

@@ -14,8 +14,8 @@ from torch import nn
 
 from conadv_lab.config import Config, resolved
 from conadv_lab.data.loader import Stream
-from conadv_lab.methods.adversarial import ConAdv
 from conadv_lab.methods.attack import PGDAttack, SignAttack
+from conadv_lab.methods.families.conadv import ConAdv
 from conadv_lab.models.norm import branch_of, mixture_batch_norm, one_update
 from conadv_lab.recipes import digits
 from conadv_lab.staleness import dynamics, dynamics_figures

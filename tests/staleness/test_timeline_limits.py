@@ -228,7 +228,7 @@ def test_workloads_are_those_of_the_recipes_and_models():
     for name, model in made.items():
         assert sum(p.numel() for p in model().parameters()) == MODELS[name]
     assert workload_of("digits-conadv").images == TRAINING_IMAGES["digits"]
-    assert workload_of(RECIPES["cifar10-resnet18-512"]()).steps == round(24 * 50_000 / 512)
+    assert workload_of(RECIPES["cifar10-resnet18-512"]()).steps == round(36 * 50_000 / 512)
     steps = [WORKLOADS[f"imagenet-resnet50-{k}k"].steps for k in (4, 8, 16, 32, 64, 96)]
     assert steps == [28151, 14075, 7038, 3519, 1759, 1173]
 

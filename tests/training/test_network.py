@@ -7,9 +7,11 @@ from torch._dynamo.testing import CompileCounter
 
 from conadv_lab.config import Config, Model, resolved
 from conadv_lab.data.loader import Stream
-from conadv_lab.methods.adversarial import ConAdv, Copy, DisAdv, Recycled
 from conadv_lab.methods.attack import SignAttack
 from conadv_lab.methods.base import Vanilla
+from conadv_lab.methods.families.conadv import ConAdv, DisAdv
+from conadv_lab.methods.families.controls import Copy
+from conadv_lab.methods.families.recycled import Recycled
 from conadv_lab.models.norm import mixture_batch_norm
 from conadv_lab.training.loop import prepare
 from conadv_lab.training.network import Autocast, begin_step, network_of

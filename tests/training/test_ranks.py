@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from conadv_lab.config import Config
-from conadv_lab.data.loader import Batch, lookahead
+from conadv_lab.data.loader import Batch
+from conadv_lab.data.lookahead import lookahead
 from conadv_lab.recipes import digits
 from conadv_lab.runs import RunFolder, read_checkpoint
 from conadv_lab.training.evaluate import evaluate
@@ -122,6 +123,7 @@ def cases(folder: Path, count: int) -> list[dict]:
         found += [
             world.case(folder / "from-one-to-two", moved),
             world.case(folder / "from-two-to-one", moved, killed=8),
+            world.case(folder / "from-serial-to-beside", config(staleness=2, **BESIDE, **SINGLE)),
             world.case(folder / "stopped", config(), signalled=10),
             world.case(folder / "one-group", config(micro_batch=None)),
             world.case(folder / "nobody-trains", config(**BESIDE).replace(attackers=2)),
@@ -135,14 +137,18 @@ def cases(folder: Path, count: int) -> list[dict]:
 
 
 def elsewhere(folder: Path) -> None:
-    """One rank begins a run that two will end."""
-    moved = config(**CASES["conadv-3"][1]).replace(checkpoint_every=5)
-    run = prepare(moved, folder / "from-one-to-two", progress="none")
-    assert run is not None
-    with run.claim:  # this process lives on, and two others will want the folder
-        run.start()
-        while run.step < 8:
-            run.train_step()
+    """One rank begins runs that two will end."""
+    begun = {
+        "from-one-to-two": config(**CASES["conadv-3"][1]).replace(checkpoint_every=5),
+        "from-serial-to-beside": config(method="conadv", staleness=2, **SINGLE).replace(checkpoint_every=5),
+    }
+    for name, moved in begun.items():
+        run = prepare(moved, folder / name, progress="none")
+        assert run is not None
+        with run.claim, run.saver:  # this process lives on, and two others will want the folder
+            run.start()
+            while run.step < 8:
+                run.train_step()
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
@@ -197,7 +203,7 @@ def test_only_the_config_tells_how_a_step_is_shared(runs):
     )
     told = RunFolder(runs / "attackers").manifest()
     assert (told["ranks"], told["attackers"], told["placement"]) == (3, 2, "ranks")
-    parts, judged = restore(runs / "attackers")
+    parts, judged = restore(runs / "attackers", trust=True)
     assert evaluate(parts, judged)["test_loss"] == RunFolder(runs / "attackers").result()["test_loss"]
 
 
@@ -228,6 +234,13 @@ def test_a_checkpoint_belongs_to_no_number_of_ranks(runs):
     for name in ("from-one-to-two", "from-two-to-one"):
         assert distance(runs / name, runs / "conadv-3") < 1e-9
         assert [line["step"] for line in RunFolder(runs / name).metrics()] == list(range(STEPS))
+
+
+def test_an_attack_may_go_on_beside_the_step(runs, tmp_path):
+    """One rank trains all along; of two, the other one attacks from step 5 on, and no bit changes."""
+    whole = train(config(method="conadv", staleness=2, **SINGLE), tmp_path / "alone", progress="none")
+    assert distance(whole.path, runs / "from-serial-to-beside") == 0
+    assert RunFolder(runs / "from-serial-to-beside").config().method.placement == "ranks"
 
 
 def test_mistakes_are_told_on_every_rank_and_nothing_is_written(runs):

@@ -101,7 +101,7 @@ def strangers_loop(out: Path) -> None:
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
 
-    from conadv_lab.data.loader import lookahead
+    from conadv_lab.data.lookahead import lookahead
     from conadv_lab.models.norm import share_statistics
 
     model, method, optimizer = strangers_parts()
@@ -119,8 +119,8 @@ def strangers_loop(out: Path) -> None:
 def strangers_parts():
     import torch
 
-    from conadv_lab.methods.adversarial import ConAdv
     from conadv_lab.methods.attack import SignAttack
+    from conadv_lab.methods.families.conadv import ConAdv
     from conadv_lab.models.norm import mixture_batch_norm
 
     torch.manual_seed(0)

@@ -1,0 +1,144 @@
+"""Steps over anybody's loader: its batches as images and labels, those of the steps ahead among them."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from conadv_lab.data.loader import ROUNDING, Batch, Step
+from conadv_lab.mistakes import require
+
+IMAGES = ("images", "image", "pixel_values", "inputs", "input", "x")
+LABELS = ("labels", "label", "targets", "target", "y")
+ALLOWED = "allowed: (images, labels), or a mapping that names them"
+
+
+def lookahead(loader: Iterable[Any], steps: int, ahead: int = 0) -> Iterator[Step]:
+    """Steps over anybody's loader of ``(images, labels)``, each with the batches of the next ``ahead`` steps.
+
+    The loader is begun again when it ends, so the queue crosses epochs. Images must be floats in [0, 1], on
+    the model's device. A step keeps ``ahead + 2`` batches alive. An image's index, which random starts depend
+    on, is its place in the loader's epoch.
+
+    A batch may also be a mapping, as ``{"pixel_values": …, "labels": …}``, and have more parts than two, which are
+    left out. NumPy's arrays become tensors, its floats those of torch's default dtype.
+
+    Raises:
+        ValueError: a negative number, a loader without batches, or one of something else.
+
+    >>> loader = [(torch.zeros(4, 1, 2, 2), torch.zeros(4).long())] * 3
+    >>> [len(list(step.batches())[0].labels) for step in lookahead(loader, steps=5, ahead=1)]
+    [4, 4, 4, 4, 4]
+    """
+    for name, value in (("steps", steps), ("ahead", ahead)):
+        require(isinstance(value, int) and value >= 0, name, value, "a whole number of at least 0")
+    source = islice(_endless(loader), steps)
+    held: dict[int, Batch] = {}
+    for number in range(steps):
+        for wanted in range(number, min(number + ahead, steps - 1) + 1):
+            if wanted not in held:
+                held[wanted] = next(source)
+        held.pop(number - 2, None)
+        yield _step_of(dict(held), number, ahead, steps - 1)
+
+
+def _step_of(held: dict[int, Batch], number: int, ahead: int, last: int) -> Step:
+    return Step(number, ahead, last, lambda number: [held[number]], lambda number: len(held[number].labels))
+
+
+def _endless(loader: Iterable[Any]) -> Iterator[Batch]:
+    if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
+        raise ValueError(
+            f"the loader is of type {type(loader).__name__}; allowed: a list or a DataLoader of batches"
+        )
+    epoch = 0
+    while True:
+        seen = 0
+        for batch in loader:
+            images, labels = images_and_labels(batch)
+            if epoch == seen == 0:
+                _require_unit_range(images)
+            indices = torch.arange(seen, seen + len(images), device=images.device)
+            seen += len(images)
+            yield Batch(images, labels, torch.full_like(indices, epoch), indices, 1.0)
+        if seen == 0:
+            when, which = (
+                ("when it was begun again", ", not what can be read only once") if epoch else ("", "")
+            )
+            raise ValueError(
+                f"the loader gave no batch {when}".rstrip()
+                + f"; allowed: a list or a DataLoader of batches{which}"
+            )
+        epoch += 1
+
+
+def images_and_labels(batch: Any) -> tuple[Tensor, Tensor]:
+    """The images and labels of a batch as tensors of one length.
+
+    Raises:
+        ValueError: it has none, or they are no batch.
+
+    >>> images, labels = images_and_labels({"image": np.zeros((2, 1, 3, 3)), "label": np.array([1, 0])})
+    >>> images.dtype, labels.tolist()
+    (torch.float32, [1, 0])
+    """
+    images, labels = _two(batch)
+    if isinstance(labels, (int, np.integer)) or (
+        isinstance(labels, (Tensor, np.ndarray)) and not labels.ndim
+    ):
+        raise ValueError(
+            f"the loader gives one image and its label, {int(labels)}, at a time, as a Dataset does; allowed: "
+            "batches, such as those of torch.utils.data.DataLoader(dataset, batch_size=128)"
+        )
+    images, labels = _tensor(images, "images"), _tensor(labels, "labels")
+    require(images.is_floating_point(), "the images' dtype", str(images.dtype), "floats in [0, 1]")
+    if len(images) != len(labels):
+        raise ValueError(
+            f"a batch has {len(images)} images and {len(labels)} labels; allowed: as many of both"
+        )
+    return images, labels if labels.is_floating_point() else labels.long()
+
+
+def _two(batch: Any) -> tuple[Any, Any]:
+    if isinstance(batch, Mapping):
+        return _named(batch, IMAGES, "images"), _named(batch, LABELS, "labels")
+    if isinstance(batch, (list, tuple)) and len(batch) >= 2:
+        return batch[0], batch[1]
+    size = f" and length {len(batch)}" if isinstance(batch, (list, tuple)) else ""
+    raise ValueError(f"a batch is of type {type(batch).__name__}{size}; {ALLOWED}")
+
+
+def _named(batch: Mapping[Any, Any], names: tuple[str, ...], what: str) -> Any:
+    found = [name for name in names if name in batch]
+    if len(found) == 1:
+        return batch[found[0]]
+    raise ValueError(
+        f"a batch has the keys {', '.join(map(str, batch))}; allowed: one of {', '.join(names)} for the {what}"
+    )
+
+
+def _tensor(values: Any, what: str) -> Tensor:
+    if isinstance(values, Tensor):
+        return values
+    if isinstance(values, list) and values and all(isinstance(value, (int, np.integer)) for value in values):
+        return torch.tensor(values, device="cpu")
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf":
+        raise ValueError(
+            f"the {what} of a batch are of type {type(values).__name__}; allowed: a tensor or a NumPy array"
+        )
+    # A copy, as torch warns of arrays that cannot be written to.
+    return torch.tensor(
+        values, dtype=torch.get_default_dtype() if values.dtype.kind == "f" else None, device="cpu"
+    )
+
+
+def _require_unit_range(images: Tensor) -> None:
+    low, high = (float(images.min()), float(images.max())) if images.numel() else (0.0, 1.0)
+    if not (low >= -ROUNDING and high <= 1 + ROUNDING):
+        raise ValueError(
+            f"images lie in [{low:.3g}, {high:.3g}]; allowed: [0, 1], as an attack is clipped to it; "
+            "a normalisation belongs into the model"
+        )

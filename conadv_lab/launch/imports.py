@@ -1,0 +1,67 @@
+"""Which files a user's own file needs: the modules of the user's own that it imports, found without running it."""
+
+import ast
+import importlib
+import sys
+from importlib.machinery import PathFinder
+from pathlib import Path
+
+SUFFIXES = {".py", ".html", ".csv", ".toml", ".typed"}
+"""Of the files of a package that are copied with it."""
+
+
+def with_own_modules(path: Path, start: Path) -> dict[str, Path]:
+    """The file and what it imports from its own folder or from ``start``, directly or not: relative path to source.
+
+    A package is taken whole. What is imported by a computed name, as with ``importlib``, is not seen; and installed
+    packages, like what PYTHONPATH names, are the environment's, which a run on the cluster has too.
+    """
+    importlib.invalidate_caches()
+    folders = [path.parent.resolve(), start.resolve()]
+    found = {path.name: path}
+    waiting = [path]
+    while waiting:
+        for name in _imported(waiting.pop()):
+            for relative, source in _own_files(name, folders).items():
+                if relative not in found:
+                    found[relative] = source
+                    waiting += [source] if source.suffix == ".py" else []
+    return found
+
+
+def sources(folder: Path) -> list[Path]:
+    """The files below a folder that are copied with it."""
+    return [
+        file
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.suffix in SUFFIXES and "__pycache__" not in file.parts
+    ]
+
+
+def _imported(file: Path) -> set[str]:
+    """Top-level names of what a file imports, anywhere in it; a file that is no Python imports nothing."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):  # whoever runs it is told
+        return set()
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.partition(".")[0])
+    return names - {"conadv_lab"}
+
+
+def _own_files(name: str, folders: list[Path]) -> dict[str, Path]:
+    """The files of a module that Python would find directly in one of the folders, and none of any other."""
+    spec = PathFinder.find_spec(name, [*map(str, folders), *sys.path])
+    if spec is None:
+        return {}
+    if spec.submodule_search_locations is None:
+        file = Path(spec.origin or "")
+        return {file.name: file} if file.suffix == ".py" and file.parent in folders else {}
+    roots = [root for root in map(Path, spec.submodule_search_locations) if root.parent in folders]
+    files = {f"{name}/{file.relative_to(root)}": file for root in roots for file in sources(root)}
+    # Without __init__.py any folder is a package, one of data too.
+    return files if any(relative.endswith(".py") for relative in files) else {}

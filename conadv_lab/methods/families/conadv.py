@@ -1,0 +1,214 @@
+"""ConAdv, and DisAdv, its form without staleness."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from conadv_lab.methods.attack import Attack, AttackOptions, RadiusOptions, attack_of
+from conadv_lab.methods.base import Losses, Method, TwoBranches, WeightOptions, Weights
+from conadv_lab.methods.kept import Kept
+from conadv_lab.methods.later import norm, signs, steps, torch
+from conadv_lab.mistakes import require, unknown
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from conadv_lab.config import Config
+    from conadv_lab.data.loader import Batch, Step
+    from conadv_lab.methods.forwards import Criterion
+
+
+@dataclass(frozen=True)
+class StaleOptions:
+    """Of an attack that its step does not wait for."""
+
+    staleness: int = 1
+    """τ: how many steps old the weights are that a batch is attacked with (conadv)."""
+    first: Literal["initial", "clean"] = "initial"
+    """What the first τ steps train on: images attacked with the initial weights, or clean ones alone."""
+    placement: Literal["serial", "stream", "ranks"] = "serial"
+    """Where the attack of conadv runs: before the step, on a CUDA stream beside it, or on ranks that only attack."""
+    attackers: int = 0
+    """How many of the ranks only attack (placement ranks)."""
+
+    def check(self) -> None:
+        for name in ("staleness", "attackers"):
+            value = getattr(self, name)
+            require(value >= 0, name, value, "a whole number of at least 0")
+
+
+class Placement:
+    """The serial placement: first the attack, then the step."""
+
+    def attack(
+        self, attack: Attack, model: nn.Module, step: Step, criterion: Criterion, wanted: Sequence[int]
+    ) -> dict[int, list[Any]]:
+        """For each step number that is wanted, what `taken` turns into the perturbation of each micro-batch."""
+        made = {}
+        for number in wanted:
+            kept = Kept(step.size(number - step.number))
+            for batch in step.batches(number - step.number):
+                kept.add(attack.perturb(model, batch, criterion))
+            made[number] = kept.parts()
+        return made
+
+    def taken(self, kept: Any) -> Tensor:
+        """One micro-batch's perturbation, waited for where it is not there yet."""
+        return kept
+
+    def join(self) -> None:
+        """Return once weights and running statistics may change, as the attack has seen them."""
+
+
+class ConAdv(TwoBranches):
+    """Concurrent adversarial learning: train on images that were attacked with the weights of τ steps ago.
+
+    Liu et al., "Concurrent Adversarial Learning for Large-Batch Training", ICLR 2022, Algorithm 1. At step t the
+    batch of step t + τ is attacked first, with weights and running statistics as they are, and kept; then the
+    step trains on its clean images and on those attacked at step t − τ. No old weights are stored. Nothing in a
+    step waits for its own attack, so that it can run beside the training: see `conadv_lab.methods.placement`.
+
+    Args:
+        attack: how an image is attacked.
+        staleness: τ ≥ 0; 0 is DisAdv.
+        weights: of the clean and the adversarial mean loss; (1, 1) as in Algorithm 1. A step without
+            adversarial images weighs its clean loss 1.
+        first: what the first τ steps train on, which the paper does not say: ``"initial"`` is images attacked
+            with the initial weights, ``"clean"`` is clean images alone.
+        placement: where the attack runs; None is before the step, on the same device. It changes no bit.
+    """
+
+    name, label, colour, marker = "conadv", "ConAdv", "#D55E00", "v"
+    about = "B clean images and the same attacked `--staleness` steps ago"
+    reads: tuple[type, ...] = (RadiusOptions, AttackOptions, StaleOptions, WeightOptions)
+    side = "attack"
+    concurrent = True
+
+    def __init__(
+        self,
+        attack: Attack,
+        staleness: int = 1,
+        weights: Weights = (1, 1),
+        first: Literal["initial", "clean"] = "initial",
+        placement: Placement | None = None,
+    ) -> None:
+        super().__init__(weights)
+        if isinstance(attack, type) or not hasattr(attack, "perturb"):
+            raise ValueError(
+                f"attack is {attack!r}; allowed: an attack, such as conadv_lab.SignAttack(epsilon={_radius(attack)})"
+            )
+        require(
+            isinstance(staleness, int) and staleness >= 0,
+            "staleness",
+            staleness,
+            "a whole number of at least 0",
+        )
+        if first not in ("initial", "clean"):
+            raise unknown("first", str(first), ["initial", "clean"])
+        self.attack, self.staleness, self.first = attack, staleness, first
+        self.lookahead, self.side_steps = staleness, attack.steps
+        self.placement = placement or Placement()
+        self.pending: dict[int, list[Any]] = {}
+
+    @classmethod
+    def of(cls, config: Config) -> Method:
+        section = config.method
+        return cls(attack_of(config), section.staleness, section.weights or (1, 1), section.first)
+
+    def kept_bytes(self, steps: float) -> float:
+        return self.attack.kept_bytes * min(self.staleness + 1, steps)
+
+    def backward(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
+        criterion = self.attack_ahead(model, step, criterion)
+        with norm.one_update(model):
+            losses = self._trained(model, step, criterion, self.pending.get(step.number))
+            self.placement.join()
+        self.pending.pop(step.number, None)
+        return losses
+
+    def attack_ahead(self, model: nn.Module, step: Step, criterion: Criterion) -> Criterion:
+        """Begin to attack what will be trained on within τ steps and is not attacked yet: τ + 1 batches at first."""
+        criterion = self.checked(model, step, criterion)
+        if step.number == 0:  # another loop: what an earlier one left behind belongs to other images
+            self.pending.clear()
+        for left_out in [n for n in self.pending if n < step.number]:
+            del self.pending[left_out]
+        ahead = range(step.number, min(step.number + self.staleness, step.last) + 1)
+        wanted = [n for n in ahead if n not in self.pending and not self._starts_clean(n)]
+        if wanted:
+            self.pending |= self.placement.attack(self.attack, model, step, criterion, wanted)
+        return criterion
+
+    def passes(self, step: Step) -> int:
+        return 1 if self._starts_clean(step.number) else 2
+
+    def _trained(
+        self, model: nn.Module, step: Step, criterion: Criterion, pending: list[Any] | None
+    ) -> Losses:
+        if pending is None:
+            return Losses(steps.train_on_clean(model, step, criterion, weight=1.0))
+        pairs = zip(step.batches(), pending, strict=True)
+        return steps.totals(self._train_on_pair(model, *pair, criterion) for pair in pairs)
+
+    def _train_on_pair(
+        self, model: nn.Module, batch: Batch, kept: Any, criterion: Criterion
+    ) -> tuple[Tensor, Tensor]:
+        clean = steps.train_on(model, batch.images, batch, criterion, self.weights[0], "main")
+        images = self.attack.apply(batch, self.placement.taken(kept))
+        return clean, steps.train_on(model, images, batch, criterion, self.weights[1], "adversarial")
+
+    def _starts_clean(self, number: int) -> bool:
+        return self.first == "clean" and number < self.staleness
+
+    def sign_agreement(self, model: nn.Module, step: Step, criterion: Criterion) -> float | None:
+        """Share of pixels where the pending, stale sign equals a fresh one; a probe, called before `backward`.
+
+        None where there is no pending sign attack for this step. Costs one attack.
+        """
+        pending = [self.placement.taken(kept) for kept in self.pending.get(step.number, [])]
+        if not pending or pending[0].dtype != torch.uint8:
+            return None
+        self.pending[step.number] = pending
+        agreement = 0.0
+        for batch, kept in zip(step.batches(), pending, strict=True):
+            fresh = signs.unpack(self.attack.perturb(model, batch, criterion), batch.images)
+            same = signs.unpack(kept, batch.images) == fresh
+            agreement += batch.share * same.float().mean().item()
+        return agreement
+
+    def state_dict(self) -> dict[str, Any]:
+        for number, kept in self.pending.items():
+            self.pending[number] = [self.placement.taken(one) for one in kept]
+        return {"pending": dict(self.pending)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.pending = dict(state["pending"])
+
+
+class DisAdv(ConAdv):
+    """Distributed adversarial training: attack a batch with today's weights, then train on it. ConAdv with τ = 0.
+
+    >>> from conadv_lab.methods.attack import SignAttack
+    >>> DisAdv(SignAttack(1 / 255)).depth
+    2
+    """
+
+    name, label, colour, marker = "disadv", "DisAdv", "#0072B2", "D"
+    about = "B clean images and the same attacked with today's weights"
+    reads = (RadiusOptions, AttackOptions, WeightOptions)
+    concurrent = False
+
+    def __init__(self, attack: Attack, weights: Weights = (1, 1)) -> None:
+        super().__init__(attack, staleness=0, weights=weights)
+
+    @classmethod
+    def of(cls, config: Config) -> Method:
+        return cls(attack_of(config), config.method.weights or (1, 1))
+
+
+def _radius(given: object) -> str:
+    """The ε that was meant where a number was given for an attack."""
+    is_radius = isinstance(given, (int, float)) and not isinstance(given, bool) and 0 <= given <= 1
+    return f"{given:g}" if is_radius else "1/255"

@@ -1,0 +1,115 @@
+"""Controls: what helps may be the second half of the batch, or the second branch, and not the attack."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from conadv_lab.methods.attack import RadiusOptions
+from conadv_lab.methods.base import Losses, Method, TwoBranches, WeightOptions, Weights
+from conadv_lab.methods.later import hashing, norm, steps
+from conadv_lab.mistakes import require
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from conadv_lab.config import Config
+    from conadv_lab.data.loader import Batch, Step
+    from conadv_lab.methods.forwards import Criterion
+
+
+class _Control(TwoBranches):
+    """A control: as its rival, but the altered images come from no gradient.
+
+    Paired, a step trains on its own images and their altered form, as ConAdv does. At equal cost it trains on
+    B/2 new images and on the step before's, altered, as recycled ConAdv does.
+    """
+
+    def alter(self, batch: Batch) -> Tensor:
+        raise NotImplementedError
+
+    def passes(self, step: Step) -> int:
+        return 1 if self.together else 2
+
+    def backward(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
+        criterion = self.checked(model, step, criterion)
+        with norm.one_update(model):
+            if not self.together:
+                return steps.totals(self._train_on_pair(model, batch, criterion) for batch in step.batches())
+            if step.number == 0:
+                return Losses(steps.train_on_clean(model, step, criterion, weight=1.0))
+            pairs = zip(step.batches(), step.batches(-1), strict=False)
+            return steps.totals(
+                steps.train_on_both(model, own, self._altered(other, own.share), criterion, self.weights)
+                for own, other in pairs
+            )
+
+    def _train_on_pair(self, model: nn.Module, batch: Batch, criterion: Criterion) -> tuple[Tensor, Tensor]:
+        clean = steps.train_on(model, batch.images, batch, criterion, self.weights[0], "main")
+        images = self.alter(batch)
+        return clean, steps.train_on(model, images, batch, criterion, self.weights[1], "adversarial")
+
+    def _altered(self, batch: Batch, share: float) -> Batch:
+        return replace(batch, images=self.alter(batch), share=share)
+
+
+class Noise(_Control):
+    """Control: random signs of length ε in place of the attack, fixed by (seed, epoch, image)."""
+
+    name, label, colour, marker = "noise", "noise", "#E69F00", "^"
+    about = "B clean images and the same moved along random signs: a control"
+    reads = (RadiusOptions, WeightOptions)
+
+    def __init__(
+        self, epsilon: float, equal_cost: bool = False, weights: Weights | None = None, seed: int = 0
+    ) -> None:
+        super().__init__(weights, equal_cost)
+        require(isinstance(epsilon, (int, float)) and 0 <= epsilon <= 1, "epsilon", epsilon, "0 to 1")
+        self.epsilon, self.seed = epsilon, seed
+
+    @classmethod
+    def of(cls, config: Config) -> Method:
+        return cls(config.method.epsilon, weights=config.method.weights, seed=config.training.seed)
+
+    def alter(self, batch: Batch) -> Tensor:
+        keys = hashing.image_keys(self.seed, "noise", batch.epochs, batch.indices)
+        noise = hashing.signs(keys, batch.images[0].numel()).view(batch.images.shape)
+        return noise.to(batch.images.dtype).mul_(self.epsilon).add_(batch.images).clamp_(0, 1)
+
+
+class NoiseEqual(Noise):
+    """`Noise` at equal cost, as a method of its own."""
+
+    name, label = "noise-equal", "noise-equal"
+    about = "B/2 clean images and B/2 of the step before's, moved along random signs: a control"
+
+    def __init__(self, epsilon: float, weights: Weights | None = None, seed: int = 0) -> None:
+        super().__init__(epsilon, True, weights, seed)
+
+
+class Copy(_Control):
+    """Control: the same images once more, unchanged, through the adversarial branch."""
+
+    name, label, colour, marker = "copy", "copy", "#999999", "s"
+    about = "B clean images and the same once more, unchanged: a control"
+    reads = (WeightOptions,)
+
+    def __init__(self, equal_cost: bool = False, weights: Weights | None = None) -> None:
+        super().__init__(weights, equal_cost)
+
+    @classmethod
+    def of(cls, config: Config) -> Method:
+        return cls(weights=config.method.weights)
+
+    def alter(self, batch: Batch) -> Tensor:
+        return batch.images
+
+
+class CopyEqual(Copy):
+    """`Copy` at equal cost, as a method of its own."""
+
+    name, label = "copy-equal", "copy-equal"
+    about = "B/2 clean images and B/2 of the step before's, unchanged: a control"
+
+    def __init__(self, weights: Weights | None = None) -> None:
+        super().__init__(True, weights)

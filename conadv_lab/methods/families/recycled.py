@@ -1,0 +1,131 @@
+"""Recycled ConAdv, paired and at equal cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from conadv_lab.methods.attack import RadiusOptions
+from conadv_lab.methods.base import Losses, Method, TwoBranches, WeightOptions, Weights
+from conadv_lab.methods.kept import Kept
+from conadv_lab.methods.later import norm, signs, steps
+from conadv_lab.mistakes import require
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from conadv_lab.config import Config
+    from conadv_lab.data.loader import Batch, Step
+    from conadv_lab.methods.forwards import Criterion
+
+
+class Recycled(TwoBranches):
+    """Recycled ConAdv: the clean backward of step t also gives ∇ₓL; step t + 1 trains on x_t moved along its sign.
+
+    Ours, not the paper's. Staleness 1 and depth 1 without an attack pass: x̂ = clip[0,1](x + ε · sign(∇ₓL)), the
+    gradient through the main branch as it trains. The first step trains on clean images alone, with weight 1.
+
+    Args:
+        epsilon: length of the move, in image units.
+        equal_cost, weights: see `TwoBranches`.
+    """
+
+    name, label, colour, marker = "recycled", "recycled", "#009E73", "P"
+    about = "B clean images and the step before's, moved along the gradient that its clean pass left behind"
+    reads = (RadiusOptions, WeightOptions)
+    staleness = 1
+
+    def __init__(self, epsilon: float, equal_cost: bool = False, weights: Weights | None = None) -> None:
+        super().__init__(weights, equal_cost)
+        require(isinstance(epsilon, (int, float)) and 0 <= epsilon <= 1, "epsilon", epsilon, "0 to 1")
+        require(
+            self.weights[0] > 0, "weights", weights, "a clean weight above 0, as its gradient is recycled"
+        )
+        self.epsilon = epsilon
+        self.pending: list[Tensor] = []
+        # The step that they were made in; None after loading, where it is the step before the one to come.
+        self._made_in: int | None = None
+
+    @classmethod
+    def of(cls, config: Config) -> Method:
+        return cls(config.method.epsilon, weights=config.method.weights)
+
+    def kept_bytes(self, steps: float) -> float:
+        return 2 / 8  # a step's own signs are kept while it trains on those of the step before
+
+    def passes(self, step: Step) -> int:
+        return 2 if self._is_pending(step) and not self.together else 1
+
+    def _is_pending(self, step: Step) -> bool:
+        """Whether there are signs of the step before; not where it was left out, failed or is of another loop."""
+        return bool(self.pending) and step.number > 0 and self._made_in in (None, step.number - 1)
+
+    def backward(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
+        criterion = self.checked(model, step, criterion)
+        kept = Kept(step.size())
+        with norm.one_update(model):
+            losses = self._trained(model, step, criterion, kept)
+        self.pending, self._made_in = kept.parts(), step.number
+        return losses
+
+    def _trained(self, model: nn.Module, step: Step, criterion: Criterion, kept: Kept) -> Losses:
+        if not self._is_pending(step):
+            return Losses(self._train_on_clean(model, step, criterion, 1.0, kept))
+        moved = self._moved(step, self.pending)
+        if self.together:
+            pairs = zip(step.batches(), moved, strict=False)
+            return steps.totals(self._train_on_both(model, *pair, criterion, kept) for pair in pairs)
+        return Losses(
+            self._train_on_clean(model, step, criterion, self.weights[0], kept),
+            steps.total(
+                steps.train_on(model, b.images, b, criterion, self.weights[1], "adversarial") for b in moved
+            ),
+        )
+
+    def _train_on_clean(
+        self, model: nn.Module, step: Step, criterion: Criterion, weight: float, kept: Kept
+    ) -> Tensor:
+        def trained(batch: Batch) -> Tensor:
+            images = batch.images.detach().requires_grad_()
+            loss = steps.train_on(model, images, batch, criterion, weight, "main")
+            kept.add(_signs(images))
+            return loss
+
+        return steps.total(trained(batch) for batch in step.batches())
+
+    def _train_on_both(
+        self, model: nn.Module, clean: Batch, moved: Batch, criterion: Criterion, kept: Kept
+    ) -> tuple[Tensor, Tensor]:
+        images = clean.images.detach().requires_grad_()
+        moved = replace(moved, share=clean.share)
+        losses = steps.train_on_both(model, replace(clean, images=images), moved, criterion, self.weights)
+        kept.add(_signs(images))
+        return losses
+
+    def _moved(self, step: Step, pending: list[Tensor]) -> Iterator[Batch]:
+        """The step before's images, moved. An equal-cost step 1 uses the leading half of the longer step 0."""
+        for batch, kept in zip(step.batches(-1), pending, strict=True):
+            images = signs.unpack(kept, batch.images).mul_(self.epsilon).add_(batch.images).clamp_(0, 1)
+            yield replace(batch, images=images)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"pending": list(self.pending)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.pending, self._made_in = list(state["pending"]), None
+
+
+class RecycledEqual(Recycled):
+    """Recycled ConAdv at equal cost, as a method of its own."""
+
+    name, label = "recycled-equal", "recycled-equal"
+    about = "B/2 clean images and B/2 of the step before's, moved as by `recycled`"
+
+    def __init__(self, epsilon: float, weights: Weights | None = None) -> None:
+        super().__init__(epsilon, True, weights)
+
+
+def _signs(images: Tensor) -> Tensor:
+    assert images.grad is not None
+    return signs.pack(images.grad)

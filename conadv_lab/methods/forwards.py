@@ -1,0 +1,98 @@
+"""How a method calls anybody's network: the images that it is given stay as they are, and what it returns is judged."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+Criterion = Callable[[Tensor, Tensor], Tensor]
+
+# Whether a network's forward writes into its input, in training and in evaluation mode: True, False, or not in it.
+_writes: WeakKeyDictionary[nn.Module, dict[bool, bool]] = WeakKeyDictionary()
+
+
+def outputs_of(model: nn.Module, images: Tensor) -> Any:
+    """``model(images)``; a forward that writes into its input, as ``x.sub_(0.5)`` does, gets a copy to write into.
+
+    The first forward of each mode finds out, with a copy, which a GPU makes the host wait for; later ones cost nothing.
+    """
+    known = _writes.setdefault(model, {})
+    if known.get(model.training) is False:
+        return model(images)
+    copy = images.clone()
+    version = copy._version
+    outputs = model(copy)
+    if model.training not in known:
+        # The values tell what no counter does, as x.data.sub_(0.5); the counter what left the values as they were.
+        known[model.training] = copy._version > version or not torch.equal(copy, images)
+    return outputs
+
+
+def logits(outputs: Any) -> Tensor:
+    """The tensor that a criterion of tensors judges: the outputs, their ``logits`` (or ``out``), or their first part.
+
+    Raises:
+        ValueError: there is none.
+
+    >>> logits((torch.zeros(2), "features")).tolist()
+    [0.0, 0.0]
+    """
+    if isinstance(outputs, Tensor):
+        return outputs
+    for name in ("logits", "out"):
+        found = outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
+        if isinstance(found, Tensor):
+            return found
+    if isinstance(outputs, (list, tuple)) and outputs and isinstance(outputs[0], Tensor):
+        return outputs[0]
+    raise ValueError(
+        f"the model returned {type(outputs).__name__}; allowed: a tensor, a tuple that begins with one, "
+        "something with .logits, or a criterion that takes it as it is"
+    )
+
+
+class Judge:
+    """A criterion for whatever a network returns: all of it where the criterion takes it, else what `logits` finds."""
+
+    def __init__(self, criterion: Criterion) -> None:
+        self.criterion = criterion
+        self._takes_all: bool | None = None
+
+    def __call__(self, outputs: Any, labels: Tensor) -> Tensor:
+        if isinstance(outputs, Tensor):
+            return self.criterion(outputs, labels)
+        if self._takes_all is None:
+            self._takes_all = self._tried(outputs, labels)
+        return self.criterion(outputs if self._takes_all else logits(outputs), labels)
+
+    def _tried(self, outputs: Any, labels: Tensor) -> bool:
+        try:
+            self.criterion(outputs, labels)
+        except (TypeError, AttributeError):
+            return False
+        return True
+
+
+def rows_of(outputs: Any, first: int, last: int) -> Any:
+    """The outputs of images ``first`` to ``last``: of each tensor in a tuple, list or dict its rows."""
+    if isinstance(outputs, Tensor):
+        return outputs[first:last]
+    leaves, form = tree_flatten(outputs)
+    if not any(isinstance(leaf, Tensor) for leaf in leaves):  # an object that torch cannot look into
+        return logits(outputs)[first:last]
+    cut = [leaf[first:last] if isinstance(leaf, Tensor) and leaf.ndim else leaf for leaf in leaves]
+    return tree_unflatten(cut, form)
+
+
+def twice(outputs: Any) -> Any:
+    """The outputs of a batch for the batch twice; None of an object that torch cannot look into."""
+    if isinstance(outputs, Tensor):
+        return torch.cat([outputs, outputs])
+    leaves, form = tree_flatten(outputs)
+    if not any(isinstance(leaf, Tensor) for leaf in leaves):
+        return None
+    both = [torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) and leaf.ndim else leaf for leaf in leaves]
+    return tree_unflatten(both, form)

@@ -1,0 +1,25 @@
+"""Modules that a step needs and the facts of a method do not: each is imported when a name in it is first used.
+
+So help, plans and the simulator read every method's facts without waiting for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from conadv_lab.data import hashing
+    from conadv_lab.methods import forwards, signs, steps
+    from conadv_lab.models import norm
+else:
+
+    class _Later:
+        def __init__(self, module: str) -> None:
+            self._module = module
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(import_module(self._module), name)
+
+    torch, hashing, norm = map(_Later, ("torch", "conadv_lab.data.hashing", "conadv_lab.models.norm"))
+    forwards, signs, steps = (_Later(f"conadv_lab.methods.{name}") for name in ("forwards", "signs", "steps"))

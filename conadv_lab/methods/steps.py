@@ -1,0 +1,141 @@
+"""What methods make a step's gradient of: forward and backward of a micro-batch, sums, a checked criterion."""
+
+from collections.abc import Iterable
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from conadv_lab.data.loader import Batch, Step
+from conadv_lab.methods.base import Losses
+from conadv_lab.methods.forwards import Criterion, Judge, outputs_of, rows_of, twice
+from conadv_lab.models.mixture import Parts, RowsMultiplied
+from conadv_lab.models.norm import (
+    Branch,
+    backward_of,
+    branch_of,
+    left_no_statistics,
+    takes_both,
+)
+
+
+def train_on(
+    model: nn.Module, images: Tensor, batch: Batch, criterion: Criterion, weight: float, branch: Branch
+) -> Tensor:
+    """Forward and backward of one micro-batch; returns its share of the step's unweighted mean loss."""
+    with branch_of(model, branch):
+        loss = criterion(outputs_of(model, images), batch.labels)
+    scale = weight * batch.share
+    with backward_of(model, branch):
+        (loss if scale == 1 else loss * scale).backward()
+    return loss.detach() * batch.share
+
+
+def train_on_both(
+    model: nn.Module,
+    clean: Batch,
+    altered: Batch,
+    criterion: Criterion,
+    weights: tuple[float, float],
+) -> tuple[Tensor, Tensor]:
+    """Both halves of an equal-cost step in one backward, and in one forward as large as a vanilla step's.
+
+    Each half has a forward of its own where a batch norm sees other rows than images: they may lie in any order.
+
+    Returns the shares of the step's unweighted mean losses, clean and altered.
+    """
+    branch: Parts | None = (len(clean.labels), len(altered.labels))
+    outputs = _together(model, clean, altered) if takes_both(model) else None
+    if outputs is None:
+        branch, outputs = None, _apart(model, clean, altered)
+    losses = criterion(outputs[0], clean.labels), criterion(outputs[1], altered.labels)
+    with backward_of(model, branch):
+        (losses[0] * (weights[0] * clean.share) + losses[1] * (weights[1] * altered.share)).backward()
+    return losses[0].detach() * clean.share, losses[1].detach() * altered.share
+
+
+def _together(model: nn.Module, clean: Batch, altered: Batch) -> Any:
+    """The outputs of one forward of both; None where they need one each."""
+    counts = len(clean.labels), len(altered.labels)
+    try:
+        with branch_of(model, counts):
+            outputs = outputs_of(model, torch.cat([clean.images, altered.images]))
+    except RowsMultiplied:
+        if left_no_statistics(model):
+            return None
+        raise
+    if isinstance(outputs, Tensor):
+        return outputs.split(counts)
+    return rows_of(outputs, 0, counts[0]), rows_of(outputs, counts[0], sum(counts))
+
+
+def _apart(model: nn.Module, clean: Batch, altered: Batch) -> Any:
+    with branch_of(model, "main"):
+        first = outputs_of(model, clean.images)
+    with branch_of(model, "adversarial"):
+        return first, outputs_of(model, altered.images)
+
+
+def train_on_clean(model: nn.Module, step: Step, criterion: Criterion, weight: float) -> Tensor:
+    """Train on the step's own images through the main branch; returns their mean loss."""
+    return total(train_on(model, b.images, b, criterion, weight, "main") for b in step.batches())
+
+
+def total(parts: Iterable[Tensor]) -> Tensor:
+    """Sum of what each micro-batch gives, one at a time.
+
+    A list of them would lie between the activations that a CPU's heap frees, which then grows with their number.
+    """
+    return reduce(torch.add, parts)
+
+
+def totals(pairs: Iterable[tuple[Tensor, Tensor]]) -> Losses:
+    """As `total`, of clean and adversarial losses."""
+    return Losses(*reduce(lambda sums, pair: (sums[0] + pair[0], sums[1] + pair[1]), pairs))
+
+
+class MeanCheck:
+    """Wraps a criterion, and refuses at its first use one that is not a mean over the images.
+
+    With a sum, the weights of clean and adversarial losses and of micro-batches would mean something else.
+    """
+
+    def __init__(self) -> None:
+        self._judge: Judge | None = None
+        self._is_checked = False
+
+    def __call__(self, criterion: Criterion) -> Criterion:
+        if self._judge is None or self._judge.criterion is not criterion:
+            self._judge, self._is_checked = Judge(criterion), False
+        return self._judge if self._is_checked else self._checking(self._judge)
+
+    def _checking(self, judge: Judge) -> Criterion:
+        def checked(outputs: Any, labels: Tensor) -> Tensor:
+            loss = judge(outputs, labels)
+            if not self._is_checked:
+                check_mean(judge, outputs, labels)
+                self._is_checked = True
+            return loss
+
+        return checked
+
+
+@torch.no_grad()
+def check_mean(criterion: Criterion, outputs: Any, labels: Tensor) -> None:
+    """Raise ``ValueError`` unless the loss is a number, and the same number for every image twice."""
+    once, both = criterion(outputs, labels), twice(outputs)
+    if once.ndim != 0:
+        raise ValueError(
+            f"the criterion returned a tensor of shape {tuple(once.shape)}; "
+            "allowed: one mean over the images (reduction='mean')"
+        )
+    if both is None:
+        return
+    again = criterion(both, torch.cat([labels, labels]))
+    rounding = max(1e-3, 4 * torch.finfo(once.dtype).eps)
+    if torch.isfinite(once) and not torch.allclose(once, again, rtol=rounding, atol=1e-5):
+        raise ValueError(
+            f"the criterion gave {once.item():.4g} for a batch and {again.item():.4g} for the batch twice; "
+            "allowed: a mean over the images (reduction='mean'), not a sum"
+        )

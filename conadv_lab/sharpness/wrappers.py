@@ -1,0 +1,94 @@
+"""Models inside wrappers, and those whose weights cannot be put in one vector."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel``.
+
+    Its parameters are the wrapper's, under shorter names. A compiled network has no second derivative, and copies
+    on several devices, or hooks that average gradients over ranks, would take part in every product.
+
+    >>> unwrapped(DataParallel(nn.Linear(2, 1)))
+    Linear(in_features=2, out_features=1, bias=True)
+    """
+    while True:
+        if isinstance(model, (DataParallel, DistributedDataParallel)):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
+
+
+def require_whole(model: nn.Module) -> None:
+    """Refuse a model whose weights cannot be exchanged or lie in pieces.
+
+    Raises:
+        ValueError: TorchScript modules, or parameters that are sharded over processes.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            which = f"module {name!r} of the model" if name else "the model"
+            raise ValueError(
+                f"{which} is TorchScript, whose weights cannot be exchanged; allowed: the Python module that it "
+                "was made from, with load_state_dict(scripted.state_dict())"
+            )
+    for name, parameter in model.named_parameters():
+        if hasattr(parameter, "full_tensor"):  # what a DTensor alone has
+            raise ValueError(
+                f"parameter {name!r} is a DTensor, of which this process holds a part (FSDP2, tensor parallelism); "
+                "allowed: a plain copy of the model, loaded with "
+                "{name: p.full_tensor() for name, p in model.state_dict().items()}"
+            )
+        if type(parameter).__name__ == "FlatParameter":
+            raise ValueError(
+                f"parameter {name!r} holds this process's part of several (FullyShardedDataParallel); allowed: a "
+                "plain copy of the model, loaded with its full state dict"
+            )
+
+
+@contextmanager
+def eager() -> Iterator[None]:
+    """Within it whatever was compiled runs as it was written: compiled code has no second derivative."""
+    if "torch._dynamo" not in sys.modules:  # then nothing was compiled, and importing it takes a second
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@contextmanager
+def dense_gradients(model: nn.Module) -> Iterator[None]:
+    """Within it embeddings give dense gradients, of which alone second derivatives and vectors are made."""
+    sparse: list[Any] = [
+        m for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag)) and m.sparse
+    ]
+    for module in sparse:
+        module.sparse = False
+    try:
+        yield
+    finally:
+        for module in sparse:
+            module.sparse = True
+
+
+@contextmanager
+def differentiable_recurrence(model: nn.Module) -> Iterator[None]:
+    """Within it recurrent layers do without cuDNN, whose backward pass needs train mode and has no second one."""
+    if not any(isinstance(m, nn.RNNBase) for m in model.modules()):
+        yield
+        return
+    before = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.enabled = before

@@ -1,0 +1,149 @@
+"""What `train` would refuse of runs that are to be sent, found where they are sent from, with nothing written."""
+
+from collections.abc import Hashable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from conadv_lab.config import Config, Data, check_method
+from conadv_lab.data.loader import ImageSet
+from conadv_lab.data.sets import load_sets, require_enough
+from conadv_lab.data.synthetic import Synthetic
+from conadv_lab.methods import method_of
+from conadv_lab.methods.placement import SideStream
+from conadv_lab.optim.groups import parameter_groups
+from conadv_lab.references import is_file_reference
+from conadv_lab.training.build import (
+    build_model,
+    build_optimizer,
+    build_schedule,
+    build_stream,
+    pick_device,
+    require_fit,
+)
+from conadv_lab.training.distributed import Ranks, require_trainers
+
+OFFICIAL = {"cifar10": 10, "cifar100": 100}
+
+
+class Beforehand:
+    """Looks at one config after another; sets and networks that they share are made once.
+
+    Args:
+        ranks: how many will share a step.
+        here: whether the runs will be on this machine, whose devices can be looked at.
+        data_here: whether this machine sees the data.
+        same_environment: whether the runs will have the Python of this machine.
+
+    Attributes:
+        unseen: what could not be looked at from here, in words.
+    """
+
+    def __init__(
+        self, ranks: int, *, here: bool, data_here: bool = True, same_environment: bool = True
+    ) -> None:
+        self.ranks, self.here, self.data_here = ranks, here, data_here
+        self.same_environment = same_environment
+        self.unseen: dict[str, None] = {}
+        self._sets: dict[Data, ImageSet | None] = {}
+        self._fitting: set[Hashable] = set()
+
+    def check(self, config: Config) -> None:
+        """Raise ``ValueError`` where `train` would refuse a resolved config."""
+        try:
+            self._check(config)
+        except OSError as failure:  # as of an image that cannot be read
+            raise ValueError(str(failure)) from failure
+
+    def _check(self, config: Config) -> None:
+        require_trainers(config.method.attackers, self.ranks)
+        self._check_device(config)
+        method = self._users_own("method", config.method.method, lambda: method_of(config))
+        images = self._training_set(config)
+        if images is not None:
+            require_enough(config, len(images))
+            self._check_network(config, images)
+        if method is not None:
+            check_method(config, method)
+            ranks = Ranks(count=self.ranks, attackers=config.method.attackers)
+            known = Synthetic(2**31 - 1 if images is None else len(images))
+            # Photographs are cut into steps as all images are, but without workers and memory for them.
+            plain = config.replace(dataset="synthetic") if config.data.dataset == "imagenet" else config
+            stream = build_stream(plain, method, known, ranks)
+            if images is not None or config.training.steps is not None:
+                build_schedule(config, stream, len(known))
+
+    def _check_device(self, config: Config) -> None:
+        name = config.training.device
+        if self.here or not name.startswith("cuda"):
+            device = pick_device(name) if self.here or name != "auto" else None
+            if config.method.placement == "stream" and device is not None and device.type == "cpu":
+                SideStream(device)
+            return
+        try:
+            torch.device(name)
+        except RuntimeError:
+            pick_device(name)  # which says what is allowed
+        self.unseen[f"device {name}"] = None
+
+    def _training_set(self, config: Config) -> ImageSet | None:
+        """The set, or one of its size; None where nobody here knows it."""
+        data = config.data
+        own = is_file_reference(data.dataset)
+        if not self.data_here and (own or data.dataset == "imagenet"):
+            self.unseen[f"data set {data.dataset} in {data.data_dir}"] = None
+            return None
+        if (
+            data not in self._sets
+        ):  # one of the user's own may depend on more, but a sweep has thousands of seeds
+            self._sets[data] = self._loaded(config)
+        return self._sets[data]
+
+    def _loaded(self, config: Config) -> ImageSet | None:
+        data = config.data
+        if data.dataset in OFFICIAL and (data.download or not self.data_here):
+            size = min(data.train_images or 50_000, 50_000)
+            return Synthetic(size, (3, 32, 32), OFFICIAL[data.dataset])
+        # As small a demand as there is: memory and workers are the node's.
+        bare = config.replace(global_batch=1, micro_batch=1, workers=0, keep_gb=0.0, reader="native")
+        try:
+            return self._users_own("data set", data.dataset, lambda: load_sets(bare, torch.device("cpu"))[0])
+        except ValueError as mistake:
+            if self.here or Path(data.data_dir).is_dir():
+                raise
+            raise ValueError(f"{mistake}; where the nodes alone see it, pass --data-on-nodes") from None
+
+    def _check_network(self, config: Config, images: ImageSet) -> None:
+        name = config.model.model
+        if name.startswith("timm:") and not self.same_environment and find_spec("timm") is None:
+            self.unseen[f"model {name}"] = None
+            return
+        own = is_file_reference(name)
+        optimizer = config.optimization.optimizer
+        key = (config.data, config.model, config.method if own else None, images.classes, optimizer)
+        if key in self._fitting:
+            return
+
+        def fitting() -> None:
+            model = build_model(config, images.classes)
+            require_fit(model, images, config)
+            section = config.optimization
+            build_optimizer(config, parameter_groups(model, section.weight_decay, section.bias_lr_factor))
+
+        self._users_own("model", name, fitting)
+        self._fitting.add(key)
+
+    def _users_own(self, what: str, name: str, make: Any) -> Any:
+        """What ``make`` makes. A file of the user's own may need what only the nodes have: None then, and noted."""
+        try:
+            return make()
+        except ValueError:
+            raise
+        except Exception as error:
+            if not is_file_reference(name):
+                raise
+            line = (str(error).strip().splitlines() or [""])[0]
+            self.unseen[f"{what} {name} ({type(error).__name__}: {line})"] = None
+            return None

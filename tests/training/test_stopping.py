@@ -1,0 +1,86 @@
+"""A first Ctrl-C lets the step end and saves (test_loop.py); a second one does not wait for that."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from conadv_lab.runs import RunFolder
+from conadv_lab.training import loop
+from conadv_lab.training.loop import train
+from tests.training.test_loop import tiny
+
+SLOW = """
+import time
+from conadv_lab.methods.base import Losses, Method
+from conadv_lab.methods.steps import train_on_clean
+
+class Slow(Method):
+    def backward(self, model, step, criterion):
+        if step.number == 2:
+            print("in the middle", flush=True)
+            time.sleep(SECONDS)
+        return Losses(train_on_clean(model, step, criterion, weight=1.0))
+
+def slow(config):
+    return Slow()
+"""
+RUN = ["--train-images", "60", "--global-batch", "20", "--steps", "6", "--warmup-epochs", "0", "--bn-recalibrate", "0",
+       "--checkpoint-every", "1"]  # fmt: skip
+
+
+def begun(tmp_path: Path, seconds: float) -> subprocess.Popen:
+    """A run that is in the middle of step 2, which takes so many seconds."""
+    (tmp_path / "own.py").write_text(SLOW.replace("SECONDS", str(seconds)))
+    words = ["digits-vanilla", "--method", f"{tmp_path}/own.py:slow", *RUN, "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "conadv_lab.train", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    while "in the middle" not in (line := process.stdout.readline()):
+        assert line, process.communicate()[1]
+    return process
+
+
+def test_a_second_ctrl_c_ends_the_command_at_once(tmp_path):
+    process = begun(tmp_path, 300)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == -signal.SIGINT
+    assert "Ctrl-C again stops at once" in err
+    assert "Traceback" not in err
+    assert RunFolder(tmp_path / "run").load_checkpoint() is not None
+
+
+def test_in_a_notebook_the_second_one_interrupts_the_cell(tmp_path, monkeypatch):
+    """The kernel lives on: what the handler of before makes of a Ctrl-C is raised in the middle of the step."""
+    original, reached = loop.Run.train_step, []
+
+    def interrupted(run):
+        if run.step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+            reached.append("first")
+            os.kill(os.getpid(), signal.SIGINT)
+            reached.append("second")
+        original(run)
+
+    whole = train(tiny(), tmp_path / "whole", progress="none").result()
+    handler = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Run, "train_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny(), tmp_path / "run", progress="none")
+    assert reached == ["first"]
+    assert signal.getsignal(signal.SIGINT) is handler
+    resumed = train(tiny(), tmp_path / "run", resume=True, progress="none").result()
+    assert resumed["parameters_sha256"] == whole["parameters_sha256"]
