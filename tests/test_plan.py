@@ -102,7 +102,7 @@ def test_equal_cost_forms_take_twice_the_steps_of_a_micro_batch_twice_as_large()
 
 def test_attackers_leave_more_images_to_those_that_train():
     """48 trainers of 64 devices: 98,304 / 48 images each; signs arrive, and wait, on the host."""
-    recipe = imagenet.resnet50_96k().replace(method="conadv")
+    recipe = imagenet.resnet50_96k().replace(method="conadv", pixels=64)
     alone, placed = plan_of(recipe, 64), plan_of(recipe.replace(placement="ranks", attackers=16), 64)
     assert (placed.images, placed.attackers, placed.attacked) == (2_048, 16, 6_144)
     assert placed.host["pending attacks"] == alone.memory["pending attacks"] * 64 / 48
