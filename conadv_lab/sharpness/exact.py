@@ -274,7 +274,7 @@ def _hidden(problem: Problem, one: Any) -> str:
             continue
         norm = _NORMS[use.function](use)
         for role, name in use.names.items():
-            shown[name] += float(norm[role](gradient).double().sum())
+            shown[name] += float(norm[role](gradient.to(use.input.dtype)).double().sum())
     tolerance = 1e-6 if problem.precision == torch.float64 else 1e-2
     scale = max(float(g.double().square().sum()) for g in whole)
     for name, gradient in zip(problem.names, whole, strict=True):

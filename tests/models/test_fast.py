@@ -87,7 +87,7 @@ def test_a_run_fits_the_filters_to_its_training_images_and_keeps_them(tmp_path):
     trained = {id(p) for group in parts.optimizer.param_groups for p in group["params"]}
     assert id(parts.model.whitening.bias) in trained
     folder = train(config, tmp_path / "run", progress="none")
-    _, model = restore(folder.path)
+    _, model = restore(folder.path, trust=True)
     assert torch.equal(model.whitening.weight, expected.whitening.weight)
     assert model.whitening.bias.abs().max() > 0
 
@@ -111,7 +111,7 @@ def test_training_by_hand_gives_the_same_biases(tmp_path):
     before = {n: p.detach().clone() for n, p in parts.model.named_parameters()}
     parts.method.backward(parts.model, parts.stream.step(0), parts.criterion)
     gradients = {n: p.grad for n, p in parts.model.named_parameters() if p.grad is not None}
-    _, model = restore(train(config, tmp_path / "run", progress="none").path)
+    _, model = restore(train(config, tmp_path / "run", progress="none").path, trust=True)
     found = dict(model.named_parameters())
     for name, gradient in gradients.items():
         factor = 16 if ".main.bias" in name else 1

@@ -14,7 +14,6 @@ from conadv_lab.training import distributed, loop
 
 PATIENCE, LATE = 5, 8
 SLOW_STEPS: dict[int, float] = {}
-LAST = os.environ["RANK"] == "1"
 
 
 def config(**changes) -> Config:
@@ -30,7 +29,7 @@ def slow(original):
 
     def late(*arguments, **more):
         call = next(calls)
-        if LAST:
+        if os.environ["RANK"] == "1":
             time.sleep(SLOW_STEPS.get(call, 0.0))
         return original(*arguments, **more)
 
