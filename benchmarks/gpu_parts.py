@@ -125,7 +125,7 @@ PARTS = (
         "-m conadv_lab.sharpness {run} --cross-check --json {figures}",
         seconds=120,
         needs=("run",),
-        small="--examples 8 --batch-size 8 --measures trace",
+        small="--trust --examples 8 --batch-size 8 --measures trace",
         shown="output",
     ),
     Part(
