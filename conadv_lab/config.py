@@ -16,6 +16,7 @@ from conadv_lab.references import is_file_reference
 
 DATASETS = ("digits", "cifar10", "cifar100", "imagenet", "synthetic")
 MODELS = ("digits-cnn", "fast-cnn", "fast-cnn-small", "resnet18", "resnet20", "resnet50")
+RESNETS = tuple(name for name in MODELS if name.startswith("resnet"))
 OPTIMIZERS = ("sgd", "lars", "lamb")
 GRAPH_MODES = ("reduce-overhead", "max-autotune")
 """Of torch.compile: those that replay the network from CUDA graphs."""
@@ -372,7 +373,7 @@ def _check_combinations(config: Config) -> None:
     _check_augmentation(config.data)
     optimization = config.optimization
     _check_compiling(config)
-    if config.model.last_gamma != 0 and not config.model.model.startswith("resnet"):
+    if config.model.last_gamma != 0 and config.model.model not in RESNETS:
         raise ValueError(
             f"last_gamma is {config.model.last_gamma:g}; allowed for model {config.model.model}: 0, as only the "
             "built-in resnets have it"

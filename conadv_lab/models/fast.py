@@ -34,16 +34,19 @@ class Whitening(nn.Module):
     def fit(self, images: Tensor, eps: float = 5e-4) -> None:
         """Take the principal axes of all 2x2 patches of ``images`` (B, C, H, W), normalised as the network does.
 
-        The arithmetic is that of a CPU in float64, so that every device begins with the same filters.
+        The arithmetic is that of a CPU in float64, whatever device trains.
 
         Args:
             eps: added to the patches' variances, so that axes of hardly any variance are not blown up.
         """
-        patches = F.unfold(images.cpu().double(), PATCH).transpose(1, 2).flatten(0, 1)
-        variances, axes = torch.linalg.eigh(patches.T @ patches / len(patches))
-        axes = (
-            axes * axes.sum(0).sign()
-        )  # an axis has no direction of its own; machines would choose differently
+        count, moments = 0, torch.zeros(12, 12, dtype=torch.float64, device="cpu")
+        for part in images.cpu().split(500):  # all patches at once would take a gigabyte
+            patches = F.unfold(part.double(), PATCH).transpose(1, 2).flatten(0, 1)
+            moments += patches.T @ patches
+            count += len(patches)
+        variances, axes = torch.linalg.eigh(moments / count)
+        # An axis has no direction of its own: without a rule machines would choose differently.
+        axes = axes * torch.where(axes.sum(0) < 0, -1.0, 1.0)
         filters = (axes / (variances + eps).sqrt()).T.flip(0).view(-1, *self.weight.shape[1:])
         self.weight.copy_(torch.cat([filters, -filters]))
 

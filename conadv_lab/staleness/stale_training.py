@@ -13,6 +13,7 @@ from conadv_lab.config import Config, resolved
 from conadv_lab.methods import method_of
 from conadv_lab.methods.families.conadv import ConAdv
 from conadv_lab.models.norm import plain_batch_norm
+from conadv_lab.optim.groups import set_learning_rate
 from conadv_lab.staleness.draws import Draw, Taus
 from conadv_lab.staleness.frame import WHOLE
 from conadv_lab.staleness.probes import phase, probe
@@ -130,8 +131,7 @@ def train(parts: Parts, taus: Taus) -> Trained:
     for number in range(stream.steps):
         step = stream.step(number)
         lr = parts.schedule(number)
-        for group in parts.optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(parts.optimizer, lr)
         if every and number % every == 0:
             now = {"step": number, "phase": phase(number, warmup, stream.steps)}
             rows += _long(now, probe(method, network, step, parts.criterion, lrs))

@@ -97,6 +97,14 @@ class Ranks:
         dist.broadcast(told, src=0, group=self.patient)
         return int(told)
 
+    @torch.no_grad()
+    def take_from_first(self, tensor: torch.Tensor) -> None:
+        """Overwrite a tensor with rank 0's; all ranks must ask."""
+        if self.count > 1:
+            told = tensor.detach().cpu()
+            dist.broadcast(told, src=0, group=self.patient)
+            tensor.copy_(told)
+
     def sum(self, value: float) -> float:
         """The sum of all trainers' values; all of them must ask."""
         if self.trainers == 1:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from conadv_lab.data.loader import Batch, ImageSet, as_float
 from conadv_lab.methods.attack import PGDAttack
 from conadv_lab.methods.forwards import logits, outputs_of
+from conadv_lab.models.mixture import MixtureBatchNorm
 from conadv_lab.models.norm import branch_of, recalibrate
 from conadv_lab.training.build import EVALUATION_BATCH, Parts
 
@@ -25,6 +26,8 @@ def calibrated_copy(parts: Parts, model: nn.Module) -> nn.Module:
 def statistics_used(parts: Parts) -> str:
     """Which statistics batch norm is judged by, in words, for results and reports."""
     training = parts.config.training
+    if not any(isinstance(module, MixtureBatchNorm) for module in parts.model.modules()):
+        return "no batch norm"
     if not training.bn_recalibrate:
         return "running averages of training"
     count = min(training.bn_recalibrate, len(parts.train_set))

@@ -10,17 +10,16 @@ from conadv_lab.training.claim import LOCK
 
 CHANGES_NO_BIT = frozenset(
     {
-        "data_dir",  # the images there are compared
+        "data_dir",  # the training images there are compared; photographs by their names and labels
         "download",
         "workers",
         "keep_gb",
         "placement",
-        "attackers",
+        "attackers",  # as long as as many ranks train
         "log_every",
         "checkpoint_every",
         "evaluate_every",
         "mirror",
-        "pgd_images",
         "probe_every",
     }
 )

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -48,8 +49,9 @@ def stop_requests() -> Iterator[list[str]]:
 @contextmanager
 def interrupts_end_the_process() -> Iterator[None]:
     """Let a Ctrl-C inside end this process at once, in whatever library it is, instead of raising KeyboardInterrupt."""
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield  # somebody else's, or ignored
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not ours or threading.current_thread() is not threading.main_thread():
+        yield  # somebody else's, ignored, or of a thread that may set none
         return
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:

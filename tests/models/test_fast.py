@@ -61,6 +61,12 @@ def test_the_first_layer_whitens_the_patches_it_was_fitted_to():
     assert (moments - moments.diag().diag()).abs().max() < 1e-5
 
 
+def test_grey_images_lose_no_filter():
+    model = fast_cnn_small()
+    model.fit_whitening(torch.full((4, 3, 8, 8), 0.5))
+    assert (model.whitening.weight.flatten(1).norm(dim=1) > 0).all()
+
+
 def patches(model, images):
     """Every 2x2 patch as a row of 12 numbers, by slicing."""
     x = model.normalise(images).double()

@@ -43,7 +43,7 @@ def config(**fields) -> Config:
 @pytest.mark.parametrize("tau", [0, 1, 3])
 def test_a_constant_tau_is_bitwise_the_products_conadv(tau, random_start, micro_batch, tmp_path):
     """Weights, statistics of both branches and their counters, from the product's own loop and checkpoint."""
-    asked = config(staleness=tau, random_start=random_start, micro_batch=micro_batch)
+    asked = config(staleness=tau, random_start=random_start, micro_batch=micro_batch, bias_lr_factor=4.0)
     folder = loop.train(asked, tmp_path / "run", progress="none")
     expected = folder.load_checkpoint()[1]["model"]
     parts = build(resolved(asked.replace(probe_every=5)))  # probing must leave no trace either

@@ -128,6 +128,9 @@ def test_results_say_which_statistics_they_are_judged_by():
         statistics_used(build(resolved(AUGMENTED.replace(bn_recalibrate=0))))
         == "running averages of training"
     )
+    parts = build(resolved(AUGMENTED))
+    parts.model = torch.nn.Linear(2, 2)
+    assert statistics_used(parts) == "no batch norm"
 
 
 def test_mirrored_accuracy_is_that_of_averaged_logits():
@@ -154,6 +157,7 @@ def test_mirrored_accuracy_is_that_of_averaged_logits():
     [
         ({"flip_rule": "alternating"}, "flip_rule is 'alternating'; allowed without flip: 'random'"),
         ({"last_gamma": 1.0}, "last_gamma is 1; allowed for model digits-cnn: 0"),
+        ({"last_gamma": 1.0, "model": "resnet_mine.py:net"}, "allowed for model resnet_mine.py:net: 0"),
         ({"last_gamma": -1.0}, "last_gamma is -1.0; allowed: at least 0"),
         ({"bias_lr_factor": -2.0}, "bias_lr_factor is -2.0; allowed: at least 0"),
         (

@@ -22,7 +22,6 @@ FLIPS: dict[str, dict[str, Any]] = {
     "checkpoint_every": {"checkpoint_every": 1},
     "evaluate_every": {"evaluate_every": 2},
     "mirror": {"mirror": True},
-    "pgd_images": {"pgd_images": 10},
     "probe_every": {"probe_every": 1},
 }
 OVER_RANKS = {"placement", "attackers"}  # in test_ranks.py, from-serial-to-beside

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from conadv_lab.runs import RunFolder
 from conadv_lab.training import loop
 from conadv_lab.training.loop import train
+from conadv_lab.training.stopping import interrupts_end_the_process
 from tests.training.test_loop import tiny
 
 SLOW = """
@@ -84,3 +86,12 @@ def test_in_a_notebook_the_second_one_interrupts_the_cell(tmp_path, monkeypatch)
     assert signal.getsignal(signal.SIGINT) is handler
     resumed = train(tiny(), tmp_path / "run", resume=True, progress="none").result()
     assert resumed["parameters_sha256"] == whole["parameters_sha256"]
+
+
+def test_the_command_may_run_in_a_thread_of_somebody_elses():
+    def entered() -> bool:
+        with interrupts_end_the_process():
+            return True
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(entered).result()
