@@ -189,13 +189,14 @@ def _table(rows: "pd.DataFrame") -> str:
 
 
 CONCLUSION = """\
-On this part of CIFAR-10 (JPEG), in ten epochs, ConAdv does not help: against vanilla at equal epochs it stands at
-{conadv_vanilla} points at batch 1,024 and at {small_conadv_vanilla} at batch 128, which is not clear either way, and
-against vanilla with 8/3 of the steps at {arithmetic} and {small_arithmetic}. At vanilla's cost recycled-equal stands at
-{requal_vanilla} and {small_requal_vanilla} points against vanilla, and against copy-equal, which sees as few new
-images, at {small_requal_copy} at batch 128 and at {requal_copy} at batch 1,024, which is not clear. At batch 1,024
-ConAdv lies flatter than vanilla, with {conadv_vanilla_eig} times its λ and {conadv_vanilla_adaptive} times its worst rise on
-normalised logits, and is less accurate all the same: what these networks lack is steps."""
+On this part of CIFAR-10 (JPEG), in ten epochs, ConAdv does not help: against vanilla at equal epochs it stands
+at {conadv_vanilla} points at batch 1,024 and at {small_conadv_vanilla} at batch 128, which is not clear either
+way, and against vanilla with 8/3 of the steps at {arithmetic} and {small_arithmetic}. At vanilla's cost
+recycled-equal stands at {requal_vanilla} and {small_requal_vanilla} points against vanilla, and against copy-
+equal, which sees as few new images, at {small_requal_copy} at batch 128 and at {requal_copy} at batch 1,024,
+which is not clear. At batch 1,024 ConAdv lies flatter than vanilla, with {conadv_vanilla_eig} times its λ and
+{conadv_vanilla_adaptive} times its worst rise on normalised logits, and is less accurate all the same: what
+these networks lack is steps."""
 CLAIMS: dict[str, Any] = {
     "ConAdv is behind vanilla at the large batch": lambda n: n["conadv_vanilla"].below,
     "ConAdv against vanilla is not clear at the small batch": lambda n: n["small_conadv_vanilla"].open,
