@@ -126,7 +126,8 @@ def fast_cpu() -> Config:
     """CIFAR-10, the same in small, batch 512, 10 epochs: minutes on two CPU cores.
 
     Command: python -m conadv_lab.train cifar10-fast-cpu --data-dir DIR
-    Result: not measured. Time: not measured.
+    Result: 84.15 ± 0.23 %, mean and standard deviation of three seeds. Time: 5 minutes (4.9 to 6.4) on two shared
+    cores of an AMD EPYC. Where the CPU has bfloat16 arithmetic (AVX-512 BF16, AMX), `--precision bfloat16` is faster.
     """
     return fast().replace(
         model="fast-cnn-small",
