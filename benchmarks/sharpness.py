@@ -15,7 +15,7 @@ a stand-in by ``torch.linalg.eigh`` for the call. Every peer is granted, untimed
 reaches the error. The other two peers are skipped where they are not installed (``--peers FOLDER``).
 
 On a GPU: ``--subject resnet18 --device cuda`` (32 pixels), ``--subject resnet50 --device cuda`` (224 pixels), each
-within two minutes on an H100.
+meant to end within two minutes; not measured yet.
 """
 
 import argparse

@@ -35,6 +35,14 @@ RUN = ["--train-images", "60", "--global-batch", "20", "--steps", "6", "--warmup
        "--checkpoint-every", "1"]  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def _as_in_the_foreground():
+    """Where the tests are a shell's background job, SIGINT is ignored, and children inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def begun(tmp_path: Path, seconds: float) -> subprocess.Popen:
     """A run that is in the middle of step 2, which takes so many seconds."""
     (tmp_path / "own.py").write_text(SLOW.replace("SECONDS", str(seconds)))
@@ -44,6 +52,9 @@ def begun(tmp_path: Path, seconds: float) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # a shell's background job ignores it
     )
     assert process.stdout is not None
     while "in the middle" not in (line := process.stdout.readline()):
