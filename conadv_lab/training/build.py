@@ -91,18 +91,17 @@ def assemble(config: Config, device: torch.device, ranks: Ranks = ALONE) -> Part
         model.fit_whitening(
             as_float(train_set.fetch(torch.arange(min(WHITENING_IMAGES, len(train_set)), device="cpu"))[0])
         )
-        ranks.take_from_first(
-            model.whitening.weight
-        )  # another machine's eigenvectors differ in their last digits
+        # Another machine's eigenvectors may differ in their last digits.
+        ranks.take_from_first(model.whitening.weight)
     method = method_of(config)
     check_method(config, method)
-    if config.method.placement != "serial" and not isinstance(method, ConAdv):
-        raise ValueError(
-            f"placement is {config.method.placement!r}; allowed for {type(method).__name__}: 'serial', as only ConAdv "
-            "and its subclasses have their attack placed elsewhere"
-        )
     stream = build_stream(config, method, train_set, ranks)
-    if isinstance(method, ConAdv) and config.method.placement != "serial":
+    if config.method.placement != "serial":
+        if not isinstance(method, ConAdv):
+            raise ValueError(
+                f"placement is {config.method.placement!r}; allowed for {type(method).__name__}: 'serial', as only "
+                "ConAdv and its subclasses have their attack placed elsewhere"
+            )
         method.placement = build_placement(config, stream, ranks, device)
     if ranks.trains and ranks.trainers > 1:
         share_statistics(model, ranks.training, spread=config.training.batch_norm == "sync")
