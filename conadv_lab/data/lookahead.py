@@ -1,6 +1,7 @@
-"""Steps over anybody's loader: its batches as images and labels, those of the steps ahead among them."""
+"""Steps over any loader: its batches as images and labels, including those of later steps."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from conadv_lab.data.loader import ROUNDING, Batch, Step
+from conadv_lab.data.transfer import sent
 from conadv_lab.mistakes import require
 
 IMAGES = ("images", "image", "pixel_values", "inputs", "input", "x")
@@ -16,40 +18,63 @@ LABELS = ("labels", "label", "targets", "target", "y")
 ALLOWED = "allowed: (images, labels), or a mapping that names them"
 
 
-def lookahead(loader: Iterable[Any], steps: int, ahead: int = 0) -> Iterator[Step]:
-    """Steps over anybody's loader of ``(images, labels)``, each with the batches of the next ``ahead`` steps.
+def lookahead(
+    loader: Iterable[Any],
+    steps: int,
+    ahead: int = 0,
+    *,
+    accumulate: int = 1,
+    device: torch.device | str | None = None,
+) -> Iterator[Step]:
+    """Steps over any loader of ``(images, labels)``, each with the batches of the next ``ahead`` steps.
 
-    The loader is begun again when it ends, so the queue crosses epochs. Images must be floats in [0, 1], on
-    the model's device. A step keeps ``ahead + 2`` batches alive. An image's index, which random starts depend
-    on, is its place in the loader's epoch.
+    The loader is restarted when it ends, so the queue crosses epochs. Images must be floats in [0, 1]. The index of an
+    image, which random starts depend on, is its place in the loader's epoch. ``(ahead + 2) · accumulate`` batches stay
+    alive.
 
-    A batch may also be a mapping, as ``{"pixel_values": …, "labels": …}``, and have more parts than two, which are
-    left out. NumPy's arrays become tensors, its floats those of torch's default dtype.
+    A batch may also be a mapping such as ``{"pixel_values": …, "labels": …}``; parts of a tuple after the first two are
+    ignored. NumPy arrays become tensors, with torch's default dtype for floats.
+
+    Args:
+        loader: a list or a DataLoader; it must be possible to iterate over it again.
+        steps: how many optimiser steps.
+        ahead: how many steps the method looks ahead, ``method.lookahead``.
+        accumulate: batches of the loader in one step, each a micro-batch whose gradient counts by its images.
+        device: where the model is; None leaves the batches where they are.
 
     Raises:
-        ValueError: a negative number, a loader without batches, or one of something else.
+        ValueError: a number out of range, or a loader that is empty, cannot be restarted or yields something else.
 
     >>> loader = [(torch.zeros(4, 1, 2, 2), torch.zeros(4).long())] * 3
-    >>> [len(list(step.batches())[0].labels) for step in lookahead(loader, steps=5, ahead=1)]
-    [4, 4, 4, 4, 4]
+    >>> [[len(batch.labels) for batch in step.batches()] for step in lookahead(loader, steps=2, accumulate=2)]
+    [[4, 4], [4, 4]]
     """
-    for name, value in (("steps", steps), ("ahead", ahead)):
-        require(isinstance(value, int) and value >= 0, name, value, "a whole number of at least 0")
-    source = islice(_endless(loader), steps)
-    held: dict[int, Batch] = {}
+    for name, value, least in (("steps", steps, 0), ("ahead", ahead, 0), ("accumulate", accumulate, 1)):
+        require(isinstance(value, int) and value >= least, name, value, f"a whole number of at least {least}")
+    source = islice(_endless(loader, device), steps * accumulate)
+    held: dict[int, list[Batch]] = {}
     for number in range(steps):
         for wanted in range(number, min(number + ahead, steps - 1) + 1):
             if wanted not in held:
-                held[wanted] = next(source)
+                held[wanted] = _shared(list(islice(source, accumulate)))
         held.pop(number - 2, None)
         yield _step_of(dict(held), number, ahead, steps - 1)
 
 
-def _step_of(held: dict[int, Batch], number: int, ahead: int, last: int) -> Step:
-    return Step(number, ahead, last, lambda number: [held[number]], lambda number: len(held[number].labels))
+def _shared(batches: list[Batch]) -> list[Batch]:
+    """The micro-batches of one step, their shares in proportion to their images."""
+    images = sum(len(batch.labels) for batch in batches)
+    return [replace(batch, share=len(batch.labels) / images) for batch in batches]
 
 
-def _endless(loader: Iterable[Any]) -> Iterator[Batch]:
+def _step_of(held: dict[int, list[Batch]], number: int, ahead: int, last: int) -> Step:
+    def count(number: int) -> int:
+        return sum(len(batch.labels) for batch in held[number])
+
+    return Step(number, ahead, last, held.__getitem__, count)
+
+
+def _endless(loader: Iterable[Any], device: torch.device | str | None) -> Iterator[Batch]:
     if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
         raise ValueError(
             f"the loader is of type {type(loader).__name__}; allowed: a list or a DataLoader of batches"
@@ -61,6 +86,8 @@ def _endless(loader: Iterable[Any]) -> Iterator[Batch]:
             images, labels = images_and_labels(batch)
             if epoch == seen == 0:
                 _require_unit_range(images)
+            if device is not None:
+                images, labels = sent(images, torch.device(device)), sent(labels, torch.device(device))
             indices = torch.arange(seen, seen + len(images), device=images.device)
             seen += len(images)
             yield Batch(images, labels, torch.full_like(indices, epoch), indices, 1.0)

@@ -75,6 +75,34 @@ def test_lookahead_crosses_epochs_and_ends_where_it_should():
             steps[-1].batches(1)
 
 
+def test_accumulated_batches_give_the_step_of_one_large_batch():
+    """In float64 and without batch norm, whose ghost groups are the micro-batches."""
+
+    def trained(batches, accumulate):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(images[0].numel(), 10)).double()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        method = cl.ConAdv(cl.SignAttack(0.1), staleness=2)
+        for step in cl.lookahead(batches, 6, ahead=method.lookahead, accumulate=accumulate):
+            method.backward(model, step, torch.nn.CrossEntropyLoss())
+            optimizer.step()
+            optimizer.zero_grad()
+        return model[1].weight.detach()
+
+    images, labels = (torch.cat(parts)[:36] for parts in zip(*loader(3), strict=True))
+    images = images.double()
+    cut = [13, 5, 15, 3]  # unequal: each counts by its images
+    small = list(zip(images.split(cut), labels.split(cut), strict=True))
+    large = list(zip(images.split(18), labels.split(18), strict=True))
+    torch.testing.assert_close(trained(small, 2), trained(large, 1), rtol=1e-12, atol=1e-12)
+
+
+def test_batches_go_to_the_device_of_the_model():
+    (step,) = lookahead(loader(1), steps=1, device="meta")
+    (batch,) = step.batches()
+    assert {t.device.type for t in (batch.images, batch.labels, batch.epochs, batch.indices)} == {"meta"}
+
+
 class Counting:
     """A loader that knows how many batches it gave."""
 
@@ -103,6 +131,7 @@ def test_lookahead_reads_no_batch_that_will_not_be_used():
         ),
         (lambda: lookahead(loader(), steps=-1), "steps is -1"),
         (lambda: lookahead(loader(), steps=2, ahead=-1), "ahead is -1"),
+        (lambda: lookahead(loader(), steps=2, accumulate=0), "accumulate is 0"),
         (lambda: lookahead([(torch.zeros(2, 1, 2, 2, dtype=torch.uint8), torch.zeros(2))], 1), "uint8"),
     ],
 )
