@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,6 +31,21 @@ class Losses:
 
 class Method:
     """Base of all methods. ``backward`` adds the gradient of one global step to the parameters' ``.grad``.
+
+    It has three parts, and a method says what it is in the middle one:
+
+    1. `begin`, on the host: checks, and makes what waits between steps where it is not there yet.
+    2. `gradient`, on the device: every operator of the step. It may be recorded once and replayed for all later steps
+       of the same `kind`, without Python. So it reads no value back (``.item()``, ``bool(tensor)``), makes no tensor
+       from a Python number that changes, and knows the time by ``step`` alone, in so far as `kind` tells it.
+    3. `end`, on the host: counters, after a step that did not fail.
+
+    What waits for a later step lies in tensors that are made once and changed in place with ``copy_``: a queue of τ
+    steps is τ + 1 tensors that move up by one. Where one has to be made anew, because more images come than ever
+    before, `kind` must change for good, for example by naming the tensor's size.
+
+    A forward in training mode moves the running statistics. One that must not, as the second of a sharpness-aware
+    step, is made with ``counted=False``: see `steps.train_on` and `conadv_lab.models.norm.branch_of`.
 
     The attributes are all that is known of a method elsewhere: config, help, plans, the simulator, memory and figures
     take them from here, cost and depth among them. Those up to ``reads`` are of the class; an instance may decide
@@ -110,25 +126,56 @@ class Method:
             criterion: (outputs, labels) to their mean loss. Where the model returns more than a tensor, a criterion
                 that takes it gets all of it, any other the ``logits``, ``out`` or first part.
         """
+        criterion = self.begin(model, step, criterion)
+        losses = self.gradient(model, step, criterion)
+        self.end(step)
+        return losses
+
+    def begin(self, model: nn.Module, step: Step, criterion: Criterion) -> Criterion:
+        """What the host does before a step's `gradient`; returns the criterion that it is given."""
+        return self.checked(model, step, criterion)
+
+    def gradient(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
+        """The step's operators: its gradient, added to ``.grad``, and its mean losses."""
         raise NotImplementedError
 
-    def passes(self, step: Step) -> int:
-        """How many backwards of a step reach the weights for each of its micro-batches, or 0 if that is not known.
+    def end(self, step: Step) -> None:
+        """What the host notes after a step's `gradient`."""
 
-        Ranks send a gradient while the step's last backward goes on; where the last is not known, after it.
+    def kind(self, step: Step) -> Hashable | None:
+        """All that decides, on the host, which operators the step's `gradient` runs; asked after `begin`.
+
+        Steps of one kind run the same operators on tensors at the same places. Sizes of batches need not be named, nor
+        whether the adversarial statistics are warm: whoever captures adds them. None, which is what a method says
+        that is not told otherwise, means "not known": every step runs operator by operator.
+        """
+        return None
+
+    def offsets(self, step: Step) -> Sequence[int]:
+        """Which batches `gradient` asks for with ``step.batches(offset)``; by default all that the stream has."""
+        return range(-1 if step.number else 0, min(step.ahead, step.last - step.number) + 1)
+
+    def passes(self, step: Step) -> int:
+        """How many calls of ``.backward()`` reach the weights for each of the step's micro-batches, 0 if not known.
+
+        Ranks send a gradient while the step's last backward goes on; where the last is not known, after it. Gradients
+        that `torch.autograd.grad` returns, as those of an ascent, are nobody's ``.grad`` and do not count.
         """
         return 0
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs beside weights: tensors and plain values only.
+        """What a resumed run needs beside weights, tensors and plain values only, under any of these names:
 
-        Several ranks gather ``pending`` alone, one tensor a micro-batch: a list for those of the step before, or a
-        dict with one for each step to come.
+        - ``pending``: one tensor a micro-batch, a list for those of the step before, or a dict with one for each step
+          to come. Over ranks it is gathered by global groups, so a checkpoint depends on no number of ranks.
+        - ``shared``: what is the same on all ranks, such as one tensor a parameter. The first rank's is kept.
+        - ``own``: each rank's own, of the same shapes on all, such as the last gradient of its own images. A run goes
+          on with as many ranks as it was saved with.
         """
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Take back what `state_dict` gave, into tensors of the method's own."""
 
     def checked(self, model: nn.Module, step: Step, criterion: Criterion) -> Criterion:
         """The criterion, which is judged at its first use.
@@ -169,8 +216,13 @@ class Vanilla(Method):
     def passes(self, step: Step) -> int:
         return 1
 
-    def backward(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
-        criterion = self.checked(model, step, criterion)
+    def kind(self, step: Step) -> Hashable:
+        return "clean"
+
+    def offsets(self, step: Step) -> Sequence[int]:
+        return (0,)
+
+    def gradient(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
         with norm.one_update(model):
             return Losses(steps.train_on_clean(model, step, criterion, weight=1.0))
 

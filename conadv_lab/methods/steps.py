@@ -21,10 +21,22 @@ from conadv_lab.models.norm import (
 
 
 def train_on(
-    model: nn.Module, images: Tensor, batch: Batch, criterion: Criterion, weight: float, branch: Branch
+    model: nn.Module,
+    images: Tensor,
+    batch: Batch,
+    criterion: Criterion,
+    weight: float,
+    branch: Branch,
+    *,
+    counted: bool = True,
 ) -> Tensor:
-    """Forward and backward of one micro-batch; returns its share of the step's unweighted mean loss."""
-    with branch_of(model, branch):
+    """Forward and backward of one micro-batch; returns its share of the step's unweighted mean loss.
+
+    Args:
+        counted: whether the forward's batch statistics move the running ones, as the first of a step on the same
+            images does and a second does not.
+    """
+    with branch_of(model, branch, counted=counted):
         loss = criterion(outputs_of(model, images), batch.labels)
     scale = weight * batch.share
     with backward_of(model, branch):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from conadv_lab.models.averages import Averages, fold
+from conadv_lab.models.averages import Averages, StepStatistics
 from conadv_lab.models.synchronised import synchronised
 
 Branch = Literal["main", "adversarial"]
@@ -44,22 +44,19 @@ class Ranks:
 
 @dataclass
 class Mode:
-    """What all mixture norms of one model share: which branch, which statistics, and an open global step.
+    """What all mixture norms of one model share: which branch, which statistics, and those of an open global step.
 
-    ``again`` is set while a backward may make forwards once more, as activation checkpointing does; ``branch`` None is
-    then one that nobody knows. ``touched`` is what the forward under way saw, ``folded`` what the step's earlier ones
-    did; ``whole`` are the models, by identity, all of whose mixture norms were seen to share this mode.
+    ``counted`` is unset while forwards are left out of the step's statistics: those that a backward makes once more, as
+    activation checkpointing does, and those of a method that says so. ``branch`` None is then one that nobody knows.
+    ``whole`` are the models, by identity, all of whose mixture norms were seen to share this mode.
     """
 
     branch: Branch | Parts | None = "main"
     statistics: Statistics | None = None
-    again: bool = False
-    in_step: bool = False
+    counted: bool = True
+    step: StepStatistics = field(default_factory=StepStatistics)
     rows_multiplied: bool = False
-    folded_within: bool = False
     whole: set[int] = field(default_factory=set)
-    touched: list[Averages] = field(default_factory=list)
-    folded: dict[Averages, None] = field(default_factory=dict)
     adversarial_updates: int | None = None
     ranks: Ranks | None = None
 
@@ -144,7 +141,7 @@ class MixtureBatchNorm(nn.Module):
                 return synchronised(x, norm.weight, norm.bias, norm.eps, self.mode.ranks.group)[0]
             return F.batch_norm(x, None, None, norm.weight, norm.bias, True, 0.0, norm.eps)
         if statistics is None and norm.training and norm.running_mean is not None:
-            if self.mode.in_step:
+            if self.mode.step.open or not self.mode.counted:
                 return self._accumulate(branch, norm, x)
             self.mode.adversarial_updates = None
             return type(norm).forward(norm, x)
@@ -156,18 +153,12 @@ class MixtureBatchNorm(nn.Module):
 
     def _accumulate(self, branch: Branch, norm: Any, x: Tensor) -> Tensor:
         """Normalise by the batch and add its statistics to the average over this step's groups."""
-        if self.mode.again:  # counted when it was made first; the same bits as below
+        if not self.mode.counted:  # the same bits as below
             return self._by_batch(Averages.of(branch, norm), norm, x)
         group = self._averages.get(branch)
         if group is None or not group.fits(norm):
             group = self._averages[branch] = Averages.of(branch, norm)
-        if group.waiting:
-            fold_seen(
-                self.mode
-            )  # the norm is used twice in a forward, or forwards follow without `branch_of`
-            self.mode.folded_within = True
-        group.waiting = True
-        self.mode.touched.append(group)
+        self.mode.step.sees(group)
         return self._by_batch(group, norm, x)
 
     def _by_batch(self, group: Averages, norm: Any, x: Tensor) -> Tensor:
@@ -192,13 +183,6 @@ def _twin(norm: _BatchNorm) -> _BatchNorm:
         id(v): v.detach().clone() for v in vars(norm).values() if isinstance(v, Tensor) and not v.is_leaf
     }
     return copy.deepcopy(norm, {**hooks, **computed})
-
-
-def fold_seen(mode: Mode) -> None:
-    if mode.touched:
-        fold(mode.touched)
-        mode.folded |= dict.fromkeys(mode.touched)
-        mode.touched.clear()
 
 
 def _spans_ranks(norm: _BatchNorm) -> bool:

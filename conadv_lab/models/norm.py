@@ -6,8 +6,9 @@ used after training.
 """
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from conadv_lab.mistakes import require
-from conadv_lab.models.averages import clear
+from conadv_lab.models.averages import Averages
 from conadv_lab.models.mixture import (
     Branch,
     MixtureBatchNorm,
@@ -23,7 +24,6 @@ from conadv_lab.models.mixture import (
     Parts,
     Ranks,
     Statistics,
-    fold_seen,
 )
 from conadv_lab.models.synchronised import average_over_ranks
 
@@ -78,11 +78,11 @@ def branch_parameters(model: nn.Module) -> list[tuple[nn.Parameter, nn.Parameter
 
 @contextmanager
 def branch_of(
-    model: nn.Module, branch: Branch | Parts, statistics: Statistics | None = None
+    model: nn.Module, branch: Branch | Parts, statistics: Statistics | None = None, counted: bool = True
 ) -> Iterator[None]:
     """Send images through one branch, or the leading ones of a batch through the main one.
 
-    Statistics of a forward inside that raised are left out of those of the step.
+    Statistics of a forward inside are the step's once it ends; of one that raised they are left out.
 
     Args:
         model: a model converted by `mixture_batch_norm`; one without batch norm is left alone.
@@ -90,6 +90,7 @@ def branch_of(
             ones, and how many follow.
         statistics: None follows ``train()`` and ``eval()``; ``"running"`` and ``"batch"`` force one kind and
             leave the running statistics as they are.
+        counted: False makes forwards as in training whose statistics are not counted, in an open step or outside one.
 
     Raises:
         ValueError: another branch, or a model whose parts were converted apart.
@@ -110,18 +111,17 @@ def branch_of(
     if mode is None:
         yield
         return
-    before = mode.branch, mode.statistics
-    fold_seen(mode)
-    mode.branch, mode.statistics, mode.folded_within = branch, statistics, False
+    before = mode.branch, mode.statistics, mode.counted
+    mode.step.fold()
+    mode.branch, mode.statistics, mode.counted, mode.step.twice = branch, statistics, counted, False
     try:
         yield
+        mode.step.fold()
     except BaseException:
-        for group in mode.touched:
-            group.waiting = False
-        mode.touched.clear()
+        mode.step.forget_seen()
         raise
     finally:
-        mode.branch, mode.statistics = before
+        mode.branch, mode.statistics, mode.counted = before
 
 
 @contextmanager
@@ -137,12 +137,12 @@ def backward_of(model: nn.Module, branch: Branch | Parts | None) -> Iterator[Non
     if mode is None:
         yield
         return
-    before = mode.branch, mode.again
-    mode.branch, mode.again = branch, True
+    before = mode.branch, mode.counted
+    mode.branch, mode.counted = branch, False
     try:
         yield
     finally:
-        mode.branch, mode.again = before
+        mode.branch, mode.counted = before
 
 
 def takes_both(model: nn.Module) -> bool:
@@ -154,7 +154,7 @@ def takes_both(model: nn.Module) -> bool:
 def left_no_statistics(model: nn.Module) -> bool:
     """Whether the latest forward, which raised, left nothing in the step's statistics and can be made again."""
     mode = _mode(model)
-    return mode is None or not mode.folded_within
+    return mode is None or not mode.step.twice
 
 
 @contextmanager
@@ -172,16 +172,15 @@ def one_update(model: nn.Module, momentum: float | None = None) -> Iterator[None
     if mode is None:
         yield
         return
-    require(not mode.in_step, "one_update", "nested", "one open global step a model")
-    mode.in_step = True
+    require(not mode.step.open, "one_update", "nested", "one open global step a model")
+    mode.step.open = True
     try:
         yield
-        _commit(mode, momentum)
+        mode.step.commit(momentum, partial(_average, mode.ranks))
+        if mode.adversarial_updates is not None and mode.step.touched("adversarial"):
+            mode.adversarial_updates += 1
     finally:
-        fold_seen(mode)
-        clear(list(mode.folded))
-        mode.folded.clear()
-        mode.in_step = False
+        mode.step.close()
 
 
 def share_statistics(model: nn.Module, group: Any, spread: bool = False) -> None:
@@ -270,27 +269,9 @@ def _require_one_mode(model: nn.Module, mode: Mode) -> None:
             )
 
 
-def _commit(mode: Mode, momentum: float | None) -> None:
-    """One exponential-average step of every touched norm; ``momentum=None`` in a norm means a plain average."""
-    fold_seen(mode)
-    if not mode.folded:
-        return
-    if mode.ranks is not None and not mode.ranks.spread:  # slices of a group know its statistics already
-        average_over_ranks([(g.count, [g.step_mean, g.step_var]) for g in mode.folded], mode.ranks.group)
-    torch._foreach_add_([group.norm.num_batches_tracked for group in mode.folded], 1)
-    by_weight: dict[float, tuple[list[Tensor], list[Tensor]]] = {}
-    for group in mode.folded:
-        norm = group.norm
-        weight = momentum if momentum is not None else norm.momentum
-        weight = 1.0 / int(norm.num_batches_tracked) if weight is None else weight
-        old, new = by_weight.setdefault(weight, ([], []))
-        old += [norm.running_mean, norm.running_var]
-        new += [group.step_mean, group.step_var]
-    with torch.no_grad():
-        for weight, (old, new) in by_weight.items():
-            torch._foreach_lerp_(old, new, weight)
-    if mode.adversarial_updates is not None and any(g.branch == "adversarial" for g in mode.folded):
-        mode.adversarial_updates += 1
+def _average(ranks: Ranks | None, averages: Sequence[Averages]) -> None:
+    if ranks is not None and not ranks.spread:  # slices of a group know its statistics already
+        average_over_ranks([(one.count, [one.step_mean, one.step_var]) for one in averages], ranks.group)
 
 
 def forget_updates(model: nn.Module) -> None:

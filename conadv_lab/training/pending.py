@@ -1,4 +1,7 @@
-"""Pending perturbations of all ranks as one list of global groups, and back: a checkpoint depends on no split."""
+"""A method's state of all ranks as a checkpoint has it, and back; see `conadv_lab.methods.base.Method.state_dict`.
+
+Pending perturbations become one list of global groups, which depends on no split.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,42 +10,84 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from conadv_lab.data.loader import Span, Stream
 from conadv_lab.methods.base import Method
+from conadv_lab.mistakes import require
 from conadv_lab.training.distributed import Ranks
+
+PARTS = ("pending", "shared", "own")
 
 
 def gathered_state(method: Method, stream: Stream, ranks: Ranks, next_step: int) -> dict[str, Any]:
-    """The method's state as one rank that trains alone would have it, on rank 0; all trainers must ask.
+    """The method's state for a checkpoint, on rank 0; all trainers must ask. See `Method.state_dict`.
+
+    ``own`` becomes a list with an entry a trainer.
 
     Raises:
-        ValueError: a method whose state is more than ``pending``.
+        ValueError: a method whose state has other parts than those that can be gathered.
     """
-    state = method.state_dict()
-    if ranks.trainers == 1 or not state:
-        return state
-    if set(state) != {"pending"}:
+    state = dict(method.state_dict())
+    if unknown := set(state) - set(PARTS):
         raise ValueError(
-            f"{type(method).__name__} keeps {', '.join(map(repr, state))}; "
-            "allowed over several ranks: 'pending' alone, one tensor a micro-batch"
+            f"{type(method).__name__} keeps {', '.join(map(repr, sorted(unknown)))}; allowed: "
+            f"{', '.join(map(repr, PARTS))}, which say how a state is shared over ranks"
         )
+    if "own" in state:
+        state["own"] = _of_all(state["own"], ranks)
+    if ranks.trainers == 1 or "pending" not in state:
+        return state
     pending = state["pending"]
     if isinstance(pending, dict):
-        return {"pending": {n: _gathered(pending[n], stream, ranks, n) for n in sorted(pending)}}
-    return {"pending": _gathered(pending, stream, ranks, next_step - 1) if pending else []}
+        return state | {"pending": {n: _gathered(pending[n], stream, ranks, n) for n in sorted(pending)}}
+    return state | {"pending": _gathered(pending, stream, ranks, next_step - 1) if pending else []}
 
 
 def scattered_state(state: dict[str, Any], stream: Stream, ranks: Ranks, next_step: int) -> dict[str, Any]:
-    """This rank's part of what `gathered_state` gave, from whatever number of ranks."""
-    if ranks.count == 1 or not state:
+    """This rank's part of what `gathered_state` gave; of ``pending``, from whatever number of ranks.
+
+    Raises:
+        ValueError: there is a state of each rank's own, of another number of ranks.
+    """
+    state = dict(state)
+    if not ranks.trains:
+        return {"pending": {number: [] for number in state["pending"]}} if state else state
+    if "own" in state:
+        require(
+            len(state["own"]) == ranks.trainers,
+            "the number of ranks that train",
+            ranks.trainers,
+            f"{len(state['own'])}, as the checkpoint has a state of each rank's own",
+        )
+        state["own"] = state["own"][ranks.number]
+    if ranks.count == 1 or "pending" not in state:
         return state
     pending = state["pending"]
-    if not ranks.trains:
-        return {"pending": {number: [] for number in pending}}
     if isinstance(pending, dict):
-        return {"pending": {number: _own(kept, stream, number) for number, kept in pending.items()}}
-    return {"pending": _own(pending, stream, next_step - 1) if pending else []}
+        return state | {"pending": {number: _own(kept, stream, number) for number, kept in pending.items()}}
+    return state | {"pending": _own(pending, stream, next_step - 1) if pending else []}
+
+
+def _of_all(own: Any, ranks: Ranks) -> list[Any]:
+    """Every trainer's own state on rank 0, each like rank 0's; its tensors are sent one after another."""
+    leaves, form = tree_flatten(own)
+    if not ranks.first:
+        for leaf in leaves:
+            if isinstance(leaf, Tensor):
+                dist.send(leaf.detach().cpu().contiguous(), dst=0)
+        return []
+    states = [own]
+    for rank in range(1, ranks.trainers):
+        received = [_received(leaf, rank) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        states.append(tree_unflatten(received, form))
+    return states
+
+
+def _received(like: Tensor, rank: int) -> Tensor:
+    there = torch.empty(like.shape, dtype=like.dtype, device="cpu")
+    dist.recv(there, src=rank)
+    return there
 
 
 def _gathered(own: list[Tensor], stream: Stream, ranks: Ranks, number: int) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -31,8 +32,13 @@ class _Control(TwoBranches):
     def passes(self, step: Step) -> int:
         return 1 if self.together else 2
 
-    def backward(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
-        criterion = self.checked(model, step, criterion)
+    def kind(self, step: Step) -> Hashable:
+        return "clean" if self.together and step.number == 0 else "both"
+
+    def offsets(self, step: Step) -> Sequence[int]:
+        return (-1, 0) if self.together and step.number else (0,)
+
+    def gradient(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
         with norm.one_update(model):
             if not self.together:
                 return steps.totals(self._train_on_pair(model, batch, criterion) for batch in step.batches())
