@@ -2,16 +2,25 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.conadv-lab
+LAB_STAMP := .venv/.conadv-lab-notebooks
 
 KILLS ?= 12
 
 STUDIES := flatness_vs_batch accuracy_vs_batch staleness cost critical_batch epsilon
 SMOKE := runs/studies/smoke
 
-.PHONY: demo test test-all test-gpu test-slurm test-kills test-slow studies-smoke studies notebooks docs setup lint clean
+.PHONY: demo lab test test-all test-gpu test-slurm test-kills test-slow studies-smoke studies notebooks docs setup lint clean
 
 demo: setup
 	$(BIN)/python -m conadv_lab.demo
+
+# JupyterLab, opened on the notebooks; the first time it is installed, with the extra [notebooks].
+lab: $(LAB_STAMP)
+	$(BIN)/python -m jupyterlab notebooks
+
+$(LAB_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[notebooks]'
+	@touch $(LAB_STAMP)
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
@@ -49,12 +58,13 @@ notebooks: setup
 
 # The site of the documentation, in site/; a dead link fails. Any server of files shows it, as python -m http.server -d site.
 docs: setup
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	$(BIN)/python -m properdocs build --strict --config-file mkdocs.yml
 
 lint: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	$(BIN)/mypy
+	$(BIN)/codespell
 
 setup: $(STAMP)
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from formulas import Formulas  # this folder is on the path while a hook is loaded
-from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
-from mkdocs.structure.pages import Page
+from properdocs.config.defaults import MkDocsConfig
+from properdocs.structure.files import File, Files
+from properdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {

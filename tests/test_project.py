@@ -25,7 +25,8 @@ def _name(requirement: str) -> str:
 
 
 def test_every_dependency_is_pinned():
-    wanted = [*project()["dependencies"], *project()["optional-dependencies"]["dev"]]
+    optional = project()["optional-dependencies"]
+    wanted = [*project()["dependencies"], *optional["dev"], *optional["notebooks"]]
     assert {_name(requirement) for requirement in wanted} <= pinned().keys()
 
 
@@ -44,7 +45,7 @@ def test_pins_are_in_the_ranges_and_installed():
 def test_conda_installs_the_same_package_from_the_same_pins():
     text = (ROOT / "environment.yml").read_text()
     assert "--constraint constraints.txt" in text
-    assert "--editable .[dev]" in text
+    assert "--editable .[dev,notebooks]" in text  # JupyterLab too
     python = re.search(r"python=(3\.\d+)", text).group(1)
     low, high = re.search(r">=(3\.\d+),<(3\.\d+)", project()["requires-python"]).groups()
     assert (
@@ -82,3 +83,17 @@ def test_the_public_names_are_there():
         assert getattr(cl, name) is not None
     with pytest.raises(AttributeError, match="'conadv'"):
         _ = cl.conadv
+
+
+def test_the_citation_names_the_paper_and_the_version():
+    import yaml
+
+    import conadv_lab
+
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == project()["version"] == conadv_lab.__version__
+    assert citation["license"] == project()["license"]
+    assert citation["authors"] == [{"name": author["name"]} for author in project()["authors"]]
+    (paper,) = citation["references"]
+    assert [author["family-names"] for author in paper["authors"]] == ["Liu", "Chen", "Cheng", "Hsieh", "You"]
+    assert (paper["year"], paper["type"]) == (2022, "conference-paper")

@@ -1,4 +1,4 @@
-"""The linter, the formatter and the type checker are part of the tests."""
+"""The linter, the formatter, the type checker and the spell checker are part of the tests."""
 
 import subprocess
 import sys
@@ -11,6 +11,7 @@ CHECKS = {
     "lint": ["ruff", "check", "."],
     "format": ["ruff", "format", "--check", "."],
     "types": ["mypy"],
+    "spelling": ["codespell_lib"],
 }
 
 

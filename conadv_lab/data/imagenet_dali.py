@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from conadv_lab import extras
 from conadv_lab.data.crops import Box, centre_place
 from conadv_lab.data.decode import Content, jpeg_size
 from conadv_lab.data.imagenet_files import Numbers, Photos
 from conadv_lab.data.imagenet_view import View
 from conadv_lab.data.imagenet_workers import Draws, Readers
 
-INSTALL = "pip install 'conadv-lab[dali]'"
 CHUNK = 128
 """Images of one batch of DALI's: as many as fill a GPU's decoder, few enough for its memory."""
 FIELDS = ("files", "start", "shape", "size", "corner", "side", "mirrored")
@@ -159,10 +159,7 @@ def pipeline(batch: int, threads: int, gpu: int | None) -> Any:
 
 def require_dali() -> None:
     """Raise ``ValueError`` with what to do where DALI is missing."""
-    try:
-        import nvidia.dali  # noqa: F401
-    except ImportError as error:
-        raise ValueError(f"reader is 'dali', which is not installed ({error}); {INSTALL}") from None
+    extras.load("nvidia.dali", "dali", "reader 'dali'")
 
 
 def _reason(error: RuntimeError) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from conadv_lab import extras
 from conadv_lab.mistakes import unknown
 from conadv_lab.models.resnet import Normalised
 
@@ -30,12 +31,7 @@ def timm_model(name: str, classes: int) -> TimmModel:
     Raises:
         ValueError: timm is missing, or has no such model.
     """
-    try:
-        import timm  # type: ignore[import-not-found,import-untyped,unused-ignore]
-    except ImportError as error:
-        raise ValueError(
-            f"model {PREFIX}{name} needs timm ({error}); install the extra: pip install 'conadv-lab[vision]'"
-        ) from None
+    timm = extras.load("timm", "vision", f"model {PREFIX}{name}")
     if not timm.is_model(name):
         raise unknown("timm model", name, get_close_matches(name, timm.list_models(), n=5, cutoff=0.4))
     network = timm.create_model(name, num_classes=classes)

@@ -154,7 +154,7 @@ def network(_config: Config) -> torch.nn.Module:
 
 def test_without_dali_the_command_is_told(tree, monkeypatch):
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
-    with pytest.raises(ValueError, match=r"reader is 'dali', which is not installed .* 'conadv-lab\[dali\]'"):
+    with pytest.raises(ValueError, match=r"'dali' needs nvidia.dali, which .* 'conadv-lab\[dali\]'"):
         load_imagenet(config_for(tree, **DALI), "cpu")
 
 

@@ -11,13 +11,14 @@ import conadv_lab
 from conadv_lab import sharpness, staleness
 from tests.docs.pages import ROOT
 
-mkdocs = pytest.importorskip("mkdocs", reason="the extra [docs] is not installed")
+pytest.importorskip("properdocs", reason="the extra [docs] is not installed")
+import_module("properdocs.replacement")  # before any plugin imports mkdocs, which is then ProperDocs
 pytest.importorskip("mkdocstrings")
 
 from markdown import markdown  # noqa: E402
-from mkdocs.commands.build import build  # noqa: E402
-from mkdocs.config import load_config  # noqa: E402
-from mkdocs.exceptions import Abort  # noqa: E402
+from properdocs.commands.build import build  # noqa: E402
+from properdocs.config import load_config  # noqa: E402
+from properdocs.exceptions import Abort  # noqa: E402
 
 
 class Elements(HTMLParser):
@@ -48,7 +49,6 @@ def built(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: object) -> d
         Abort: a link, an anchor or a reference that leads nowhere, or a page that the navigation leaves out.
     """
     monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("NO_MKDOCS_2_WARNING", "1")
     config = load_config(str(ROOT / "mkdocs.yml"), site_dir=str(folder), strict=True, **changes)
     config.plugins.on_startup(command="build", dirty=False)
     build(config)
