@@ -94,7 +94,16 @@ def test_the_wheel_trains_and_measures_away_from_the_checkout(archives, tmp_path
     assert where in run([python, "-c", "import conadv_lab; print(conadv_lab.__file__)"], elsewhere)
     short = ["--steps", "2", "--warmup-epochs", "0", "--out", "run"]
     run([python, "-m", "conadv_lab.train", "digits-conadv", *short], elsewhere)
-    measure = ["--measures", "top_eigenvalue", "--json", "report.json", "--html", "report.html"]
+    measure = [
+        "--examples",
+        "64",
+        "--measures",
+        "top_eigenvalue",
+        "--json",
+        "report.json",
+        "--html",
+        "report.html",
+    ]
     run([python, "-m", "conadv_lab.sharpness", "run", *measure], elsewhere)
     assert "top_eigenvalue" in (elsewhere / "report.html").read_text()
     run([python, "-m", "conadv_lab.demo", "--help"], elsewhere)
