@@ -23,13 +23,13 @@ import torch
 from benchmarks.harness import Row, arguments, interleaved, publish
 from benchmarks.step import our_run
 from conadv_lab.config import Config
-from conadv_lab.staleness.calibrate import compare, from_runs
-from conadv_lab.staleness.cluster import load
-from conadv_lab.staleness.communication import all_reduce
-from conadv_lab.staleness.plan import buckets, plan
-from conadv_lab.staleness.stragglers import factors
-from conadv_lab.staleness.timeline import timeline
-from conadv_lab.staleness.workload import WORKLOADS, workload_of
+from conadv_lab.staleness.timeline.calibrate import compare, from_runs
+from conadv_lab.staleness.timeline.cluster import load
+from conadv_lab.staleness.timeline.communication import all_reduce
+from conadv_lab.staleness.timeline.recursion import timeline
+from conadv_lab.staleness.timeline.step_times import buckets, step_times
+from conadv_lab.staleness.timeline.stragglers import factors
+from conadv_lab.staleness.timeline.workload import WORKLOADS, workload_of
 
 RECIPE = WORKLOADS["imagenet-resnet50-32k"]
 DEVICES, STEPS, EVENT_STEPS = 4096, 10_000, 4
@@ -38,7 +38,7 @@ PLACES = {"4096 devices": ("disadv", "serial"), "4096 devices, a quarter attack"
 CALIBRATED_AT, CHECKED_AT, CALIBRATION_STEPS = 32, 16, 12
 CHILD = """
 import json, resource, sys, time
-from conadv_lab.staleness.simulation import one_timeline
+from conadv_lab.staleness.timeline.simulation import one_timeline
 method, placement, rounds, sizes = json.loads(sys.argv[1])
 seconds = []
 for devices, steps in sizes:
@@ -89,12 +89,12 @@ def speed_rows(rounds: int) -> list[Row]:
 def event_rows(ours: float, rounds: int) -> list[Row]:
     """A device-step of the vectorised timeline and of the SimPy model; ratio: ours / SimPy's."""
     try:
-        from tests.staleness.discrete_event import Job, Simulation
+        from tests.staleness.timeline.discrete_event import Job, Simulation
     except ImportError:
         print("simpy is not installed: not measured", file=sys.stderr)
         return []
     cluster = load("h100")
-    own = plan(cluster, RECIPE, "disadv", DEVICES)
+    own = step_times(cluster, RECIPE, "disadv", DEVICES)
     size = RECIPE.parameters * RECIPE.bytes_each
     passes = [span.end - span.start for span in own.spans]
     filled = buckets(size, cluster.network.bucket_mb).tolist()
@@ -138,10 +138,10 @@ def machine_rows(model: str, rounds: int) -> list[Row]:
             run.train_step()
         times = interleaved({m: run.train_step for m, run in runs.items()}, rounds)
         workload = workload_of(Config().replace(model=model, dataset="synthetic", global_batch=CHECKED_AT))
-    base = plan(cluster, workload, "vanilla", 1).compute
+    base = step_times(cluster, workload, "vanilla", 1).compute
     rows = [Row(f"{model} vanilla, predicted", 1e3 * base, "ms", "measured", base / times.median("vanilla"))]
     for method in methods:
-        own = plan(cluster, workload, method, 1)
+        own = step_times(cluster, workload, method, 1)
         predicted, measured = own.compute / base, times.row(method, "vanilla")
         assert measured.ratio is not None
         low, high = measured.spread or (measured.ratio, measured.ratio)

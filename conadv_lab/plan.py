@@ -126,11 +126,11 @@ def times(config: "Config", method: "Method", devices: int) -> dict[str, Any]:
     >>> round(times(config, method_of(config), 64)["minutes"], 1)
     5.8
     """
-    from conadv_lab.staleness.cluster import load
-    from conadv_lab.staleness.plan import plan
-    from conadv_lab.staleness.simulation import row
-    from conadv_lab.staleness.timeline import timeline
-    from conadv_lab.staleness.workload import workload_of
+    from conadv_lab.staleness.timeline.cluster import load
+    from conadv_lab.staleness.timeline.recursion import timeline
+    from conadv_lab.staleness.timeline.simulation import row
+    from conadv_lab.staleness.timeline.step_times import step_times
+    from conadv_lab.staleness.timeline.workload import workload_of
 
     data, training, section = config.data, config.training, config.method
     if (config.model.model, data.dataset, data.pixels) != ("resnet50", "imagenet", 224):
@@ -139,7 +139,7 @@ def times(config: "Config", method: "Method", devices: int) -> dict[str, Any]:
     clean = training.global_batch * method.clean_fraction
     steps = training.steps or max(1, round(training.epochs * workload.images / clean))
     attackers = section.attackers if section.placement == "ranks" else None
-    own = plan(cluster, workload, method, devices, placement=section.placement, attackers=attackers)
+    own = step_times(cluster, workload, method, devices, placement=section.placement, attackers=attackers)
     found = row(
         cluster, workload.replace(fixed_steps=steps), timeline(own, cluster.stragglers, SIMULATED_STEPS)
     )

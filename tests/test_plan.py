@@ -18,7 +18,7 @@ from conadv_lab.models.resnet import resnet50
 from conadv_lab.plan import plan_of, times
 from conadv_lab.recipes import digits, imagenet
 from conadv_lab.staleness import simulate
-from conadv_lab.staleness.cluster import load
+from conadv_lab.staleness.timeline.cluster import load
 
 ROOT = Path(__file__).parents[1]
 

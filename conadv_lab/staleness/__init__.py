@@ -9,17 +9,17 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "best": "simulation",
-    "Cluster": "cluster",
+    "best": "timeline.simulation",
+    "Cluster": "timeline.cluster",
     "Draw": "draws",
-    "load_cluster": "cluster",
-    "one_timeline": "simulation",
+    "load_cluster": "timeline.cluster",
+    "one_timeline": "timeline.simulation",
     "read_trace": "draws",
-    "simulate": "simulation",
-    "study": "dynamics",
-    "Timeline": "timeline",
-    "Workload": "workload",
-    "WORKLOADS": "workload",
+    "simulate": "timeline.simulation",
+    "study": "dynamics.study",
+    "Timeline": "timeline.recursion",
+    "Workload": "timeline.workload",
+    "WORKLOADS": "timeline.workload",
 }
 
 __all__ = sorted(_HOMES)

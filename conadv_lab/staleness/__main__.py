@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 
 from conadv_lab.mistakes import unknown
 from conadv_lab.pipes import outlive_readers
@@ -18,8 +19,15 @@ USAGE = """usage: python -m conadv_lab.staleness VERB ...
 VERB --help tells the options of a verb; a line that begins with an option is one of timeline. Exit status: 0 done,
 2 a mistake in what was asked, 1 a failure.
 """
-OWN = ("timeline", "fit", "report", "clusters")
-OTHERS = ("dynamics", "theory")
+VERBS = {
+    "timeline": "timeline.commands",
+    "fit": "timeline.commands",
+    "report": "report.command",
+    "clusters": "timeline.commands",
+    "dynamics": "dynamics.command",
+    "theory": "theory.command",
+}
+"""The module of each verb; one that holds several has a function of each verb's name, the others ``main``."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,15 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _verb(name: str) -> Callable[[list[str]], int]:
-    if name in OWN:
-        from conadv_lab.staleness import commands
-
-        return getattr(commands, name)
-    if name in OTHERS:
-        from importlib import import_module
-
-        return import_module(f"conadv_lab.staleness.{name}").main
-    raise unknown("verb", name, (*OWN, *OTHERS))
+    if name not in VERBS:
+        raise unknown("verb", name, VERBS)
+    module = import_module(f"conadv_lab.staleness.{VERBS[name]}")
+    verb: Callable[[list[str]], int] = getattr(module, name if VERBS[name] == "timeline.commands" else "main")
+    return verb
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.staleness import event_rows, published_rows
-from conadv_lab.staleness.calibrate import TOLERANCE
+from conadv_lab.staleness.timeline.calibrate import TOLERANCE
 
 
 def test_a_row_a_published_line_with_predicted_over_measured():

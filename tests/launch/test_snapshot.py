@@ -131,7 +131,7 @@ def test_every_file_of_the_package_is_copied(tmp_path):
         if file.is_file() and "__pycache__" not in file.parts
     }
     assert set(taken.files) == here
-    assert "conadv_lab/staleness/clusters/h100.toml" in here
+    assert "conadv_lab/staleness/timeline/clusters/h100.toml" in here
 
 
 def test_code_from_elsewhere_is_refused(tmp_path):

@@ -14,9 +14,9 @@ from conadv_lab.plan import plan_of
 from conadv_lab.plots import figure_against_batch, look_of, over_seeds
 from conadv_lab.recipes.digits import vanilla
 from conadv_lab.runs import collect
-from conadv_lab.staleness.cluster import Attack, Cluster, Compute, Network
-from conadv_lab.staleness.plan import plan
-from conadv_lab.staleness.workload import workload_of
+from conadv_lab.staleness.timeline.cluster import Attack, Cluster, Compute, Network
+from conadv_lab.staleness.timeline.step_times import step_times
+from conadv_lab.staleness.timeline.workload import workload_of
 from conadv_lab.training.loop import train
 
 PACKAGE = Path(__file__).parents[2] / "conadv_lab"
@@ -160,7 +160,10 @@ def passes(method) -> float:
         "arithmetic", compute={"resnet50": Compute(0.0, 1.0)}, network=free, attack=Attack(0.0)
     )
     workload = workload_of("imagenet-resnet50-1k").replace(micro_batch=None)
-    return plan(arithmetic, workload, method, 1).compute / plan(arithmetic, workload, "vanilla", 1).compute
+    return (
+        step_times(arithmetic, workload, method, 1).compute
+        / step_times(arithmetic, workload, "vanilla", 1).compute
+    )
 
 
 @pytest.mark.parametrize("options", [{}, {"attack_steps": 3}, {"staleness": 0}, {"norm": "l2"}], ids=str)

@@ -1,0 +1,92 @@
+"""The command: real training with stale attacks, or the same on the quadratic problem.
+
+``python -m conadv_lab.staleness dynamics [RECIPE | quadratic] [--taus 0 1 4 16] [--field value …]``
+"""
+
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from conadv_lab.config import Config
+from conadv_lab.outputs import Outputs
+from conadv_lab.recipes import digits
+from conadv_lab.staleness.dynamics.frame import print_table
+from conadv_lab.staleness.dynamics.options import QuadraticOptions, RunOptions
+from conadv_lab.staleness.dynamics.study import study
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+USAGE = """usage: python -m conadv_lab.staleness dynamics [RECIPE] [--taus T ...] [--draw KIND] [--field value ...]
+       python -m conadv_lab.staleness dynamics quadratic [--taus T ...] [--lr LR] ...
+       python -m conadv_lab.staleness dynamics RECIPE --help     every option, with its default
+
+RECIPE is a recipe's name or path/to/file.py:function; without one, digits-conadv with 16 epochs.
+Exit status: 0 done, 2 a mistake in what was asked, 1 a failure.
+"""
+PROBE_EVERY = 10
+"""Steps between two comparisons of stale and fresh attacks, where a recipe has none."""
+
+
+def small() -> Config:
+    """Digits, ConAdv at batch 256 for 16 epochs: what the command studies unasked, in under a minute."""
+    return digits.conadv().replace(epochs=16, probe_every=4)
+
+
+def main(words: Sequence[str]) -> int:
+    """The command; returns its exit status."""
+    words = list(words)
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    if words and words[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    name = words.pop(0) if words and not words[0].startswith("-") else ""
+    try:
+        frame, outputs = _quadratic(words) if name == "quadratic" else _training(name, words)
+    except ValueError as mistake:
+        print(f"error: {mistake}", file=sys.stderr)
+        return 2
+    from conadv_lab.staleness.dynamics import figures
+
+    print_table(frame)
+    outputs.write(frame, lambda: figures.page(frame))
+    return 0
+
+
+def _quadratic(words: list[str]) -> "tuple[pd.DataFrame, Outputs]":
+    import tyro
+
+    asked = tyro.cli(
+        QuadraticOptions, args=words, prog="conadv_lab.staleness dynamics quadratic",
+        config=(tyro.conf.OmitArgPrefixes,),
+    )  # fmt: skip
+    outputs = Outputs(asked.json, asked.csv, asked.figure)
+    from conadv_lab.staleness.dynamics import on_quadratic
+
+    return on_quadratic.study(asked.draws(), asked), outputs
+
+
+def _training(name: str, words: list[str]) -> "tuple[pd.DataFrame, Outputs]":
+    from conadv_lab.cli import parse_config
+    from conadv_lab.recipes import find
+
+    recipe = _probed(find(name)) if name else small
+    prog = f"conadv_lab.staleness dynamics {name or 'digits-conadv'}"
+    config, asked = parse_config(recipe, words, prog=prog, options=RunOptions())
+    outputs = Outputs(asked.json, asked.csv, asked.figure)
+    return study(
+        config, asked.draws(), seeds=asked.seeds, curvature_images=asked.curvature_images,
+        problem=name or "digits-conadv", progress=True,
+    ), outputs  # fmt: skip
+
+
+def _probed(recipe: Callable[[], Config]) -> Callable[[], Config]:
+    """The recipe, stale and fresh attacks compared every so often: that is what is studied here."""
+
+    def probed() -> Config:
+        config = recipe()
+        return config.replace(probe_every=config.training.probe_every or PROBE_EVERY)
+
+    probed.__doc__ = recipe.__doc__
+    return probed

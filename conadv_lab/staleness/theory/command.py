@@ -1,0 +1,107 @@
+"""The command: ``python -m conadv_lab.staleness theory``."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from conadv_lab.mistakes import require
+from conadv_lab.outputs import Outputs, add_options
+from conadv_lab.staleness.theory.compare import compare, figure_of_bound
+from conadv_lab.staleness.theory.quadratic import Quadratic, example
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+SIGN_STEP = """One sign step is no approximate maximiser: where the maximiser lies inside the ball, the sign step
+lies on its rim. All that can be said here is ‖δ̂ − δ*‖² ≤ dε², which leaving the image alone satisfies as
+well, so its bound has a floor that neither a smaller step nor a longer run lowers. A network's loss is not
+even concave in the image. The theorem does not cover what is done in practice."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of ``python -m conadv_lab.staleness theory``."""
+    p = argparse.ArgumentParser(
+        "conadv_lab.staleness theory", description="The bound beside what is measured on a quadratic problem."
+    )
+    p.add_argument(
+        "--taus", type=int, nargs="+", default=list(range(17)), help="staleness (default: 0 to 16)"
+    )
+    p.add_argument(
+        "--lrs", type=float, nargs="+", default=[], help="step sizes (default: three, see the docs)"
+    )
+    p.add_argument("--steps", type=int, default=3000, help="of a run (default: %(default)s)")
+    p.add_argument("--replicas", type=int, default=64, help="runs that are averaged (default: %(default)s)")
+    p.add_argument("--solver", default="exact", help="exact, ascent or sign (default: %(default)s)")
+    p.add_argument("--size", type=int, default=8, help="dimension of θ and of x (default: %(default)s)")
+    p.add_argument("--noise", type=float, default=0.3, help="s of the examples (default: %(default)s)")
+    p.add_argument("--batch", type=int, default=1, help="examples of a step (default: %(default)s)")
+    p.add_argument("--seed", type=int, default=0, help="of problem and noise (default: %(default)s)")
+    add_options(p)
+    return p
+
+
+def main(words: Sequence[str]) -> int:
+    """The command; returns its exit status."""
+    asked = parser().parse_args(words)
+    try:
+        outputs = Outputs(asked.json, asked.csv, asked.figure)
+        require(asked.size >= 1, "size", asked.size, "a whole number of at least 1")
+        problem = example(asked.size, asked.noise, seed=asked.seed, batch=asked.batch)
+        rows = evaluate(problem, asked)
+    except ValueError as mistake:
+        print(f"error: {mistake}", file=sys.stderr)
+        return 2
+    print_table(rows, asked.solver)
+    outputs.write(rows, lambda: _picture(rows[rows["solver"] == asked.solver]))
+    return 0
+
+
+def evaluate(problem: Quadratic, asked: argparse.Namespace) -> "pd.DataFrame":
+    """The rows that the command asks for, and one sign step at the smallest and the largest τ beside them."""
+    import pandas as pd
+
+    start = np.full(len(problem.a), 0.5)
+    taus = sorted(set(asked.taus))
+    options: dict[str, Any] = {"steps": asked.steps, "replicas": asked.replicas, "seed": asked.seed}
+    rows = compare(problem, start, taus, asked.lrs, solvers=(asked.solver,), **options)
+    if asked.solver == "sign":
+        return rows
+    ends = sorted({taus[0], taus[-1]})
+    return pd.concat([rows, compare(problem, start, ends, asked.lrs, solvers=("sign",), **options)])
+
+
+def print_table(rows: "pd.DataFrame", solver: str) -> None:
+    """Measured / bound for every τ and step size, then the sign step."""
+    own = rows[rows["solver"] == solver]
+    print(f"mean ‖∇F(θ)‖² over {own['steps'].iloc[0]} steps, measured / bound; inner solver: {solver}")
+    _print_pairs(own)
+    if own["bound"].isna().any():
+        print("not covered: the step size is above 2 / (L_F + √(L_F² + 16κ²τ²)), so the bound says nothing")
+    over = own[own["measured"] > own["bound"]]
+    print(f"measured above the bound: {len(over)} of {int(own['bound'].notna().sum())}")
+    if solver != "sign":
+        print("\none sign step in place of the solver:")
+        _print_pairs(rows[rows["solver"] == "sign"])
+    print("\n" + SIGN_STEP)
+
+
+def _print_pairs(rows: "pd.DataFrame") -> None:
+    print(f"{'τ':>4}" + "".join(f"{f'η = {lr:.4g}':>24}" for lr in sorted(rows["lr"].unique())))
+    for tau, own in rows.groupby("tau"):
+        cells = []
+        for measured, above in own.sort_values("lr")[["measured", "bound"]].to_numpy():
+            told = "not covered" if np.isnan(above) else f"{above:.4g}"
+            cells.append(f"{f'{measured:.4g} / {told}':>24}")
+        print(f"{tau:>4}" + "".join(cells))
+
+
+def _picture(rows: "pd.DataFrame") -> "Figure":
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.6, 4.2), layout="constrained")
+    figure_of_bound(rows, ax=figure.add_subplot())
+    return figure

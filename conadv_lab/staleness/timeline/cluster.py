@@ -1,0 +1,299 @@
+"""What a cluster is to the simulator: a small TOML file of constants, read and checked.
+
+A cluster is a built-in name (``names()``) or the path of a TOML file. Times are milliseconds, microseconds or
+seconds as named, bandwidths are 10⁹ bytes a second. Where a constant comes from stands beside it in the file.
+"""
+
+import dataclasses
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from conadv_lab.mistakes import require, unknown
+
+
+@dataclass(frozen=True)
+class Compute:
+    """One model on one device: a training pass of b images takes ``fixed_ms + image_ms · b``."""
+
+    fixed_ms: float
+    """What a pass takes however few its images are: launches, and kernels too small to fill the device."""
+    image_ms: float
+    """What each image adds to forward, input gradient and weight gradient."""
+    optimizer_ms: float = 0.0
+    """Of a whole step, after the gradients are averaged; 0 where it is inside fixed_ms."""
+
+
+@dataclass(frozen=True)
+class Attack:
+    """An attack pass against a training pass: no weight gradients."""
+
+    fixed_share: float = 0.6
+    """Share of fixed_ms."""
+    image_share: float = 2 / 3
+    """Share of image_ms: forward and input gradient, of three equal parts."""
+    overlap: float = 1.0
+    """How much of the smaller fixed cost hides when attack and training share a device (placement stream)."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """Links within a node and between nodes."""
+
+    devices_per_node: int = 8
+    node_gbs: float = 370.0
+    """Bus bandwidth within a node."""
+    cards_per_node: int = 8
+    card_gbs: float = 47.0
+    """Bandwidth of one network card."""
+    model: str = "nccl"
+    """nccl: NCCL's published latencies and protocols; alpha-beta: the two hop times below, full bandwidth."""
+    node_hop_us: float = 1.0
+    network_hop_us: float = 5.0
+    algorithm: str = "auto"
+    """Of the all-reduce: ring, tree, hierarchical, or auto for the fastest."""
+    bucket_mb: float = 25.0
+    """Gradients are averaged in buckets of this size as the backward pass makes them; the first holds 1 MB."""
+
+
+@dataclass(frozen=True)
+class Stragglers:
+    """How a device's compute of a step varies: a factor for each device and step, independent."""
+
+    kind: str = "none"
+    """none; lognormal: exp(spread·z − spread²/2), mean 1; exponential: 1 + spread·E with E of mean 1."""
+    spread: float = 0.0
+    slow_devices: int = 0
+    """Devices, the first ones, that are always slower."""
+    slow_factor: float = 1.0
+
+
+@dataclass(frozen=True)
+class Input:
+    """The loader of each device."""
+
+    images_per_second: float | None = None
+    """Images that one device's loader makes ready; None: always in time."""
+    prefetch: int = 2
+    """Batches that it may be ahead."""
+
+
+@dataclass(frozen=True)
+class Failures:
+    """What interrupts a run, and what that costs."""
+
+    device_hours: float | None = None
+    """Mean hours between failures of one device; None: never. Work since the last checkpoint is lost."""
+    preemption_hours: float | None = None
+    """Mean hours between preemptions of the job; None: never. The job saves before it goes."""
+    checkpoint_s: float = 10.0
+    """A checkpoint stops the step for so long."""
+    restart_s: float = 120.0
+    """From the end of waiting to the first step."""
+    requeue_s: float = 120.0
+    """Waiting after a preemption."""
+    checkpoint_every: int | None = None
+    """Steps between checkpoints; None: Young's interval √(2 · checkpoint · mean time between failures)."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """All constants of one cluster; ``compute`` has a line for each model that was measured on it."""
+
+    name: str
+    about: str = ""
+    compute: Mapping[str, Compute] = field(default_factory=dict)
+    attack: Attack = field(default_factory=Attack)
+    network: Network = field(default_factory=Network)
+    stragglers: Stragglers = field(default_factory=Stragglers)
+    input: Input = field(default_factory=Input)
+    failures: Failures = field(default_factory=Failures)
+
+    def of(self, model: str) -> Compute:
+        """The model's compute constants.
+
+        Raises:
+            ValueError: nobody measured it here.
+        """
+        if model not in self.compute:
+            raise ValueError(
+                f"cluster {self.name} has no constants of model {model!r}; allowed: "
+                f"{', '.join(sorted(self.compute)) or 'none'}. Fit them with --calibrate RUN"
+            )
+        return self.compute[model]
+
+    def replace(self, **sections: Any) -> "Cluster":
+        """A checked copy; each section a mapping of changed values.
+
+        >>> load("h100").replace(stragglers={"spread": 0.1}).stragglers.spread
+        0.1
+        """
+        changed: dict[str, Any] = {}
+        for name, values in sections.items():
+            if name not in SECTIONS:
+                raise unknown("section of a cluster", name, SECTIONS)
+            _check_kinds(SECTIONS[name], values, f"[{name}]")
+            changed[name] = dataclasses.replace(getattr(self, name), **values)
+        return checked(dataclasses.replace(self, **changed))
+
+
+SECTIONS: dict[str, Any] = {
+    "attack": Attack,
+    "network": Network,
+    "stragglers": Stragglers,
+    "input": Input,
+    "failures": Failures,
+}
+
+
+def names() -> list[str]:
+    """The built-in clusters."""
+    folder = files("conadv_lab.staleness.timeline") / "clusters"
+    return sorted(file.name[: -len(".toml")] for file in folder.iterdir() if file.name.endswith(".toml"))
+
+
+def load(name: "str | Cluster") -> Cluster:
+    """The cluster of a built-in name or of a TOML file; a `Cluster` is returned as it is.
+
+    Raises:
+        ValueError: no such cluster, an unknown key, or an impossible value.
+    """
+    if isinstance(name, Cluster):
+        return name
+    if name.endswith(".toml"):
+        file = Path(name).expanduser()
+        if not file.is_file():
+            raise ValueError(f"cluster {name!r} does not exist; allowed: a name, or a path to a TOML file")
+        return parse(file.read_text(), file.stem, str(file))
+    if name not in names():
+        raise unknown("cluster", name, names())
+    text = (files("conadv_lab.staleness.timeline") / "clusters" / f"{name}.toml").read_text()
+    return parse(text, name, f"{name}.toml")
+
+
+def parse(text: str, name: str, where: str) -> Cluster:
+    """The cluster of a TOML text; ``where`` names it in errors."""
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{where} is no TOML: {error}") from None
+    sections: dict[str, Any] = {"name": name}
+    for key, value in values.items():
+        if key == "about":
+            sections["about"] = str(value)
+        elif key == "compute":
+            if not isinstance(value, dict) or not all(isinstance(v, dict) for v in value.values()):
+                raise ValueError(f"compute in {where} is {value!r}; allowed: a table for each model")
+            sections["compute"] = {
+                m: _section(Compute, v, f"[compute.{m}] in {where}") for m, v in value.items()
+            }
+        elif key in SECTIONS and isinstance(value, dict):
+            sections[key] = _section(SECTIONS[key], value, f"[{key}] in {where}")
+        else:
+            raise unknown(f"section of {where}", key, ["about", "compute", *SECTIONS])
+    return checked(Cluster(**sections))
+
+
+def _section(kind: Any, values: Mapping[str, Any], where: str) -> Any:
+    _check_kinds(kind, values, where)
+    missing = [
+        f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING and f.name not in values
+    ]
+    if missing:
+        raise ValueError(f"{where} lacks {', '.join(missing)}")
+    return kind(**values)
+
+
+def _check_kinds(kind: Any, values: Mapping[str, Any], where: str) -> None:
+    kinds = {f.name: str(f.type) for f in dataclasses.fields(kind)}
+    for key, value in values.items():
+        if key not in kinds:
+            raise unknown(f"key of {where}", key, kinds)
+        wanted = kinds[key]
+        if "str" in wanted:
+            fits, told = isinstance(value, str), "a string"
+        elif "float" in wanted:
+            fits, told = isinstance(value, (int, float)) and not isinstance(value, bool), "a number"
+        else:
+            fits, told = isinstance(value, int) and not isinstance(value, bool), "a whole number"
+        if not fits:
+            raise ValueError(f"{key} in {where} is {value!r}; allowed: {told}")
+
+
+def checked(cluster: Cluster) -> Cluster:
+    """The cluster itself.
+
+    Raises:
+        ValueError: the first value that is impossible.
+    """
+    for model, one in cluster.compute.items():
+        _from_0(f"compute.{model}", one, "fixed_ms", "image_ms", "optimizer_ms")
+        positive = one.fixed_ms + one.image_ms > 0
+        require(positive, f"compute.{model}", one, "fixed_ms or image_ms above 0")
+    attack, network, noise = cluster.attack, cluster.network, cluster.stragglers
+    _from_0("attack", attack, "fixed_share", "image_share")
+    require(0 <= attack.overlap <= 1, "attack.overlap", attack.overlap, "0 to 1")
+    for name in ("devices_per_node", "cards_per_node"):
+        require(
+            getattr(network, name) >= 1,
+            f"network.{name}",
+            getattr(network, name),
+            "a whole number of at least 1",
+        )
+    for name in ("node_gbs", "card_gbs", "bucket_mb"):
+        value = getattr(network, name)
+        require(value > 0, f"network.{name}", value, "above 0")  # infinite is allowed: a network without cost
+    _from_0("network", network, "node_hop_us", "network_hop_us")
+    _one_of("network model", network.model, ("nccl", "alpha-beta"))
+    _one_of("network algorithm", network.algorithm, ("auto", "ring", "tree", "hierarchical"))
+    _one_of("kind of stragglers", noise.kind, ("none", "lognormal", "exponential"))
+    _from_0("stragglers", noise, "spread", "slow_devices")
+    require(1 <= noise.slow_factor < math.inf, "stragglers.slow_factor", noise.slow_factor, "at least 1")
+    rate = cluster.input.images_per_second
+    require(rate is None or rate > 0, "input.images_per_second", rate, "above 0")
+    require(
+        cluster.input.prefetch >= 1, "input.prefetch", cluster.input.prefetch, "a whole number of at least 1"
+    )
+    failures = cluster.failures
+    for name in ("device_hours", "preemption_hours"):
+        value = getattr(failures, name)
+        require(value is None or value > 0, f"failures.{name}", value, "above 0")
+    _from_0("failures", failures, "checkpoint_s", "restart_s", "requeue_s")
+    every = failures.checkpoint_every
+    require(every is None or every >= 1, "failures.checkpoint_every", every, "a whole number of at least 1")
+    return cluster
+
+
+def _from_0(section: str, values: Any, *keys: str) -> None:
+    for key in keys:
+        value = getattr(values, key)
+        require(0 <= value < math.inf, f"{section}.{key}", value, "a finite number of at least 0")
+
+
+def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise unknown(what, value, allowed)
+
+
+def to_toml(cluster: Cluster) -> str:
+    """The text that `parse` reads back."""
+    lines = [f"about = {_quoted(cluster.about)}"]
+    for model, one in cluster.compute.items():
+        lines += ["", f"[compute.{_quoted(model)}]", *_lines(one)]
+    for name in SECTIONS:
+        lines += ["", f"[{name}]", *_lines(getattr(cluster, name))]
+    return "\n".join(lines) + "\n"
+
+
+def _lines(section: Any) -> list[str]:
+    values = {f.name: getattr(section, f.name) for f in dataclasses.fields(section)}
+    return [f"{k} = {_quoted(v) if isinstance(v, str) else v}" for k, v in values.items() if v is not None]
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", " ")
+    return f'"{escaped}"'

@@ -1,0 +1,203 @@
+"""The verbs timeline, fit and clusters: parse, call, print."""
+
+import ast
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import tyro
+
+from conadv_lab.mistakes import require, writable
+from conadv_lab.staleness.timeline.options import SEVERAL, FitOptions, TimelineOptions
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from conadv_lab.staleness.timeline.cluster import Cluster
+
+Kind = TypeVar("Kind")
+SHOWN = {
+    "method": "method", "placement": "placement", "devices": "devices", "attackers": "attackers",
+    "images_per_device": "img/device", "step_ms": "step ms", "utilisation": "used", "tau_mean": "mean τ",
+    "hours": "hours", "device_hours": "device-hours",
+}  # fmt: skip
+
+
+def timeline(words: list[str]) -> int:
+    """Print the table."""
+    from conadv_lab.staleness.timeline import simulation as sim
+    from conadv_lab.staleness.timeline.cluster import load, to_toml
+    from conadv_lab.staleness.timeline.workload import workload_of
+
+    asked = _parsed(TimelineOptions, words, "timeline")
+    outputs = asked.files.outputs()
+    writable(asked.save, asked.trace)
+    cluster = load(asked.cluster or ("this-machine" if asked.calibrate else "h100"))
+    recipe: Any = asked.recipe or "imagenet-resnet50-32k"
+    if asked.calibrate:
+        cluster, recipe = _calibrated(cluster, asked)
+    cluster = cluster.replace(**_changes(asked.set))
+    workload = workload_of(recipe).replace(joint=asked.joint)
+    if asked.global_batch is not None:
+        workload = workload.replace(global_batch=asked.global_batch)
+    devices = ((1,) if asked.calibrate else (64,)) if asked.devices is None else asked.devices
+    options: dict[str, Any] = {
+        "staleness": asked.staleness, "steps": asked.steps, "seed": asked.seed, "ascent_share": asked.ascent_share,
+    }  # fmt: skip
+    if asked.best:
+        frame = sim.best(cluster, workload, _method_of_best(asked, devices), devices=devices[0], **options)
+    else:
+        frame = sim.simulate(
+            cluster, workload, asked.method, devices=devices, placement=asked.placement,
+            attackers=_number(asked.attackers), **options,
+        )  # fmt: skip
+    if asked.trace is not None:
+        _trace(asked.trace, cluster, workload, asked, devices, options)
+    print(
+        f"{cluster.name}, {workload.name}, global batch {workload.global_batch:,}: predicted by a model, not measured"
+    )
+    _print(frame[list(SHOWN)].rename(columns=SHOWN))
+    if asked.save is not None:
+        asked.save.write_text(to_toml(cluster))
+    outputs.write(frame)
+    return 0
+
+
+def fit(words: list[str]) -> int:
+    """Print measured and predicted step times."""
+    from conadv_lab.staleness.timeline import calibrate
+
+    asked = _parsed(FitOptions, words, "fit")
+    outputs = asked.files.outputs()
+    frame = calibrate.compare(fitted_only=not asked.all_rows)
+    for name, rows in frame.groupby("cluster", sort=False):
+        one = rows.iloc[0]
+        print(
+            f"{name}: a pass takes {one.fixed_ms:.3f} ms + {one.image_ms:.4f} ms an image; within ±{one.tolerance:.0%}"
+        )
+    shown = frame.assign(residual=[f"{100 * (ratio - 1):+.1f} %" for ratio in frame["ratio"]])
+    _print(
+        shown[
+            [
+                "cluster",
+                "devices",
+                "images_per_device",
+                "step_ms",
+                "predicted_ms",
+                "residual",
+                "fitted",
+                "within",
+            ]
+        ]
+    )
+    if asked.every_choice:
+        for name in calibrate.TOLERANCE:
+            good, count = calibrate.every_choice(name)
+            print(f"{name}: {good} of {count} choices of as many rows bring all rows within tolerance")
+    outputs.write(frame)
+    return 0
+
+
+def clusters(words: list[str]) -> int:
+    """Print the built-in clusters."""
+    from conadv_lab.staleness.timeline.cluster import load, names
+
+    if words:
+        raise ValueError(f"clusters takes no options, got {' '.join(words)!r}")
+    for name in names():
+        cluster = load(name)
+        print(f"{name:14} {cluster.about} ({', '.join(cluster.compute)})")
+    return 0
+
+
+def _calibrated(cluster: "Cluster", asked: TimelineOptions) -> tuple["Cluster", Any]:
+    from conadv_lab.runs import RunFolder
+    from conadv_lab.staleness.timeline.calibrate import from_runs
+
+    cluster, lines = from_runs(cluster, asked.calibrate)
+    print(f"{'run':32} {'method':15} {'batch':>6} {'measured ms':>12} {'fitted ms':>10} {'ratio':>6}")
+    for line in lines:
+        print(
+            f"{Path(line['run']).name:32} {line['method']:15} {line['global_batch']:>6} "
+            f"{line['measured_ms']:12.2f} {line['fitted_ms']:10.2f} {line['ratio']:6.3f}"
+        )
+    config = RunFolder(asked.calibrate[0]).config()
+    one = cluster.of(config.model.model)
+    print(f"{config.model.model}: a pass takes {one.fixed_ms:.4g} ms + {one.image_ms:.4g} ms an image")
+    return cluster, asked.recipe or config
+
+
+def _changes(words: Sequence[str]) -> dict[str, dict[str, Any]]:
+    changes: dict[str, dict[str, Any]] = {}
+    for word in words:
+        place, equals, text = word.partition("=")
+        section, dot, key = place.partition(".")
+        if not equals or not dot:
+            raise ValueError(f"--set is {word!r}; allowed: SECTION.KEY=VALUE, such as network.card_gbs=24")
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = text
+        if section == "compute":
+            raise ValueError(
+                f"--set is {word!r}; allowed: not compute, which --calibrate RUN or a TOML file gives"
+            )
+        changes.setdefault(section, {})[key] = value
+    return changes
+
+
+def _method_of_best(asked: TimelineOptions, devices: Sequence[int]) -> str:
+    require(len(devices) == 1, "devices", devices, "one number with --best")
+    for name, value, unasked in (
+        ("placement", asked.placement, ("serial",)),
+        ("attackers", asked.attackers, None),
+    ):
+        if value != unasked:
+            told = " ".join(value) if isinstance(value, tuple) else value
+            raise ValueError(f"{name} is {told!r}; allowed with --best: none, as all are tried")
+    if asked.method == SEVERAL:
+        return "conadv"
+    require(len(asked.method) == 1, "method", " ".join(asked.method), "one with --best")
+    return asked.method[0]
+
+
+def _number(text: str | None) -> int | float | None:
+    if text is None:
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"attackers are {text!r}; allowed: a number, or a share such as 0.25") from None
+
+
+def _trace(
+    path: Path, cluster: "Cluster", workload: Any, asked: TimelineOptions, devices: Sequence[int],
+    options: dict[str, Any],
+) -> None:  # fmt: skip
+    """Write the trace of the one combination that is asked for."""
+    from conadv_lab.staleness.timeline.recursion import write_trace
+    from conadv_lab.staleness.timeline.simulation import attackers_of, one_timeline
+
+    combinations = len(asked.method) * len(asked.placement) * len(devices)
+    if combinations != 1 or asked.best:
+        raise ValueError(
+            f"--trace needs one row, but {combinations} are asked for; name one method, placement and number of devices"
+        )
+    count = attackers_of(_number(asked.attackers), devices[0]) if asked.placement[0] == "ranks" else None
+    done = one_timeline(
+        cluster, workload, asked.method[0], devices=devices[0], placement=asked.placement[0], attackers=count,
+        **options,
+    )  # fmt: skip
+    write_trace(path, done.trace)
+
+
+def _print(frame: "pd.DataFrame") -> None:
+    print(frame.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
+
+
+def _parsed(kind: type[Kind], words: list[str], verb: str) -> Kind:
+    return tyro.cli(kind, args=words, prog=f"conadv_lab.staleness {verb}")

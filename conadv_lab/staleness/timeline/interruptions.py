@@ -1,0 +1,111 @@
+"""What failures and preemptions make of a run: work lost since the last checkpoint, restarts, waiting.
+
+Failures come at random, at a rate that grows with the devices; preemptions at the job's own rate. Neither comes
+while the job waits or restarts. A failure takes the job back to its last checkpoint; a preempted job saves first.
+The expected time without preemptions is Daly's (2006): each stretch of length L, checkpoint included, takes
+(e^{L/M} − 1)(M + restart) at a mean time M between failures; the interval √(2 · checkpoint · M) is Young's (1974).
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conadv_lab.seeds import derived_seed
+from conadv_lab.staleness.timeline.cluster import Failures
+
+HOPELESS = 12.0
+"""Stretches longer than this many mean times between failures are refused: e^12 attempts for each."""
+
+
+@dataclass(frozen=True)
+class Interruptions:
+    """Rates and prices for one job.
+
+    Attributes:
+        failure_rate, preemption_rate: a second.
+        stretch: seconds of work between checkpoints.
+        checkpoint, restart, requeue: seconds.
+    """
+
+    failure_rate: float
+    preemption_rate: float
+    stretch: float
+    checkpoint: float
+    restart: float
+    requeue: float
+
+    @property
+    def rate(self) -> float:
+        return self.failure_rate + self.preemption_rate
+
+
+def interruptions(failures: Failures, devices: int, step_seconds: float) -> Interruptions:
+    """Those of a job on so many devices.
+
+    Raises:
+        ValueError: the job would fail before it reaches a checkpoint, again and again.
+    """
+    rate = 0.0 if failures.device_hours is None else devices / (3600 * failures.device_hours)
+    preempted = 0.0 if failures.preemption_hours is None else 1 / (3600 * failures.preemption_hours)
+    if failures.checkpoint_every is not None:
+        every: float = failures.checkpoint_every
+    elif rate > 0:
+        every = max(1, round(math.sqrt(2 * failures.checkpoint_s / rate) / step_seconds))
+    else:
+        every = math.inf
+    stretch = every * step_seconds
+    if rate * (stretch + failures.checkpoint_s) > HOPELESS:
+        raise ValueError(
+            f"checkpoint_every is {every}: {stretch + failures.checkpoint_s:.3g} s at a mean time between failures "
+            f"of {1 / rate:.3g} s; allowed: a stretch that can be finished, up to {HOPELESS:g} times that"
+        )
+    return Interruptions(
+        rate, preempted, stretch, failures.checkpoint_s, failures.restart_s, failures.requeue_s
+    )
+
+
+def expected_seconds(work: float, job: Interruptions) -> float:
+    """Daly's expectation for ``work`` seconds of steps, without preemptions.
+
+    >>> expected_seconds(1000.0, Interruptions(0.0, 0.0, 100.0, 1.0, 5.0, 0.0))
+    1010.0
+    """
+    whole, rest = divmod(work, job.stretch) if math.isfinite(job.stretch) else (0.0, work)
+    lengths = [(whole, job.stretch + job.checkpoint)] if whole else []
+    if rest:
+        lengths.append((1.0, rest + job.checkpoint))
+    if job.failure_rate == 0:
+        return sum(count * length for count, length in lengths)
+    mean = 1 / job.failure_rate
+    return sum(count * math.expm1(length / mean) * (mean + job.restart) for count, length in lengths)
+
+
+def finish_seconds(work: float, job: Interruptions, *, runs: int, seed: int) -> NDArray[np.float64]:
+    """(runs,) seconds until ``work`` seconds of steps are done, each run with interruptions of its own."""
+    length = job.stretch + job.checkpoint
+    count = math.ceil(work / job.stretch) if math.isfinite(job.stretch) else 1
+    total = work + count * job.checkpoint
+    if job.rate == 0:
+        return np.full(runs, total)
+    draw = np.random.default_rng(derived_seed(seed, "interruptions"))
+    place, passed = (
+        np.zeros(runs),
+        np.zeros(runs),
+    )  # seconds of the undisturbed run, seconds of the wall clock
+    going = np.arange(runs)
+    while len(going):
+        gap = draw.exponential(1 / job.rate, len(going))
+        preempted = draw.random(len(going)) * job.rate < job.preemption_rate
+        left = total - place[going]
+        done = gap >= left
+        passed[going] += np.where(done, left, gap)
+        reached = place[going] + gap
+        saved = np.floor(reached / length) * length if math.isfinite(length) else 0.0
+        kept = np.where(preempted, reached, np.maximum(place[going], saved))
+        price = job.restart + np.where(preempted, job.checkpoint + job.requeue, 0.0)
+        going, kept, price = going[~done], kept[~done], price[~done]
+        place[going] = kept
+        passed[going] += price
+    return passed

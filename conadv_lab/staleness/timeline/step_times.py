@@ -1,0 +1,227 @@
+"""What each device does in one step of a method, in seconds of a device without noise.
+
+Passes of one device follow one another (`passes`); gradients are averaged in buckets while the last one goes backward.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conadv_lab.config import Config, resolved
+from conadv_lab.methods import METHODS as BUILT_IN
+from conadv_lab.methods import method_of
+from conadv_lab.methods.base import Method
+from conadv_lab.mistakes import require, unknown
+from conadv_lab.references import is_file_reference
+from conadv_lab.staleness.timeline.cluster import Cluster
+from conadv_lab.staleness.timeline.communication import all_reduce, point_to_point
+from conadv_lab.staleness.timeline.passes import Passes, Span
+from conadv_lab.staleness.timeline.workload import Workload
+
+
+class _Sam(Method):
+    name, side = "sam", "ascent"
+
+
+class _AsyncSam(_Sam):
+    name, concurrent = "asyncsam", True
+
+    def __init__(self, staleness: int, share: float) -> None:
+        self.staleness, self.side_share = staleness, share
+
+
+METHODS = (*BUILT_IN, "sam", "asyncsam")
+"""What can be predicted: this package's methods, and two that it has not."""
+PLACEMENTS = ("serial", "stream", "ranks")
+BACKWARD = 2 / 3
+"""Share of a training pass: forward, input gradient and weight gradient count alike (docs/semantics.md)."""
+FIRST_BUCKET = 1e6
+"""Bytes; PyTorch's DistributedDataParallel fills a first bucket of 1 MB so that the network starts early."""
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """One step of one method on one cluster.
+
+    Attributes:
+        devices: all; the first ``trainers`` of them train, the others attack.
+        images: of each trainer, in one step, clean.
+        compute: seconds of a trainer's passes.
+        ready: (buckets,) seconds from the start of the passes until each bucket's gradients are made.
+        reduce: (buckets,) seconds of each bucket's all-reduce; they follow one another.
+        optimizer: seconds after the last all-reduce.
+        what: an attacker's pass, attack or ascent; side: seconds of it (placement ranks), else 0.
+        broadcast: seconds until new weights are at the attackers; send: until a result is at its trainers.
+        staleness: τ; with ranks the largest that can occur.
+        input_s: seconds in which a loader makes one step's images ready; 0: always in time.
+        prefetch: batches that it may be ahead.
+        spans: the passes of a trainer.
+    """
+
+    method: str
+    placement: str
+    devices: int
+    trainers: int
+    images: float
+    compute: float
+    ready: NDArray[np.float64]
+    reduce: NDArray[np.float64]
+    optimizer: float
+    staleness: int
+    what: str = ""
+    side: float = 0.0
+    broadcast: float = 0.0
+    send: float = 0.0
+    input_s: float = 0.0
+    prefetch: int = 2
+    spans: tuple[Span, ...] = ()
+
+    @property
+    def attackers(self) -> int:
+        return self.devices - self.trainers
+
+    def until_reduced(self, factor: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Seconds from a device's start to the end of the last all-reduce, were all others as fast or faster.
+
+        Bucket i is on the network at max(ready, end of bucket i − 1), so the last one ends at
+        max over i of (factor · ready_i + Σ_{j ≥ i} reduce_j).
+        """
+        left = np.cumsum(self.reduce[::-1])[::-1]
+        longest = factor * self.ready[0] + left[0]
+        for ready, rest in zip(self.ready[1:], left[1:], strict=True):
+            np.maximum(longest, factor * ready + rest, out=longest)
+        return longest
+
+
+def step_times(
+    cluster: Cluster,
+    workload: Workload,
+    method: "str | Method",
+    devices: int,
+    *,
+    placement: str = "serial",
+    attackers: int | None = None,
+    staleness: int | None = None,
+    ascent_share: float = 1.0,
+) -> StepTimes:
+    """The step of ``method``.
+
+    Args:
+        method: a name, also ``path/to/file.py:function``, or a method as it is.
+        placement: of conadv's attack or asyncsam's ascent: ``serial`` before the step, ``stream`` beside it on
+            the same device, ``ranks`` on other devices. Other methods have only ``serial``.
+        attackers: devices that attack, with ranks; None: a quarter of them, at least one.
+        staleness: τ; None: the workload's.
+        ascent_share: share of a batch that asyncsam's ascent looks at.
+
+    Raises:
+        ValueError: an unknown name, or numbers that do not fit together.
+    """
+    require(devices >= 1, "devices", devices, "a whole number of at least 1")
+    own_method = method if isinstance(method, Method) else named(method, workload, staleness, ascent_share)
+    _check(own_method, placement)
+    count = _attackers(placement, devices, attackers)
+    trainers = devices - count
+    at_most = f"at most {workload.global_batch}, the images of a step"
+    require(trainers <= workload.global_batch, "devices that train", trainers, at_most)
+    require(count <= workload.global_batch, "attackers", count, at_most)
+    images = workload.global_batch / trainers
+    step = Passes(cluster, workload, images)
+    step.add_step(own_method, placement)
+    sizes = buckets(workload.parameters * workload.bytes_each, cluster.network.bucket_mb)
+    left = 1 - np.cumsum(sizes) / sizes.sum()
+    rate = cluster.input.images_per_second
+    own = StepTimes(
+        own_method.name, placement, devices, trainers, images, step.end,
+        ready=step.end - BACKWARD * step.last * left,
+        reduce=np.array([all_reduce(cluster.network, one, trainers) for one in sizes]),
+        optimizer=cluster.of(workload.model).optimizer_ms / 1e3,
+        staleness=own_method.staleness,
+        input_s=0.0 if rate is None else images / rate,
+        prefetch=cluster.input.prefetch,
+        spans=tuple(step.spans),
+    )  # fmt: skip
+    return own if count == 0 else _with_attackers(own, own_method, cluster, workload)
+
+
+def _with_attackers(own: StepTimes, method: Method, cluster: Cluster, workload: Workload) -> StepTimes:
+    """The step with what the attackers do and what goes over the network for them."""
+    weights = float(workload.parameters * workload.bytes_each)
+    network, count = cluster.network, own.attackers
+    if method.side == "ascent":
+        send = all_reduce(network, weights, count) + point_to_point(network, weights)
+    else:
+        send = point_to_point(network, own.images * workload.values * method.kept_bytes(1))
+    side = Passes(cluster, workload, workload.global_batch / count).side(method)
+    return replace(own, what=method.side, side=side, broadcast=point_to_point(network, weights), send=send)
+
+
+def named(name: str, workload: Workload, staleness: int | None = None, ascent_share: float = 1.0) -> Method:
+    """The method of a name with a recipe's staleness, or another.
+
+    Raises:
+        ValueError: an unknown name or an impossible number.
+    """
+    if staleness is not None:
+        require(0 <= staleness <= 127, "staleness", staleness, "a whole number from 0 to 127")
+    require(0 < ascent_share <= 1, "ascent_share", ascent_share, "above 0, up to 1")
+    tau = workload.staleness if staleness is None else staleness
+    if name in BUILT_IN or is_file_reference(name):
+        return method_of(resolved(Config().replace(method=name, staleness=tau)))
+    if name not in METHODS:
+        raise unknown("method", name, METHODS)
+    return _Sam() if name == "sam" else _AsyncSam(tau, ascent_share)
+
+
+def _check(method: Method, placement: str) -> None:
+    if placement not in PLACEMENTS:
+        raise unknown("placement", placement, PLACEMENTS)
+    if placement != "serial" and not method.concurrent:
+        raise ValueError(f"placement is {placement!r}; allowed for {method.name}: serial")
+
+
+def buckets(size: float, bucket_mb: float) -> NDArray[np.float64]:
+    """Bytes of each bucket, in the order in which the backward pass fills them.
+
+    >>> buckets(51e6, 25).tolist()
+    [1000000.0, 25000000.0, 25000000.0]
+    >>> buckets(51e6, 64).tolist()
+    [51000000.0]
+    """
+    full = min(bucket_mb * 1e6, size)
+    if full >= size:
+        return np.array([float(size)])
+    sizes = [min(FIRST_BUCKET, full)]
+    while sum(sizes) < size:
+        sizes.append(min(full, size - sum(sizes)))
+    return np.array(sizes)
+
+
+def _attackers(placement: str, devices: int, attackers: int | None) -> int:
+    if placement != "ranks":
+        if attackers:
+            raise ValueError(f"attackers are {attackers}; allowed with placement {placement}: none")
+        return 0
+    count = max(1, devices // 4) if attackers is None else attackers
+    allowed = (
+        f"1 to {devices - 1}, fewer than the {devices} devices"
+        if devices > 1
+        else "none, as one device has to train"
+    )
+    require(1 <= count < devices, "attackers", count, allowed)
+    return count
+
+
+def shared_attackers(trainers: int, attackers: int) -> NDArray[np.int64]:
+    """(trainers, width) numbers of the attackers that make each trainer's images; a row may repeat one.
+
+    A step's images lie side by side; trainers and attackers each cut them into equal pieces.
+
+    >>> shared_attackers(3, 2).tolist()
+    [[0, 0], [0, 1], [1, 1]]
+    """
+    first = np.arange(trainers) * attackers // trainers
+    last = (np.arange(1, trainers + 1) * attackers - 1) // trainers
+    width = int((last - first).max()) + 1
+    return np.minimum(first[:, None] + np.arange(width), last[:, None])
