@@ -7,6 +7,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from conadv_lab.mistakes import require
+from conadv_lab.models.nf_resnet import ScaledStandardConv
 
 
 def parameter_groups(
@@ -14,9 +15,10 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Split a model's trainable parameters into the decayed ones and the skip list.
 
-    The skip list holds every parameter of at most one dimension: γ and β of batch norm (both branches of a
-    mixture) and biases. It takes no weight decay, as in Goyal et al. 2017 (section 5.3), and plain momentum
-    under LARS and LAMB, as in MLPerf's ResNet-50. torch's own optimisers take the groups as they are.
+    The skip list holds every parameter of at most one dimension, γ and β of batch norm (both branches of a
+    mixture) and biases, and the gains of convolutions with standardised weights, which have γ's part. It takes no
+    weight decay, as in Goyal et al. 2017 (section 5.3), and plain momentum under LARS and LAMB, as in MLPerf's
+    ResNet-50. torch's own optimisers take the groups as they are.
 
     Args:
         model: any module; frozen parameters are left out.
@@ -38,8 +40,9 @@ def parameter_groups(
     require(weight_decay >= 0, "weight_decay", weight_decay, "a number of at least 0")
     trainable = [param for param in model.parameters() if param.requires_grad]
     require(bool(trainable), "the number of trainable parameters", 0, "at least 1")
-    decayed = [param for param in trainable if param.ndim > 1]
-    skipped = [param for param in trainable if param.ndim <= 1]
+    gains = {id(module.gain) for module in model.modules() if isinstance(module, ScaledStandardConv)}
+    decayed = [param for param in trainable if param.ndim > 1 and id(param) not in gains]
+    skipped = [param for param in trainable if param.ndim <= 1 or id(param) in gains]
     groups = [
         {"params": decayed, "weight_decay": weight_decay, "adapt": True},
         {"params": skipped, "weight_decay": 0.0, "adapt": False},
