@@ -1,0 +1,229 @@
+"""AutoWU: the learning rate grows until the loss has turned (Kim et al. 2021, arXiv 2107.05855).
+
+"Automated Learning Rate Scheduler for Large-batch Training", AutoML workshop at ICML 2021. Constants are those of the
+authors' code; what is ours is said where it is.
+"""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from math import cos, pi
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from conadv_lab.mistakes import require
+from conadv_lab.optim.gaussian_process import GaussianProcess, Posterior
+from conadv_lab.seeds import generator
+
+CONFIDENCE, PREDICTIONS, PATIENCE = 0.95, 5, 3
+FIT_POINTS, PREDICTION_POINTS, GRID = 100, 500, 500
+_EXTRA_VARIANCE = 1e-4
+"""Added to the variance of each difference, by the authors too."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the losses up to some step say.
+
+    Attributes:
+        step: how many steps had been taken.
+        probability: median over the predictions of the highest probability that the loss was lower before than now.
+        votes: in how many of them it is above 0.95; the test is positive where most are.
+        positives: positive tests in a row, this one included.
+        lr: mean over the predictions of the learning rate where the loss is lowest.
+    """
+
+    step: int
+    probability: float
+    votes: int
+    positives: int
+    lr: float
+
+
+class AutoWU:
+    """A schedule that is called with a step, as `conadv_lab.optim.schedule.Schedule` is, and told the losses.
+
+    Step t of the growth takes first · (lr / first)^(t / longest), longest being half of all steps. After each epoch a
+    Gaussian process smooths the losses so far over x = (t + 1) / (steps so far). Of five predictions, each from up to
+    500 losses, one votes that the loss has turned where max_i P(f(x_i) < f(now)) > 0.95 on a grid of 500; where most
+    do, the test is positive. Three positive tests in a row end the growth. The learning rate is then the mean, over the
+    predictions, of what it was where the loss is lowest; it stays, and falls by cosine over the last ``cooldown`` of
+    all steps.
+
+    Ours: a growth that reaches its longest ends in the same way; so does one that meets a loss that is no finite
+    number, which the authors' code drops; and the cosine begins at the learning rate, not at half of it.
+
+    Losses stay on their device until a test reads them.
+
+    Args:
+        lr: where the growth would end, above ``first``.
+        steps: of the whole run, at least 1.
+        epoch: steps between two tests, at least 1.
+        first: learning rate of step 0, above 0.
+        cooldown: share of all steps, in [0, 1]; 1 lets the learning rate fall from the end of the growth on.
+        end: learning rate at the end, at least 0.
+        seed: decides which losses a fit and a prediction take, where there are more.
+
+    Raises:
+        ValueError: a value outside its range.
+
+    >>> schedule = AutoWU(lr=1.0, steps=100, epoch=10)
+    >>> round(schedule(0), 6), round(schedule(25), 6)
+    (1e-05, 0.003162)
+    """
+
+    def __init__(
+        self,
+        lr: float,
+        steps: int,
+        epoch: int,
+        *,
+        first: float = 1e-5,
+        cooldown: float = 0.2,
+        end: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        require(0 < first < float("inf"), "first_lr", first, "a finite number above 0")
+        require(first < lr < float("inf"), "lr", lr, f"a finite number above first_lr, which is {first!r}")
+        require(steps >= 1, "steps", steps, "a whole number of at least 1")
+        require(epoch >= 1, "epoch", epoch, "a whole number of at least 1")
+        require(0 <= cooldown <= 1, "cooldown", cooldown, "0 to 1")
+        require(0 <= end <= lr, "end_lr", end, f"0 to lr, which is {lr!r}")
+        self.lr, self.first, self.end, self.seed = lr, first, end, seed
+        self.steps, self.epoch, self.longest = steps, epoch, max(1, steps // 2)
+        self.cooldown = steps - round(cooldown * steps)
+        self.process = GaussianProcess()
+        self.losses: Tensor | None = None
+        self.verdicts: list[Verdict] = []
+        self.switch: int | None = None
+        self.found, self.reason = 0.0, ""
+
+    @property
+    def growing(self) -> bool:
+        return self.switch is None
+
+    def __call__(self, step: int) -> float:
+        """The learning rate of ``step``, counted from 0; of steps to come, as far as is known now."""
+        require(step >= 0, "step", step, "a whole number of at least 0")
+        if self.switch is None or step < self.switch:
+            return self.first * (self.lr / self.first) ** (min(step, self.longest) / self.longest)
+        begin = max(self.switch, self.cooldown)
+        if step < begin:
+            return self.found
+        end = min(self.end, self.found)
+        done = min(1.0, (step - begin) / max(1, self.steps - begin))
+        return end + (self.found - end) * (1 + cos(pi * done)) / 2
+
+    @torch.no_grad()
+    def note(self, step: int, loss: Tensor, gradients: Iterable[Tensor] = ()) -> None:
+        """Keep the loss of a step of the growth, and leave the step out, its gradients 0, where that is not finite.
+
+        Nothing waits for the device. Were such a step taken, its weights would be no numbers either.
+
+        Args:
+            step: counted from 0.
+            loss: a number on any device; kept as it is.
+            gradients: changed in place.
+        """
+        if self.losses is None:
+            self.losses = torch.full((self.longest,), float("nan"), dtype=loss.dtype, device=loss.device)
+        self.losses[step] = loss
+        broken = ~torch.isfinite(loss)
+        for gradient in gradients:
+            gradient.masked_fill_(broken, 0.0)
+
+    def due(self, taken: int) -> bool:
+        """Whether a test is due once ``taken`` steps have been taken."""
+        return self.growing and (taken % self.epoch == 0 or taken >= self.longest)
+
+    def judge(self, taken: int) -> Verdict:
+        """Test the losses of the first ``taken`` steps, of which the host reads all; ends the growth where they say so.
+
+        A growth that meets a loss that is not finite ends with the losses before it.
+        """
+        require(self.losses is not None, "losses", None, "a loss noted for each step")
+        assert self.losses is not None
+        known = self.losses[:taken].to("cpu", torch.float64)
+        broken = (~torch.isfinite(known)).nonzero()
+        finite = int(broken[0]) if len(broken) else taken
+        verdict = self._judged(known[:finite], taken)
+        self.verdicts.append(verdict)
+        if finite < taken:
+            self._end(taken, verdict, f"the loss of step {finite} is {known[finite].item()}")
+        elif verdict.positives >= PATIENCE:
+            self._end(taken, verdict, f"{PATIENCE} tests in a row say that the loss has turned")
+        elif taken >= self.longest:
+            self._end(taken, verdict, "half of all steps are taken")
+        return verdict
+
+    def follow(self, taken: int, lr: float) -> None:
+        """End the growth as another rank has decided."""
+        self.switch, self.found, self.reason = taken, lr, "as rank 0 decided"
+
+    def _end(self, taken: int, verdict: Verdict, reason: str) -> None:
+        self.switch, self.found, self.reason = taken, verdict.lr, reason
+
+    def _judged(self, losses: Tensor, taken: int) -> Verdict:
+        if not len(losses):
+            return Verdict(taken, 0.0, 0, 0, self.first)
+        predictions = self._predictions(losses, taken)
+        highest = sorted(turned(posterior) for posterior in predictions)
+        votes = sum(probability > CONFIDENCE for probability in highest)
+        before = self.verdicts[-1].positives if self.verdicts else 0
+        positives = before + 1 if 2 * votes > len(highest) else 0
+        rates = [self(self._lowest(posterior, len(losses))) for posterior in predictions]
+        return Verdict(taken, highest[len(highest) // 2], votes, positives, sum(rates) / len(rates))
+
+    def _predictions(self, losses: Tensor, taken: int) -> list[Posterior]:
+        count = len(losses)
+        x = torch.arange(1, count + 1, dtype=torch.float64, device="cpu") / count
+        grid = torch.linspace(1 / count, 1.0, GRID, dtype=torch.float64, device="cpu")
+        some = self._drawn(count, FIT_POINTS, taken, "fit")
+        self.process.fit(x[some], losses[some])
+        predictions = []
+        for number in range(PREDICTIONS if count > PREDICTION_POINTS else 1):
+            some = self._drawn(count, PREDICTION_POINTS, taken, number)
+            predictions.append(self.process.predict(x[some], losses[some], grid))
+        return predictions if len(predictions) > 1 else predictions * PREDICTIONS
+
+    def _drawn(self, count: int, most: int, *names: object) -> Tensor:
+        if count <= most:
+            return torch.arange(count, device="cpu")
+        draw = generator(self.seed, "autowu", *names)
+        return torch.randperm(count, generator=draw, device="cpu")[:most].sort().values
+
+    def _lowest(self, posterior: Posterior, count: int) -> int:
+        """The step at which the predicted loss is lowest, the nearest of those taken."""
+        place = 1 / count + (1 - 1 / count) * int(posterior.mean.argmin()) / (GRID - 1)
+        return min(count - 1, max(0, round(place * count) - 1))
+
+    def figures(self) -> dict[str, Any]:
+        """What a run's result says of the schedule, flat."""
+        if self.switch is None:
+            return {"autowu_switch": None}
+        return {"autowu_switch": self.switch, "autowu_lr": self.found, "autowu_reason": self.reason}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a run needs to go on, bit for bit."""
+        return {
+            "losses": None if self.losses is None else self.losses.cpu().clone(),
+            "process": self.process.state_dict(),
+            "verdicts": [asdict(verdict) for verdict in self.verdicts],
+            "switch": self.switch,
+            "found": self.found,
+            "reason": self.reason,
+        }
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device | str = "cpu") -> None:
+        self.losses = None if state["losses"] is None else state["losses"].clone().to(device)
+        self.process.load_state_dict(state["process"])
+        self.verdicts = [Verdict(**verdict) for verdict in state["verdicts"]]
+        self.switch, self.found, self.reason = state["switch"], state["found"], state["reason"]
+
+
+def turned(posterior: Posterior) -> float:
+    """The highest probability, over the grid, that the curve was lower there than it is at the grid's end."""
+    rise = posterior.mean[-1] - posterior.mean
+    deviation = (posterior.difference_variance.clamp_min(0) + _EXTRA_VARIANCE).sqrt()
+    return torch.special.ndtr(rise / deviation).max().item()
