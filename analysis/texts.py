@@ -21,7 +21,7 @@ from analysis.study import RESULTS, studies, table
 from conadv_lab import methods
 from conadv_lab.mistakes import unknown
 
-DOCUMENTS = ("README.md", "docs/method.md", "docs/results.md", "docs/index.md", "docs/faq.md")
+DOCUMENTS = ("README.md", *(f"docs/{name}.md" for name in ("method", "results", "index", "faq", "stale")))
 MARKED = re.compile(r"<!-- ((?:study )?(\w+):(\w+)) -->(.*?)<!-- end -->", re.DOTALL)
 
 
