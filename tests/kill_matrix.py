@@ -208,8 +208,7 @@ def cases(count: int, ranks: Sequence[int], seed: int) -> list[tuple[str, int, l
         for extra in range(draw.choice((1, 2, 3))):
             kind = SIGNALS[(number + number // len(METHODS) + number // 12 + extra) % len(SIGNALS)]
             moment = MOMENTS[(number + number // 12) % len(MOMENTS)] if extra == 0 else draw.choice(MOMENTS)
-            # Only the first rank saves and evaluates.
-            rank = 0 if moment in ("saving", "evaluating") else draw.randrange(world)
+            rank = 0 if moment == "saving" else draw.randrange(world)  # only the first rank saves
             disturbances.append(Disturbance(kind, moment, draw.random(), rank))
         made.append((METHODS[number % len(METHODS)], world, disturbances))
     return made

@@ -19,7 +19,7 @@ from conadv_lab.data.transfer import sent
 from conadv_lab.methods.attack import Attack, input_gradient
 from conadv_lab.methods.families.conadv import Placement
 from conadv_lab.methods.forwards import Criterion
-from conadv_lab.models.norm import forget_updates
+from conadv_lab.models.norm import adversarial_updates, note_updates
 
 
 class SideStream(Placement):
@@ -156,9 +156,11 @@ class OtherRanks(Placement):
         self.device = parameter.device
         self.sending = [(work, kept) for work, kept in self.sending if not work.is_completed()]
         if self.stream.split.rank == 0:
-            flat = packed_state(model)
-            work = dist.broadcast(flat, src=0, group=self.weights, async_op=True)
-            self.sending.append((work, flat))
+            # The count of updates beside the buffers that tell it, which a device would have to be asked for.
+            count = torch.tensor([adversarial_updates(model) or 0], device="cpu")
+            for told in (count, packed_state(model)):
+                work = dist.broadcast(told, src=0, group=self.weights, async_op=True)
+                self.sending.append((work, told))
         return {
             number: [self._expected(attack, number, *place) for place in self._places(number)]
             for number in wanted
@@ -200,9 +202,10 @@ class Attacker(Placement):
     def attack(
         self, attack: Attack, model: nn.Module, step: Step, criterion: Criterion, wanted: Sequence[int]
     ) -> dict[int, list[Any]]:
-        flat = packed_state(model)
-        dist.broadcast(flat, src=0, group=self.weights)
-        unpack_state(model, flat)
+        count, flat = torch.zeros(1, dtype=torch.int64, device="cpu"), packed_state(model)
+        for told in (count, flat):
+            dist.broadcast(told, src=0, group=self.weights)
+        unpack_state(model, flat, int(count))
         self.sending = [(work, kept) for work, kept in self.sending if not work.is_completed()]
         for number in wanted:
             split, groups = self.stream.split, self.stream.groups(number)
@@ -233,11 +236,17 @@ def packed_state(model: nn.Module) -> Tensor:
 
 
 @torch.no_grad()
-def unpack_state(model: nn.Module, flat: Tensor) -> None:
-    """Write into a model's own tensors what `packed_state` took from one like it."""
+def unpack_state(model: nn.Module, flat: Tensor, updates: int) -> None:
+    """Write into a model's own tensors what `packed_state` took from one like it.
+
+    Args:
+        model: it is changed in place.
+        flat: of `packed_state`.
+        updates: that model's `adversarial_updates`, which are in its buffers too, but on the device.
+    """
     state = list(model.state_dict().values())
     parts = flat.split([value.numel() * value.element_size() for value in state])
     for value, part in zip(state, parts, strict=True):
         # A cut at an odd place is no valid start of a wider number, so the bytes are copied.
         value.copy_(part.clone().view(value.dtype).view(value.shape))
-    forget_updates(model)
+    note_updates(model, updates)

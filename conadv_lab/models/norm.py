@@ -274,8 +274,8 @@ def _average(ranks: Ranks | None, averages: Sequence[Averages]) -> None:
         average_over_ranks([(one.count, [one.step_mean, one.step_var]) for one in averages], ranks.group)
 
 
-def forget_updates(model: nn.Module) -> None:
-    """Count the adversarial branch's updates anew from its buffers: call it after writing to them directly."""
+def note_updates(model: nn.Module, count: int) -> None:
+    """Tell how often the adversarial branch was updated, after writing directly to the buffers that count it."""
     mode = _mode(model)
     if mode is not None:
-        mode.adversarial_updates = None
+        mode.adversarial_updates = count

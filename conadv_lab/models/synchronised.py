@@ -34,16 +34,18 @@ def average_over_ranks(averages: list[tuple[int, list[Tensor]]], group: Any) -> 
             the numbers.
     """
     tensors = [tensor for _, some in averages for tensor in some]
-    numbers = [count for count, some in averages for _ in some]
-    # Filled on the device: copied from a list they would make the host wait for it.
-    weights = [tensors[0].new_full((len(list(equal)),), number) for number, equal in groupby(numbers)]
-    weighted = [tensor.flatten() * number for tensor, number in zip(tensors, numbers, strict=True)]
+    numbers = [float(count) for count, some in averages for _ in some]
+    sizes = [tensor.numel() for tensor in tensors]
+    total = sum(sizes)
+    weighted = [part.flatten() for part in torch._foreach_mul(tensors, numbers)]
+    # A number for each element, so that one division is enough; filled on the device, as copied from a list they
+    # would make the host wait for it.
+    runs = groupby(zip(numbers, sizes, strict=True), key=lambda pair: pair[0])
+    weights = [tensors[0].new_full((sum(size for _, size in run),), number) for number, run in runs]
     sums = torch.cat([*weighted, *weights])
     dist.all_reduce(sums, group=group)
-    totals = sums[-len(tensors) :]
-    means = sums[: -len(tensors)].split([tensor.numel() for tensor in tensors])
-    for i, (tensor, mean) in enumerate(zip(tensors, means, strict=True)):
-        torch.div(mean.view_as(tensor), totals[i], out=tensor)
+    means = (sums[:total] / sums[total:]).split(sizes)
+    torch._foreach_copy_(tensors, [mean.view_as(t) for mean, t in zip(means, tensors, strict=True)])
 
 
 class _Synchronised(torch.autograd.Function):

@@ -48,11 +48,19 @@ class Parts:
     stream: Stream
     ranks: Ranks = ALONE
 
-    def calibration(self) -> Iterator[Tensor]:
+    def calibration(self, part: slice = slice(None)) -> Iterator[Tensor]:
         """The images that the main statistics are re-estimated on, (n, C, H, W): training images as training sees them.
 
         Which images these are is always the same; each is augmented as in some epoch of the run, drawn by the seed.
+
+        Args:
+            part: which of the groups to make; all of them by default.
         """
+        for epoch, index in self.calibration_groups()[part]:
+            yield self.stream.images_of(epoch, index).images
+
+    def calibration_groups(self) -> list[tuple[Tensor, Tensor]]:
+        """Epochs (n,) and indices (n,) of each group of `calibration`."""
         count = min(self.config.training.bn_recalibrate, len(self.train_set))
         draw = generator(0, "calibration")
         chosen = torch.randperm(len(self.train_set), generator=draw, device="cpu")[:count]
@@ -60,9 +68,9 @@ class Parts:
         epochs = torch.randint(self.stream.epochs, (count,), generator=draw, device="cpu")
         # Groups of one size: a small last one would weigh as much as a full one in the average.
         groups = max(1, round(count / EVALUATION_BATCH))
-        for epoch, index in zip(epochs.tensor_split(groups), chosen.tensor_split(groups), strict=True):
-            if len(index):
-                yield self.stream.images_of(epoch, index).images
+        return (
+            list(zip(epochs.tensor_split(groups), chosen.tensor_split(groups), strict=True)) if count else []
+        )
 
 
 def build(config: Config, ranks: Ranks = ALONE) -> Parts:

@@ -44,6 +44,7 @@ class Ranks:
         owned: whether torch.distributed was initialised for this run, to be left with it.
         training: process group of the trainers.
         patient: process group of all ranks, on the CPU, that waits long.
+        judging: the same of the trainers, who share an evaluation.
         weights: process group of rank 0 and the attackers.
     """
 
@@ -54,6 +55,7 @@ class Ranks:
     owned: bool = False
     training: Any = None
     patient: Any = None
+    judging: Any = None
     weights: Any = None
 
     @property
@@ -112,6 +114,18 @@ class Ranks:
         told = torch.tensor([value], dtype=torch.float64, device="cpu")
         dist.all_reduce(told, group=self.training)
         return float(told)
+
+    def filled(self, rows: torch.Tensor) -> torch.Tensor:
+        """(n, …) rows on the host of which each trainer has made those that are its own, number by number in turn.
+
+        The others are zero, so that adding them changes no bit; all trainers must ask.
+
+        >>> ALONE.filled(torch.ones(2, 3)).sum().item()
+        6.0
+        """
+        if self.trainers > 1:
+            dist.all_reduce(rows, group=self.judging)
+        return rows
 
     @contextmanager
     def agreed(self) -> Iterator[None]:
@@ -194,6 +208,38 @@ class Ranks:
 ALONE = Ranks()
 
 
+class AnyLater:
+    """Whether a flag was up on any rank, told one call later: no rank waits for a message within a step.
+
+    All ranks must call `told` after the same steps, so that all are told the same. One rank alone is told at once.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
+        self._asked: tuple[Any, torch.Tensor] | None = None
+
+    def told(self, flag: bool, more: bool) -> bool:
+        """Whether the flag was up on any rank at the call before.
+
+        Args:
+            flag: this rank's, which all are told at the next call.
+            more: whether there will be a next call unless the answer is yes: no question is left without an answer.
+        """
+        if self.ranks.count == 1:
+            return flag
+        asked, self._asked = self._asked, None
+        if asked is not None:
+            work, answer = asked
+            work.wait()
+            if answer.item():
+                return True
+        if more:
+            answer = torch.tensor([flag], dtype=torch.uint8, device="cpu")
+            work = dist.all_reduce(answer, dist.ReduceOp.MAX, group=self.ranks.patient, async_op=True)
+            self._asked = work, answer
+        return False
+
+
 def join(config: Config) -> Ranks:
     """Meet the other ranks that torchrun's environment tells of: RANK, WORLD_SIZE, LOCAL_RANK and MASTER_*.
 
@@ -215,14 +261,16 @@ def join(config: Config) -> Ranks:
         with Ranks(_number("RANK", 0), count).failures_told():
             dist.init_process_group(backend, timeout=PATIENCE, **_meeting(count))
     trainers = list(range(count - attackers))
+    # All ranks make all groups, in one order.
+    patient = dist.new_group(backend="gloo", timeout=LONG_PATIENCE)
     return Ranks(
         number=dist.get_rank(),
         count=count,
         attackers=attackers,
         local=_number("LOCAL_RANK", dist.get_rank()),
         owned=owned,
-        # All ranks make all groups, in one order.
-        patient=dist.new_group(backend="gloo", timeout=LONG_PATIENCE),
+        patient=patient,
+        judging=dist.new_group(trainers, backend="gloo", timeout=LONG_PATIENCE) if attackers else patient,
         training=dist.new_group(trainers, timeout=FIRST_PATIENCE),
         weights=dist.new_group([0, *range(len(trainers), count)], timeout=FIRST_PATIENCE)
         if attackers

@@ -1,7 +1,7 @@
 """How good a model is: accuracy and loss of the main branch, clean and under attack."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -12,15 +12,53 @@ from conadv_lab.methods.forwards import logits, outputs_of
 from conadv_lab.models.mixture import MixtureBatchNorm
 from conadv_lab.models.norm import branch_of, recalibrate
 from conadv_lab.training.build import EVALUATION_BATCH, Parts
+from conadv_lab.training.distributed import ALONE, Ranks
+from conadv_lab.training.network import Autocast
 
 
 def calibrated_copy(parts: Parts, model: nn.Module) -> nn.Module:
-    """A copy of ``model`` in evaluation mode, its main statistics re-estimated; the original goes on untouched."""
+    """A copy of ``model`` in evaluation mode, its main statistics re-estimated; the original goes on untouched.
+
+    Trainers share the work and all get the same copy, on a CPU that of one rank bit for bit; all of them must ask.
+    """
     judged = copy.deepcopy(model)
     if parts.config.training.bn_recalibrate:
-        dtype = next(judged.parameters()).dtype
-        recalibrate(judged, (images.to(dtype) for images in parts.calibration()))
+        network, dtype = _in_precision(parts, judged), next(judged.parameters()).dtype
+        if parts.ranks.trainers == 1:
+            recalibrate(network, (images.to(dtype) for images in parts.calibration()))
+        else:
+            _recalibrate_together(parts, judged, network, dtype)
     return judged.eval()
+
+
+@torch.no_grad()
+def _recalibrate_together(parts: Parts, judged: nn.Module, network: nn.Module, dtype: torch.dtype) -> None:
+    """The groups are dealt out to the trainers, and their statistics averaged in one order, whoever has which."""
+    statistics = _main_statistics(judged)
+    if not statistics:
+        return
+    mine = slice(parts.ranks.number, None, parts.ranks.trainers)
+    sizes = [values.numel() for values in statistics]
+    found = torch.zeros(len(parts.calibration_groups()), sum(sizes), dtype=dtype, device="cpu")
+    for row, images in zip(found[mine], parts.calibration(mine), strict=True):
+        recalibrate(network, [images.to(dtype)])
+        row.copy_(torch.cat([values.flatten() for values in statistics]))
+    groups = parts.ranks.filled(found).to(parts.device)
+    for number, group in enumerate(groups, 1):
+        parts_of = [part.view_as(v) for part, v in zip(group.split(sizes), statistics, strict=True)]
+        torch._foreach_lerp_(statistics, parts_of, 1.0 / number)
+
+
+def _main_statistics(model: nn.Module) -> list[Tensor]:
+    norms = [module.main for module in model.modules() if isinstance(module, MixtureBatchNorm)]
+    return [
+        buffer for norm in norms for buffer in (norm.running_mean, norm.running_var) if buffer is not None
+    ]
+
+
+def _in_precision(parts: Parts, judged: nn.Module) -> nn.Module:
+    """The network as the run's precision has it. It is not compiled: that takes longer than most evaluations."""
+    return Autocast(judged, parts.device.type) if parts.config.model.precision == "bfloat16" else judged
 
 
 def statistics_used(parts: Parts) -> str:
@@ -37,10 +75,13 @@ def statistics_used(parts: Parts) -> str:
 def evaluate(parts: Parts, judged: nn.Module, train_images: int = 10_000) -> dict[str, float]:
     """Accuracies in percent and mean losses of a model in evaluation mode, on the test and the training set.
 
-    The training set is judged without augmentation, on its first ``train_images`` images at most.
+    The training set is judged without augmentation, on its first ``train_images`` images at most. Trainers share the
+    images and are all told the same, on a CPU what one rank is told bit for bit; all of them must ask. The network runs
+    in the run's precision: under bfloat16's autocast a few images near a decision fall to its other side.
     """
-    test_accuracy, test_loss = accuracy_and_loss(judged, parts.test_set)
-    train_accuracy, train_loss = accuracy_and_loss(judged, parts.train_set, train_images)
+    network, ranks = _in_precision(parts, judged), parts.ranks
+    test_accuracy, test_loss = accuracy_and_loss(network, parts.test_set, ranks=ranks)
+    train_accuracy, train_loss = accuracy_and_loss(network, parts.train_set, train_images, ranks=ranks)
     figures = {
         "test_accuracy": test_accuracy,
         "train_accuracy": train_accuracy,
@@ -49,31 +90,37 @@ def evaluate(parts: Parts, judged: nn.Module, train_images: int = 10_000) -> dic
         "train_loss": train_loss,
     }
     if parts.config.training.mirror:
-        figures["test_accuracy_mirrored"], _ = accuracy_and_loss(judged, parts.test_set, mirror=True)
+        mirrored = accuracy_and_loss(network, parts.test_set, mirror=True, ranks=ranks)
+        figures["test_accuracy_mirrored"] = mirrored[0]
     if parts.config.training.pgd_images:
-        figures["pgd_accuracy"] = pgd_accuracy(parts, judged)
+        figures["pgd_accuracy"] = pgd_accuracy(parts, network)
     return figures
 
 
-@torch.no_grad()
 def accuracy_and_loss(
-    judged: nn.Module, images: ImageSet, limit: int | None = None, *, mirror: bool = False
+    judged: nn.Module,
+    images: ImageSet,
+    limit: int | None = None,
+    *,
+    mirror: bool = False,
+    ranks: Ranks = ALONE,
 ) -> tuple[float, float]:
     """Accuracy in percent and mean cross-entropy, without label smoothing.
 
     With ``mirror``, logits are averaged over each image and its mirror image: test-time augmentation.
     """
     dtype = next(judged.parameters()).dtype
-    right, loss, seen = 0, 0.0, 0
-    for batch in batches(images, limit):
+
+    @torch.no_grad()
+    def judge(batch: Batch) -> tuple[Tensor, Tensor]:
         pixels = batch.images.to(dtype)
         outputs = logits(outputs_of(judged, pixels))
         if mirror:
             outputs = (outputs + logits(judged(pixels.flip(3)))) / 2
-        right += int((outputs.argmax(1) == batch.labels).sum())
-        loss += float(nn.functional.cross_entropy(outputs, batch.labels, reduction="sum"))
-        seen += len(batch.labels)
-    return 100 * right / seen, loss / seen
+        loss = nn.functional.cross_entropy(outputs, batch.labels, reduction="sum")
+        return (outputs.argmax(1) == batch.labels).sum(), loss
+
+    return _over_batches(judge, images, limit, EVALUATION_BATCH, ranks)
 
 
 def pgd_accuracy(parts: Parts, judged: nn.Module) -> float:
@@ -92,21 +139,48 @@ def pgd_accuracy(parts: Parts, judged: nn.Module) -> float:
         branch="main",
     )
     dtype = next(judged.parameters()).dtype
-    right = seen = 0
-    size = min(EVALUATION_BATCH, config.training.micro_batch or EVALUATION_BATCH)
-    for batch in batches(parts.test_set, config.training.pgd_images, size):
+
+    def judge(batch: Batch) -> tuple[Tensor, Tensor]:
         batch = Batch(batch.images.to(dtype), batch.labels, batch.epochs, batch.indices, batch.share)
         images = attack.apply(batch, attack.perturb(judged, batch, parts.criterion))
         with torch.no_grad(), branch_of(judged, "main"):
-            right += int((logits(judged(images)).argmax(1) == batch.labels).sum())
-        seen += len(batch.labels)
-    return 100 * right / seen
+            right = (logits(judged(images)).argmax(1) == batch.labels).sum()
+        return right, torch.zeros_like(right)
+
+    size = min(EVALUATION_BATCH, config.training.micro_batch or EVALUATION_BATCH)
+    return _over_batches(judge, parts.test_set, config.training.pgd_images, size, parts.ranks)[0]
 
 
-def batches(images: ImageSet, limit: int | None = None, size: int = EVALUATION_BATCH) -> Iterator[Batch]:
-    """The set in its own order, in evaluation batches, as floats."""
+def _over_batches(
+    judge: Callable[[Batch], tuple[Tensor, Tensor]],
+    images: ImageSet,
+    limit: int | None,
+    size: int,
+    ranks: Ranks,
+) -> tuple[float, float]:
+    """Accuracy in percent and mean loss from how many images of each batch are right, and their summed loss.
+
+    The batches are dealt out to the trainers. What they found is added in the order of the set, whoever found it.
+    """
     count = len(images) if limit is None else min(limit, len(images))
-    for first in range(0, count, size):
+    mine = slice(ranks.number, None, ranks.trainers)
+    own = [torch.stack([x.double() for x in judge(batch)]) for batch in batches(images, limit, size, mine)]
+    told = torch.zeros(len(range(0, count, size)), 2, dtype=torch.float64, device="cpu")
+    if own:
+        told[mine] = torch.stack(own).to(told)  # a GPU is waited for here alone, and not at every batch
+    right, loss = 0, 0.0
+    for of_batch, loss_of_batch in ranks.filled(told).tolist():
+        right += int(of_batch)
+        loss += loss_of_batch
+    return 100 * right / count, loss / count
+
+
+def batches(
+    images: ImageSet, limit: int | None = None, size: int = EVALUATION_BATCH, part: slice = slice(None)
+) -> Iterator[Batch]:
+    """The set in its own order, in evaluation batches, as floats; or ``part`` of these batches."""
+    count = len(images) if limit is None else min(limit, len(images))
+    for first in range(0, count, size)[part]:
         indices = torch.arange(first, min(first + size, count), device="cpu")
         pixels, labels = images.fetch(indices)
         indices = indices.to(labels.device)

@@ -18,7 +18,7 @@ from conadv_lab.optim.groups import set_learning_rate
 from conadv_lab.runs import RunFolder, manifest, read_checkpoint, write_json
 from conadv_lab.training.build import Parts, build
 from conadv_lab.training.claim import Claim
-from conadv_lab.training.distributed import PATIENCE, Ranks, Spectator, join
+from conadv_lab.training.distributed import PATIENCE, AnyLater, Ranks, Spectator, join
 from conadv_lab.training.evaluate import calibrated_copy, evaluate, statistics_used
 from conadv_lab.training.network import begin_step, network_of
 from conadv_lab.training.pending import gathered_state, scattered_state
@@ -114,6 +114,7 @@ class Run:
         several = self.ranks.trains and self.ranks.trainers > 1
         self.reducer = Reducer(parts.model, self.ranks.training) if several else None
         self.step = 0
+        self.stop = AnyLater(self.ranks)
         self.claim = Claim(folder.path)
         self.saver = Saver(folder)
         self.seconds_before = 0.0
@@ -130,7 +131,8 @@ class Run:
                 self.train_step()
                 if self.step == self.practised:
                     self._expect_answers()
-                if self.ranks.any(bool(requests)) and self.step < self.parts.stream.steps:
+                more = self.step < self.parts.stream.steps
+                if self.stop.told(bool(requests), more) and more:
                     self.save()
                     self.saver.wait()
                     self.ranks.wait()
@@ -185,8 +187,7 @@ class Run:
             self.bar.update()
         line: dict[str, Any] = {} if agreement is None else {"sign_agreement": agreement}
         if self._comes(training.evaluate_every):
-            if self.ranks.first:
-                line |= evaluate(parts, calibrated_copy(parts, self._judged()))
+            line |= evaluate(parts, calibrated_copy(parts, self._judged()))
             self.ranks.wait()
         if due or line:
             self._log(number, lr, losses, line)
@@ -243,14 +244,14 @@ class Run:
     def finish(self) -> None:
         """The last checkpoint, the final figures, and with them the mark that the run is done."""
         self.save()
-        if not self.ranks.first:
-            self.ranks.wait()
-            return
         parts = self.parts
-        figures = evaluate(parts, calibrated_copy(parts, self._judged()))
+        figures = evaluate(parts, calibrated_copy(parts, self._judged())) if self.ranks.trains else {}
         for name, figure in figures.items():
             if not math.isfinite(figure):
                 raise NotFinite(f"the final {name} is {figure} {self._told(self.step - 1)}")
+        if not self.ranks.first:
+            self.ranks.wait()
+            return
         images = parts.stream.first_place(self.step)
         result = figures | {
             "steps": self.step,

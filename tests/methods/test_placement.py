@@ -7,6 +7,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from conadv_lab.data.loader import Batch, Split, Stream
 from conadv_lab.methods.attack import PGDAttack, SignAttack
@@ -27,10 +28,23 @@ def test_a_packed_state_is_the_same_model_elsewhere():
         model[1](torch.rand(4, 6, 3, 3))
     for parameter in model.parameters():
         parameter.data.add_(0.1)
-    unpack_state(other, packed_state(model))
+    flat, updates = packed_state(model), adversarial_updates(model)
+    with CountedReads() as reads:
+        unpack_state(other, flat, updates)
+        assert adversarial_updates(other) == 1
+    assert reads.count == 0, "an attacker's host waits for its device"
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
     assert other[3].weight.is_contiguous(memory_format=torch.channels_last)
-    assert adversarial_updates(other) == 1
+
+
+class CountedReads(TorchDispatchMode):
+    """How often a value was read from a device, as `item` and `int` do."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize(

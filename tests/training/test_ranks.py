@@ -125,6 +125,7 @@ def cases(folder: Path, count: int) -> list[dict]:
             world.case(folder / "from-two-to-one", moved, killed=8),
             world.case(folder / "from-serial-to-beside", config(staleness=2, **BESIDE, **SINGLE)),
             world.case(folder / "stopped", config(), signalled=10),
+            *(world.case(folder / f"stopped-{n}", config(), signalled=n) for n in (STEPS - 2, STEPS - 1)),
             world.case(folder / "one-group", config(micro_batch=None)),
             world.case(folder / "nobody-trains", config(**BESIDE).replace(attackers=2)),
             world.case(folder / "blind", config(), blind=1),
@@ -220,10 +221,17 @@ def test_killed_and_stopped_ranks_resume_bitwise(name, runs):
 
 
 def test_a_stop_request_of_one_rank_stops_all_after_the_same_step(runs, tmp_path):
+    """It comes in step 10, and ranks tell one another a step later."""
     for rank in (0, 1):
         assert world.ended(runs / "stopped", rank).startswith("StoppedOnRequest")
-    assert "a signal to another rank after step 11" in world.ended(runs / "stopped", 0)
-    assert "SIGUSR2 after step 11" in world.ended(runs / "stopped", 1)
+    assert "a signal to another rank after step 12" in world.ended(runs / "stopped", 0)
+    assert "SIGUSR2 after step 12" in world.ended(runs / "stopped", 1)
+
+
+@pytest.mark.parametrize("step", [STEPS - 2, STEPS - 1])
+def test_a_stop_request_that_comes_too_late_to_be_told_leaves_a_finished_run(step, runs):
+    assert RunFolder(runs / f"stopped-{step}").result()["steps"] == STEPS
+    assert not (runs / f"stopped-{step}-0.txt").exists()
 
 
 def test_a_checkpoint_belongs_to_no_number_of_ranks(runs):
