@@ -21,7 +21,7 @@ from analysis import folds
 from analysis.estimates import cell_mean
 from analysis.measuring import measured, trained
 from analysis.study import RESULTS, Options, existing, run_all, save
-from conadv_lab.config import Config, clean_batch, resolved
+from conadv_lab.config import Config, new_batch, resolved
 from conadv_lab.launch.sweep import identity
 from conadv_lab.recipes import cifar
 
@@ -47,7 +47,7 @@ class Cell:
 
     def config(self, factor: float, seed: int, data_dir: str = "data") -> Config:
         batch = self.global_batch
-        clean = clean_batch(Config().replace(method=self.method, global_batch=batch))
+        clean = new_batch(Config().replace(method=self.method, global_batch=batch))
         steps = round(
             30 * 50_000 / batch
         )  # equal steps for the equal-cost forms, equal epochs for the others

@@ -243,9 +243,9 @@ _SECTIONS: dict[str, type] = {
 }
 
 
-def clean_batch(config: Config) -> int:
-    """New clean images of a step: the global batch, or half of it for equal-cost forms."""
-    return round(config.training.global_batch * method_of(config).clean_fraction)
+def new_batch(config: Config) -> int:
+    """Images that a step takes from the stream: the global batch, or another share of it that the method states."""
+    return round(config.training.global_batch * method_of(config).new_fraction)
 
 
 def resolved(config: Config) -> Config:
@@ -266,11 +266,9 @@ def resolved(config: Config) -> Config:
         filled["lr_rule"] = "none"  # the rule did not make this learning rate, so it is not on record
     if method.weights is None:
         own = is_file_reference(method.method)  # which takes a config that is filled in
-        halves = optimization.optimizer == "sgd" or (not own and method_of(config).clean_fraction < 1)
+        halves = optimization.optimizer == "sgd" or (not own and method_of(config).new_fraction < 1)
         filled["weights"] = (0.5, 0.5) if halves else (1.0, 1.0)
-    if method.attack_step is None:
-        filled["attack_step"] = method.epsilon
-    return config.replace(**filled)
+    return methods.filled(config).replace(**filled)
 
 
 def check(config: Config) -> None:
@@ -396,11 +394,16 @@ def _check_compiling(config: Config) -> None:
 def check_method(config: Config, method: methods.Method) -> None:
     """Raise ``ValueError`` where batch or placement do not suit the method, a built-in one or a user's own."""
     section, batch, micro_batch = config.method, config.training.global_batch, config.training.micro_batch
-    name, placement, clean = section.method, section.placement, round(batch * method.clean_fraction)
-    if method.clean_fraction == 0.5 and batch % 2:
+    name, placement, clean = section.method, section.placement, round(batch * min(1, method.new_fraction))
+    if method.new_fraction == 0.5 and batch % 2:
         raise ValueError(
             f"global_batch is {batch}; allowed for {name}: an even number, half clean and half altered images"
         )
+    if method.new_fraction > 1:
+        one_of = round(1 / (method.new_fraction - 1))
+        for what, value in (("global_batch", batch), ("micro_batch", micro_batch or batch)):
+            allowed = f"for {name}: a multiple of {one_of}, as one other image comes with {one_of} clean ones"
+            require(value % one_of == 0, what, value, allowed)
     if micro_batch is not None and micro_batch > clean:
         raise ValueError(
             f"micro_batch is {micro_batch}; allowed: at most {clean}, the clean images of a step"

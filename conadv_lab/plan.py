@@ -91,7 +91,7 @@ def plan_of(config: "Config", devices: int = 1) -> Plan:
     config = resolved(config)
     method, attackers = method_of(config), config.method.attackers
     check_method(config, method)
-    clean = round(config.training.global_batch * method.clean_fraction)
+    clean = round(config.training.global_batch * min(1, method.new_fraction))
     what = "attackers and the clean images" if attackers else "clean images"
     allowed = f"{attackers + 1} to {attackers + clean}, the {what} of a step"
     require(attackers < devices <= attackers + clean, "devices", devices, allowed)
@@ -136,8 +136,8 @@ def times(config: "Config", method: "Method", devices: int) -> dict[str, Any]:
     if (config.model.model, data.dataset, data.pixels) != ("resnet50", "imagenet", 224):
         return {}
     cluster, workload = load(CLUSTER), workload_of(config)
-    clean = training.global_batch * method.clean_fraction
-    steps = training.steps or max(1, round(training.epochs * workload.images / clean))
+    batch = training.global_batch * method.new_fraction / method.replays
+    steps = training.steps or max(1, round(training.epochs * workload.images / batch))
     attackers = section.attackers if section.placement == "ranks" else None
     own = step_times(cluster, workload, method, devices, placement=section.placement, attackers=attackers)
     found = row(

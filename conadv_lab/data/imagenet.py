@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from conadv_lab.config import Config, clean_batch
+from conadv_lab.config import Config, new_batch
 from conadv_lab.data.hashing import image_keys, uniform
 from conadv_lab.data.imagenet_files import Numbers
 from conadv_lab.data.imagenet_view import DRAWS, View
@@ -106,7 +106,7 @@ def slots_of(config: Config) -> tuple[int, int]:
     ahead, and ``keep_gb`` of what the method wants once more.
     """
     data = config.data
-    images = (config.training.micro_batch or clean_batch(config)) + (data.mixup > 0)
+    images = (config.training.micro_batch or new_batch(config)) + (data.mixup > 0)
     largest = 3 * max(data.pixels, data.eval_pixels) ** 2 * images
     kept = int(data.keep_gb * 1e9 / largest) if method_of(config).rereads else 0
     return len(FETCH_SLOTS) + 2 * (1 + read_ahead(data.workers, images)) + kept, images

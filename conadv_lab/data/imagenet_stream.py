@@ -108,13 +108,14 @@ class PhotoStream(Stream):
         """The micro-batches that come next in the run's order, as many as are read ahead."""
         if not self._ahead:
             return
-        step = 0 if span[0] < self.first_batch else 1 + (span[0] - self.first_batch) // self.batch
+        fresh = 0 if span[0] < self.first_batch else 1 + (span[0] - self.first_batch) // self.batch
+        step = fresh * self.replays
         own = self.own_spans(step)
         if span not in own:
             return  # asked for by somebody who goes another way
         later = own[own.index(span) + 1 :]
-        while len(later) < self._ahead and step + 1 < self.steps:
-            step += 1
+        while len(later) < self._ahead and step + self.replays < self.steps:
+            step += self.replays
             later += self.own_spans(step)
         yield from later[: self._ahead]
 

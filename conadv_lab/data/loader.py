@@ -40,6 +40,7 @@ class Step:
         last: number of the last step that will be trained on.
         fetch: the micro-batches of a step by its number, made when iterated over.
         count: how many images those are.
+        replays: how many steps in a row have the same images.
     """
 
     number: int
@@ -47,6 +48,7 @@ class Step:
     last: int
     fetch: Callable[[int], Iterable[Batch]]
     count: Callable[[int], int]
+    replays: int = 1
 
     def batches(self, offset: int = 0) -> Iterable[Batch]:
         """Micro-batches of step ``number + offset``; -1 is the step before."""
@@ -126,6 +128,7 @@ class Stream:
         first_batch: new clean images of step 0, where it differs (the equal-cost forms take B, then B/2).
         augment: (images, epochs, indices) to images; None for the images as they are.
         split: which part of each step's groups this process makes; all of them unless it shares with other ranks.
+        replays: how many steps in a row have the same images.
 
     Raises:
         ValueError: a batch that cannot be split so that every rank has a part of it.
@@ -142,9 +145,10 @@ class Stream:
         first_batch: int | None = None,
         augment: Augmentation | None = None,
         split: Split | None = None,
+        replays: int = 1,
     ) -> None:
         self.images, self.seed, self.steps, self.augment = images, seed, steps, augment
-        self.batch, self.first_batch = batch, first_batch or batch
+        self.batch, self.first_batch, self.replays = batch, first_batch or batch, replays
         self.micro_batch = min(micro_batch or batch, batch)
         self.split = split or Split()
         self._image: Tensor | None = None
@@ -156,15 +160,19 @@ class Stream:
         return -(-self.first_place(self.steps) // len(self.images))
 
     def step(self, number: int, ahead: int = 0) -> Step:
-        return Step(number, ahead, self.steps - 1, self._batches, self._count)
+        return Step(number, ahead, self.steps - 1, self._batches, self._count, self.replays)
 
     def first_place(self, number: int) -> int:
-        """How many clean images come before step ``number``."""
-        return 0 if number == 0 else self.first_batch + (number - 1) * self.batch
+        """How many images were seen before step ``number``, each once, however often it was replayed."""
+        return self._place(-(-number // self.replays))
+
+    def steps_of(self, epochs: float) -> int:
+        """How many steps so many passes over the set take."""
+        return round(epochs * len(self.images) * self.replays / self.batch)
 
     def groups(self, number: int) -> list[Span]:
         """(first, last) places of each micro-batch of step ``number``, of all ranks: its ghost groups."""
-        start, stop = self.first_place(number), self.first_place(number + 1)
+        start, stop = self._span(number)
         # A longer first step is cut as a row of ordinary ones, so that its leading groups match the next step's.
         parts = [(part, min(part + self.batch, stop)) for part in range(start, stop, self.batch)]
         return [
@@ -183,11 +191,19 @@ class Stream:
             self._image = self._batch(0, 1, 1.0).images[0]
         return self._image
 
+    def _span(self, number: int) -> Span:
+        fresh = number // self.replays
+        return self._place(fresh), self._place(fresh + 1)
+
+    def _place(self, batch: int) -> int:
+        return 0 if batch == 0 else self.first_batch + (batch - 1) * self.batch
+
     def _count(self, number: int) -> int:
         return sum(last - first for first, last in self.own_spans(number))
 
     def _batches(self, number: int) -> Iterator[Batch]:
-        count = self.first_place(number + 1) - self.first_place(number)
+        start, stop = self._span(number)
+        count = stop - start
         for first, last in self.own_spans(number):
             yield self._batch(first, last, (last - first) / count)
 

@@ -24,6 +24,7 @@ def lookahead(
     ahead: int = 0,
     *,
     accumulate: int = 1,
+    replays: int = 1,
     device: torch.device | str | None = None,
 ) -> Iterator[Step]:
     """Steps over any loader of ``(images, labels)``, each with the batches of the next ``ahead`` steps.
@@ -40,6 +41,7 @@ def lookahead(
         steps: how many optimiser steps.
         ahead: how many steps the method looks ahead, ``method.lookahead``.
         accumulate: batches of the loader in one step, each a micro-batch whose gradient counts by its images.
+        replays: how many steps in a row have the same images, ``method.replays``.
         device: where the model is; None leaves the batches where they are.
 
     Raises:
@@ -49,16 +51,18 @@ def lookahead(
     >>> [[len(batch.labels) for batch in step.batches()] for step in lookahead(loader, steps=2, accumulate=2)]
     [[4, 4], [4, 4]]
     """
-    for name, value, least in (("steps", steps, 0), ("ahead", ahead, 0), ("accumulate", accumulate, 1)):
+    for name, value, least in (
+        ("steps", steps, 0), ("ahead", ahead, 0), ("accumulate", accumulate, 1), ("replays", replays, 1),
+    ):  # fmt: skip
         require(isinstance(value, int) and value >= least, name, value, f"a whole number of at least {least}")
-    source = islice(_endless(loader, device), steps * accumulate)
+    source = islice(_endless(loader, device), -(-steps // replays) * accumulate)
     held: dict[int, list[Batch]] = {}
     for number in range(steps):
-        for wanted in range(number, min(number + ahead, steps - 1) + 1):
+        for wanted in range(number // replays, min(number + ahead, steps - 1) // replays + 1):
             if wanted not in held:
                 held[wanted] = _shared(list(islice(source, accumulate)))
-        held.pop(number - 2, None)
-        yield _step_of(dict(held), number, ahead, steps - 1)
+        held = {fresh: batches for fresh, batches in held.items() if fresh >= (number - 1) // replays}
+        yield _step_of(dict(held), number, ahead, steps - 1, replays)
 
 
 def _shared(batches: list[Batch]) -> list[Batch]:
@@ -67,11 +71,14 @@ def _shared(batches: list[Batch]) -> list[Batch]:
     return [replace(batch, share=len(batch.labels) / images) for batch in batches]
 
 
-def _step_of(held: dict[int, list[Batch]], number: int, ahead: int, last: int) -> Step:
-    def count(number: int) -> int:
-        return sum(len(batch.labels) for batch in held[number])
+def _step_of(held: dict[int, list[Batch]], number: int, ahead: int, last: int, replays: int) -> Step:
+    def fetch(number: int) -> list[Batch]:
+        return held[number // replays]
 
-    return Step(number, ahead, last, held.__getitem__, count)
+    def count(number: int) -> int:
+        return sum(len(batch.labels) for batch in fetch(number))
+
+    return Step(number, ahead, last, fetch, count, replays)
 
 
 def _endless(loader: Iterable[Any], device: torch.device | str | None) -> Iterator[Batch]:

@@ -1,6 +1,6 @@
 """How one step's gradient is made. What is known of a method is known here, without torch."""
 
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from fractions import Fraction
 from importlib import import_module
 from pkgutil import iter_modules
@@ -26,8 +26,16 @@ METHODS = _found()
 
 
 def options() -> list[Any]:
-    """The dataclasses whose fields methods read, each once."""
-    return list(dict.fromkeys(part for method in METHODS.values() for part in method.reads))
+    """The dataclasses whose fields methods read, each once and after those that it extends."""
+    read = (part for method in METHODS.values() for part in method.reads)
+    return list(dict.fromkeys(kind for part in read for kind in reversed(part.__mro__) if is_dataclass(kind)))
+
+
+def filled(config: "Config") -> "Config":
+    """The config with those options that are None as its method has them then."""
+    section, kind = config.method, METHODS.get(config.method.method, Method)
+    values = kind.defaults(section)
+    return config.replace(**{n: value for n, value in values.items() if getattr(section, n) is None})
 
 
 def described() -> str:
@@ -47,7 +55,7 @@ def method_of(config: "Config") -> Method:
     """
     name = config.method.method
     if name in METHODS:
-        return METHODS[name].of(config)
+        return METHODS[name].of(filled(config))
     method = references.made(name, config, returns="a conadv_lab Method")
     if not isinstance(method, Method):
         raise ValueError(f"{name} returned {type(method).__name__}; allowed: a conadv_lab Method")
@@ -59,9 +67,9 @@ def table() -> str:
     """All methods with their defaults as a table in Markdown."""
     from conadv_lab.config import Config
 
-    lines = ["| `--method` | a step trains on | cost | depth |", "|---|---|---|---|"]
+    lines = ["| `--method` | a step trains on | cost | depth | source |", "|---|---|---|---|---|"]
     for name in METHODS:
         method = method_of(Config().replace(method=name))
         cost = Fraction(method.gradient_evaluations).limit_denominator(100)
-        lines.append(f"| `{name}` | {method.about} | {cost} | {method.depth} |")
+        lines.append(f"| `{name}` | {method.about} | {cost} | {method.depth} | {method.source} |")
     return "\n".join(lines)

@@ -73,7 +73,7 @@ class Beforehand:
             plain = config.replace(dataset="synthetic") if config.data.dataset == "imagenet" else config
             stream = build_stream(plain, method, known, ranks)
             if images is not None or config.training.steps is not None:
-                build_schedule(config, stream, len(known))
+                build_schedule(config, stream)
 
     def _check_device(self, config: Config) -> None:
         name = config.training.device

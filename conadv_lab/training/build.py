@@ -124,7 +124,7 @@ def assemble(config: Config, device: torch.device, ranks: Ranks = ALONE) -> Part
         model,
         method,
         build_optimizer(config, groups),
-        build_schedule(config, stream, len(train_set)),
+        build_schedule(config, stream),
         criterion,
         stream,
         ranks,
@@ -213,8 +213,8 @@ def build_stream(config: Config, method: Method, train_set: ImageSet, ranks: Ran
     split = Split(ranks.number, ranks.trainers, training.batch_norm == "sync")
     if not ranks.trains:  # an attacker attacks whole groups, whoever trains on them
         split = Split(ranks.number - ranks.trainers, ranks.attackers)
-    batch = round(training.global_batch * method.clean_fraction)
-    steps = training.steps or max(1, round(training.epochs * len(train_set) / batch))
+    batch = round(training.global_batch * method.new_fraction)
+    steps = training.steps or max(1, round(training.epochs * len(train_set) * method.replays / batch))
     kind: Any = Stream
     if config.data.dataset == "imagenet":
         from conadv_lab.data.imagenet_stream import PhotoStream
@@ -224,11 +224,13 @@ def build_stream(config: Config, method: Method, train_set: ImageSet, ranks: Ran
         train_set,
         seed=training.seed,
         batch=batch,
-        first_batch=training.global_batch,
+        first_batch=max(batch, training.global_batch),
         steps=steps,
-        micro_batch=training.micro_batch,
+        # Images beyond the global batch come on top of each micro-batch's clean ones.
+        micro_batch=round((training.micro_batch or batch) * max(1, method.new_fraction)),
         augment=_augmentation(config),
         split=split,
+        replays=method.replays,
     )
 
 
@@ -297,14 +299,11 @@ def _all_on_gpu(groups: list) -> bool:
     return all(parameter.is_cuda for group in groups for parameter in group["params"])
 
 
-def build_schedule(config: Config, stream: Stream, images: int) -> Schedule:
+def build_schedule(config: Config, stream: Stream) -> Schedule:
     section = config.optimization
     assert section.lr is not None, "the config is not resolved"
 
-    def steps_of(epochs: float) -> int:
-        return round(epochs * images / stream.batch)
-
-    warmup = steps_of(section.warmup_epochs) if section.warmup_steps is None else section.warmup_steps
+    warmup = stream.steps_of(section.warmup_epochs) if section.warmup_steps is None else section.warmup_steps
     if warmup > stream.steps:
         name = "warmup_epochs" if section.warmup_steps is None else "warmup_steps"
         raise ValueError(
@@ -317,6 +316,6 @@ def build_schedule(config: Config, stream: Stream, images: int) -> Schedule:
         decay=section.schedule,
         end=section.end_lr,
         power=section.power,
-        milestones=tuple(steps_of(epochs) for epochs in section.milestone_epochs),
+        milestones=tuple(stream.steps_of(epochs) for epochs in section.milestone_epochs),
         factor=section.decay_factor,
     )

@@ -256,7 +256,7 @@ class Run:
         result = figures | {
             "steps": self.step,
             "epochs_seen": images / len(parts.train_set),
-            "clean_images": images,
+            "clean_images": round(images / max(1, parts.method.new_fraction)),
             "gradient_evaluations": parts.method.gradient_evaluations,
             "depth": parts.method.depth,
             **{f"method_{name}": getattr(parts.method, name) for name in ("label", "colour", "marker")},

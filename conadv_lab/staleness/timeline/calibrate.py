@@ -177,6 +177,6 @@ def _measured(run: Path) -> tuple[Workload, Method, str, float]:
     if not rates or not all(np.isfinite(rates)) or min(rates) <= 0:
         raise ValueError(f"{run} has logged no images_per_second to calibrate with")
     workload = workload_of(config)
-    # What the loop counts as images of a step are the clean ones.
-    clean = workload.global_batch * method.clean_fraction
-    return workload, method, config.method.placement, 1e3 * clean / median(rates)
+    # What the loop counts as images of a step are those that it takes from the stream.
+    new = workload.global_batch * method.new_fraction
+    return workload, method, config.method.placement, 1e3 * new / median(rates)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from conadv_lab.config import Config, check
+from conadv_lab.methods import filled
 from conadv_lab.mistakes import require, unknown
 from conadv_lab.recipes.imagenet import IMAGENET_IMAGES as IMAGENET
 
@@ -121,7 +122,7 @@ def _of_config(config: Config, name: str) -> Workload:
         MODELS[model],
         bytes_each=4,  # weights are float32, also under autocast
         values=values,
-        staleness=config.method.staleness,
+        staleness=filled(config).method.staleness,
         micro_batch=training.micro_batch,
         fixed_steps=training.steps,
     )
