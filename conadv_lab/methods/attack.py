@@ -40,13 +40,25 @@ class RadiusOptions:
 
 
 @dataclass(frozen=True)
-class AttackOptions(RadiusOptions):
-    """Of methods that attack images."""
+class StepOptions(RadiusOptions):
+    """Of methods that move images by steps."""
 
     attack_step: float | None = None
-    """Length of one attack step; None is epsilon."""
-    attack_steps: int = 1
-    """Steps of the attack; 1 in the L∞ ball is a sign attack that keeps one bit a pixel."""
+    """Length of one attack step; None: epsilon, of fgsm-rs 1.25 epsilon, of advprop's k > 1 steps epsilon/(k - 1)."""
+
+    def check(self) -> None:
+        step = self.attack_step
+        # A step of 0 would leave the random start alone; only a ball of radius 0 has no other.
+        fine = step is None or 0 < step < math.inf or (step == 0 and self.epsilon == 0)
+        require(fine, "attack_step", step, "above 0, or None")
+
+
+@dataclass(frozen=True)
+class AttackOptions(StepOptions):
+    """Of methods that attack images."""
+
+    attack_steps: int | None = None
+    """Steps of the attack, 1 in the L∞ ball is a sign attack that keeps one bit a pixel; None: 1, of advprop 5."""
     norm: Literal["linf", "l2"] = "linf"
     """Norm of the attack's ball."""
     random_start: bool = True
@@ -57,11 +69,8 @@ class AttackOptions(RadiusOptions):
     """Batch norm statistics that the attack sees."""
 
     def check(self) -> None:
-        step = self.attack_step
-        # A step of 0 would leave the random start alone; only a ball of radius 0 has no other.
-        fine = step is None or 0 < step < math.inf or (step == 0 and self.epsilon == 0)
-        require(fine, "attack_step", step, "above 0, or None")
-        require(self.attack_steps >= 1, "attack_steps", self.attack_steps, "a whole number of at least 1")
+        fine = self.attack_steps is None or self.attack_steps >= 1
+        require(fine, "attack_steps", self.attack_steps, "a whole number of at least 1, or None")
 
 
 def attack_of(config: Config) -> Attack:

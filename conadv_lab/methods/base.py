@@ -23,7 +23,10 @@ Weights = tuple[float, float]
 
 @dataclass(frozen=True)
 class Losses:
-    """Mean losses of a step, detached and on the device; ``adversarial`` is None where none was trained on."""
+    """Mean losses of a step, detached and on the device.
+
+    ``adversarial`` is None where there are no two kinds of images: ``clean`` is then the loss of all.
+    """
 
     clean: Tensor
     adversarial: Tensor | None = None
@@ -55,9 +58,11 @@ class Method:
         name: what ``--method`` calls it; empty for a base, and for a method of a user's own, called by its file.
         label, colour, marker: in figures.
         about: what a step trains on, in a few words.
+        source: whose it is, paper and year.
         reads: dataclasses whose fields are the options of the config that it reads.
-        clean_fraction: new clean images of a step over the global batch B: 1, or ½ for equal-cost forms.
+        clean_fraction: clean images that a step trains on over the global batch B: 1, or ½ for equal-cost forms.
         altered_fraction: altered images of a step over B.
+        replays: how many steps in a row train on the same images.
         together: whether clean and altered images share a forward and a backward.
         side: what has to be computed besides the training: an ``attack`` has no weight gradients, an ``ascent`` has.
         side_steps: how often, one after another; side_share: on which share of B.
@@ -72,9 +77,11 @@ class Method:
     colour: str = "#CC79A7"
     marker: str = "X"
     about: str = ""
+    source: str = "ours"
     reads: tuple[type, ...] = ()
     clean_fraction: float = 1.0
     altered_fraction: float = 0.0
+    replays: int = 1
     together: bool = False
     side: Literal["", "attack", "ascent"] = ""
     side_steps: int = 1
@@ -91,6 +98,21 @@ class Method:
     def of(cls, config: Config) -> Method:
         """The method that a config asks for; randomness is derived from the run's seed."""
         return cls()
+
+    @classmethod
+    def defaults(cls, section: Any) -> dict[str, Any]:
+        """What those options that may be None are then; ``section`` is the config's of methods, with all of them."""
+        return {"attack_step": section.epsilon, "attack_steps": 1, "staleness": 1}
+
+    @property
+    def new_fraction(self) -> float:
+        """Images that a step takes from the stream over B; the clean ones, as altered images are made of those."""
+        return self.clean_fraction
+
+    @property
+    def single_step(self) -> bool:
+        """Whether images are attacked by one step, where training may overfit to the attack (Wong et al. 2020)."""
+        return bool(self.side) and self.side_steps == 1 and self.altered_fraction > 0
 
     @cached_property
     def gradient_evaluations(self) -> float:
@@ -189,6 +211,11 @@ class Method:
             raise ValueError(
                 f"the steps look {step.ahead} ahead; {type(self).__name__} needs lookahead(…, ahead={self.lookahead})"
             )
+        if step.replays != self.replays:
+            raise ValueError(
+                f"the steps show each batch {step.replays} times; {type(self).__name__} needs "
+                f"lookahead(…, replays={self.replays})"
+            )
         if self._mean_check is None:
             self._mean_check = steps.MeanCheck()
         return self._mean_check(criterion)
@@ -212,6 +239,7 @@ class Vanilla(Method):
 
     name, label, colour, marker = "vanilla", "vanilla", "#000000", "o"
     about = "B clean images"
+    source = "Robbins and Monro, 1951"
 
     def passes(self, step: Step) -> int:
         return 1

@@ -94,6 +94,12 @@ def train_on_clean(model: nn.Module, step: Step, criterion: Criterion, weight: f
     return total(train_on(model, b.images, b, criterion, weight, "main") for b in step.batches())
 
 
+def gradient_of(images: Tensor) -> Tensor:
+    """What a backward left in images that asked for it."""
+    assert images.grad is not None
+    return images.grad
+
+
 def total(parts: Iterable[Tensor]) -> Tensor:
     """Sum of what each micro-batch gives, one at a time.
 

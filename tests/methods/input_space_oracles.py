@@ -4,7 +4,7 @@ A network here is a dictionary of tensors and one formula. Of the package these 
 and the random numbers of a start, which are data.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,9 +64,11 @@ class World:
         weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
         return flat * weight.view(1, -1, 1, 1) + bias.view(1, -1, 1, 1)
 
-    def gradients(self, loss: Tensor) -> dict[str, Tensor]:
-        found = torch.autograd.grad(loss, list(self.weights.values()), allow_unused=True)
-        return {name: g for name, g in zip(self.weights, found, strict=True) if g is not None}
+    def gradients(self, loss: Tensor, *leaves: Tensor) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+        """Of the weights that the loss depends on, and of other leaves, in one backward."""
+        found = torch.autograd.grad(loss, [*self.weights.values(), *leaves], allow_unused=True)
+        own = zip(self.weights, found[: len(self.weights)], strict=True)
+        return {name: g for name, g in own if g is not None}, found[len(self.weights) :]
 
     def step(self, gradients: dict[str, Tensor]) -> None:
         """SGD with momentum and weight decay, of what has a gradient."""
@@ -91,7 +93,7 @@ class World:
 def losses(outputs: Tensor, labels: Tensor) -> Tensor:
     """(m,) cross-entropy with label smoothing."""
     log = outputs.log_softmax(1)
-    wanted = F.one_hot(labels, outputs.shape[1]) * (1 - SMOOTHING) + SMOOTHING / outputs.shape[1]
+    wanted = F.one_hot(labels, outputs.shape[1]).double() * (1 - SMOOTHING) + SMOOTHING / outputs.shape[1]
     return -(wanted * log).sum(1)
 
 
@@ -116,16 +118,16 @@ def target_of(outputs: Tensor, group: Group, target: str, seed: int = 0) -> Tens
         return outputs.argmin(1)
     classes = outputs.shape[1]
     draws = uniform(image_keys(seed, "target", group[2], group[3]), 1)[:, 0]
-    return (group[1] + 1 + (draws * (classes - 1)).long()) % classes
+    return (group[1] + 1 + (draws * (classes - 1)).long().clamp(max=classes - 2)) % classes
 
 
 def pgd(
-    world: World, group: Group, steps: int, epsilon: float, alpha: float, branch: str, running: bool, target: str
+    world: World, group: Group, count: int, epsilon: float, alpha: float, branch: str, running: bool, target: str
 ) -> Tensor:
     """Madry et al. 2018, towards a target class where one is asked for (Kurakin et al. 2017)."""
     x, labels = group[0], group[1]
     delta, wanted = start_of(group, epsilon), None
-    for _ in range(steps):
+    for _ in range(count):
         moved = (x + delta).clamp(0, 1).requires_grad_()
         outputs = world.logits(moved, branch, running=running)
         if target == "true":
@@ -154,7 +156,7 @@ def advprop(
             images = pgd(stale, group, branch="adversarial", running=warm, **attack)
             for x, branch, weight in ((group[0], "main", weights[0]), (images, "adversarial", weights[1])):
                 loss = losses(world.logits(x, branch, seen), group[1]).sum() / count
-                total = added(total, world.gradients(weight * loss))
+                total = added(total, world.gradients(weight * loss)[0])
         world.step(total)
         world.remember(seen)
     return world
@@ -171,7 +173,7 @@ def fgsm_rs(world: World, steps: Sequence[Sequence[Group]], tau: int, epsilon: f
         for group in groups:
             images = pgd(stale, group, 1, epsilon, alpha, "main", running=False, target="true")
             loss = losses(world.logits(images, "main", seen), group[1]).sum() / count
-            total = added(total, world.gradients(loss))
+            total = added(total, world.gradients(loss)[0])
         world.step(total)
         world.remember(seen)
     return world
@@ -194,18 +196,13 @@ def free_at(
             for place, group in enumerate(groups):
                 moved = (group[0] + noise[place]).clamp(0, 1).requires_grad_()
                 loss = losses(world.logits(moved, "main", seen), group[1]).sum() / count
-                total = added(total, world.gradients(loss_kept(loss)))
-                (gradient,) = torch.autograd.grad(loss, moved)
+                found, (gradient,) = world.gradients(loss, moved)
+                total = added(total, found)
                 noise[place] = (noise[place] + alpha * up(gradient)).clamp(-epsilon, epsilon)
             world.step(total)
             world.remember(seen)
             done += 1
     return world
-
-
-def loss_kept(loss: Tensor) -> Tensor:
-    """The same loss, whose graph another backward will need: a tiny one is made twice rather than kept."""
-    return loss * 1.0
 
 
 def fast_advprop(world: World, steps: Sequence[Sequence[Group]], epsilon: float, alpha: float) -> World:
@@ -217,17 +214,15 @@ def fast_advprop(world: World, steps: Sequence[Sequence[Group]], epsilon: float,
     for groups in steps:
         total: dict[str, Tensor] = {}
         seen: list = []
-        images_weight = {name: 0.0 for name in world.weights}
+        sums = dict.fromkeys(world.weights, 0.0)
 
-        def train(x: Tensor, labels: Tensor, branch: str, weight: float, world=world, seen=seen, counts=images_weight):
+        def train(x: Tensor, labels: Tensor, branch: str, weight: float, seen=seen, sums=sums):
             leaf = x.detach().requires_grad_()
             loss = weight * losses(world.logits(leaf, branch, seen), labels).sum()
-            names = list(world.weights)
-            *found, by_image = torch.autograd.grad(loss, [*world.weights.values(), leaf], allow_unused=True)
-            used = {name: g for name, g in zip(names, found, strict=True) if g is not None}
-            for name in used:
-                counts[name] += weight * len(labels)
-            return used, by_image
+            found, (by_image,) = world.gradients(loss, leaf)
+            for name in found:
+                sums[name] += weight * len(labels)
+            return found, by_image
 
         for group in groups:
             other = torch.arange(len(group[1])) % 5 == 4
@@ -241,9 +236,7 @@ def fast_advprop(world: World, steps: Sequence[Sequence[Group]], epsilon: float,
             moved = (start + alpha * up(by_image)).clamp(-epsilon, epsilon)
             found, _ = train((others[0] + moved).clamp(0, 1), others[1], "adversarial", weights["adversarial"])
             total = added(total, found)
-        world.step({name: gradient / images_weight[name] for name, gradient in total.items()})
+        world.step({name: gradient / sums[name] for name, gradient in total.items()})
         world.remember(seen)
     return world
 
-
-Oracle = Callable[[World, Sequence[Sequence[Group]]], World]

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 class StaleOptions:
     """Of an attack that its step does not wait for."""
 
-    staleness: int = 1
-    """τ: how many steps old the weights are that a batch is attacked with (conadv)."""
+    staleness: int | None = None
+    """τ: how many steps old the weights are that a batch is attacked with; None: 1, of advprop and fgsm-rs 0."""
     first: Literal["initial", "clean"] = "initial"
     """What the first τ steps train on: images attacked with the initial weights, or clean ones alone."""
     placement: Literal["serial", "stream", "ranks"] = "serial"
@@ -36,7 +36,7 @@ class StaleOptions:
     def check(self) -> None:
         for name in ("staleness", "attackers"):
             value = getattr(self, name)
-            require(value >= 0, name, value, "a whole number of at least 0")
+            require(value is None or value >= 0, name, value, "a whole number of at least 0")
 
 
 class Placement:
@@ -82,6 +82,7 @@ class ConAdv(TwoBranches):
 
     name, label, colour, marker = "conadv", "ConAdv", "#D55E00", "v"
     about = "B clean images and the same attacked `--staleness` steps ago"
+    source = "Liu et al., ICLR 2022"
     reads: tuple[type, ...] = (RadiusOptions, AttackOptions, StaleOptions, WeightOptions)
     side = "attack"
     concurrent = True

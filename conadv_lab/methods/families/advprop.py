@@ -1,0 +1,211 @@
+"""AdvProp, and fast AdvProp, which keeps its attack's weight gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from conadv_lab.methods.attack import AttackOptions, RadiusOptions, SignAttack, StepOptions, attack_of, linf_start
+from conadv_lab.methods.base import Losses, Method, WeightOptions, Weights
+from conadv_lab.methods.families.conadv import ConAdv, Placement, StaleOptions
+from conadv_lab.methods.later import norm, signs, steps
+from conadv_lab.methods.targets import TargetedAttack, TargetOptions
+from conadv_lab.mistakes import require
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from conadv_lab.config import Config
+    from conadv_lab.data.loader import Batch, Step
+    from conadv_lab.methods.attack import Attack
+    from conadv_lab.methods.forwards import Criterion
+
+STEPS = 5
+"""Of AdvProp's attack where nothing else is asked for."""
+
+
+class AdvProp(ConAdv):
+    """Adversarial propagation: clean images and the same under a k-step attack, each kind with a batch norm of its own.
+
+    Xie et al., "Adversarial Examples Improve Image Recognition", CVPR 2020. It is `ConAdv` with `PGDAttack` or
+    `TargetedAttack`, and ConAdv's queue: with τ = 0 its step waits for its own attack as the paper's does, with τ ≥ 1
+    the attack is stale. The loss is the mean of both kinds, (½, ½) (from a public port); 5 steps of ε/4 are the
+    paper's at ε = 4/255 (recalled: k = ε + 1 steps of 1/255, one at ε = 1/255). Target classes at random are those
+    of the port, where a fifth of the batches or more starts without noise, which is left out here.
+
+    Args:
+        attack, first, placement: as for `ConAdv`.
+        staleness: τ ≥ 0.
+        weights: of the clean and the adversarial mean loss.
+
+    >>> from conadv_lab.methods.attack import PGDAttack
+    >>> method = AdvProp(PGDAttack(4 / 255, 1 / 255, steps=5))
+    >>> round(method.gradient_evaluations, 2), method.depth
+    (5.33, 6)
+    """
+
+    name, label, colour, marker = "advprop", "AdvProp", "#8C564B", "h"
+    about = "B clean images and the same under an attack of `--attack-steps` steps"
+    source = "Xie et al., CVPR 2020"
+    reads = (RadiusOptions, AttackOptions, TargetOptions, StaleOptions, WeightOptions)
+
+    def __init__(
+        self,
+        attack: Attack,
+        staleness: int = 0,
+        weights: Weights = (0.5, 0.5),
+        first: Literal["initial", "clean"] = "initial",
+        placement: Placement | None = None,
+    ) -> None:
+        super().__init__(attack, staleness, weights, first, placement)
+
+    @classmethod
+    def defaults(cls, section: Any) -> dict[str, Any]:
+        count = section.attack_steps or STEPS
+        return {"attack_steps": count, "attack_step": section.epsilon / max(1, count - 1), "staleness": 0}
+
+    @classmethod
+    def of(cls, config: Config) -> Method:
+        section = config.method
+        weights = section.weights or (0.5, 0.5)
+        return cls(_attack_of(config), section.staleness, weights, section.first)
+
+
+def _attack_of(config: Config) -> Attack:
+    section = config.method
+    if section.attack_target == "true":
+        return attack_of(config)
+    return TargetedAttack(
+        section.epsilon,
+        section.attack_step or None,  # ε = 0 leaves no step to take
+        section.random_start,
+        config.training.seed,
+        target=section.attack_target,
+        steps=section.attack_steps,
+        norm=section.norm,
+        branch=section.attack_branch,
+        statistics=section.attack_statistics,
+    )
+
+
+class FastAdvProp(Method):
+    """Fast AdvProp: one other image is attacked for every four clean ones, and its attack's gradient is trained on too.
+
+    Mei et al., "Fast AdvProp", ICLR 2022, and their code. Of five images of a micro-batch the first four are clean
+    and go through the main branch. The fifth is moved to a random start and goes through the adversarial branch in
+    training mode; that pass gives the gradient of the image, along whose sign it is moved, and one of the weights,
+    which is kept; then the moved image goes through the adversarial branch once more.
+
+    The images of the three passes weigh 1, ½ and ½, and the gradient of each parameter is divided by the weights of the
+    images that it sees. With four clean images to one other that is
+
+    - main batch norm: ∇L(clean);
+    - adversarial batch norm: ½ ∇L(start) + ½ ∇L(moved);
+    - everything else, which sees all: 0.8 ∇L(clean) + 0.1 ∇L(start) + 0.1 ∇L(moved), L a mean.
+
+    An epoch is a pass over the set in which each image is seen either clean or attacked, as in their count (105 epochs
+    are 105/1.2 of these at equal cost). Two things of theirs are left out: the attacked images are not shuffled between
+    groups before the last pass, and all starts are random (their default leaves out more than half of them).
+    There is no stale form: the attack's pass is one of the step's training passes.
+
+    Args:
+        epsilon: radius of the L∞ ball, in image units.
+        step: length of the attack's step; None is ``epsilon``.
+        weights: of an image of the clean, the start's and the moved pass.
+        seed: of the random start.
+    """
+
+    name, label, colour, marker = "fast-advprop", "fast AdvProp", "#E377C2", "H"
+    about = "B clean images and B/4 others, which it attacks, with the weight gradient of the attack"
+    source = "Mei et al., ICLR 2022"
+    reads = (StepOptions,)
+    altered_fraction = 0.25
+    side = "ascent"
+    side_share = 0.25
+    two_branches = True
+    new_fraction = 1.25
+
+    def __init__(
+        self,
+        epsilon: float,
+        step: float | None = None,
+        weights: tuple[float, float, float] = (1.0, 0.5, 0.5),
+        seed: int = 0,
+    ) -> None:
+        self.attack = SignAttack(epsilon, step, seed=seed)
+        fine = len(weights) == 3 and min(weights) >= 0 < min(weights[0], weights[1] + weights[2])
+        require(fine, "weights", weights, "three numbers of at least 0, the first and one other above 0")
+        self.weights = weights
+
+    @classmethod
+    def of(cls, config: Config) -> Method:
+        section = config.method
+        return cls(section.epsilon, section.attack_step or None, seed=config.training.seed)
+
+    def passes(self, step: Step) -> int:
+        return 3
+
+    def kind(self, step: Step) -> Hashable:
+        return "both"
+
+    def offsets(self, step: Step) -> Sequence[int]:
+        return (0,)
+
+    def gradient(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
+        main, adversarial = _branch_parameters(model)
+        clean, start, moved = 4 * self.weights[0], self.weights[1], self.weights[2]
+        total = clean + start + moved
+        parts = clean / total, start / total, moved / total
+        factors = (total / clean, main), (total / (start + moved), adversarial)
+        with norm.one_update(model), _multiplied(factors):
+            return steps.totals(self._train(model, batch, criterion, parts) for batch in step.batches())
+
+    def _train(
+        self, model: nn.Module, batch: Batch, criterion: Criterion, parts: tuple[float, float, float]
+    ) -> tuple[Tensor, Tensor]:
+        own, others = _clean_and_others(batch)
+        clean = steps.train_on(model, own.images, own, criterion, parts[0], "main")
+        start = linf_start(others, self.attack.epsilon, self.attack.seed)
+        start = start.add_(others.images).clamp_(0, 1).requires_grad_()
+        steps.train_on(model, start, others, criterion, parts[1], "adversarial")
+        moved = self.attack.apply(others, signs.pack(steps.gradient_of(start)))
+        return clean, steps.train_on(model, moved, others, criterion, parts[2], "adversarial")
+
+
+def _clean_and_others(batch: Batch) -> tuple[Batch, Batch]:
+    """The first four and the last one of every five images, which any cut at a multiple of five leaves as they are."""
+    count = len(batch.labels)
+    require(count % 5 == 0, "images of a micro-batch", count, "a multiple of 5, four clean ones to one other")
+    names = ("images", "labels", "epochs", "indices")
+    fives = {name: getattr(batch, name).unflatten(0, (-1, 5)) for name in names}
+    return (
+        replace(batch, **{name: values[:, :4].flatten(0, 1) for name, values in fives.items()}),
+        replace(batch, **{name: values[:, 4] for name, values in fives.items()}),
+    )
+
+
+def _branch_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """What learns in the main and in the adversarial branch alone."""
+    norms = [module for module in model.modules() if isinstance(module, norm.MixtureBatchNorm)]
+
+    def learning(branches: Iterator[nn.Module]) -> list[nn.Parameter]:
+        return list(dict.fromkeys(p for one in branches for p in one.parameters() if p.requires_grad))
+
+    return learning(one.main for one in norms), learning(one.adversarial for one in norms)
+
+
+@contextmanager
+def _multiplied(factors: Sequence[tuple[float, Sequence[nn.Parameter]]]) -> Iterator[None]:
+    """Within, what a backward adds to these parameters' gradients is multiplied, before any rank sends it."""
+
+    def times(factor: float) -> Any:
+        return lambda gradient: gradient * factor
+
+    handles = [p.register_hook(times(factor)) for factor, parameters in factors for p in parameters]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,183 @@
+"""Adversarial training on attacked images alone, as cheap as it gets: FGSM from a random start, and FreeAT."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from conadv_lab.methods.attack import SignAttack, StepOptions
+from conadv_lab.methods.base import Losses, Method
+from conadv_lab.methods.families.conadv import ConAdv, Placement, StaleOptions
+from conadv_lab.methods.later import norm, steps, torch
+from conadv_lab.mistakes import require
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from conadv_lab.config import Config
+    from conadv_lab.data.loader import Batch, Step
+    from conadv_lab.methods.forwards import Criterion
+
+
+class FGSMRS(ConAdv):
+    """Fast adversarial training: attacked images alone, one step of 1.25 ε from a uniform start.
+
+    Wong et al., "Fast is better than free: Revisiting adversarial training", ICLR 2020. x̂ = clip[0,1](x + clip[−ε,ε](u +
+    α · sign ∇ₓL(x + u))), the attack in training mode through the one batch norm there is, the main branch, whose running
+    statistics it leaves alone. With τ ≥ 1 the attack is as stale as ConAdv's, by the same queue; that form is ours.
+    A PGD accuracy that drops by more than 0.2 tells of catastrophic overfitting: see `conadv_lab.training.overfitting`.
+
+    Args:
+        epsilon: radius of the L∞ ball, in image units.
+        step: length of the attack's step α; None is 1.25 ``epsilon``.
+        staleness, first, placement: as for `ConAdv`.
+        seed: of the random start.
+
+    >>> FGSMRS(8 / 255).depth, FGSMRS(8 / 255, staleness=1).depth
+    (2, 1)
+    """
+
+    name, label, colour, marker = "fgsm-rs", "FGSM-RS", "#17BECF", "d"
+    about = "B images attacked by one step from a random start, and none clean"
+    source = "Wong et al., ICLR 2020"
+    reads = (StepOptions, StaleOptions)
+    clean_fraction = 0.0
+    two_branches = False
+    new_fraction = 1.0
+
+    def __init__(
+        self,
+        epsilon: float,
+        step: float | None = None,
+        staleness: int = 0,
+        first: Literal["initial", "clean"] = "initial",
+        placement: Placement | None = None,
+        seed: int = 0,
+    ) -> None:
+        attack = SignAttack(
+            epsilon, step or 1.25 * epsilon or None, seed=seed, branch="main", statistics="batch"
+        )
+        super().__init__(attack, staleness, (0, 1), first, placement)
+
+    @classmethod
+    def defaults(cls, section: Any) -> dict[str, Any]:
+        return {"attack_step": 1.25 * section.epsilon, "attack_steps": 1, "staleness": 0}
+
+    @classmethod
+    def of(cls, config: Config) -> Method:
+        section, seed = config.method, config.training.seed
+        return cls(section.epsilon, section.attack_step, section.staleness, section.first, seed=seed)
+
+    def passes(self, step: Step) -> int:
+        return 1
+
+    def _trained(self, model: nn.Module, step: Step, criterion: Criterion, pending: list[Any] | None) -> Losses:
+        if pending is None:
+            return super()._trained(model, step, criterion, None)
+        pairs = zip(step.batches(), pending, strict=True)
+        return Losses(steps.total(self._train_on_one(model, *pair, criterion) for pair in pairs))
+
+    def _train_on_one(self, model: nn.Module, batch: Batch, kept: Any, criterion: Criterion) -> Tensor:
+        images = self.attack.apply(batch, self.placement.taken(kept))
+        return steps.train_on(model, images, batch, criterion, 1.0, "main")
+
+
+@dataclass(frozen=True)
+class ReplayOptions:
+    """Of methods that train on a batch several times."""
+
+    replays: int = 4
+    """m: how many steps in a row train on the same images (free-at)."""
+
+    def check(self) -> None:
+        require(self.replays >= 1, "replays", self.replays, "a whole number of at least 1")
+
+
+class FreeAT(Method):
+    """Free adversarial training: a batch is trained on m times, and each backward moves its noise as well as the weights.
+
+    Shafahi et al., "Adversarial Training for Free!", NeurIPS 2019, algorithm 1: at each step, from the gradients of
+    one backward at clip[0,1](x + δ), the weights go down and δ ← clip[−ε,ε](δ + α · sign ∇ₓL). δ starts at 0,
+    belongs to a place in the batch and not to an image, and is never reset. A step is one update. An epoch is a pass
+    over the set, however often each batch is replayed: the authors train for 1/m of the usual epochs, which are as
+    many steps as usual (m = 4 and α = ε = 4/255 on ImageNet).
+
+    Args:
+        epsilon: radius of the L∞ ball, in image units.
+        step: length of a move of the noise; None is ``epsilon``.
+        replays: m.
+    """
+
+    name, label, colour, marker = "free-at", "FreeAT", "#BCBD22", "p"
+    about = "the same B images `--replays` times, moved by noise that the step before's backward improved"
+    source = "Shafahi et al., NeurIPS 2019"
+    reads = (StepOptions, ReplayOptions)
+    clean_fraction = 0.0
+    altered_fraction = 1.0
+    new_fraction = 1.0
+    single_step = True
+
+    def __init__(self, epsilon: float, step: float | None = None, replays: int = 4) -> None:
+        require(isinstance(epsilon, (int, float)) and 0 <= epsilon <= 1, "epsilon", epsilon, "0 to 1")
+        require(step is None or step > 0, "step", step, "a number above 0, or None")
+        require(isinstance(replays, int) and replays >= 1, "replays", replays, "a whole number of at least 1")
+        self.epsilon, self.step, self.replays = epsilon, step or epsilon, replays
+        # (places, C, H, W); grown and never replaced, so that a step finds it where the one before left it.
+        self.noise: Tensor | None = None
+        self._sizes: list[int] = []
+
+    @classmethod
+    def of(cls, config: Config) -> Method:
+        section = config.method
+        return cls(section.epsilon, section.attack_step or None, section.replays)
+
+    def kept_bytes(self, steps: float) -> float:
+        return 4
+
+    def passes(self, step: Step) -> int:
+        return 1
+
+    def begin(self, model: nn.Module, step: Step, criterion: Criterion) -> Criterion:
+        criterion = super().begin(model, step, criterion)
+        there = 0 if self.noise is None else len(self.noise)
+        if there < step.size():
+            image = next(iter(step.batches())).images
+            grown = image.new_zeros(step.size(), *image.shape[1:])
+            if self.noise is not None:
+                grown[:there] = self.noise
+            self.noise = grown
+        if step.number == 0 and self.noise is not None:  # another loop: its places have no noise yet
+            self.noise.zero_()
+        return criterion
+
+    def kind(self, step: Step) -> Hashable:
+        return 0 if self.noise is None else len(self.noise)
+
+    def offsets(self, step: Step) -> Sequence[int]:
+        return (0,)
+
+    def gradient(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
+        self._sizes = []
+        with norm.one_update(model):
+            return Losses(steps.total(self._train(model, batch, criterion) for batch in step.batches()))
+
+    def _train(self, model: nn.Module, batch: Batch, criterion: Criterion) -> Tensor:
+        assert self.noise is not None
+        first = sum(self._sizes)
+        noise = self.noise[first : first + len(batch.labels)]
+        self._sizes.append(len(noise))
+        images = (batch.images + noise).clamp_(0, 1).requires_grad_()
+        loss = steps.train_on(model, images, batch, criterion, 1.0, "main")
+        up = torch.where(steps.gradient_of(images) >= 0, 1.0, -1.0).to(noise.dtype)
+        noise.add_(up, alpha=self.step).clamp_(-self.epsilon, self.epsilon)
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        sizes = self._sizes
+        return {"pending": [] if self.noise is None else list(self.noise[: sum(sizes)].split(sizes))}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        kept = state["pending"]
+        self._sizes = [len(part) for part in kept]
+        self.noise = torch.cat(kept) if kept else None
