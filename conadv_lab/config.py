@@ -187,7 +187,9 @@ class Training:
     mirror: bool = False
     """Also report test accuracy with mirror averaging: logits averaged over each image and its mirror image."""
     pgd_images: int = 0
-    """Test images of a 10-step PGD accuracy at each evaluation; 0 for none."""
+    """Test images of a PGD accuracy at each evaluation, in the ball of epsilon; 0 for none."""
+    pgd_steps: int = 10
+    """k: steps of that attack, each of 2.5 epsilon/k, from a random start."""
     probe_every: int = 0
     """Steps between two measurements of the sign agreement of stale and fresh attacks; 0 for none."""
 
@@ -343,6 +345,7 @@ def _check_numbers(config: Config) -> None:
         ("evaluate_every", training.evaluate_every, training.evaluate_every >= 0, whole_from_0),
         ("bn_recalibrate", training.bn_recalibrate, training.bn_recalibrate >= 0, whole_from_0),
         ("pgd_images", training.pgd_images, training.pgd_images >= 0, whole_from_0),
+        ("pgd_steps", training.pgd_steps, training.pgd_steps >= 1, whole_from_1),
         ("probe_every", training.probe_every, training.probe_every >= 0, whole_from_0),
     ):  # fmt: skip
         require(fine, name, value, allowed)

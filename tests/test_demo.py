@@ -6,7 +6,6 @@ import re
 import pytest
 
 from conadv_lab import demo, demo_report
-from conadv_lab.config import METHODS
 
 
 @pytest.fixture
@@ -29,7 +28,7 @@ def test_the_demo_leaves_summary_report_and_run_folders(small, tmp_path, capsys)
     rows = summary["rows"]
     cells = {(row["method"], row["arm"], row["global_batch"]) for row in rows}
     assert len(cells) == len(rows) == 11
-    assert {method for method, _, _ in cells} == set(METHODS)
+    assert {method for method, _, _ in cells} == {*demo.PAIRED, *demo.EQUAL_COST}
     assert {arm for _, arm, _ in cells} == set(demo_report.ARMS)
     for row in rows:
         assert row["seeds"] == 2
@@ -47,7 +46,9 @@ def test_the_demo_leaves_summary_report_and_run_folders(small, tmp_path, capsys)
     assert epochs["recycled-equal"] == pytest.approx(2)
     assert next(row["steps"] for row in rows if row["arm"] == "equal-arithmetic") == 8
     printed = capsys.readouterr().out
-    assert all(re.search(rf"^{method} +898", printed, re.MULTILINE) for method in METHODS)
+    assert all(
+        re.search(rf"^{method} +898", printed, re.MULTILINE) for method in {*demo.PAIRED, *demo.EQUAL_COST}
+    )
     runs = list((tmp_path / "demo" / "runs").iterdir())
     assert len(runs) == 2 * 10  # vanilla stands in two arms and is run once
     assert all((run / "sharpness.json").exists() for run in runs)

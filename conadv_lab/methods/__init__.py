@@ -34,7 +34,7 @@ def options() -> list[Any]:
 def filled(config: "Config") -> "Config":
     """The config with those options that are None as its method has them then."""
     section, kind = config.method, METHODS.get(config.method.method, Method)
-    values = kind.defaults(section)
+    values = {"attack_step": section.epsilon, "attack_steps": 1, "staleness": 1} | kind.filled(config)
     return config.replace(**{n: value for n, value in values.items() if getattr(section, n) is None})
 
 

@@ -100,9 +100,9 @@ class Method:
         return cls()
 
     @classmethod
-    def defaults(cls, section: Any) -> dict[str, Any]:
-        """What those options that may be None are then; ``section`` is the config's of methods, with all of them."""
-        return {"attack_step": section.epsilon, "attack_steps": 1, "staleness": 1}
+    def filled(cls, config: Config) -> dict[str, Any]:
+        """The method's own values of options that the config leaves at None."""
+        return {}
 
     @property
     def new_fraction(self) -> float:

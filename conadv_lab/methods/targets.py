@@ -23,7 +23,7 @@ class TargetOptions:
     """Of attacks that may lead to a class."""
 
     attack_target: Target = "true"
-    """Away from the true class, or towards another one: at random, or the one that is least likely before the attack."""
+    """Away from the true class, or towards another: one at random, or the least likely where the attack starts."""
 
     def check(self) -> None:
         if self.attack_target not in get_args(Target):

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from conadv_lab.data.loader import Batch, ImageSet, as_float
-from conadv_lab.methods.attack import PGDAttack
 from conadv_lab.methods.forwards import logits, outputs_of
+from conadv_lab.methods.robustness import evaluation_attack, right_under_attack
 from conadv_lab.models.mixture import MixtureBatchNorm
 from conadv_lab.models.norm import branch_of, recalibrate
 from conadv_lab.training.build import EVALUATION_BATCH, Parts
@@ -124,31 +124,26 @@ def accuracy_and_loss(
 
 
 def pgd_accuracy(parts: Parts, judged: nn.Module) -> float:
-    """Accuracy in percent on test images attacked by 10 steps of ε/4 through the main branch.
+    """Accuracy in percent on test images under `evaluation_attack` with the run's ε, through the main branch.
 
     A single-step method whose robustness collapses (Wong et al. 2020) shows here, and in no other figure. An attack
     keeps activations as training does, so it takes no more images at once.
     """
-    config = parts.config
-    epsilon = config.method.epsilon
-    attack = PGDAttack(
-        epsilon,
-        (epsilon / 4) or None,
-        seed=config.training.seed,
-        norm=config.method.norm,
-        branch="main",
-    )
+    training, section = parts.config.training, parts.config.method
+    attack = evaluation_attack(section.epsilon, training.pgd_steps, section.norm, training.seed)
     dtype = next(judged.parameters()).dtype
+
+    def outputs(images: Tensor) -> Tensor:
+        with branch_of(judged, "main"):
+            return logits(judged(images))
 
     def judge(batch: Batch) -> tuple[Tensor, Tensor]:
         batch = Batch(batch.images.to(dtype), batch.labels, batch.epochs, batch.indices, batch.share)
-        images = attack.apply(batch, attack.perturb(judged, batch, parts.criterion))
-        with torch.no_grad(), branch_of(judged, "main"):
-            right = (logits(judged(images)).argmax(1) == batch.labels).sum()
+        right = right_under_attack(attack, judged, batch, parts.criterion, outputs)
         return right, torch.zeros_like(right)
 
-    size = min(EVALUATION_BATCH, config.training.micro_batch or EVALUATION_BATCH)
-    return _over_batches(judge, parts.test_set, config.training.pgd_images, size, parts.ranks)[0]
+    size = min(EVALUATION_BATCH, training.micro_batch or EVALUATION_BATCH)
+    return _over_batches(judge, parts.test_set, training.pgd_images, size, parts.ranks)[0]
 
 
 def _over_batches(

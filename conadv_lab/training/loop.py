@@ -21,6 +21,7 @@ from conadv_lab.training.claim import Claim
 from conadv_lab.training.distributed import PATIENCE, AnyLater, Ranks, Spectator, join
 from conadv_lab.training.evaluate import calibrated_copy, evaluate, statistics_used
 from conadv_lab.training.network import begin_step, network_of
+from conadv_lab.training.overfitting import KEY, first_told, overfitting
 from conadv_lab.training.pending import gathered_state, scattered_state
 from conadv_lab.training.process import put_back
 from conadv_lab.training.reducer import Reducer
@@ -187,7 +188,7 @@ class Run:
             self.bar.update()
         line: dict[str, Any] = {} if agreement is None else {"sign_agreement": agreement}
         if self._comes(training.evaluate_every):
-            line |= evaluate(parts, calibrated_copy(parts, self._judged()))
+            line |= self._evaluated()
             self.ranks.wait()
         if due or line:
             self._log(number, lr, losses, line)
@@ -223,6 +224,19 @@ class Run:
             if self._comes(every):
                 self.ranks.wait()
 
+    def _evaluated(self) -> dict[str, float]:
+        """The figures of the weights as they are now, and whether training began to overfit to its attack."""
+        figures = evaluate(self.parts, calibrated_copy(self.parts, self._judged()))
+        before = self.folder.metrics() if self.ranks.first else []
+        return figures | overfitting(self.parts.method, before, figures)
+
+    def _first_overfitting(self, figures: dict[str, float]) -> dict[str, int | None]:
+        """For the result: after which step it was first told of, or None; nothing where nobody looked."""
+        if not (self.config.training.pgd_images and self.parts.method.single_step):
+            return {}
+        now = [{"step": self.step - 1} | figures]
+        return {f"{KEY}_step": first_told([*self.folder.metrics(), *now])}
+
     def _comes(self, every: int) -> bool:
         """Whether what is done every so many steps is due now, between two steps."""
         return _due(self.step, every) and self.step < self.parts.stream.steps
@@ -245,7 +259,7 @@ class Run:
         """The last checkpoint, the final figures, and with them the mark that the run is done."""
         self.save()
         parts = self.parts
-        figures = evaluate(parts, calibrated_copy(parts, self._judged())) if self.ranks.trains else {}
+        figures = self._evaluated() if self.ranks.trains else {}
         for name, figure in figures.items():
             if not math.isfinite(figure):
                 raise NotFinite(f"the final {name} is {figure} {self._told(self.step - 1)}")
@@ -255,6 +269,7 @@ class Run:
         images = parts.stream.first_place(self.step)
         result = figures | {
             "steps": self.step,
+            **self._first_overfitting(figures),
             "epochs_seen": images / len(parts.train_set),
             "clean_images": round(images / max(1, parts.method.new_fraction)),
             "gradient_evaluations": parts.method.gradient_evaluations,

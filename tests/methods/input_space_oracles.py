@@ -122,7 +122,14 @@ def target_of(outputs: Tensor, group: Group, target: str, seed: int = 0) -> Tens
 
 
 def pgd(
-    world: World, group: Group, count: int, epsilon: float, alpha: float, branch: str, running: bool, target: str
+    world: World,
+    group: Group,
+    count: int,
+    epsilon: float,
+    alpha: float,
+    branch: str,
+    running: bool,
+    target: str,
 ) -> Tensor:
     """Madry et al. 2018, towards a target class where one is asked for (Kurakin et al. 2017)."""
     x, labels = group[0], group[1]
@@ -234,9 +241,10 @@ def fast_advprop(world: World, steps: Sequence[Sequence[Group]], epsilon: float,
             found, by_image = train(begun, others[1], "adversarial", weights["attack"])
             total = added(total, found)
             moved = (start + alpha * up(by_image)).clamp(-epsilon, epsilon)
-            found, _ = train((others[0] + moved).clamp(0, 1), others[1], "adversarial", weights["adversarial"])
+            found, _ = train(
+                (others[0] + moved).clamp(0, 1), others[1], "adversarial", weights["adversarial"]
+            )
             total = added(total, found)
         world.step({name: gradient / sums[name] for name, gradient in total.items()})
         world.remember(seen)
     return world
-

@@ -5,7 +5,6 @@ import torch
 from torch import Tensor, nn
 
 from conadv_lab.data.loader import Stream
-from conadv_lab.data.lookahead import lookahead
 from conadv_lab.methods.attack import PGDAttack
 from conadv_lab.methods.families.advprop import AdvProp, FastAdvProp
 from conadv_lab.methods.families.conadv import ConAdv
@@ -124,8 +123,9 @@ def test_fgsm_rs_is_its_definition(tau, micro_batch):
 def test_they_differ():
     """The tests above could not fail if neither target, staleness nor replays made a difference."""
     methods = [
-        AdvProp(PGDAttack(EPSILON, 0.04, steps=3)), AdvProp(TargetedAttack(EPSILON, 0.04, steps=3)),
-        AdvProp(TargetedAttack(EPSILON, 0.04, steps=3, target="least-likely")), AdvProp(PGDAttack(EPSILON, 0.04, steps=3), 1),
+        AdvProp(PGDAttack(EPSILON, 0.04, steps=3)), AdvProp(PGDAttack(EPSILON, 0.04, steps=3), 1),
+        AdvProp(TargetedAttack(EPSILON, 0.04, steps=3)),
+        AdvProp(TargetedAttack(EPSILON, 0.04, steps=3, target="least-likely")),
         FGSMRS(EPSILON), FGSMRS(EPSILON, staleness=1), FreeAT(EPSILON, replays=2), FreeAT(EPSILON, replays=4),
     ]  # fmt: skip
     ends = [torch.cat([p.detach().flatten() for p in trained(m, stream(m)).parameters()]) for m in methods]

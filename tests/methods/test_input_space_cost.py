@@ -19,8 +19,8 @@ FIRST, SECOND = (6, 2, 3, 3), (8, 6, 3, 3)
 class Counter(TorchDispatchMode):
     """Counts forwards, input gradients and weight gradients of images, and how many gradients follow one another.
 
-    A value is as deep as the deepest that it was made of, what the first convolution's backward makes one deeper. Depths
-    belong to storages, as what is kept is written into views.
+    A value is as deep as the deepest that it was made of; what the first convolution's backward makes is one deeper.
+    Depths belong to storages, as what is kept is written into views.
     """
 
     def __init__(self) -> None:

@@ -112,7 +112,9 @@ def test_a_class_in_a_file_is_a_method_everywhere(house):
     assert set(found["names"]) == {*METHODS, "damped"}
     assert found["refused"] == "damping is 2.0; allowed: above 0, up to 1"
     assert found["config"]["damping"] == 0.75
-    assert "| `damped` | B clean images, looked at twice before | 3 | 3 |" in found["table"].splitlines()
+    assert (
+        "| `damped` | B clean images, looked at twice before | 3 | 3 | ours |" in found["table"].splitlines()
+    )
     assert found["look"] == {
         "label": "Damped gradient",
         "color": "#123456",
@@ -188,6 +190,14 @@ def test_the_simulators_passes_are_the_cost(name, options):
         ("noise-equal", {}, (1, 1, 0.5, 0, 0)),
         ("copy", {}, (2, 1, 1, 0, 0)),
         ("copy-equal", {}, (1, 1, 0.5, 0, 0)),
+        ("advprop", {}, (16 / 3, 6, 1, 0, 4)),
+        ("advprop", {"attack_steps": 1}, (8 / 3, 2, 1, 0, 1 / 8)),
+        ("advprop", {"staleness": 2, "attack_steps": 2}, (10 / 3, 2, 1, 2, 12)),
+        ("advprop", {"attack_target": "random", "attack_steps": 1}, (8 / 3, 2, 1, 0, 4)),
+        ("fast-advprop", {}, (1.5, 2, 1, 0, 0)),
+        ("free-at", {}, (1, 1, 0, 0, 4)),
+        ("fgsm-rs", {}, (5 / 3, 2, 0, 0, 1 / 8)),
+        ("fgsm-rs", {"staleness": 1}, (5 / 3, 1, 0, 1, 2 / 8)),
     ],
 )
 def test_facts_are_those_of_the_semantics(name, options, facts):

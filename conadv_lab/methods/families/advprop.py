@@ -7,7 +7,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from conadv_lab.methods.attack import AttackOptions, RadiusOptions, SignAttack, StepOptions, attack_of, linf_start
+from conadv_lab.methods.attack import (
+    AttackOptions,
+    RadiusOptions,
+    SignAttack,
+    StepOptions,
+    attack_of,
+    linf_start,
+)
 from conadv_lab.methods.base import Losses, Method, WeightOptions, Weights
 from conadv_lab.methods.families.conadv import ConAdv, Placement, StaleOptions
 from conadv_lab.methods.later import norm, signs, steps
@@ -62,9 +69,10 @@ class AdvProp(ConAdv):
         super().__init__(attack, staleness, weights, first, placement)
 
     @classmethod
-    def defaults(cls, section: Any) -> dict[str, Any]:
-        count = section.attack_steps or STEPS
-        return {"attack_steps": count, "attack_step": section.epsilon / max(1, count - 1), "staleness": 0}
+    def filled(cls, config: Config) -> dict[str, Any]:
+        count = config.method.attack_steps or STEPS
+        step = config.method.epsilon / max(1, count - 1)
+        return {"attack_steps": count, "attack_step": step, "staleness": 0}
 
     @classmethod
     def of(cls, config: Config) -> Method:

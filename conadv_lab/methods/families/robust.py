@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 class FGSMRS(ConAdv):
     """Fast adversarial training: attacked images alone, one step of 1.25 ε from a uniform start.
 
-    Wong et al., "Fast is better than free: Revisiting adversarial training", ICLR 2020. x̂ = clip[0,1](x + clip[−ε,ε](u +
-    α · sign ∇ₓL(x + u))), the attack in training mode through the one batch norm there is, the main branch, whose running
-    statistics it leaves alone. With τ ≥ 1 the attack is as stale as ConAdv's, by the same queue; that form is ours.
-    A PGD accuracy that drops by more than 0.2 tells of catastrophic overfitting: see `conadv_lab.training.overfitting`.
+    Wong et al., "Fast is better than free: Revisiting adversarial training", ICLR 2020:
+    x̂ = clip[0,1](x + clip[−ε,ε](u + α · sign ∇ₓL(x + u))), u uniform in the ball. The attack runs in training mode
+    through the one batch norm there is, the main branch, whose running statistics it leaves alone. With τ ≥ 1 it is
+    as stale as ConAdv's, by the same queue; that form is ours. A PGD accuracy that drops by more than 20 points between
+    two evaluations is a sign of catastrophic overfitting: see `conadv_lab.training.overfitting`.
 
     Args:
         epsilon: radius of the L∞ ball, in image units.
@@ -61,8 +62,8 @@ class FGSMRS(ConAdv):
         super().__init__(attack, staleness, (0, 1), first, placement)
 
     @classmethod
-    def defaults(cls, section: Any) -> dict[str, Any]:
-        return {"attack_step": 1.25 * section.epsilon, "attack_steps": 1, "staleness": 0}
+    def filled(cls, config: Config) -> dict[str, Any]:
+        return {"attack_step": 1.25 * config.method.epsilon, "staleness": 0}
 
     @classmethod
     def of(cls, config: Config) -> Method:
@@ -72,7 +73,9 @@ class FGSMRS(ConAdv):
     def passes(self, step: Step) -> int:
         return 1
 
-    def _trained(self, model: nn.Module, step: Step, criterion: Criterion, pending: list[Any] | None) -> Losses:
+    def _trained(
+        self, model: nn.Module, step: Step, criterion: Criterion, pending: list[Any] | None
+    ) -> Losses:
         if pending is None:
             return super()._trained(model, step, criterion, None)
         pairs = zip(step.batches(), pending, strict=True)
@@ -95,7 +98,7 @@ class ReplayOptions:
 
 
 class FreeAT(Method):
-    """Free adversarial training: a batch is trained on m times, and each backward moves its noise as well as the weights.
+    """Free adversarial training: a batch is trained on m times, and each backward moves its noise and the weights.
 
     Shafahi et al., "Adversarial Training for Free!", NeurIPS 2019, algorithm 1: at each step, from the gradients of
     one backward at clip[0,1](x + δ), the weights go down and δ ← clip[−ε,ε](δ + α · sign ∇ₓL). δ starts at 0,

@@ -1,0 +1,50 @@
+"""Robust accuracy: how much a network gets right under projected gradient ascent, for runs and for any checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
+
+from conadv_lab.methods.attack import PGDAttack
+from conadv_lab.methods.later import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from conadv_lab.data.loader import Batch
+    from conadv_lab.methods.forwards import Criterion
+
+STEPS = 10
+REACH = 2.5
+"""How far all steps of an evaluation go together, in radii of the ball (Madry et al., ICLR 2018)."""
+
+
+def evaluation_attack(
+    epsilon: float, steps: int = STEPS, norm: Literal["linf", "l2"] = "linf", seed: int = 0
+) -> PGDAttack:
+    """The attack that robust accuracy is measured with: k steps of 2.5 ε/k from a random start, on the main branch.
+
+    >>> evaluation_attack(0.1, 20).step
+    0.0125
+    """
+    step = REACH * epsilon / steps or None  # ε = 0 leaves no step to take
+    return PGDAttack(epsilon, step, seed=seed, steps=steps, norm=norm, branch="main")
+
+
+def right_under_attack(
+    attack: PGDAttack,
+    model: nn.Module,
+    batch: Batch,
+    criterion: Criterion,
+    outputs: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """How many images of a batch are still given their label, as a 0-d tensor.
+
+    Args:
+        attack: from `evaluation_attack`, or one step of it.
+        model, criterion: what is attacked, as `PGDAttack.perturb` takes it.
+        outputs: images (m, C, H, W) in [0, 1] to logits (m, classes).
+    """
+    images = attack.apply(batch, attack.perturb(model, batch, criterion))
+    with torch.no_grad():
+        return (outputs(images).argmax(1) == batch.labels).sum()
