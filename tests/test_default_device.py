@@ -23,7 +23,7 @@ from tests.data.trees import write_tree
 from tests.elsewhere import elsewhere
 
 SMALL = {
-    "steps": 3, "global_batch": 12, "micro_batch": 6, "device": "cpu", "threads": 1, "bn_recalibrate": 60,
+    "steps": 3, "global_batch": 12, "micro_batch": 4, "device": "cpu", "threads": 1, "bn_recalibrate": 60,
     "train_images": 60, "pgd_images": 20, "checkpoint_every": 2, "synthetic_images": 60, "synthetic_pixels": 8,
     "seed": 20_261_126,  # of no other test: orders are cached
 }  # fmt: skip
