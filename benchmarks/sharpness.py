@@ -37,14 +37,14 @@ from benchmarks import sharpness_peers as peers
 from benchmarks.harness import Row, arguments, interleaved, publish
 from benchmarks.sharpness_peers import EIGEN_ERROR, TOP, TRACE_ERROR, Answer, eigen_error
 from benchmarks.sharpness_subjects import SUBJECTS, Subject, Truth, dense_truth, long_truth
-from conadv_lab.sharpness.arithmetic import full_float32
-from conadv_lab.sharpness.crosscheck import pyhessian, their_product
-from conadv_lab.sharpness.density import Density, density
-from conadv_lab.sharpness.eigen import eigenpairs, orthonormal
-from conadv_lab.sharpness.exact import exact_trace
-from conadv_lab.sharpness.operators import Hessian
-from conadv_lab.sharpness.problem import Problem
-from conadv_lab.sharpness.trace import Probes
+from conadv_lab.sharpness.operators.matrices import Hessian
+from conadv_lab.sharpness.problem.arithmetic import full_float32
+from conadv_lab.sharpness.problem.problem import Problem
+from conadv_lab.sharpness.report.crosscheck import pyhessian, their_product
+from conadv_lab.sharpness.spectrum.density import Density, density
+from conadv_lab.sharpness.spectrum.eigen import eigenpairs, orthonormal
+from conadv_lab.sharpness.spectrum.exact import exact_trace
+from conadv_lab.sharpness.spectrum.trace import Probes
 
 LIMITS = {"digits": float("inf"), "resnet18": 8.0, "resnet50": 8.0}
 """Seconds of each task of a peer, so that all of it ends within two minutes on a GPU."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.sharpness_subjects import Subject, Truth
-from conadv_lab.sharpness.crosscheck import pyhessian
+from conadv_lab.sharpness.report.crosscheck import pyhessian
 
 TOP, EIGEN_ERROR, TRACE_ERROR = 5, 1e-3, 0.01
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from conadv_lab.models.norm import mixture_batch_norm, plain_batch_norm, recalibrate
-from conadv_lab.sharpness.eigen import eigenpairs
-from conadv_lab.sharpness.exact import exact_trace
-from conadv_lab.sharpness.operators import Hessian
-from conadv_lab.sharpness.problem import Problem
+from conadv_lab.sharpness.operators.matrices import Hessian
+from conadv_lab.sharpness.problem.problem import Problem
+from conadv_lab.sharpness.spectrum.eigen import eigenpairs
+from conadv_lab.sharpness.spectrum.exact import exact_trace
 
 Batch = tuple[Tensor, Tensor]
 

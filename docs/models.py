@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
-from conadv_lab.sharpness.measures import measure
-from conadv_lab.sharpness.results import Measure
+from conadv_lab.sharpness.measures.front import measure
+from conadv_lab.sharpness.measures.results import Measure
 
 PAGE = Path(__file__).parent / "faq.md"
 MARKED = re.compile(r"(<!-- models -->\n\n).*?(\n\n<!-- end of models -->)", re.DOTALL)

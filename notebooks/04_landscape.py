@@ -21,7 +21,7 @@ from matplotlib import pyplot as plt
 from conadv_lab import sharpness
 from conadv_lab.plots import curves
 from conadv_lab.recipes import find
-from conadv_lab.sharpness.landscape import between, landscape, random_direction
+from conadv_lab.sharpness.measures.landscape import between, landscape, random_direction
 from conadv_lab.training.evaluate import fixed_images
 from conadv_lab.training.loop import train
 from conadv_lab.training.restore import restore

@@ -20,10 +20,26 @@ FLOORS = (
     ("sharpness.__main__",),
     ("sharpness.subject",),
     ("training",),
+    ("sharpness.report",),
+    ("sharpness.measures",),
+    ("sharpness.spectrum",),
+    ("sharpness.operators",),
+    ("sharpness.problem",),
     ("sharpness",),
     ("cli", "outputs", "plots", "recipes", "runs"),
     ("config", "data", "methods"),
-    ("cores", "extras", "mistakes", "models", "optim", "pipes", "provenance", "references", "seeds"),
+    (
+        "cores",
+        "criteria",
+        "extras",
+        "mistakes",
+        "models",
+        "optim",
+        "pipes",
+        "provenance",
+        "references",
+        "seeds",
+    ),
 )
 """A room may import those of its own line and below; ``room.part`` is of another line than the rest of its room.
 

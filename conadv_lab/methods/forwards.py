@@ -1,12 +1,14 @@
 """How a method calls anybody's network: the images that it is given stay as they are, and what it returns is judged."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from conadv_lab.criteria import logits
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
@@ -29,29 +31,6 @@ def outputs_of(model: nn.Module, images: Tensor) -> Any:
         # The values tell what no counter does, as x.data.sub_(0.5); the counter what left the values as they were.
         known[model.training] = copy._version > version or not torch.equal(copy, images)
     return outputs
-
-
-def logits(outputs: Any) -> Tensor:
-    """The tensor that a criterion of tensors judges: the outputs, their ``logits`` (or ``out``), or their first part.
-
-    Raises:
-        ValueError: there is none.
-
-    >>> logits((torch.zeros(2), "features")).tolist()
-    [0.0, 0.0]
-    """
-    if isinstance(outputs, Tensor):
-        return outputs
-    for name in ("logits", "out"):
-        found = outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
-        if isinstance(found, Tensor):
-            return found
-    if isinstance(outputs, (list, tuple)) and outputs and isinstance(outputs[0], Tensor):
-        return outputs[0]
-    raise ValueError(
-        f"the model returned {type(outputs).__name__}; allowed: a tensor, a tuple that begins with one, "
-        "something with .logits, or a criterion that takes it as it is"
-    )
 
 
 class Judge:

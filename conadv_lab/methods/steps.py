@@ -1,5 +1,6 @@
 """What methods make a step's gradient of: forward and backward of a micro-batch, sums, a checked criterion."""
 
+import math
 from collections.abc import Iterable
 from functools import reduce
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from conadv_lab.criteria import reduction
 from conadv_lab.data.loader import Batch, Step
 from conadv_lab.methods.base import Losses
 from conadv_lab.methods.forwards import Criterion, Judge, outputs_of, rows_of, twice
@@ -150,10 +152,10 @@ def check_mean(criterion: Criterion, outputs: Any, labels: Tensor) -> None:
         )
     if both is None:
         return
-    again = criterion(both, torch.cat([labels, labels]))
+    value, again = once.item(), criterion(both, torch.cat([labels, labels])).item()
     rounding = max(1e-3, 4 * torch.finfo(once.dtype).eps)
-    if torch.isfinite(once) and not torch.allclose(once, again, rtol=rounding, atol=1e-5):
+    if math.isfinite(value) and reduction(value, again, rounding, least=1e-5) != "mean":
         raise ValueError(
-            f"the criterion gave {once.item():.4g} for a batch and {again.item():.4g} for the batch twice; "
+            f"the criterion gave {value:.4g} for a batch and {again:.4g} for the batch twice; "
             "allowed: a mean over the images (reduction='mean'), not a sum"
         )

@@ -8,22 +8,22 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "measure": "measures",
-    "names": "measures",
-    "Report": "results",
-    "Measure": "results",
-    "Problem": "problem",
-    "Hessian": "operators",
-    "GGN": "operators",
-    "Fisher": "operators",
-    "EmpiricalFisher": "operators",
-    "Lanczos": "eigen",
-    "eigenpairs": "eigen",
-    "exact_trace": "exact",
-    "deflated_trace": "trace",
-    "hutch_pp": "trace",
-    "xtrace": "trace",
-    "between": "landscape",
+    "measure": "measures.front",
+    "names": "measures.front",
+    "Report": "measures.results",
+    "Measure": "measures.results",
+    "Problem": "problem.problem",
+    "Hessian": "operators.matrices",
+    "GGN": "operators.matrices",
+    "Fisher": "operators.matrices",
+    "EmpiricalFisher": "operators.matrices",
+    "Lanczos": "spectrum.eigen",
+    "eigenpairs": "spectrum.eigen",
+    "exact_trace": "spectrum.exact",
+    "deflated_trace": "spectrum.trace",
+    "hutch_pp": "spectrum.trace",
+    "xtrace": "spectrum.trace",
+    "between": "measures.landscape",
 }
 
 __all__ = sorted(_HOMES)

@@ -87,8 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _list() -> int:
-    from conadv_lab.sharpness.measures import DEFAULT
-    from conadv_lab.sharpness.study import REGISTRY
+    from conadv_lab.sharpness.measures.front import DEFAULT
+    from conadv_lab.sharpness.measures.study import REGISTRY
 
     for name, function in sorted(REGISTRY.items()):
         sentence = (function.__doc__ or "").strip().splitlines()[0]
@@ -121,11 +121,11 @@ def _measure(asked: argparse.Namespace) -> bool:
     import torch
 
     from conadv_lab.mistakes import unknown, writable
-    from conadv_lab.sharpness.crosscheck import cross_check, side_by_side
-    from conadv_lab.sharpness.landscape import line_to
-    from conadv_lab.sharpness.measures import DEFAULT, measure, names
-    from conadv_lab.sharpness.problem import Problem
-    from conadv_lab.sharpness.results import Measure, Report
+    from conadv_lab.sharpness.measures.front import DEFAULT, measure, names
+    from conadv_lab.sharpness.measures.landscape import line_to
+    from conadv_lab.sharpness.measures.results import Measure, Report
+    from conadv_lab.sharpness.problem.problem import Problem
+    from conadv_lab.sharpness.report.crosscheck import cross_check, side_by_side
 
     writable(asked.json, asked.html, asked.csv)
     for folder in (asked.figures, asked.resume):
@@ -192,8 +192,8 @@ def _left_out(name: str, mistake: ValueError) -> None:
 
 def _subjects(asked: argparse.Namespace, places: Sequence[str]) -> list[tuple[Any, dict[str, Any]]]:
     """What the places hold, with their facts; refused before an hour of work if a file could not be written."""
-    from conadv_lab.sharpness.results import require_facts
-    from conadv_lab.sharpness.study import label_smoothing
+    from conadv_lab.sharpness.measures.results import require_facts
+    from conadv_lab.sharpness.measures.study import label_smoothing
     from conadv_lab.sharpness.subject import load
 
     given = {"learning_rate": asked.learning_rate, "augmentation": asked.augmentation}
@@ -218,7 +218,7 @@ def _subjects(asked: argparse.Namespace, places: Sequence[str]) -> list[tuple[An
 def _consistent(stated: dict[str, Any], known: dict[str, Any], who: str) -> dict[str, Any]:
     """What is stated and not known already; a statement against what is known is a mistake."""
     from conadv_lab.mistakes import unknown
-    from conadv_lab.sharpness.results import FACTS
+    from conadv_lab.sharpness.measures.results import FACTS
 
     for name, value in stated.items():
         if name not in FACTS:
@@ -229,7 +229,8 @@ def _consistent(stated: dict[str, Any], known: dict[str, Any], who: str) -> dict
 
 
 def _write(asked: argparse.Namespace, reports: Any, checks: Any) -> None:
-    from conadv_lab.sharpness import figures, report
+    from conadv_lab.sharpness.report import figures
+    from conadv_lab.sharpness.report import page as report
 
     page = report.page(reports, checks) if asked.html else ""  # before anything is written: it may refuse
     if asked.json:
@@ -248,7 +249,7 @@ def _words(text: str | None) -> list[str]:
 
 
 def _print(measure: Any) -> None:
-    from conadv_lab.sharpness.report import parts_of
+    from conadv_lab.sharpness.report.page import parts_of
 
     for part, value, error in parts_of(measure):
         margin = "" if error is None else f" ± {error:.1g}"

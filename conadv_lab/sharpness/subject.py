@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from conadv_lab.mistakes import require
-from conadv_lab.sharpness.checks import reusable
-from conadv_lab.sharpness.problem import Batch, Criterion
+from conadv_lab.sharpness.problem.checks import reusable
+from conadv_lab.sharpness.problem.problem import Batch, Criterion
 
 SPLITS = ("train", "test")
 

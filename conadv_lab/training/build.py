@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from conadv_lab import references
 from conadv_lab.config import Config, check_method
+from conadv_lab.criteria import logits
 from conadv_lab.data.augment import alternating_flips, augment
 from conadv_lab.data.hashing import image_keys
 from conadv_lab.data.loader import Augmentation, ImageSet, Split, Stream, as_float
@@ -18,7 +19,6 @@ from conadv_lab.data.sets import load_sets
 from conadv_lab.methods import method_of
 from conadv_lab.methods.base import Method
 from conadv_lab.methods.families.conadv import ConAdv, Placement
-from conadv_lab.methods.forwards import logits
 from conadv_lab.methods.placement import Attacker, OtherRanks, SideStream
 from conadv_lab.models.fast import WHITENING_IMAGES, FastCNN, fast_cnn, fast_cnn_small
 from conadv_lab.models.norm import mixture_batch_norm, share_statistics

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from conadv_lab.criteria import logits
 from conadv_lab.data.loader import Batch, ImageSet, as_float
-from conadv_lab.methods.forwards import logits, outputs_of
+from conadv_lab.methods.forwards import outputs_of
 from conadv_lab.methods.robustness import evaluation_attack, right_under_attack
 from conadv_lab.models.mixture import MixtureBatchNorm
 from conadv_lab.models.norm import branch_of, recalibrate

@@ -5,13 +5,13 @@ import torch
 from torch import nn
 
 from conadv_lab.sharpness import measure
-from conadv_lab.sharpness.crosscheck import cross_check, side_by_side
-from conadv_lab.sharpness.eigen import Lanczos, eigenpairs, normal_vector
-from conadv_lab.sharpness.journal import Journal
-from conadv_lab.sharpness.landscape import line_to
-from conadv_lab.sharpness.measures import names
-from conadv_lab.sharpness.operators import GGN, EmpiricalFisher, Fisher, Hessian
-from conadv_lab.sharpness.problem import Problem
+from conadv_lab.sharpness.measures.front import names
+from conadv_lab.sharpness.measures.landscape import line_to
+from conadv_lab.sharpness.operators.matrices import GGN, EmpiricalFisher, Fisher, Hessian
+from conadv_lab.sharpness.problem.problem import Problem
+from conadv_lab.sharpness.report.crosscheck import cross_check, side_by_side
+from conadv_lab.sharpness.spectrum.eigen import Lanczos, eigenpairs, normal_vector
+from conadv_lab.sharpness.spectrum.journal import Journal
 from tests.elsewhere import elsewhere
 
 from .conftest import QUICK, fitted

@@ -11,12 +11,12 @@ from torch import nn
 from conadv_lab.config import Config
 from conadv_lab.sharpness import measure
 from conadv_lab.sharpness.__main__ import main
-from conadv_lab.sharpness.crosscheck import cross_check
-from conadv_lab.sharpness.journal import Journal
-from conadv_lab.sharpness.landscape import between
-from conadv_lab.sharpness.measures import names
-from conadv_lab.sharpness.operators import GGN, EmpiricalFisher, Fisher, Hessian
-from conadv_lab.sharpness.problem import Problem
+from conadv_lab.sharpness.measures.front import names
+from conadv_lab.sharpness.measures.landscape import between
+from conadv_lab.sharpness.operators.matrices import GGN, EmpiricalFisher, Fisher, Hessian
+from conadv_lab.sharpness.problem.problem import Problem
+from conadv_lab.sharpness.report.crosscheck import cross_check
+from conadv_lab.sharpness.spectrum.journal import Journal
 from conadv_lab.training.loop import train
 
 from .conftest import QUICK, cnn, fitted, ragged_batches

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from conadv_lab.methods import METHODS
-from conadv_lab.sharpness.figures import NEUTRAL
+from conadv_lab.sharpness.report.figures import NEUTRAL
 from conadv_lab.staleness.timeline.recursion import Timeline
 
 if TYPE_CHECKING:

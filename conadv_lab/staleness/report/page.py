@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from conadv_lab.config import Config
 from conadv_lab.mistakes import require
-from conadv_lab.sharpness.figures import save, svg
+from conadv_lab.sharpness.report.figures import save, svg
 from conadv_lab.staleness.dynamics import figures as dynamics_figures
 from conadv_lab.staleness.dynamics.frame import COLUMNS, WHOLE
 from conadv_lab.staleness.report import figures

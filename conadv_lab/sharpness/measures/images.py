@@ -1,0 +1,101 @@
+"""Sharpness in the inputs: the loss's slope in an image, and accuracy under small attacks."""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from conadv_lab.mistakes import require
+from conadv_lab.sharpness.measures.study import UNCHANGED, Outcome, Study, register
+from conadv_lab.sharpness.problem.means import labels_that_count
+from conadv_lab.sharpness.problem.problem import Problem
+
+
+def input_gradient(problem: Problem, inputs: Tensor, targets: Tensor) -> Tensor:
+    """∇ₓℓₙ of each example's own loss, shaped like ``inputs``."""
+    leaf = inputs.detach().requires_grad_()
+    fixed = [p.detach() for p in problem.leaves()]
+    (gradient,) = torch.autograd.grad(problem.loss(fixed, leaf, targets), leaf)
+    return gradient * inputs.shape[0]
+
+
+def _one_tensor(inputs: object) -> Tensor:
+    if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
+        raise ValueError("measures in the inputs need batches whose inputs are one floating-point tensor")
+    return inputs
+
+
+@register("input_sharpness", UNCHANGED)
+def input_sharpness(study: Study) -> Outcome:
+    """The mean over examples of ‖∇ₓℓ‖₂ (Novak et al. 2018 for the Jacobian's norm), per unit of the inputs.
+
+    It depends on the function alone, so no reparametrisation moves it. The error is a standard error over
+    examples.
+    """
+    study.problem.mean.require_alike("input_sharpness")
+    norms: list[Tensor] = []
+    with study.problem.untouched(), torch.enable_grad():
+        for inputs, targets, _ in study.problem.data():
+            norms.append(input_gradient(study.problem, _one_tensor(inputs), targets).flatten(1).norm(dim=1))
+    values = torch.cat(norms).double()
+    sums = study.problem.reduced(torch.stack([values.sum(), values.square().sum()]))
+    count = study.problem.examples
+    mean = float(sums[0]) / count
+    variance = max(float(sums[1]) / count - mean**2, 0.0)
+    return Outcome(mean, math.sqrt(variance / max(count - 1, 1)), 0, {"gradients": 1})
+
+
+def attacked(
+    problem: Problem, inputs: Tensor, targets: Tensor, epsilon: float, step: float, steps: int
+) -> Tensor:
+    """Images moved uphill in the loss by sign steps, within ε in every pixel and within [0, 1]."""
+    moved = inputs
+    for _ in range(steps):
+        gradient = input_gradient(problem, moved, targets)
+        sign = torch.where(gradient < 0, -1.0, 1.0).to(moved.dtype)  # sign(0) is +1
+        moved = torch.min(torch.max(moved + step * sign, inputs - epsilon), inputs + epsilon).clamp(0, 1)
+    return moved
+
+
+def _accuracy_under(study: Study, step: float, steps: int) -> Outcome:
+    problem, epsilon = study.problem, study.settings.epsilon
+    require(0 < epsilon <= 1, "epsilon", epsilon, "a number above 0 and at most 1, in the unit of the images")
+    problem.require_one_output("accuracy")
+    require(steps >= 1, "pgd_steps", steps, "a whole number of at least 1")
+    right = count = 0
+    with problem.untouched(), torch.enable_grad():
+        for inputs, targets, _ in problem.data():
+            low, high = float(_one_tensor(inputs).min()), float(inputs.max())
+            require(low >= 0 and high <= 1, "the images' range", (low, high), "within [0, 1]")
+            moved = attacked(problem, inputs, targets, epsilon, step, steps)
+            with torch.no_grad():
+                output = problem.outputs(problem.leaves(), moved)
+            require(output.ndim == 2 and targets.ndim == 1, "targets", tuple(targets.shape), "class labels")
+            right += int((output.argmax(1) == targets).sum())
+            count += int(labels_that_count(problem.criterion, targets).sum())
+    sums = problem.reduced(
+        torch.tensor([float(right), float(count)], dtype=torch.float64, device="cpu")
+    ).tolist()
+    value = sums[0] / sums[1]
+    error = float(np.sqrt(value * (1 - value) / sums[1]))
+    return Outcome(value, error, 0, {"epsilon": epsilon, "step": step, "steps": steps, "gradients": steps})
+
+
+@register("fgsm_accuracy", UNCHANGED)
+def fgsm_accuracy(study: Study) -> Outcome:
+    """Accuracy on x + ε·sign ∇ₓℓ (Goodfellow et al. 2015); images in [0, 1]; no random start.
+
+    It depends on the function alone. The error is a standard error over examples.
+    """
+    return _accuracy_under(study, study.settings.epsilon, 1)
+
+
+@register("pgd_accuracy", UNCHANGED)
+def pgd_accuracy(study: Study) -> Outcome:
+    """Accuracy under ``pgd_steps`` sign steps of 2.5·ε/steps in the ε-ball (Madry et al. 2018).
+
+    It depends on the function alone. The error is a standard error over examples.
+    """
+    s = study.settings
+    return _accuracy_under(study, 2.5 * s.epsilon / max(s.pgd_steps, 1), s.pgd_steps)

@@ -1,0 +1,1 @@
+"""Reports as a page, tables and figures, compared with one another and with PyHessian."""

@@ -1,0 +1,130 @@
+"""A report as one self-contained page, as JSON and as a table."""
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment
+
+from conadv_lab.sharpness.measures.results import CONDITIONS, Measure, Report
+from conadv_lab.sharpness.report.comparison import correlations
+from conadv_lab.sharpness.report.figures import pictures, svg
+
+Named = tuple[str, Report]
+SHOWN_IN_FULL = 6
+
+
+def _complete(reports: Sequence[Named]) -> None:
+    for name, report in reports:
+        report.complete(name)
+
+
+def write_json(reports: Sequence[Named], path: Path, **more: Any) -> None:
+    """``{"measures": […]}`` of all reports; each measure's conditions name its subject."""
+    _complete(reports)
+    measures = [asdict(m) for _, report in reports for m in report.measures]
+    path.write_text(json.dumps({"measures": measures} | more, indent=1, default=str) + "\n")
+
+
+def write_csv(reports: Sequence[Named], path: Path) -> None:
+    """One row a number: subject, measure, part (ρ, place in a list, layer), value, error and the conditions."""
+    _complete(reports)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["subject", "measure", "part", "value", "error", "products", "seconds", *CONDITIONS])
+        for name, report in reports:
+            for m in report.measures:
+                conditions = [m.conditions[key] for key in CONDITIONS]
+                for part, value, error in parts_of(m):
+                    writer.writerow([name, m.name, part, value, error, m.products, m.seconds, *conditions])
+
+
+def parts_of(measure: Measure) -> list[tuple[str, float, float | None]]:
+    """(part, value, error) of every number in a measure; curves and landscapes have none.
+
+    >>> parts_of(Measure("sam_worst", {"0.1": 2.0}, None, 0, 0.0))
+    [('0.1', 2.0, None)]
+    """
+    value, error = measure.value, measure.error
+    if isinstance(value, (int, float)):
+        return [("", value, error)]
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    found = []
+    for key, one in items:
+        if isinstance(one, (int, float)):
+            found.append((str(key), one, None if error is None else error[key]))
+    return found
+
+
+def _shown(measure: Measure) -> str:
+    parts = parts_of(measure)
+    if not parts:
+        return "see the figure"
+    texts = []
+    for part, value, error in parts[:SHOWN_IN_FULL]:
+        text = f"{value:.4g}" + ("" if error is None else f" ± {error:.1g}")
+        texts.append(f"{part}: {text}" if part and isinstance(measure.value, dict) else text)
+    return "; ".join(texts) + ("; …" if len(parts) > SHOWN_IN_FULL else "")
+
+
+def _price(measure: Measure) -> str:
+    told = measure.conditions
+    counts = {
+        "products": measure.products or None,
+        "gradients": told.get("gradients"),
+        "forwards": told.get("forwards"),
+    }
+    prices = [
+        f"{count:.3g} {what if count != 1 else what.removesuffix('s')}"
+        for what, count in counts.items()
+        if isinstance(count, (int, float))
+    ]
+    return ", ".join(prices)
+
+
+def page(reports: Sequence[Named], checks: Sequence[tuple[str, Sequence[tuple[str, str, str]]]] = ()) -> str:
+    """The page, figures inside.
+
+    Args:
+        reports: (name, report) of each subject.
+        checks: for each cross-checked subject, its rows of (what, ours, PyHessian's).
+
+    Raises:
+        ValueError: a number lacks something that it must carry, see `Report.complete`.
+    """
+    _complete(reports)
+    template = (files("conadv_lab.sharpness.report") / "page.html").read_text()
+    environment = Environment(autoescape=True)
+    subjects = []
+    for name, report in reports:
+        rows = [
+            {
+                "name": m.name,
+                "value": _shown(m),
+                "price": _price(m),
+                "seconds": f"{m.seconds:.2f}",
+                "rescaling": m.conditions.get("under_rescaling", ""),
+                "converged": m.conditions.get("converged"),
+                "note": "; ".join(map(str, m.conditions.get("not_exact_because", [])))
+                or m.conditions.get("note", ""),
+            }
+            for m in report.measures
+        ]
+        conditions = {k.replace("_", " "): _plain(v) for k, v in report.conditions.items()}
+        subjects.append({"name": name, "rows": rows, "conditions": conditions})
+    drawn = [{"title": title, "svg": svg(figure)} for _, title, figure in pictures(reports)]
+    return environment.from_string(template).render(
+        subjects=subjects, pictures=drawn, checks=checks, correlations=correlations([r for _, r in reports])
+    )
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_plain(v)}" for k, v in value.items())
+    return str(value)

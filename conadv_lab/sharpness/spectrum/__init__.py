@@ -1,0 +1,1 @@
+"""Eigenvalues, trace and density of a matrix that can only be multiplied with."""
