@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.study import RESULTS, studies, table
-from conadv_lab import methods
+from conadv_lab.config import methods_table
 from conadv_lab.mistakes import unknown
 
 DOCUMENTS = ("README.md", *(f"docs/{name}.md" for name in ("method", "results", "index", "faq", "stale")))
@@ -47,7 +47,7 @@ def refreshed(text: str, known: Callable[[str], dict[str, Any]]) -> str:
 def numbers_of(study: str, results: Path = RESULTS) -> dict[str, Any]:
     """A study's numbers, its conclusion, and where it was measured."""
     if study == "methods":
-        return {"table": methods.table()}
+        return {"table": methods_table()}
     own = studies()
     if study not in own:
         raise unknown("study", study, own)

@@ -1,4 +1,4 @@
-"""The whole configuration of a run: one small dataclass a room, plain values only, no torch.
+"""The whole configuration of a run: a small dataclass of each room, plain values only, no torch.
 
 On the command line the sections' fields are options of one flat list (``--lr``, ``--epsilon``), so their names
 are unique. A None is filled in by `resolved`, and the filled-in value is what a run folder records.
@@ -6,91 +6,17 @@ are unique. A None is filled in by `resolved`, and the filled-in value is what a
 
 import dataclasses
 from dataclasses import dataclass, field, make_dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal
 
 from conadv_lab import methods
+from conadv_lab.data.options import Data, Demand
 from conadv_lab.methods import METHODS, method_of
-from conadv_lab.mistakes import require, unknown
+from conadv_lab.mistakes import ABOVE_0, COUNT, COUNT_OR_0, require, require_ranges, unknown
+from conadv_lab.models.options import GRAPH_MODES, Model
+from conadv_lab.optim.options import Optimization
 from conadv_lab.optim.schedule import scaled_lr
 from conadv_lab.references import is_file_reference
-
-DATASETS = ("digits", "cifar10", "cifar100", "imagenet", "synthetic")
-MODELS = ("digits-cnn", "fast-cnn", "fast-cnn-small", "resnet18", "resnet20", "resnet50")
-RESNETS = tuple(name for name in MODELS if name.startswith("resnet"))
-OPTIMIZERS = ("sgd", "lars", "lamb")
-GRAPH_MODES = ("reduce-overhead", "max-autotune")
-"""Of torch.compile: those that replay the network from CUDA graphs."""
-INFINITY = float("inf")
-
-
-@dataclass(frozen=True)
-class Data:
-    """What is trained on."""
-
-    dataset: str = "digits"
-    """digits, cifar10, cifar100, imagenet, synthetic, or path/to/file.py:function."""
-    data_dir: str = "data"
-    """Folder of the CIFAR or ImageNet archives, of their unpacked layouts, or of packs."""
-    download: bool = False
-    """Fetch the official archive when it is not in data_dir."""
-    train_images: int | None = None
-    """Train on the first so many images of a fixed shuffle; None for all."""
-    synthetic_images: int = 10_000
-    """Size of the synthetic training set."""
-    synthetic_pixels: int = 32
-    """Height and width of synthetic images."""
-    crop: int = 0
-    """Padding in pixels of the random crop; 0 for none."""
-    crop_padding: Literal["zeros", "reflect"] = "zeros"
-    """What the random crop is padded with."""
-    flip: bool = False
-    """Random horizontal flip, p = 0.5."""
-    flip_rule: Literal["random", "alternating"] = "random"
-    """random draws a flip for each image and epoch; alternating flips each image in every second epoch."""
-    cutout: int = 0
-    """Side in pixels of the square that is blanked out; 0 for none."""
-    pixels: int = 224
-    """Side of imagenet's training images, cut out at random and resized."""
-    crop_scale: float = 0.08
-    """Smallest share of a photograph that a random crop takes (imagenet)."""
-    eval_pixels: int = 224
-    """Side of imagenet's images in evaluation, from the middle."""
-    eval_resize: int | None = None
-    """What the short side is brought to before that; None: eval_pixels · 256/224."""
-    policy: Literal["none", "autoaugment", "randaugment"] = "none"
-    """Policy after crop and flip (imagenet)."""
-    mixup: float = 0.0
-    """α of mixup's Beta distribution; 0 for none (imagenet)."""
-    erasing: float = 0.0
-    """Probability of random erasing (imagenet)."""
-    reader: Literal["native", "dali"] = "native"
-    """Who decodes and resizes imagenet: this package, or NVIDIA DALI (extra dali), on the GPU where the run is."""
-    workers: int = 0
-    """Processes, or threads of dali, that read imagenet; images are the same for any number."""
-    keep_gb: float = 1.0
-    """Memory of a process in GB for images that the method needs once more; without room they are read again."""
-
-
-@dataclass(frozen=True)
-class Model:
-    """What is trained."""
-
-    model: str = "digits-cnn"
-    """digits-cnn, fast-cnn, fast-cnn-small, resnet18, resnet20, resnet50, timm:NAME, or path/to/file.py:function."""
-    last_gamma: float = 0.0
-    """γ that the last batch norm of each residual block begins with: 0 (Goyal et al. 2017), or 1 as in torchvision."""
-    precision: Literal["float32", "bfloat16", "float64"] = "float32"
-    """bfloat16 is autocast, with weights in float32."""
-    channels_last: bool = False
-    """Memory layout NHWC, faster for convolutions on most devices."""
-    compile: bool = False
-    """torch.compile the network."""
-    compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = (
-        "default"
-    )
-    """torch.compile's own; reduce-overhead and max-autotune replay it from CUDA graphs, for few images a device."""
-    ema: float = 0.0
-    """Decay of an exponential average of the weights that is evaluated instead of them; 0 for none."""
 
 
 @dataclass(frozen=True)
@@ -106,50 +32,6 @@ else:
     Method = make_dataclass(
         "Method", [], bases=(*reversed(methods.options()), _Method), frozen=True, namespace=_about
     )
-
-
-@dataclass(frozen=True)
-class Optimization:
-    """Optimiser and learning-rate schedule."""
-
-    optimizer: str = "sgd"
-    """sgd, lars or lamb."""
-    lr: float | None = None
-    """Peak learning rate, after scaling; None: base_lr scaled by lr_rule from base_batch."""
-    base_lr: float = 0.1
-    """Learning rate at base_batch."""
-    base_batch: int = 256
-    """Global batch that base_lr is meant for."""
-    lr_rule: Literal["none", "linear", "sqrt"] = "none"
-    """How the learning rate grows with the global batch."""
-    momentum: float = 0.9
-    """Momentum of sgd and lars."""
-    nesterov: bool = False
-    """Nesterov momentum (sgd)."""
-    weight_decay: float = 5e-4
-    """L2 decay, off batch norm and biases."""
-    bias_lr_factor: float = 1.0
-    """Learning rate of batch norm's biases, as a multiple of everything else's."""
-    trust_coefficient: float = 0.001
-    """η of lars."""
-    lars_variant: Literal["A", "B", "C"] = "B"
-    """Which public definition of lars."""
-    schedule: Literal["cosine", "polynomial", "step", "constant"] = "cosine"
-    """Decay after the warm-up."""
-    warmup_epochs: float = 0.0
-    """Epochs of linear warm-up."""
-    warmup_steps: int | None = None
-    """Steps of linear warm-up, in place of warmup_epochs."""
-    end_lr: float = 0.0
-    """Learning rate at the end of cosine and polynomial decay."""
-    power: float = 2.0
-    """Power of polynomial decay."""
-    milestone_epochs: tuple[float, ...] = ()
-    """Epochs at which step decay multiplies by decay_factor."""
-    decay_factor: float = 0.1
-    """Factor of step decay."""
-    label_smoothing: float = 0.0
-    """Label smoothing of the training criterion, which the attack uses too."""
 
 
 @dataclass(frozen=True)
@@ -192,6 +74,25 @@ class Training:
     """k: steps of that attack, each of 2.5 epsilon/k, from a random start."""
     probe_every: int = 0
     """Steps between two measurements of the sign agreement of stale and fresh attacks; 0 for none."""
+
+    def check(self) -> None:
+        """Raise ``ValueError`` at the first value that cannot work."""
+        require_ranges(
+            self,
+            epochs=ABOVE_0,
+            steps=COUNT,
+            global_batch=COUNT,
+            micro_batch=COUNT,
+            seed=COUNT_OR_0,
+            threads=COUNT,
+            log_every=COUNT,
+            checkpoint_every=COUNT,
+            evaluate_every=COUNT_OR_0,
+            bn_recalibrate=COUNT_OR_0,
+            pgd_images=COUNT_OR_0,
+            pgd_steps=COUNT,
+            probe_every=COUNT_OR_0,
+        )
 
 
 @dataclass(frozen=True)
@@ -250,6 +151,13 @@ def new_batch(config: Config) -> int:
     return round(config.training.global_batch * method_of(config).new_fraction)
 
 
+def demand_of(config: Config) -> Demand:
+    """What the run wants of its data."""
+    training, method, batch = config.training, method_of(config), new_batch(config)
+    micro_batch = round((training.micro_batch or batch) * max(1, method.new_fraction))
+    return Demand(training.seed, training.global_batch, min(micro_batch, batch), method.rereads)
+
+
 def resolved(config: Config) -> Config:
     """The config with every None that does not depend on machine or data filled in; checked.
 
@@ -275,123 +183,20 @@ def resolved(config: Config) -> Config:
 
 def check(config: Config) -> None:
     """Raise ``ValueError`` at the first value or combination that cannot work."""
-    _check_names(config)
-    _check_numbers(config)
+    name, model = config.method.method, config.model
+    if name not in METHODS and not is_file_reference(name):
+        raise unknown("method", name, METHODS)
+    for section in (config.data, model, config.optimization, config.training):
+        section.check()
     for part in methods.options():
         part.check(config.method)
-    _check_combinations(config)
-    if not is_file_reference(config.method.method):
+    if model.compile_mode in GRAPH_MODES and config.method.placement == "stream":
+        raise ValueError(
+            f"compile_mode is {model.compile_mode!r}; allowed with placement 'stream': 'default' or "
+            "'max-autotune-no-cudagraphs', as the attack beside the step is captured in a CUDA graph of its own"
+        )
+    if not is_file_reference(name):
         check_method(config, method_of(config))
-
-
-def _check_names(config: Config) -> None:
-    for what, value, allowed in (
-        ("dataset", config.data.dataset, DATASETS),
-        ("model", config.model.model, MODELS),
-        ("method", config.method.method, METHODS),
-        ("optimizer", config.optimization.optimizer, OPTIMIZERS),
-    ):
-        own = what != "optimizer" and is_file_reference(value)
-        own |= what == "model" and value.startswith("timm:")
-        if value not in allowed and not own:
-            raise unknown(what, value, allowed)
-
-
-def _check_numbers(config: Config) -> None:
-    whole_from_1 = "a whole number of at least 1"
-    whole_from_0 = "a whole number of at least 0"
-    data, model = config.data, config.model
-    optimization, training = config.optimization, config.training
-    for name, value, fine, allowed in (
-        ("train_images", data.train_images, data.train_images is None or data.train_images >= 1, whole_from_1),
-        ("synthetic_images", data.synthetic_images, data.synthetic_images >= 1, whole_from_1),
-        ("synthetic_pixels", data.synthetic_pixels, data.synthetic_pixels >= 1, whole_from_1),
-        ("crop", data.crop, data.crop >= 0, whole_from_0),
-        ("cutout", data.cutout, data.cutout >= 0, whole_from_0),
-        ("pixels", data.pixels, data.pixels >= 1, whole_from_1),
-        ("crop_scale", data.crop_scale, 0 < data.crop_scale <= 1, "above 0, up to 1"),
-        ("eval_pixels", data.eval_pixels, data.eval_pixels >= 1, whole_from_1),
-        ("eval_resize", data.eval_resize, data.eval_resize is None or data.eval_resize >= data.eval_pixels,
-         f"at least eval_pixels, {data.eval_pixels}"),
-        ("mixup", data.mixup, 0 <= data.mixup < INFINITY, "at least 0"),
-        ("erasing", data.erasing, 0 <= data.erasing <= 1, "0 to 1"),
-        ("workers", data.workers, data.workers >= 0, whole_from_0),
-        ("keep_gb", data.keep_gb, 0 <= data.keep_gb < INFINITY, "at least 0"),
-        ("ema", model.ema, 0 <= model.ema < 1, "at least 0 and below 1"),
-        ("last_gamma", model.last_gamma, 0 <= model.last_gamma < INFINITY, "at least 0"),
-        ("lr", optimization.lr, optimization.lr is None or 0 <= optimization.lr < INFINITY, "at least 0"),
-        ("base_lr", optimization.base_lr, 0 <= optimization.base_lr < INFINITY, "at least 0"),
-        ("base_batch", optimization.base_batch, optimization.base_batch >= 1, whole_from_1),
-        ("momentum", optimization.momentum, 0 <= optimization.momentum < 1, "at least 0 and below 1"),
-        ("weight_decay", optimization.weight_decay, 0 <= optimization.weight_decay < INFINITY, "at least 0"),
-        ("bias_lr_factor", optimization.bias_lr_factor, 0 <= optimization.bias_lr_factor < INFINITY, "at least 0"),
-        ("trust_coefficient", optimization.trust_coefficient, 0 < optimization.trust_coefficient < INFINITY, "above 0"),
-        ("warmup_epochs", optimization.warmup_epochs, 0 <= optimization.warmup_epochs < INFINITY, "at least 0"),
-        ("warmup_steps", optimization.warmup_steps, (optimization.warmup_steps or 0) >= 0, whole_from_0),
-        ("milestone_epochs", optimization.milestone_epochs,
-         all(0 <= epoch < INFINITY for epoch in optimization.milestone_epochs), "epochs of at least 0"),
-        ("end_lr", optimization.end_lr, 0 <= optimization.end_lr < INFINITY, "at least 0"),
-        ("power", optimization.power, 0 < optimization.power < INFINITY, "above 0"),
-        ("label_smoothing", optimization.label_smoothing, 0 <= optimization.label_smoothing < 1, "0 up to below 1"),
-        ("epochs", training.epochs, 0 < training.epochs < INFINITY, "above 0"),
-        ("steps", training.steps, training.steps is None or training.steps >= 1, whole_from_1),
-        ("global_batch", training.global_batch, training.global_batch >= 1, whole_from_1),
-        ("micro_batch", training.micro_batch, (training.micro_batch or 1) >= 1 and training.micro_batch != 0,
-         whole_from_1),
-        ("seed", training.seed, training.seed >= 0, whole_from_0),
-        ("threads", training.threads, training.threads is None or training.threads >= 1, whole_from_1),
-        ("log_every", training.log_every, training.log_every >= 1, whole_from_1),
-        ("checkpoint_every", training.checkpoint_every, training.checkpoint_every >= 1, whole_from_1),
-        ("evaluate_every", training.evaluate_every, training.evaluate_every >= 0, whole_from_0),
-        ("bn_recalibrate", training.bn_recalibrate, training.bn_recalibrate >= 0, whole_from_0),
-        ("pgd_images", training.pgd_images, training.pgd_images >= 0, whole_from_0),
-        ("pgd_steps", training.pgd_steps, training.pgd_steps >= 1, whole_from_1),
-        ("probe_every", training.probe_every, training.probe_every >= 0, whole_from_0),
-    ):  # fmt: skip
-        require(fine, name, value, allowed)
-
-
-def _check_augmentation(data: Data) -> None:
-    photographs = data.dataset == "imagenet"
-    resident = ("crop", "crop_padding", "flip_rule", "cutout")
-    for name, idle in (
-        ("crop", 0), ("crop_padding", "zeros"), ("flip_rule", "random"), ("cutout", 0),
-        ("policy", "none"), ("mixup", 0.0), ("erasing", 0.0), ("reader", "native"),
-    ):  # fmt: skip
-        value = getattr(data, name)
-        if value != idle and photographs == (name in resident):
-            raise ValueError(f"{name} is {value!r}; allowed with dataset {data.dataset}: {idle!r}")
-    if data.flip_rule != "random" and not data.flip:
-        raise ValueError(f"flip_rule is {data.flip_rule!r}; allowed without flip: 'random'")
-    if data.reader == "dali" and data.policy != "none":
-        raise ValueError(
-            f"policy is {data.policy!r}; allowed with reader 'dali': 'none', as DALI draws policies its own way; "
-            "reader 'native' has them"
-        )
-
-
-def _check_combinations(config: Config) -> None:
-    _check_augmentation(config.data)
-    optimization = config.optimization
-    _check_compiling(config)
-    if config.model.last_gamma != 0 and config.model.model not in RESNETS:
-        raise ValueError(
-            f"last_gamma is {config.model.last_gamma:g}; allowed for model {config.model.model}: 0, as only the "
-            "built-in resnets have it"
-        )
-    if optimization.nesterov and (optimization.optimizer != "sgd" or optimization.momentum == 0):
-        raise ValueError("nesterov is True; allowed: with optimizer sgd and a momentum above 0 only")
-
-
-def _check_compiling(config: Config) -> None:
-    mode = config.model.compile_mode
-    if mode != "default" and not config.model.compile:
-        raise ValueError(f"compile_mode is {mode!r}; allowed without compile: 'default'")
-    if mode in GRAPH_MODES and config.method.placement == "stream":
-        raise ValueError(
-            f"compile_mode is {mode!r}; allowed with placement 'stream': 'default' or 'max-autotune-no-cudagraphs', "
-            "as the attack beside the step is captured in a CUDA graph of its own"
-        )
 
 
 def check_method(config: Config, method: methods.Method) -> None:
@@ -421,3 +226,13 @@ def check_method(config: Config, method: methods.Method) -> None:
     if (placement == "ranks") != (section.attackers > 0):
         allowed = "at least 1" if placement == "ranks" else "0"
         raise ValueError(f"attackers is {section.attackers}; allowed with placement {placement!r}: {allowed}")
+
+
+def methods_table() -> str:
+    """All methods with their defaults as a table in Markdown."""
+    lines = ["| `--method` | a step trains on | cost | depth | source |", "|---|---|---|---|---|"]
+    for name in METHODS:
+        method = method_of(Config().replace(method=name))
+        cost = Fraction(method.gradient_evaluations).limit_denominator(100)
+        lines.append(f"| `{name}` | {method.about} | {cost} | {method.depth} | {method.source} |")
+    return "\n".join(lines)

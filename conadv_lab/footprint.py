@@ -9,22 +9,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from conadv_lab.config import Config
+from conadv_lab.config import Config, demand_of
 from conadv_lab.methods import method_of
+from conadv_lab.optim.options import OPTIMIZERS
 
 # Fitted to peaks of ResNet-50 at 32 pixels and micro-batches of 12 to 256 on a CPU with torch 2.13: gaps in the
 # allocator's heap, and what kernels and the libraries behind them hold. Not measured on a GPU.
 _GAPS, _KERNELS = 1.75, 190_000_000
-
-CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "synthetic": 10}
-SHAPES = {"digits": (1, 8, 8), "cifar10": (3, 32, 32), "cifar100": (3, 32, 32)}
 
 
 def image_shape(config: Config) -> tuple[int, int, int]:
     """(channels, height, width) of a training image."""
     data = config.data
     side = data.synthetic_pixels if data.dataset == "synthetic" else data.pixels
-    return SHAPES.get(data.dataset, (3, side, side))
+    return data.source.shape or (3, side, side)
 
 
 def memory_bytes(
@@ -35,13 +33,14 @@ def memory_bytes(
     Args:
         several: whether it is one of several devices, so that gradients are gathered in buckets.
     """
-    from conadv_lab.training.build import build_model
+    from conadv_lab.models.build import build_model
     from conadv_lab.training.network import network_of
 
-    model = build_model(config, CLASSES.get(config.data.dataset, 1000))
+    classes = config.data.source.classes or 1000
+    model = build_model(config.model, classes, config.training.seed, config)
     parameters = sum(p.numel() for p in model.parameters())
     weights = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
-    states = {"lamb": 2}.get(config.optimization.optimizer, 1)
+    states = OPTIMIZERS[config.optimization.optimizer].states
     shape = image_shape(config)
     values = torch.Size(shape).numel()
     method = method_of(config)
@@ -94,14 +93,14 @@ def _kept(network: nn.Module, images: Tensor) -> int:
 def host_bytes(config: Config) -> dict[str, int]:
     """Bytes of a process on the host: Python and torch as they are here, and images that are read."""
     parts: dict[str, int] = {"Python and torch": resident_bytes()}
-    if config.data.dataset == "imagenet":
+    if config.data.source.photographs:
         from conadv_lab.data.imagenet import slots_of
 
-        slots, images = slots_of(config)
+        slots, images = slots_of(config.data, demand_of(config))
         parts["images being read"] = (
             slots * images * 3 * max(config.data.pixels, config.data.eval_pixels) ** 2
         )
-    elif config.data.dataset in ("cifar10", "cifar100"):
+    elif config.data.source.official:
         parts["the set"] = 60_000 * 3 * 32 * 32
     return parts
 

@@ -1,7 +1,8 @@
 """How a user's mistake is told: the value, what is allowed, and the nearest right name."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from math import isfinite
 from pathlib import Path
 
 
@@ -26,6 +27,24 @@ def require(condition: bool, name: str, value: object, allowed: str) -> None:
     """
     if not condition:
         raise ValueError(f"{name} is {value!r}; allowed: {allowed}")
+
+
+Range = tuple[Callable[[float], bool], str]
+"""Whether a number is allowed, and what is, in words."""
+
+FROM_0: Range = lambda value: value >= 0 and isfinite(value), "at least 0"
+ABOVE_0: Range = lambda value: value > 0 and isfinite(value), "above 0"
+BELOW_1: Range = lambda value: 0 <= value < 1, "at least 0 and below 1"
+SHARE: Range = lambda value: 0 <= value <= 1, "0 to 1"
+COUNT: Range = lambda value: value >= 1, "a whole number of at least 1"
+COUNT_OR_0: Range = lambda value: value >= 0, "a whole number of at least 0"
+
+
+def require_ranges(section: object, **ranges: Range) -> None:
+    """Raise ``ValueError`` at the first field of a section of the config that is out of its range; None never is."""
+    for name, (holds, allowed) in ranges.items():
+        value = getattr(section, name)
+        require(value is None or holds(value), name, value, allowed)
 
 
 def writable(*paths: Path | None) -> None:

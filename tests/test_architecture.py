@@ -27,25 +27,16 @@ FLOORS = (
     ("sharpness.problem",),
     ("sharpness",),
     ("cli", "outputs", "plots", "recipes", "runs"),
-    ("config", "data", "methods"),
-    (
-        "cores",
-        "criteria",
-        "extras",
-        "mistakes",
-        "models",
-        "optim",
-        "pipes",
-        "provenance",
-        "references",
-        "seeds",
-    ),
+    ("config",),
+    ("methods",),
+    ("data", "models", "optim"),
+    ("cores", "criteria", "extras", "mistakes", "pipes", "provenance", "references", "registry", "seeds"),
 )
 """A room may import those of its own line and below; ``room.part`` is of another line than the rest of its room.
 
 What is imported for types alone does not count: nothing of it runs.
 """
-CIRCLES_LEFT = ({"config", "methods"}, {"data.pack", "data.pack_build"})
+CIRCLES_LEFT = ({"data.pack", "data.pack_build"},)
 """Modules that import one another, inside functions: to be parted. Nothing is added here."""
 
 

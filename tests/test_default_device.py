@@ -8,12 +8,16 @@ import pytest
 import torch
 from torch.optim.swa_utils import AveragedModel
 
-from conadv_lab.config import DATASETS, METHODS, MODELS, OPTIMIZERS, Config
+from conadv_lab.config import Config
 from conadv_lab.data import order
 from conadv_lab.data.lookahead import lookahead
+from conadv_lab.data.options import DATASETS
 from conadv_lab.data.policies import _evenly
 from conadv_lab.footprint import memory_bytes
+from conadv_lab.methods import METHODS
 from conadv_lab.methods.attack import PGDAttack, SignAttack
+from conadv_lab.models.options import MODELS
+from conadv_lab.optim.options import OPTIMIZERS
 from conadv_lab.training.build import build
 from conadv_lab.training.evaluate import fixed_images
 from conadv_lab.training.loop import train
@@ -91,7 +95,7 @@ def test_data_sets(dataset, tmp_path):
         changes |= {"data_dir": str(tmp_path), "train_images": IMAGES, "model": "resnet20"}
     if dataset == "synthetic":
         changes |= {"train_images": None, "model": "resnet20"}
-    if dataset == "imagenet":
+    if DATASETS[dataset].photographs:
         _evenly.cache_clear()
         write_tree(tmp_path)
         changes = {

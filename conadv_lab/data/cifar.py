@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from conadv_lab.data.download import download_file
+from conadv_lab.data.options import Data, Demand
+from conadv_lab.data.sets import TensorSet
 from conadv_lab.mistakes import unknown
 
 _PIXELS = 3 * 32 * 32
@@ -139,6 +141,14 @@ def load_cifar(
     archive = _SETS[name][0]
     download_file(archive.url, root / archive.file, archive.md5)
     return _assemble(archive, _from_tar(archive, root / archive.file))
+
+
+def cifar_sets(section: Data, demand: Demand, device: torch.device) -> tuple[TensorSet, TensorSet]:
+    images, labels, test_images, test_labels = load_cifar(
+        section.data_dir, section.dataset, download=section.download
+    )
+    classes = _SETS[section.dataset][0].classes
+    return TensorSet(images, labels, classes), TensorSet(test_images, test_labels, classes)
 
 
 def require_archive(root: str | Path, name: str = "cifar10") -> None:

@@ -5,6 +5,8 @@ import torch
 from torch import Tensor
 
 from conadv_lab.data.hashing import image_keys
+from conadv_lab.data.options import Data, Demand
+from conadv_lab.data.sets import TensorSet
 
 
 def load_digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -31,3 +33,8 @@ def load_digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     order = order[labels[order].argsort(stable=True)]
     train, test = order[1::2].sort().values, order[0::2].sort().values
     return images[train], labels[train], images[test], labels[test]
+
+
+def digits_sets(section: Data, demand: Demand, device: torch.device) -> tuple[TensorSet, TensorSet]:
+    images, labels, test_images, test_labels = load_digits()
+    return TensorSet(images, labels, 10), TensorSet(test_images, test_labels, 10)

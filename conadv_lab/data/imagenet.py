@@ -3,14 +3,14 @@
 import torch
 from torch import Tensor
 
-from conadv_lab.config import Config, new_batch
 from conadv_lab.data.hashing import image_keys, uniform
 from conadv_lab.data.imagenet_files import Numbers
 from conadv_lab.data.imagenet_view import DRAWS, View
 from conadv_lab.data.imagenet_workers import CHUNK, Draws, Readers, Reading
+from conadv_lab.data.options import Data, Demand
 from conadv_lab.data.pack import open_split
+from conadv_lab.data.sets import require_images
 from conadv_lab.data.transfer import sent
-from conadv_lab.methods import method_of
 from conadv_lab.seeds import generator
 
 FETCH_SLOTS = (0, 1)
@@ -99,20 +99,19 @@ def read_ahead(workers: int, slot_images: int) -> int:
     return 1 + 2 * workers * CHUNK // slot_images if workers else 0
 
 
-def slots_of(config: Config) -> tuple[int, int]:
+def slots_of(section: Data, demand: Demand) -> tuple[int, int]:
     """(slots, images a slot) that the readers of a run need.
 
     An attack that looks ahead and the step itself are two readers in the order of the run, so twice what is read
     ahead, and ``keep_gb`` of what the method wants once more.
     """
-    data = config.data
-    images = (config.training.micro_batch or new_batch(config)) + (data.mixup > 0)
-    largest = 3 * max(data.pixels, data.eval_pixels) ** 2 * images
-    kept = int(data.keep_gb * 1e9 / largest) if method_of(config).rereads else 0
-    return len(FETCH_SLOTS) + 2 * (1 + read_ahead(data.workers, images)) + kept, images
+    images = demand.micro_batch + (section.mixup > 0)
+    largest = 3 * max(section.pixels, section.eval_pixels) ** 2 * images
+    kept = int(section.keep_gb * 1e9 / largest) if demand.rereads else 0
+    return len(FETCH_SLOTS) + 2 * (1 + read_ahead(section.workers, images)) + kept, images
 
 
-def load_imagenet(config: Config, device: torch.device | str) -> tuple[PhotoSet, PhotoSet]:
+def load_photographs(section: Data, demand: Demand, device: torch.device | str) -> tuple[PhotoSet, PhotoSet]:
     """Training and validation set: a pack, a folder tree or the official archive for each, in ``data_dir``.
 
     The training set's indices are a fixed shuffle of its photographs, so that its first 10,000, which the
@@ -121,24 +120,22 @@ def load_imagenet(config: Config, device: torch.device | str) -> tuple[PhotoSet,
     Raises:
         ValueError: data that are missing or not what they should be, too many ``train_images``, or no DALI.
     """
-    data, seed = config.data, config.training.seed
-    train = open_split(data.data_dir, "train")
-    test = open_split(data.data_dir, "val", train.classes)
+    train = open_split(section.data_dir, "train")
+    test = open_split(section.data_dir, "val", train.classes)
     count = len(train.labels)
-    if (data.train_images or 0) > count:
-        raise ValueError(f"train_images is {data.train_images}; allowed: 1 to {count}, the set's size")
-    resize = data.eval_resize or round(data.eval_pixels * 256 / 224)
-    shown = View(data.eval_pixels, resize)
-    drawn = View(data.pixels, resize, data.crop_scale, data.flip, data.policy, data.erasing)
+    require_images(section, count)
+    resize = section.eval_resize or round(section.eval_pixels * 256 / 224)
+    shown = View(section.eval_pixels, resize)
+    drawn = View(section.pixels, resize, section.crop_scale, section.flip, section.policy, section.erasing)
     sets = [(train, drawn), (train, shown), (test, shown)]
-    if data.reader == "dali":
+    if section.reader == "dali":
         from conadv_lab.data.imagenet_dali import DaliReaders
 
-        readers: Readers = DaliReaders(sets, data.workers, *slots_of(config), device=device)
+        readers: Readers = DaliReaders(sets, section.workers, *slots_of(section, demand), device=device)
     else:
-        readers = Readers(sets, data.workers, *slots_of(config))
-    order = torch.randperm(count, generator=generator(0, "subset"), device="cpu")[: data.train_images]
+        readers = Readers(sets, section.workers, *slots_of(section, demand))
+    order = torch.randperm(count, generator=generator(0, "subset"), device="cpu")[: section.train_images]
     return (
-        PhotoSet(readers, 1, order, seed, drawn=0, device=device),
+        PhotoSet(readers, 1, order, demand.seed, drawn=0, device=device),
         PhotoSet(readers, 2, torch.arange(len(test.labels), device="cpu"), device=device),
     )

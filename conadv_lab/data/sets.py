@@ -2,14 +2,16 @@
 
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from conadv_lab import references
-from conadv_lab.config import Config
 from conadv_lab.data.loader import ImageSet
+from conadv_lab.data.options import DATASETS, Data, Demand
 from conadv_lab.data.transfer import sent
+from conadv_lab.mistakes import require
 from conadv_lab.references import is_file_reference
 from conadv_lab.seeds import generator
 
@@ -72,62 +74,45 @@ class TensorSet:
         return f"{len(self)} images, sha256 {digest.hexdigest()[:16]}"
 
 
-def load_sets(config: Config, device: torch.device) -> tuple[ImageSet, ImageSet]:
-    """Training and test set of a config.
+def load_sets(
+    section: Data, demand: Demand, device: torch.device, given: Any = None
+) -> tuple[ImageSet, ImageSet]:
+    """Training and test set of a config's section.
+
+    Args:
+        given: what a function of the user's own is called with: the config.
 
     Raises:
         ValueError: a missing or broken archive, or a batch above the set's size.
     """
-    data = config.data
-    if data.dataset == "synthetic":
-        from conadv_lab.data.synthetic import Synthetic
-
-        shape = (3, data.synthetic_pixels, data.synthetic_pixels)
-        made = Synthetic(data.synthetic_images, shape, device=device)
-        return made, Synthetic(1_000, shape, seed=1, device=device)
-    if data.dataset == "imagenet":
-        from conadv_lab.data.imagenet import load_imagenet
-
-        photos, shown = load_imagenet(config, device)
-        require_enough(config, len(photos))
-        return photos, shown
-    train, test = _real_sets(config)
-    if data.train_images is not None:
-        if data.train_images > len(train):
-            raise ValueError(
-                f"train_images is {data.train_images}; allowed: 1 to {len(train)}, the set's size"
-            )
-        train = train.subset(data.train_images)
-    require_enough(config, len(train))
-    return train.to(device), test.to(device)
+    name = section.dataset
+    own = is_file_reference(name)
+    train, test = _users_own(name, given) if own else DATASETS[name].load()(section, demand, device)
+    if isinstance(train, TensorSet):
+        if section.train_images is not None:
+            require_images(section, len(train))
+            train = train.subset(section.train_images)
+        train, test = train.to(device), test.to(device)
+    if name != "synthetic":
+        require_enough(name, len(train), demand.global_batch)
+    return train, test
 
 
-def require_enough(config: Config, images: int) -> None:
-    if config.training.global_batch > images:
-        raise ValueError(
-            f"global_batch is {config.training.global_batch}; allowed: 1 to {images}, "
-            f"the training images of {config.data.dataset}"
-        )
+def require_images(section: Data, images: int) -> None:
+    wanted = section.train_images
+    require((wanted or 0) <= images, "train_images", wanted, f"1 to {images}, the set's size")
 
 
-def _real_sets(config: Config) -> tuple[TensorSet, TensorSet]:
-    name = config.data.dataset
-    if is_file_reference(name):
-        sets = references.made(name, config, returns="two TensorSets, train and test")
-        parts = sets if isinstance(sets, (tuple, list)) else (sets,)
-        if len(parts) != 2 or not all(isinstance(part, TensorSet) for part in parts):
-            found = ", ".join(type(part).__name__ for part in parts)
-            raise ValueError(f"{name} returned {found}; allowed: two TensorSets, train and test")
-        return parts[0], parts[1]
-    if name == "digits":
-        from conadv_lab.data.digits import load_digits
-
-        images, labels, test_images, test_labels = load_digits()
-        return TensorSet(images, labels, 10), TensorSet(test_images, test_labels, 10)
-    from conadv_lab.data.cifar import load_cifar
-
-    images, labels, test_images, test_labels = load_cifar(
-        config.data.data_dir, name, download=config.data.download
+def require_enough(name: str, images: int, global_batch: int) -> None:
+    require(
+        global_batch <= images, "global_batch", global_batch, f"1 to {images}, the training images of {name}"
     )
-    classes = 100 if name == "cifar100" else 10
-    return TensorSet(images, labels, classes), TensorSet(test_images, test_labels, classes)
+
+
+def _users_own(name: str, given: Any) -> tuple[TensorSet, TensorSet]:
+    sets = references.made(name, given, returns="two TensorSets, train and test")
+    parts = sets if isinstance(sets, (tuple, list)) else (sets,)
+    if len(parts) != 2 or not all(isinstance(part, TensorSet) for part in parts):
+        found = ", ".join(type(part).__name__ for part in parts)
+        raise ValueError(f"{name} returned {found}; allowed: two TensorSets, train and test")
+    return parts[0], parts[1]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from conadv_lab.data.hashing import image_keys, random_bytes, uniform
+from conadv_lab.data.options import Data, Demand
 from conadv_lab.data.transfer import sent
 from conadv_lab.mistakes import require
 
@@ -60,3 +61,9 @@ class Synthetic:
         pixels = random_bytes(image_keys(self.seed, "pixels", whole, indices), channels * height * width)
         draws = uniform(image_keys(self.seed, "labels", whole, indices), 1)[:, 0]
         return pixels.view(-1, *self.shape), (draws * self.classes).floor().long()
+
+
+def synthetic_sets(section: Data, demand: Demand, device: torch.device) -> tuple[Synthetic, Synthetic]:
+    shape = (3, section.synthetic_pixels, section.synthetic_pixels)
+    made = Synthetic(section.synthetic_images, shape, device=device)
+    return made, Synthetic(1_000, shape, seed=1, device=device)

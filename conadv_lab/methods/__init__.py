@@ -1,7 +1,6 @@
 """How one step's gradient is made. What is known of a method is known here, without torch."""
 
 from dataclasses import fields, is_dataclass
-from fractions import Fraction
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
@@ -61,15 +60,3 @@ def method_of(config: "Config") -> Method:
         raise ValueError(f"{name} returned {type(method).__name__}; allowed: a conadv_lab Method")
     method.name, method.label = name, method.label or name.rpartition(":")[2]
     return method
-
-
-def table() -> str:
-    """All methods with their defaults as a table in Markdown."""
-    from conadv_lab.config import Config
-
-    lines = ["| `--method` | a step trains on | cost | depth | source |", "|---|---|---|---|---|"]
-    for name in METHODS:
-        method = method_of(Config().replace(method=name))
-        cost = Fraction(method.gradient_evaluations).limit_denominator(100)
-        lines.append(f"| `{name}` | {method.about} | {cost} | {method.depth} | {method.source} |")
-    return "\n".join(lines)

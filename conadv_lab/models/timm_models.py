@@ -7,9 +7,8 @@ from torch import Tensor, nn
 
 from conadv_lab import extras
 from conadv_lab.mistakes import unknown
+from conadv_lab.models.options import TIMM
 from conadv_lab.models.resnet import Normalised
-
-PREFIX = "timm:"
 
 
 class TimmModel(Normalised):
@@ -31,7 +30,7 @@ def timm_model(name: str, classes: int) -> TimmModel:
     Raises:
         ValueError: timm is missing, or has no such model.
     """
-    timm = extras.load("timm", "vision", f"model {PREFIX}{name}")
+    timm = extras.load("timm", "vision", f"model {TIMM}{name}")
     if not timm.is_model(name):
         raise unknown("timm model", name, get_close_matches(name, timm.list_models(), n=5, cutoff=0.4))
     network = timm.create_model(name, num_classes=classes)

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from conadv_lab.mistakes import require
+from conadv_lab.optim.options import Optimization
 from conadv_lab.optim.tensors import norms, require_fit, require_ordinary, shards, with_gradients
 
 
@@ -119,3 +120,9 @@ def _updates(
     if group["weight_decay"]:
         torch._foreach_add_(updates, params, alpha=group["weight_decay"])
     return list(updates)
+
+
+def build_lamb(section: Optimization, groups: list[dict[str, Any]]) -> LAMB:
+    """As a config's section asks for."""
+    assert section.lr is not None, "the config is not resolved"
+    return LAMB(groups, lr=section.lr, weight_decay=section.weight_decay)

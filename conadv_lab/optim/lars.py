@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from conadv_lab.mistakes import require, unknown
+from conadv_lab.optim.options import Optimization
 from conadv_lab.optim.tensors import (
     blocks,
     norms,
@@ -159,3 +160,16 @@ def _plain_step(group: dict[str, Any], params: Any, grads: Any, velocities: Any)
     torch._foreach_mul_(velocities, group["momentum"])
     torch._foreach_add_(velocities, pull, alpha=into_velocity)
     torch._foreach_add_(params, velocities, alpha=-1.0 if group["variant"] == "A" else -group["lr"])
+
+
+def build_lars(section: Optimization, groups: list[dict[str, Any]]) -> LARS:
+    """As a config's section asks for."""
+    assert section.lr is not None, "the config is not resolved"
+    return LARS(
+        groups,
+        lr=section.lr,
+        momentum=section.momentum,
+        weight_decay=section.weight_decay,
+        trust_coefficient=section.trust_coefficient,
+        variant=section.lars_variant,
+    )

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import cos, isfinite, pi, sqrt
 
 from conadv_lab.mistakes import require, unknown
+from conadv_lab.optim.options import Length, Optimization
 
 _RULES: dict[str, Callable[[float], float]] = {
     "linear": lambda ratio: ratio,
@@ -104,3 +105,28 @@ class Schedule:
         if self.decay == "step":
             return self.lr * self.factor ** sum(step >= milestone for milestone in self.milestones)
         return self.lr
+
+
+def build_decay(section: Optimization, length: Length) -> Schedule:
+    """As a config's section asks for.
+
+    Raises:
+        ValueError: a warm-up longer than the run.
+    """
+    assert section.lr is not None, "the config is not resolved"
+    warmup = length.steps_of(section.warmup_epochs) if section.warmup_steps is None else section.warmup_steps
+    if warmup > length.steps:
+        name = "warmup_epochs" if section.warmup_steps is None else "warmup_steps"
+        raise ValueError(
+            f"{name} is {getattr(section, name):g}, {warmup} steps; allowed: at most the run's {length.steps}"
+        )
+    return Schedule(
+        lr=section.lr,
+        steps=length.steps,
+        warmup=warmup,
+        decay=section.schedule,
+        end=section.end_lr,
+        power=section.power,
+        milestones=tuple(length.steps_of(epochs) for epochs in section.milestone_epochs),
+        factor=section.decay_factor,
+    )

@@ -7,16 +7,17 @@ from typing import Any
 
 import torch
 
-from conadv_lab.config import Config, Data, check_method
+from conadv_lab.config import Config, check_method
 from conadv_lab.data.loader import ImageSet
+from conadv_lab.data.options import Data, Demand
 from conadv_lab.data.sets import load_sets, require_enough
 from conadv_lab.data.synthetic import Synthetic
 from conadv_lab.methods import method_of
 from conadv_lab.methods.placement import SideStream
-from conadv_lab.optim.groups import parameter_groups
+from conadv_lab.models.build import build_model
+from conadv_lab.models.options import TIMM
 from conadv_lab.references import is_file_reference
 from conadv_lab.training.build import (
-    build_model,
     build_optimizer,
     build_schedule,
     build_stream,
@@ -24,8 +25,6 @@ from conadv_lab.training.build import (
     require_fit,
 )
 from conadv_lab.training.distributed import Ranks, require_trainers
-
-OFFICIAL = {"cifar10": 10, "cifar100": 100}
 
 
 class Beforehand:
@@ -63,17 +62,15 @@ class Beforehand:
         method = self._users_own("method", config.method.method, lambda: method_of(config))
         images = self._training_set(config)
         if images is not None:
-            require_enough(config, len(images))
+            require_enough(config.data.dataset, len(images), config.training.global_batch)
             self._check_network(config, images)
         if method is not None:
             check_method(config, method)
             ranks = Ranks(count=self.ranks, attackers=config.method.attackers)
             known = Synthetic(2**31 - 1 if images is None else len(images))
-            # Photographs are cut into steps as all images are, but without workers and memory for them.
-            plain = config.replace(dataset="synthetic") if config.data.dataset == "imagenet" else config
-            stream = build_stream(plain, method, known, ranks)
+            stream = build_stream(config, method, known, ranks)
             if images is not None or config.training.steps is not None:
-                build_schedule(config, stream)
+                build_schedule(config.optimization, stream)
 
     def _check_device(self, config: Config) -> None:
         name = config.training.device
@@ -92,7 +89,7 @@ class Beforehand:
         """The set, or one of its size; None where nobody here knows it."""
         data = config.data
         own = is_file_reference(data.dataset)
-        if not self.data_here and (own or data.dataset == "imagenet"):
+        if not self.data_here and (own or data.source.photographs):
             self.unseen[f"data set {data.dataset} in {data.data_dir}"] = None
             return None
         if (
@@ -103,13 +100,20 @@ class Beforehand:
 
     def _loaded(self, config: Config) -> ImageSet | None:
         data = config.data
-        if data.dataset in OFFICIAL and (data.download or not self.data_here):
-            size = min(data.train_images or 50_000, 50_000)
-            return Synthetic(size, (3, 32, 32), OFFICIAL[data.dataset])
+        source = data.source
+        if source.official and (data.download or not self.data_here):
+            images = source.images or 0
+            shape, classes = source.shape or (3, 32, 32), source.classes or 10
+            return Synthetic(min(data.train_images or images, images), shape, classes)
         # As small a demand as there is: memory and workers are the node's.
         bare = config.replace(global_batch=1, micro_batch=1, workers=0, keep_gb=0.0, reader="native")
+        demand = Demand(config.training.seed, global_batch=1, micro_batch=1, rereads=False)
+
+        def loaded() -> ImageSet:
+            return load_sets(bare.data, demand, torch.device("cpu"), bare)[0]
+
         try:
-            return self._users_own("data set", data.dataset, lambda: load_sets(bare, torch.device("cpu"))[0])
+            return self._users_own("data set", data.dataset, loaded)
         except ValueError as mistake:
             if self.here or Path(data.data_dir).is_dir():
                 raise
@@ -117,7 +121,7 @@ class Beforehand:
 
     def _check_network(self, config: Config, images: ImageSet) -> None:
         name = config.model.model
-        if name.startswith("timm:") and not self.same_environment and find_spec("timm") is None:
+        if name.startswith(TIMM) and not self.same_environment and find_spec("timm") is None:
             self.unseen[f"model {name}"] = None
             return
         own = is_file_reference(name)
@@ -127,10 +131,9 @@ class Beforehand:
             return
 
         def fitting() -> None:
-            model = build_model(config, images.classes)
+            model = build_model(config.model, images.classes, config.training.seed, config)
             require_fit(model, images, config)
-            section = config.optimization
-            build_optimizer(config, parameter_groups(model, section.weight_decay, section.bias_lr_factor))
+            build_optimizer(config.optimization, model)
 
         self._users_own("model", name, fitting)
         self._fitting.add(key)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from conadv_lab.config import GRAPH_MODES, Model
+from conadv_lab.models.options import GRAPH_MODES, Model
 
 
 def network_of(model: nn.Module, section: Model, device: torch.device) -> nn.Module:

@@ -8,8 +8,9 @@ import torch
 
 from analysis import arms, folds
 from analysis.arms import ATTACK_COST, SCALES, Cell, best_rates, cells
-from conadv_lab.config import METHODS, resolved
+from conadv_lab.config import resolved
 from conadv_lab.data.digits import load_digits
+from conadv_lab.methods import METHODS
 from conadv_lab.training.build import build
 
 FULL = SCALES["full"]

@@ -8,7 +8,7 @@ import torch
 from analysis import cifar_subset, folds
 from analysis.cifar_subset import SCALES, cells, config_of, measure, tuning_of
 from analysis.study import Options
-from conadv_lab.config import resolved
+from conadv_lab.config import demand_of, resolved
 from conadv_lab.data import cifar as archive
 from conadv_lab.data.sets import load_sets
 from conadv_lab.training.build import build
@@ -31,10 +31,15 @@ def keys(part):
     return Counter(image.numpy().tobytes() for image in part.images)
 
 
+def sets(config):
+    config = resolved(config)
+    return load_sets(config.data, demand_of(config), torch.device("cpu"), config)
+
+
 def test_rates_are_chosen_on_images_that_no_run_trains_on():
     cell = cells(FULL)[0]
-    train, test = load_sets(resolved(config_of(cell, FULL, 1.0, 0, "data")), torch.device("cpu"))
-    same, validation = load_sets(resolved(tuning_of(cell, FULL, 1.0, "data")), torch.device("cpu"))
+    train, test = sets(config_of(cell, FULL, 1.0, 0, "data"))
+    same, validation = sets(tuning_of(cell, FULL, 1.0, "data"))
     assert len(train) == FULL.images
     assert keys(train) == keys(same)
     assert len(validation) == folds.BESIDE

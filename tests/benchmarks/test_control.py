@@ -11,10 +11,11 @@ from benchmarks.accuracy import Options
 from conadv_lab.config import Config, Data, resolved
 from conadv_lab.data.loader import as_float
 from conadv_lab.data.sets import TensorSet
+from conadv_lab.models.build import build_model
 from conadv_lab.models.norm import plain_batch_norm
 from conadv_lab.optim.groups import parameter_groups
 from conadv_lab.recipes import cifar, digits
-from conadv_lab.training.build import Parts, build, build_model
+from conadv_lab.training.build import Parts, build
 
 LEVELS = 4
 CLOSE = 4.0
@@ -143,7 +144,7 @@ def test_a_pass_has_each_image_once():
 @pytest.mark.parametrize("recipe", [digits.vanilla, cifar.fast, cifar.resnet18_512, cifar.resnet20_cpu])
 def test_every_parameter_has_the_recipes_rate_and_decay(recipe):
     config = resolved(recipe())
-    model = plain_batch_norm(build_model(config, 10))
+    model = plain_batch_norm(build_model(config.model, 10, config.training.seed))
     section = config.optimization
     groups = parameter_groups(model, section.weight_decay, section.bias_lr_factor)
     wanted = {

@@ -12,12 +12,12 @@ import torch
 from conadv_lab.config import Config, resolved
 from conadv_lab.data import imagenet_dali
 from conadv_lab.data.decode import jpeg_size
-from conadv_lab.data.imagenet import load_imagenet
+from conadv_lab.data.imagenet import load_photographs
 from conadv_lab.data.imagenet_dali import DaliReaders
 from conadv_lab.data.imagenet_view import View
 from conadv_lab.training.loop import train
 from tests.data.photos import encoded, photo
-from tests.data.test_imagenet import config_for, seen, stream_for
+from tests.data.test_imagenet import config_for, seen, stream_for, wanted
 from tests.data.trees import write_tree
 
 DALI = {"reader": "dali"}
@@ -53,7 +53,7 @@ def test_images_are_the_native_readers_to_rounding(dali, tree, changes):
 @pytest.mark.parametrize("changes", [{"eval_pixels": 32}, {"eval_pixels": 40, "eval_resize": 40}])
 def test_the_middle_is_the_native_readers_to_rounding(dali, tree, changes):
     ours, theirs = (
-        load_imagenet(config_for(tree, micro_batch=8, reader=reader, **changes), "cpu")[0].fetch(
+        load_photographs(*wanted(config_for(tree, micro_batch=8, reader=reader, **changes)), "cpu")[0].fetch(
             torch.arange(24)
         )
         for reader in ("native", "dali")
@@ -155,7 +155,7 @@ def network(_config: Config) -> torch.nn.Module:
 def test_without_dali_the_command_is_told(tree, monkeypatch):
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
     with pytest.raises(ValueError, match=r"'dali' needs nvidia.dali, which .* 'conadv-lab\[dali\]'"):
-        load_imagenet(config_for(tree, **DALI), "cpu")
+        load_photographs(*wanted(config_for(tree, **DALI)), "cpu")
 
 
 @pytest.mark.parametrize(

@@ -13,15 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from conadv_lab.config import Config
+from conadv_lab.config import Config, demand_of
 from conadv_lab.data.crops import centre_crop
 from conadv_lab.data.decode import Decoder
 from conadv_lab.data.hashing import image_keys, uniform
-from conadv_lab.data.imagenet import load_imagenet, slots_of
+from conadv_lab.data.imagenet import load_photographs, slots_of
 from conadv_lab.data.imagenet_stream import PhotoStream
 from conadv_lab.data.imagenet_view import DRAWS, View
 from conadv_lab.data.imagenet_workers import Readers
 from conadv_lab.data.loader import Stream
+from conadv_lab.data.options import Data, Demand
 from conadv_lab.data.order import places
 from conadv_lab.data.pack import main as pack_command
 from tests.data.trees import write_tree
@@ -41,9 +42,13 @@ def config_for(root: Path, **changes) -> Config:
     })  # fmt: skip
 
 
+def wanted(config: Config) -> tuple[Data, Demand]:
+    return config.data, demand_of(config)
+
+
 def stream_for(root: Path, steps: int = 5, **changes) -> PhotoStream:
     config = config_for(root, **changes)
-    train, _ = load_imagenet(config, "cpu")
+    train, _ = load_photographs(*wanted(config), "cpu")
     training = config.training
     return PhotoStream(
         train, mixup=config.data.mixup, seed=training.seed, batch=training.global_batch, steps=steps,
@@ -68,7 +73,7 @@ def seen(stream: Stream, look_ahead: int = 1) -> list[tuple]:
 def literal(root: Path, **changes) -> torch.Tensor:
     """The images of the first 8 places, made one by one from their files: the slow oracle."""
     config = config_for(root, **changes)
-    train, _ = load_imagenet(config, "cpu")
+    train, _ = load_photographs(*wanted(config), "cpu")
     _, view = train.readers.sets[0]
     epochs, indices = places(0, len(train), 0, 8)
     images = []
@@ -121,7 +126,7 @@ def test_a_gpu_gets_the_same_images_and_the_host_does_not_wait(tree, changes):
     streams = []
     for device in ("cpu", "cuda"):
         config = config_for(tree, workers=1, **changes)
-        train, _ = load_imagenet(config, device)
+        train, _ = load_photographs(*wanted(config), device)
         streams.append(PhotoStream(train, mixup=config.data.mixup, seed=0, batch=8, steps=5, micro_batch=3))
     ours = [b.images for number in range(5) for b in streams[0].step(number).batches()]
     torch.cuda.set_sync_debug_mode("error")
@@ -198,7 +203,7 @@ def test_reading_ahead_has_the_next_micro_batches_under_way(tree):
 
 
 def test_evaluation_shows_the_middle(tree):
-    train, test = load_imagenet(config_for(tree, eval_pixels=40), "cpu")
+    train, test = load_photographs(*wanted(config_for(tree, eval_pixels=40)), "cpu")
     images, labels = test.fetch(torch.tensor([0, 5, 3]))
     assert images.shape == (3, 3, 40, 40)
     assert images.dtype == torch.uint8
@@ -210,9 +215,9 @@ def test_evaluation_shows_the_middle(tree):
 
 
 def test_fetching_more_than_a_slot_holds_in_pieces(tree):
-    whole = load_imagenet(config_for(tree, micro_batch=8), "cpu")[0].fetch(torch.arange(20))
+    whole = load_photographs(*wanted(config_for(tree, micro_batch=8)), "cpu")[0].fetch(torch.arange(20))
     for workers in (0, 2):
-        pieces = load_imagenet(config_for(tree, micro_batch=3, workers=workers), "cpu")[0].fetch(
+        pieces = load_photographs(*wanted(config_for(tree, micro_batch=3, workers=workers)), "cpu")[0].fetch(
             torch.arange(20)
         )
         assert all(torch.equal(one, other) for one, other in zip(whole, pieces, strict=True))
@@ -248,7 +253,7 @@ def test_images_of_the_re_estimation_are_mixed_as_those_of_the_steps(tree):
 
 
 def test_the_first_images_of_the_training_set_are_of_all_classes(tree):
-    train, _ = load_imagenet(config_for(tree, train_images=12), "cpu")
+    train, _ = load_photographs(*wanted(config_for(tree, train_images=12)), "cpu")
     assert len(train) == 12
     assert train.fetch(torch.arange(12))[1].unique().tolist() == [0, 1, 2]
     assert "12 of 24 images, sha256" in train.fingerprint()
@@ -303,8 +308,8 @@ def test_workers_ignore_stop_signals_and_a_dead_one_is_told(tree):
 
 
 def test_slots_are_few_for_vanilla_and_many_where_images_are_kept(tree):
-    vanilla = slots_of(config_for(tree, method="vanilla", pixels=224, eval_pixels=224, workers=4))
-    kept = slots_of(config_for(tree, pixels=224, eval_pixels=224, workers=4, keep_gb=0.1))
+    vanilla = slots_of(*wanted(config_for(tree, method="vanilla", pixels=224, eval_pixels=224, workers=4)))
+    kept = slots_of(*wanted(config_for(tree, pixels=224, eval_pixels=224, workers=4, keep_gb=0.1)))
     assert vanilla == (2 + 2 * (1 + 1 + 2 * 4 * 32 // 3), 3)
     assert kept == (vanilla[0] + int(0.1e9 / (3 * 3 * 224**2)), 3)
 
@@ -352,4 +357,4 @@ def test_erasing_is_that_of_a_slow_rendering(tree):
 )
 def test_impossible_sets(tree, changes, message):
     with pytest.raises(ValueError, match=message):
-        load_imagenet(config_for(tree, **changes), "cpu")
+        load_photographs(*wanted(config_for(tree, **changes)), "cpu")

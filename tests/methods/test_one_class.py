@@ -67,8 +67,8 @@ def made(config):
 LOOKS = """
 import json, sys
 import conadv_lab as cl
-from conadv_lab.methods import METHODS, table
-from conadv_lab.config import Config, resolved
+from conadv_lab.methods import METHODS
+from conadv_lab.config import Config, methods_table, resolved
 from conadv_lab import plots, train
 from conadv_lab.staleness import simulate
 
@@ -85,7 +85,7 @@ from conadv_lab.plan import plan_of
 words = ["--method", "damped", "--damping", "0.5", "--steps", "2", "--warmup-epochs", "0", "--out", "run"]
 train.main(["digits-vanilla", *words])
 print(json.dumps({
-    "class": cl.Damped.__name__, "names": list(METHODS), "refused": refused, "table": table(),
+    "class": cl.Damped.__name__, "names": list(METHODS), "refused": refused, "table": methods_table(),
     "config": resolved(config).to_dict()["method"], "look": plots.look_of("damped"),
     "pending": plan_of(config).memory["pending attacks"], "compute": list(rows["compute_ms"]),
     "result": json.load(open("run/result.json")),

@@ -77,7 +77,7 @@ def test_resumed_is_bitwise_as_if_never_stopped(method, tmp_path, monkeypatch):
 
 def test_the_fused_sgd_of_a_gpu_serves_weights_that_begin_later_and_resumes(tmp_path, monkeypatch):
     """A CPU has it too; without a hook it refuses step 1, which is the first of the adversarial branch."""
-    monkeypatch.setattr("conadv_lab.training.build._all_on_gpu", lambda groups: True)
+    monkeypatch.setattr("conadv_lab.optim.sgd.all_on_gpu", lambda groups: True)
     config = tiny(method="recycled", micro_batch=8, checkpoint_every=1)
     whole = train(config, tmp_path / "whole", progress="none")
     train_killed_before(1, config, tmp_path / "killed", monkeypatch)

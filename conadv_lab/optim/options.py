@@ -1,0 +1,121 @@
+"""The config's section of optimiser and learning rate, and both by their names. Nothing here imports torch."""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from conadv_lab.mistakes import ABOVE_0, BELOW_1, COUNT, COUNT_OR_0, FROM_0, require, require_ranges, unknown
+from conadv_lab.registry import Entry, described
+
+
+@dataclass(frozen=True)
+class Rule(Entry):
+    """An optimiser by its name; its function makes a torch optimiser of a section and parameter groups.
+
+    Attributes:
+        states: values that it keeps for each weight.
+    """
+
+    states: int = 1
+
+
+OPTIMIZERS = {
+    "sgd": Rule("stochastic gradient descent with momentum", "conadv_lab.optim.sgd:build_sgd"),
+    "lars": Rule("momentum with layer-wise rates (You et al. 2017)", "conadv_lab.optim.lars:build_lars"),
+    "lamb": Rule(
+        "Adam with layer-wise rates (You et al. 2020)", "conadv_lab.optim.lamb:build_lamb", states=2
+    ),
+}
+"""Every optimiser by its name; a new one is a file with its function, and a line here."""
+
+_DECAY = "conadv_lab.optim.schedule:build_decay"
+SCHEDULES = {
+    "cosine": Entry("falls to end_lr along half a cosine", _DECAY),
+    "polynomial": Entry("falls to end_lr, as a power of what is left of the run", _DECAY),
+    "step": Entry("falls by decay_factor at each of milestone_epochs", _DECAY),
+    "constant": Entry("stays", _DECAY),
+}
+"""Learning rates after the warm-up by their names; a new one is a function here, that makes of a section and a `Length`
+what gives a step, counted from 0, its learning rate."""
+
+
+class Length(Protocol):
+    """How long a run is: a stream."""
+
+    steps: int
+
+    def steps_of(self, epochs: float) -> int: ...
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """Optimiser and learning-rate schedule."""
+
+    optimizer: str = "sgd"
+    """One of those above."""
+    lr: float | None = None
+    """Peak learning rate, after scaling; None: base_lr scaled by lr_rule from base_batch."""
+    base_lr: float = 0.1
+    """Learning rate at base_batch."""
+    base_batch: int = 256
+    """Global batch that base_lr is meant for."""
+    lr_rule: Literal["none", "linear", "sqrt"] = "none"
+    """How the learning rate grows with the global batch."""
+    momentum: float = 0.9
+    """Momentum of sgd and lars."""
+    nesterov: bool = False
+    """Nesterov momentum (sgd)."""
+    weight_decay: float = 5e-4
+    """L2 decay, off batch norm and biases."""
+    bias_lr_factor: float = 1.0
+    """Learning rate of batch norm's biases, as a multiple of everything else's."""
+    trust_coefficient: float = 0.001
+    """η of lars."""
+    lars_variant: Literal["A", "B", "C"] = "B"
+    """Which public definition of lars."""
+    schedule: str = "cosine"
+    """One of those above: the learning rate after the warm-up."""
+    warmup_epochs: float = 0.0
+    """Epochs of linear warm-up."""
+    warmup_steps: int | None = None
+    """Steps of linear warm-up, in place of warmup_epochs."""
+    end_lr: float = 0.0
+    """Learning rate at the end of cosine and polynomial decay."""
+    power: float = 2.0
+    """Power of polynomial decay."""
+    milestone_epochs: tuple[float, ...] = ()
+    """Epochs at which step decay multiplies by decay_factor."""
+    decay_factor: float = 0.1
+    """Factor of step decay."""
+    label_smoothing: float = 0.0
+    """Label smoothing of the training criterion, which the attack uses too."""
+
+    def check(self) -> None:
+        """Raise ``ValueError`` at the first value or combination that cannot work."""
+        if self.optimizer not in OPTIMIZERS:
+            raise unknown("optimizer", self.optimizer, OPTIMIZERS)
+        if self.schedule not in SCHEDULES:
+            raise unknown("schedule", self.schedule, SCHEDULES)
+        require_ranges(
+            self,
+            lr=FROM_0,
+            base_lr=FROM_0,
+            base_batch=COUNT,
+            momentum=BELOW_1,
+            weight_decay=FROM_0,
+            bias_lr_factor=FROM_0,
+            trust_coefficient=ABOVE_0,
+            warmup_epochs=FROM_0,
+            warmup_steps=COUNT_OR_0,
+            end_lr=FROM_0,
+            power=ABOVE_0,
+            label_smoothing=BELOW_1,
+        )
+        fine = all(FROM_0[0](epoch) for epoch in self.milestone_epochs)
+        require(fine, "milestone_epochs", self.milestone_epochs, "epochs of at least 0")
+        if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
+            raise ValueError("nesterov is True; allowed: with optimizer sgd and a momentum above 0 only")
+
+
+Optimization.__doc__ = (
+    f"{Optimization.__doc__}\n\n{described('Optimisers', OPTIMIZERS)}\n\n{described('Schedules', SCHEDULES)}"
+)

@@ -1,0 +1,27 @@
+"""What is chosen by its name: each entry tells what it is and where its code lies, which is imported at first use."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One name's: ``about`` in a few words, and ``place`` as ``module:function``.
+
+    >>> Entry("the square root", "math:sqrt").load()(9.0)
+    3.0
+    """
+
+    about: str
+    place: str
+
+    def load(self) -> Any:
+        module, _, name = self.place.partition(":")
+        return getattr(import_module(module), name)
+
+
+def described(title: str, entries: Mapping[str, Entry]) -> str:
+    """A title, and a line a name, for a section's help."""
+    return "\n".join([f"{title}:", *(f"- {name}: {entry.about}" for name, entry in entries.items())])
