@@ -1,18 +1,15 @@
 """The demo's table and its page: one self-contained HTML file that opens offline, in both colour schemes."""
 
-import base64
-import io
 import math
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import matplotlib
 import pandas as pd
 
+from conadv_lab.pages import neutral, render, svg, write
 from conadv_lab.plots import figure_against_batch
 
 ARMS = {
@@ -57,10 +54,8 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 def write_report(path: Path, summary: dict[str, Any], grid: list[dict[str, Any]]) -> None:
     """Write the page; a reader never sees half of it."""
     rows = summary["rows"]
-    template = jinja2.Environment(autoescape=True).from_string(
-        (files("conadv_lab") / "demo_report.html").read_text(encoding="utf-8")
-    )
-    page = template.render(
+    page = render(
+        "demo_report.html",
         arms=[{"name": arm, "title": ARMS[arm], "rows": own} for arm, own in _by_arm(rows)],
         findings=findings(rows),
         pictures=list(_pictures(frame(rows))),
@@ -69,9 +64,7 @@ def write_report(path: Path, summary: dict[str, Any], grid: list[dict[str, Any]]
         seeds=rows[0]["seeds"],
         date=datetime.now(UTC).strftime("%Y-%m-%d"),
     )
-    beside = path.with_name(f".{path.name}.partial")
-    beside.write_text(page, encoding="utf-8")
-    beside.replace(path)
+    write(path, page)
 
 
 def findings(rows: list[dict[str, Any]]) -> list[str]:
@@ -124,11 +117,8 @@ def _pictures(rows: pd.DataFrame) -> Iterator[dict[str, str]]:
             figure_against_batch(own, name, label, log=log, ax=ax)
         handles, labels = axes.flat[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=6, frameon=False)
-        content = io.BytesIO()
-        figure.savefig(content, format="svg", metadata={"Date": None})
+        yield {"title": ARMS[arm], "svg": svg(neutral(figure))}
         plt.close(figure)
-        encoded = base64.b64encode(content.getvalue()).decode()
-        yield {"title": ARMS[arm], "source": f"data:image/svg+xml;base64,{encoded}"}
 
 
 def _grid_table(grid: list[dict[str, Any]]) -> dict[str, Any]:

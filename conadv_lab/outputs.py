@@ -1,8 +1,9 @@
-"""Where a command's rows go: JSON, CSV and a picture, the files checked before any work is done."""
+"""Where a command's rows go: JSON, CSV and a figure, the files checked before any work is done."""
 
+import csv
 import math
 from argparse import ArgumentParser
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-PICTURES = (".png", ".pdf", ".svg")
+FIGURES = (".png", ".pdf", ".svg")
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Outputs:
     """Files to write; None writes none.
 
     Raises:
-        ValueError: a folder that does not exist, a kind of picture that cannot be drawn.
+        ValueError: a folder that does not exist, a kind of figure that cannot be drawn.
     """
 
     json: Path | None = None
@@ -30,19 +31,18 @@ class Outputs:
 
     def __post_init__(self) -> None:
         writable(self.json, self.csv, self.figure)
-        if self.figure is not None and self.figure.suffix not in PICTURES:
+        if self.figure is not None and self.figure.suffix not in FIGURES:
             raise ValueError(
-                f"the figure's name is {self.figure.name!r}; allowed: one that ends in {', '.join(PICTURES)}"
+                f"the figure's name is {self.figure.name!r}; allowed: one that ends in {', '.join(FIGURES)}"
             )
 
     def write(self, frame: "pd.DataFrame", draw: Callable[[], "Figure"] | None = None) -> None:
-        """The frame's rows as ``{"rows": […]}`` and as CSV, and the picture; what is no number becomes null."""
-        from conadv_lab.runs import write_json
-
+        """The frame's rows as ``{"rows": […]}`` and as CSV, and the figure."""
+        rows = frame.to_dict("records")
         if self.json is not None:
-            write_json(self.json, {"rows": [_plain(row) for row in frame.to_dict("records")]})
+            write_json(self.json, {"rows": rows})
         if self.csv is not None:
-            frame.to_csv(self.csv, index=False)
+            write_csv(self.csv, rows)
         if self.figure is not None and draw is not None:
             draw().savefig(self.figure, dpi=160, facecolor="white")
 
@@ -54,8 +54,27 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--figure", type=Path, metavar="FILE", help="draw them: .png, .pdf or .svg")
 
 
-def _plain(row: dict[Any, Any]) -> dict[str, Any]:
-    return {
-        str(name): None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in row.items()
-    }
+def write_json(path: Path, content: Any) -> None:
+    """Write what a table or a report holds: keys as text, NaN and infinities as null, other objects as text."""
+    from conadv_lab import runs
+
+    runs.write_json(path, _plain(content))
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[Any, Any]]) -> None:
+    """Write rows that share their keys, under a line of these; NaN and None as empty cells."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({name: "" if value != value else value for name, value in row.items()})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _plain(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, (str, int, float)) else str(value)

@@ -229,19 +229,19 @@ def _consistent(stated: dict[str, Any], known: dict[str, Any], who: str) -> dict
 
 
 def _write(asked: argparse.Namespace, reports: Any, checks: Any) -> None:
-    from conadv_lab.sharpness.report import figures
-    from conadv_lab.sharpness.report import page as report
+    from conadv_lab import pages
+    from conadv_lab.sharpness.report import figures, page
 
-    page = report.page(reports, checks) if asked.html else ""  # before anything is written: it may refuse
+    made = page.page(reports, checks) if asked.html else ""  # before anything is written: it may refuse
     if asked.json:
-        report.write_json(reports, asked.json, cross_check=[{"subject": n, "rows": r} for n, r in checks])
+        page.write_json(reports, asked.json, cross_check=[{"subject": n, "rows": r} for n, r in checks])
     if asked.html:
-        asked.html.write_text(page)
+        pages.write(asked.html, made)
     if asked.csv:
-        report.write_csv(reports, asked.csv)
+        page.write_csv(reports, asked.csv)
     if asked.figures:
         for name, _, figure in figures.pictures(reports):
-            figures.save(figure, asked.figures, name)
+            pages.save(figure, asked.figures, name)
 
 
 def _words(text: str | None) -> list[str]:

@@ -1,17 +1,13 @@
 """Pictures of a report: spectrum, layers, sharpness against ρ, landscapes."""
 
-import io
-import re
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from conadv_lab.pages import NEUTRAL
 from conadv_lab.sharpness.measures.results import Report
 
-NEUTRAL = "#777777"
-"""Text and lines, readable on white and on black; in the page it becomes the text's own colour."""
 OVER_RHO = ("sam_worst", "sam_average", "adaptive_worst", "adaptive_average")
 
 
@@ -161,21 +157,3 @@ def pictures(reports: Sequence[tuple[str, Report]]) -> Iterator[tuple[str, str, 
             for kind, draw_one in (("contours", contours), ("surface", surface)):
                 if (figure := draw_one(name, report, measure)) is not None:
                     yield f"{measure}-{kind}-{index}", f"{title}, {kind}", figure
-
-
-def svg(figure: Figure) -> str:
-    """The figure as SVG for a page: no size of its own, text in the page's colour."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :].replace(NEUTRAL, "currentColor")
-    return re.sub(
-        r'(<svg[^>]*?) (?:width|height)="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text)
-    )
-
-
-def save(figure: Figure, folder: Path, name: str) -> None:
-    """The figure as PNG, on white, and as PDF."""
-    folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / f"{name}.png", dpi=160, facecolor="white")
-    figure.savefig(folder / f"{name}.pdf")

@@ -1,18 +1,15 @@
 """A report as one self-contained page, as JSON and as a table."""
 
-import csv
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment
-
+from conadv_lab import outputs
+from conadv_lab.pages import render, svg
 from conadv_lab.sharpness.measures.results import CONDITIONS, Measure, Report
 from conadv_lab.sharpness.report.comparison import correlations
-from conadv_lab.sharpness.report.figures import pictures, svg
+from conadv_lab.sharpness.report.figures import pictures
 
 Named = tuple[str, Report]
 SHOWN_IN_FULL = 6
@@ -27,20 +24,18 @@ def write_json(reports: Sequence[Named], path: Path, **more: Any) -> None:
     """``{"measures": […]}`` of all reports; each measure's conditions name its subject."""
     _complete(reports)
     measures = [asdict(m) for _, report in reports for m in report.measures]
-    path.write_text(json.dumps({"measures": measures} | more, indent=1, default=str) + "\n")
+    outputs.write_json(path, {"measures": measures} | more)
 
 
 def write_csv(reports: Sequence[Named], path: Path) -> None:
     """One row a number: subject, measure, part (ρ, place in a list, layer), value, error and the conditions."""
     _complete(reports)
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["subject", "measure", "part", "value", "error", "products", "seconds", *CONDITIONS])
-        for name, report in reports:
-            for m in report.measures:
-                conditions = [m.conditions[key] for key in CONDITIONS]
-                for part, value, error in parts_of(m):
-                    writer.writerow([name, m.name, part, value, error, m.products, m.seconds, *conditions])
+    rows = [
+        {"subject": name, "measure": m.name, "part": part, "value": value, "error": error, "products": m.products,
+         "seconds": m.seconds} | {key: m.conditions[key] for key in CONDITIONS}
+        for name, report in reports for m in report.measures for part, value, error in parts_of(m)
+    ]  # fmt: skip
+    outputs.write_csv(path, rows)
 
 
 def parts_of(measure: Measure) -> list[tuple[str, float, float | None]]:
@@ -97,8 +92,6 @@ def page(reports: Sequence[Named], checks: Sequence[tuple[str, Sequence[tuple[st
         ValueError: a number lacks something that it must carry, see `Report.complete`.
     """
     _complete(reports)
-    template = (files("conadv_lab.sharpness.report") / "page.html").read_text()
-    environment = Environment(autoescape=True)
     subjects = []
     for name, report in reports:
         rows = [
@@ -117,8 +110,12 @@ def page(reports: Sequence[Named], checks: Sequence[tuple[str, Sequence[tuple[st
         conditions = {k.replace("_", " "): _plain(v) for k, v in report.conditions.items()}
         subjects.append({"name": name, "rows": rows, "conditions": conditions})
     drawn = [{"title": title, "svg": svg(figure)} for _, title, figure in pictures(reports)]
-    return environment.from_string(template).render(
-        subjects=subjects, pictures=drawn, checks=checks, correlations=correlations([r for _, r in reports])
+    return render(
+        "sharpness/report/page.html",
+        subjects=subjects,
+        pictures=drawn,
+        checks=checks,
+        correlations=correlations([r for _, r in reports]),
     )
 
 

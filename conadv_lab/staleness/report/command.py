@@ -6,6 +6,7 @@ from pathlib import Path
 import tyro
 
 from conadv_lab.mistakes import writable
+from conadv_lab.pages import write
 from conadv_lab.staleness.timeline.options import Files
 
 
@@ -46,7 +47,7 @@ def main(words: list[str]) -> int:
         seed=asked.seed,
         dynamics=page.read_rows(asked.dynamics),
     )
-    asked.html.write_text(made.html)
+    write(asked.html, made.html)
     outputs.write(made.rows)
     if asked.figures is not None:
         page.save_figures(made, asked.figures)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from conadv_lab.methods import METHODS
-from conadv_lab.sharpness.report.figures import NEUTRAL
+from conadv_lab.pages import NEUTRAL, neutral
 from conadv_lab.staleness.timeline.recursion import Timeline
 
 if TYPE_CHECKING:
@@ -42,23 +42,6 @@ def _figure(columns: int = 1, height: float = 3.8, rows: int = 1) -> tuple[Figur
     figure = Figure(figsize=(7.2 if columns == 1 else 10.4, height), layout="constrained")
     drawn = [figure.add_subplot(rows, columns, n + 1) for n in range(rows * columns)]
     return neutral(figure), drawn
-
-
-def neutral(figure: Figure) -> Figure:
-    """The figure itself, its text and frames made readable on a bright and on a dark page."""
-    figure.patch.set_alpha(0)
-    for axes in figure.axes:
-        axes.patch.set_alpha(0)
-        axes.tick_params(colors=NEUTRAL, which="both")
-        axes.xaxis.label.set_color(NEUTRAL)
-        axes.yaxis.label.set_color(NEUTRAL)
-        axes.title.set_color(NEUTRAL)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(NEUTRAL)
-        legend = axes.get_legend()
-        for text in legend.get_texts() if legend is not None else ():
-            text.set_color(NEUTRAL)
-    return figure
 
 
 def gantt(named: Sequence[tuple[str, Timeline]], steps: int = 3) -> Figure:

@@ -2,16 +2,14 @@
 
 import json
 from dataclasses import asdict, dataclass
-from importlib.resources import files
 from pathlib import Path
 
 import pandas as pd
-from jinja2 import Environment
 from matplotlib.figure import Figure
 
 from conadv_lab.config import Config
 from conadv_lab.mistakes import require
-from conadv_lab.sharpness.report.figures import save, svg
+from conadv_lab.pages import neutral, render, save, svg
 from conadv_lab.staleness.dynamics import figures as dynamics_figures
 from conadv_lab.staleness.dynamics.frame import COLUMNS, WHOLE
 from conadv_lab.staleness.report import figures
@@ -70,8 +68,8 @@ def build(
     taus = made_of.effective(chosen, workload, devices, seed)
     fit = calibrate.compare()
     pictures = [*_pictures(chosen, workload, by_images, by_devices, taus, fit, seed), *_dynamics(dynamics)]
-    template = (files("conadv_lab.staleness.report") / "page.html").read_text()
-    html = Environment(autoescape=True).from_string(template).render(
+    html = render(
+        "staleness/report/page.html",
         cluster=chosen.name, recipe=workload.name, about=chosen.about, compute=asdict(chosen.of(workload.model)),
         attack=asdict(chosen.attack), batch=workload.global_batch, staleness=workload.staleness,
         steps=workload.steps, devices=devices, what_if=made_of.summary(what_if),
@@ -174,7 +172,7 @@ def _dynamics(frame: pd.DataFrame | None) -> list[Picture]:
         return []
     runs = frame["phase"] == WHOLE
     return [
-        Picture("dynamics", name, title, text, figures.neutral(dynamics_figures.page(own, columns=2)))
+        Picture("dynamics", name, title, text, neutral(dynamics_figures.page(own, columns=2)))
         for name, title, text, own in (
             ("dynamics", "Accuracy and sharpness against τ",
              "Measured in training runs; means over seeds, standard deviations where there are several.", frame[runs]),
