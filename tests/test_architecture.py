@@ -30,7 +30,18 @@ FLOORS = (
     ("config",),
     ("methods",),
     ("data", "models", "optim"),
-    ("cores", "criteria", "extras", "mistakes", "pages", "pipes", "provenance", "references", "registry", "seeds"),
+    (
+        "cores",
+        "criteria",
+        "extras",
+        "mistakes",
+        "pages",
+        "pipes",
+        "provenance",
+        "references",
+        "registry",
+        "seeds",
+    ),
 )
 """A room may import those of its own line and below; ``room.part`` is of another line than the rest of its room.
 

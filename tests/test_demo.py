@@ -65,7 +65,7 @@ def test_the_page_stands_alone(small, tmp_path):
     demo.main(["--out", str(tmp_path)])
     page = (tmp_path / "report.html").read_text()
     assert page.count("<svg") == 2
-    assert not re.findall(r"""(?:src|href)\s*=\s*["'](?!data:)""", page)
+    assert not re.findall(r"""(?:src|href)\s*=\s*["'](?!data:|#)""", page)
     assert "http" not in re.sub(r"http://(www\.w3\.org|creativecommons|purl)[^\"]*", "", page)
     assert "does not show that flatness" in " ".join(page.split())
     summary = json.loads((tmp_path / "summary.json").read_text())
