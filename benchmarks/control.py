@@ -50,8 +50,10 @@ def require_plain(config: Config) -> None:
     method, training = config.method.method, config.training
     if method != "vanilla":
         raise ValueError(f"method is {method!r}; allowed beside a plain loop: 'vanilla' (--method vanilla)")
-    if config.data.dataset == "imagenet":
-        raise ValueError("dataset is 'imagenet'; allowed beside a plain loop: images that lie in memory")
+    if config.data.source.photographs:
+        raise ValueError(
+            f"dataset is {config.data.dataset!r}; allowed beside a plain loop: images that lie in memory"
+        )
     for section in (Data, Model, Optimization):
         values = getattr(config, section.__name__.lower())
         for field in dataclasses.fields(section):

@@ -48,6 +48,11 @@ class PhotoSet:
     def __len__(self) -> int:
         return len(self._order)
 
+    def to(self, device: torch.device) -> "PhotoSet":
+        """The same photographs, wanted on a device."""
+        self.device = device
+        return self
+
     def labels(self, indices: Tensor) -> Tensor:
         """(m,) int64, on the device."""
         return sent(self._labels[indices.cpu()], self.device)

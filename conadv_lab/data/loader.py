@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -67,6 +67,7 @@ class Step:
         return wanted
 
 
+@runtime_checkable
 class ImageSet(Protocol):
     """A data set whose images can be fetched by index."""
 

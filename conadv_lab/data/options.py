@@ -76,7 +76,7 @@ class Data:
     dataset: str = "digits"
     """One of those above, or path/to/file.py:function."""
     data_dir: str = "data"
-    """Folder of the CIFAR or ImageNet archives, of their unpacked layouts, or of packs."""
+    """Folder of the CIFAR or ImageNet archives, of their unpacked layouts, of any photographs, or of packs."""
     download: bool = False
     """Fetch the official archive when it is not in data_dir."""
     train_images: int | None = None
@@ -96,23 +96,23 @@ class Data:
     cutout: int = 0
     """Side in pixels of the square that is blanked out; 0 for none."""
     pixels: int = 224
-    """Side of imagenet's training images, cut out at random and resized."""
+    """Side of training images of photographs, cut out at random and resized."""
     crop_scale: float = 0.08
-    """Smallest share of a photograph that a random crop takes (imagenet)."""
+    """Smallest share of a photograph that a random crop takes."""
     eval_pixels: int = 224
-    """Side of imagenet's images in evaluation, from the middle."""
+    """Side of images of photographs in evaluation, from the middle."""
     eval_resize: int | None = None
     """What the short side is brought to before that; None: eval_pixels · 256/224."""
     policy: Literal["none", "autoaugment", "randaugment"] = "none"
-    """Policy after crop and flip (imagenet)."""
+    """Policy after crop and flip (photographs)."""
     mixup: float = 0.0
-    """α of mixup's Beta distribution; 0 for none (imagenet)."""
+    """α of mixup's Beta distribution; 0 for none (photographs)."""
     erasing: float = 0.0
-    """Probability of random erasing (imagenet)."""
+    """Probability of random erasing (photographs)."""
     reader: Literal["native", "dali"] = "native"
-    """Who decodes and resizes imagenet: this package, or NVIDIA DALI (extra dali), on the GPU where the run is."""
+    """Who decodes and resizes photographs: this package, or NVIDIA DALI (extra dali), on the GPU where the run is."""
     workers: int = 0
-    """Processes, or threads of dali, that read imagenet; images are the same for any number."""
+    """Processes, or threads of dali, that read photographs; images are the same for any number."""
     keep_gb: float = 1.0
     """Memory of a process in GB for images that the method needs once more; without room they are read again."""
 

@@ -65,13 +65,55 @@ class TensorSet:
 
     def subset(self, count: int) -> "TensorSet":
         """``count`` images of a shuffle that depends on nothing else."""
-        chosen = torch.randperm(len(self), generator=generator(0, "subset"), device="cpu")[:count]
-        return TensorSet(*self.fetch(chosen), self.classes)
+        return TensorSet(*self.fetch(_shuffled(len(self))[:count]), self.classes)
 
     def fingerprint(self) -> str:
         digest = sha256(self.images.cpu().contiguous().numpy().tobytes())
         digest.update(self.labels.cpu().numpy().tobytes())
         return f"{len(self)} images, sha256 {digest.hexdigest()[:16]}"
+
+
+class AnySet:
+    """An `ImageSet` of a user's own, on the training device; its images are looked at as they are fetched.
+
+    Args:
+        images: the set, whose images and labels may be anywhere.
+        chosen: (n,) int64, which of them; None for all.
+    """
+
+    def __init__(
+        self, images: ImageSet, device: torch.device | None = None, chosen: Tensor | None = None
+    ) -> None:
+        self.images, self.device, self.chosen = images, device or torch.device("cpu"), chosen
+        self.classes = images.classes
+        own = getattr(images, "fingerprint", None)
+        if own is not None:  # a set without one is known by its size alone
+            self.fingerprint = lambda: f"{len(self)} of {own()}"
+
+    def __len__(self) -> int:
+        return len(self.images) if self.chosen is None else len(self.chosen)
+
+    def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """As the set has them.
+
+        Raises:
+            ValueError: what the set gives are no images and labels, or not those of as many indices.
+        """
+        wanted = indices.cpu() if self.chosen is None else self.chosen[indices.cpu()]
+        checked = TensorSet(*self.images.fetch(wanted), self.classes)
+        require(len(checked) == len(indices), "the number of images fetched", len(checked), f"{len(indices)}")
+        return sent(checked.images, self.device), sent(checked.labels, self.device)
+
+    def to(self, device: torch.device) -> "AnySet":
+        return AnySet(self.images, device, self.chosen)
+
+    def subset(self, count: int) -> "AnySet":
+        """``count`` images of a shuffle that depends on nothing else."""
+        return AnySet(self.images, self.device, _shuffled(len(self.images))[:count])
+
+
+def _shuffled(count: int) -> Tensor:
+    return torch.randperm(count, generator=generator(0, "subset"), device="cpu")
 
 
 def load_sets(
@@ -87,15 +129,19 @@ def load_sets(
     """
     name = section.dataset
     own = is_file_reference(name)
-    train, test = _users_own(name, given) if own else DATASETS[name].load()(section, demand, device)
-    if isinstance(train, TensorSet):
-        if section.train_images is not None:
-            require_images(section, len(train))
-            train = train.subset(section.train_images)
-        train, test = train.to(device), test.to(device)
-    if name != "synthetic":
-        require_enough(name, len(train), demand.global_batch)
-    return train, test
+    train, test = _users_own(section, given) if own else DATASETS[name].load()(section, demand, device)
+    if name == "synthetic":
+        return train, test
+    if section.train_images is not None and not is_photographs(train):  # which are as many as are asked for
+        require_images(section, len(train))
+        train = train.subset(section.train_images)
+    require_enough(name, len(train), demand.global_batch)
+    return train.to(device), test.to(device)
+
+
+def is_photographs(images: ImageSet) -> bool:
+    """Whether a set is of photographs, which are augmented as they are read."""
+    return hasattr(images, "augmented")
 
 
 def require_images(section: Data, images: int) -> None:
@@ -109,10 +155,14 @@ def require_enough(name: str, images: int, global_batch: int) -> None:
     )
 
 
-def _users_own(name: str, given: Any) -> tuple[TensorSet, TensorSet]:
-    sets = references.made(name, given, returns="two TensorSets, train and test")
+def _users_own(section: Data, given: Any) -> tuple[Any, Any]:
+    sets = references.made(section.dataset, given, returns="two ImageSets, train and test")
     parts = sets if isinstance(sets, (tuple, list)) else (sets,)
-    if len(parts) != 2 or not all(isinstance(part, TensorSet) for part in parts):
+    if len(parts) != 2 or not all(isinstance(part, ImageSet) for part in parts):
         found = ", ".join(type(part).__name__ for part in parts)
-        raise ValueError(f"{name} returned {found}; allowed: two TensorSets, train and test")
-    return parts[0], parts[1]
+        raise ValueError(
+            f"{section.dataset} returned {found}; allowed: two ImageSets, train and test, such as TensorSets"
+        )
+    section.check_augmentation(is_photographs(parts[0]))
+    train, test = (part if hasattr(part, "to") else AnySet(part) for part in parts)
+    return train, test

@@ -8,6 +8,7 @@ from conadv_lab.data.augment import alternating_flips, augment
 from conadv_lab.data.hashing import image_keys
 from conadv_lab.data.loader import Augmentation, ImageSet, Stream
 from conadv_lab.data.options import Data
+from conadv_lab.data.sets import is_photographs
 
 
 def stream_over(
@@ -25,11 +26,6 @@ def stream_over(
     from conadv_lab.data.imagenet_stream import PhotoStream
 
     return PhotoStream(images, mixup=section.mixup, seed=seed, augment=augment, **lengths)  # type: ignore[arg-type]
-
-
-def is_photographs(images: ImageSet) -> bool:
-    """Whether a set is of photographs, which are augmented as they are read."""
-    return hasattr(images, "augmented")
 
 
 def augmentation(section: Data, images: ImageSet, seed: int, double: bool) -> Augmentation | None:
