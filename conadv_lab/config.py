@@ -223,6 +223,7 @@ def check_method(config: Config, method: methods.Method) -> None:
             f"placement is {placement!r}; allowed for {name}: 'serial', as only an attack that its own step "
             f"does not wait for, {able} with a staleness of at least 1, can run beside a step"
         )
+    method.check(config)
     if (placement == "ranks") != (section.attackers > 0):
         allowed = "at least 1" if placement == "ranks" else "0"
         raise ValueError(f"attackers is {section.attackers}; allowed with placement {placement!r}: {allowed}")

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
+from conadv_lab.methods.alone import ALONE, Gradients
 from conadv_lab.methods.later import norm, steps
 from conadv_lab.methods.learning import LOOKS, LearnsBoth
 from conadv_lab.mistakes import require
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from torch.optim import Optimizer
 
     from conadv_lab.config import Config
     from conadv_lab.data.loader import Step
@@ -65,11 +67,13 @@ class Method:
         replays: how many steps in a row train on the same images.
         together: whether clean and altered images share a forward and a backward.
         side: what has to be computed besides the training: an ``attack`` has no weight gradients, an ``ascent`` has.
-        side_steps: how often, one after another; side_share: on which share of B.
+        side_steps: how often, one after another; on average, where steps differ. side_share: on which share of B.
         concurrent: whether the side may run beside the step, or on ranks of its own, once it is stale.
         staleness: τ, how many steps old the weights are that altered images or an ascent were made with.
         lookahead: how many steps ahead the stream must let it see.
         two_branches: whether batch norm needs its adversarial branch.
+        left_out: how many steps were, as a pass of theirs was not finite.
+        copies: tensors as large as all weights that are held beside weights, gradients and optimizer state.
     """
 
     name: str = ""
@@ -84,12 +88,16 @@ class Method:
     replays: int = 1
     together: bool = False
     side: Literal["", "attack", "ascent"] = ""
-    side_steps: int = 1
+    side_steps: float = 1
     side_share: float = 1.0
     concurrent: bool = False
     staleness: int = 0
     lookahead: int = 0
     two_branches: bool = False
+    copies: float = 0
+    left_out: int = 0
+    optimizer: Optimizer | None = None
+    gradients: Gradients = ALONE
     _mean_check: Any = None
     _learns: Any = None
     _checked_model: nn.Module | None = None
@@ -114,6 +122,13 @@ class Method:
         """Whether images are attacked by one step, where training may overfit to the attack (Wong et al. 2020)."""
         return bool(self.side) and self.side_steps == 1 and self.altered_fraction > 0
 
+    def check(self, config: Config) -> None:
+        """Raise ``ValueError`` where the config's other parts do not suit the method."""
+
+    def attach(self, optimizer: Optimizer | None, gradients: Gradients = ALONE) -> None:
+        """Tell the method, before the first step, of the optimizer and of who else makes the gradients."""
+        self.optimizer, self.gradients = optimizer, gradients
+
     @cached_property
     def gradient_evaluations(self) -> float:
         """Passes (forward, input gradient, weight gradient) / 3, per image of B.
@@ -125,10 +140,14 @@ class Method:
         return (3 * (self.clean_fraction + self.altered_fraction) + thirds) / 3
 
     @cached_property
-    def depth(self) -> int:
-        """Gradient computations of a step that must follow one another."""
+    def depth(self) -> float:
+        """Gradient computations of a step that must follow one another; an average where steps differ."""
         beside = self.side_steps if self.side else 0
         return max(1, beside) if self.concurrent and self.staleness else 1 + beside
+
+    def step_cost(self, number: int, steps: int) -> tuple[float, float]:
+        """(gradient evaluations, depth) of step ``number`` of a run of so many steps."""
+        return self.gradient_evaluations, self.depth
 
     @property
     def rereads(self) -> bool:
@@ -184,6 +203,13 @@ class Method:
         that `torch.autograd.grad` returns, as those of an ascent, are nobody's ``.grad`` and do not count.
         """
         return 0
+
+    def probe(self, model: nn.Module, step: Step, criterion: Criterion) -> dict[str, float]:
+        """Figures of how stale the step's attack or ascent is, by name; called before `backward`, changes nothing.
+
+        They are the same on all ranks. Empty where nothing is stale.
+        """
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs beside weights, tensors and plain values only, under any of these names:
@@ -253,6 +279,19 @@ class Vanilla(Method):
     def gradient(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
         with norm.one_update(model):
             return Losses(steps.train_on_clean(model, step, criterion, weight=1.0))
+
+
+@dataclass(frozen=True)
+class StalenessOptions:
+    """Of an attack or ascent that its step does not wait for."""
+
+    staleness: int | None = None
+    """τ: how many steps old the weights are that a batch is attacked with, or the ascent gradient is taken at; None: 1,
+    of advprop and fgsm-rs 0."""
+
+    def check(self) -> None:
+        fine = self.staleness is None or self.staleness >= 0
+        require(fine, "staleness", self.staleness, "a whole number of at least 0")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import torch
 
     from conadv_lab.data import hashing
-    from conadv_lab.methods import forwards, signs, steps
+    from conadv_lab.methods import forwards, moving, signs, steps
     from conadv_lab.models import norm
 else:
 
@@ -22,4 +22,6 @@ else:
             return getattr(import_module(self._module), name)
 
     torch, hashing, norm = map(_Later, ("torch", "conadv_lab.data.hashing", "conadv_lab.models.norm"))
-    forwards, signs, steps = (_Later(f"conadv_lab.methods.{name}") for name in ("forwards", "signs", "steps"))
+    forwards, moving, signs, steps = (
+        _Later(f"conadv_lab.methods.{name}") for name in ("forwards", "moving", "signs", "steps")
+    )

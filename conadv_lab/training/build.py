@@ -110,6 +110,8 @@ def assemble(config: Config, device: torch.device, ranks: Ranks = ALONE) -> Part
         method.placement = build_placement(config, stream, ranks, device)
     if ranks.trains and ranks.trainers > 1:
         share_statistics(model, ranks.training, spread=config.training.batch_norm == "sync")
+    optimizer = build_optimizer(config.optimization, model)
+    method.attach(optimizer)
     return Parts(
         config,
         device,
@@ -117,7 +119,7 @@ def assemble(config: Config, device: torch.device, ranks: Ranks = ALONE) -> Part
         test_set,
         model,
         method,
-        build_optimizer(config.optimization, model),
+        optimizer,
         build_schedule(config.optimization, stream),
         nn.CrossEntropyLoss(label_smoothing=config.optimization.label_smoothing),
         stream,

@@ -4,6 +4,7 @@ import math
 import sys
 import time
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 
 from conadv_lab.config import Config, resolved
 from conadv_lab.data.loader import Step
-from conadv_lab.methods.base import Losses
+from conadv_lab.methods.base import Losses, Method
 from conadv_lab.methods.families.conadv import ConAdv
 from conadv_lab.methods.placement import OtherRanks
 from conadv_lab.optim.groups import set_learning_rate
@@ -24,7 +25,7 @@ from conadv_lab.training.network import begin_step, network_of
 from conadv_lab.training.overfitting import KEY, first_told, overfitting
 from conadv_lab.training.pending import gathered_state, scattered_state
 from conadv_lab.training.process import put_back
-from conadv_lab.training.reducer import Reducer
+from conadv_lab.training.reducer import Reducer, Shared
 from conadv_lab.training.resuming import fingerprint, reconciled, require_same_data, require_unchanged
 from conadv_lab.training.saving import Saver
 from conadv_lab.training.stopping import StoppedOnRequest, stop_requests
@@ -114,6 +115,9 @@ class Run:
         self.parts, self.folder, self.config, self.ranks = parts, folder, parts.config, parts.ranks
         several = self.ranks.trains and self.ranks.trainers > 1
         self.reducer = Reducer(parts.model, self.ranks.training) if several else None
+        if self.reducer is not None:
+            spread = self.config.training.batch_norm == "sync"
+            parts.method.attach(parts.optimizer, Shared(self.reducer, self.ranks, spread))
         self.step = 0
         self.stop = AnyLater(self.ranks)
         self.claim = Claim(folder.path)
@@ -174,7 +178,11 @@ class Run:
             return
         lr = parts.schedule(number)
         set_learning_rate(parts.optimizer, lr)
-        agreement = self._probe(step) if _due(number, training.probe_every) else None
+        probed = (
+            parts.method.probe(self.network, step, parts.criterion)
+            if _due(number, training.probe_every)
+            else {}
+        )
         due = _due(number, training.log_every) or number == parts.stream.steps - 1
         losses = self._gradient(step, due)
         if due or parts.device.type == "cpu":
@@ -186,7 +194,7 @@ class Run:
         self.step = number + 1
         if self.bar is not None:
             self.bar.update()
-        line: dict[str, Any] = {} if agreement is None else {"sign_agreement": agreement}
+        line: dict[str, Any] = dict(probed)
         if self._comes(training.evaluate_every):
             line |= self._evaluated()
             self.ranks.wait()
@@ -272,8 +280,7 @@ class Run:
             **self._first_overfitting(figures),
             "epochs_seen": images / len(parts.train_set),
             "clean_images": round(images / max(1, parts.method.new_fraction)),
-            "gradient_evaluations": parts.method.gradient_evaluations,
-            "depth": parts.method.depth,
+            **_costs(parts.method, self.step),
             **{f"method_{name}": getattr(parts.method, name) for name in ("label", "colour", "marker")},
             "seconds": self._seconds(),
             "bn_recalibrated_on": min(self.config.training.bn_recalibrate, len(parts.train_set)),
@@ -331,13 +338,6 @@ class Run:
     def _judged(self) -> nn.Module:
         return self.parts.model if self.ema is None else self.ema.module
 
-    def _probe(self, step: Step) -> float | None:
-        method = self.parts.method
-        if not isinstance(method, ConAdv):
-            return None
-        agreement = method.sign_agreement(self.network, step, self.parts.criterion)
-        return None if agreement is None else self.ranks.sum(agreement)
-
     def _seconds(self) -> float:
         return self.seconds_before + time.monotonic() - self.started
 
@@ -375,6 +375,15 @@ class Run:
                 f"loss {line['loss']:.4f} {rate:.0f} images/s",
                 flush=True,
             )
+
+
+def _costs(method: Method, steps: int) -> dict[str, float]:
+    """Cost and depth of a step, averaged over the run's; and how many of them were left out, if any were."""
+    each = [method.step_cost(number, steps) for number in range(steps)]
+    told: dict[str, float] = {}
+    for name, values in zip(("gradient_evaluations", "depth"), zip(*each, strict=True), strict=True):
+        told[name] = values[0] if len(set(values)) == 1 else fmean(values)
+    return told | ({"steps_left_out": method.left_out} if method.left_out else {})
 
 
 def _bar(steps: int, step: int) -> Any:

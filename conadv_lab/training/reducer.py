@@ -1,13 +1,17 @@
 """Gradients summed over ranks in buckets, each sent while the rest of the backward goes on."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from conadv_lab.methods.alone import Gradients
 from conadv_lab.methods.base import Losses
 from conadv_lab.models.norm import MixtureBatchNorm
+from conadv_lab.training.distributed import Ranks
 
 BUCKET_BYTES = 25 << 20
 """DistributedDataParallel's default (Li et al., "PyTorch Distributed", VLDB 2020)."""
@@ -40,16 +44,18 @@ class Reducer:
         self.homes = {p: bucket for bucket in early for p in bucket.parameters}
         self.hooks = [p.register_post_accumulate_grad_hook(self._accumulated) for p in self.homes]
         self.expected = self.sent = 0
+        self.is_aside = self.is_complete = False
         self.counts: dict[Tensor, int] = {}
 
     def begin(self, expected: int) -> None:
         """Before a step's first backward: how many gradients each weight will get on this rank, 0 if not known."""
         self.expected, self.sent, self.counts = expected, 0, dict.fromkeys(self.homes, 0)
+        self.is_complete = False
         for bucket in self.buckets:
             bucket.missing = len(bucket.parameters)
 
     def finish(self, losses: Losses, check: bool) -> Losses:
-        """Send what is left, wait, and leave each parameter the whole step's gradient; returns the step's losses.
+        """Leave each parameter the whole step's gradient, where that is not done; returns the step's losses.
 
         Args:
             losses: this rank's shares.
@@ -58,19 +64,26 @@ class Reducer:
         Raises:
             RuntimeError: a parameter has a gradient on some ranks only.
         """
-        while self.sent < len(self.buckets):
-            self._send_next()
+        if not self.is_complete:
+            self.reduce()
         shares = [losses.clean] if losses.adversarial is None else [losses.clean, losses.adversarial]
         present = [float(p.grad is not None) for p in self.names] if check else []
         told = torch.cat([torch.stack(shares), losses.clean.new_tensor(present)])
         dist.all_reduce(told, group=self.group)
         if check:
             self._require_agreement(told[len(shares) :].tolist())
-        for bucket in self.buckets:
-            bucket.receive()
         return Losses(told[0], None if losses.adversarial is None else told[1])
 
+    def reduce(self) -> None:
+        """Send what is left, wait, and leave each parameter the sum."""
+        while self.sent < len(self.buckets):
+            self._send_next()
+        for bucket in self.buckets:
+            bucket.receive()
+
     def _accumulated(self, parameter: Tensor) -> None:
+        if self.is_aside:
+            return
         self.counts[parameter] += 1
         if self.counts[parameter] != self.expected:
             if 0 < self.expected < self.counts[parameter]:
@@ -94,6 +107,41 @@ class Reducer:
                 raise RuntimeError(
                     f"{name} has a gradient on {count:.0f} of {ranks} ranks; allowed: on all or none"
                 )
+
+
+class Shared(Gradients):
+    """What a method may ask about gradients that the trainers make together.
+
+    Args:
+        reducer: of the run.
+        ranks: all of it.
+        spread: whether each has a slice of every micro-batch.
+    """
+
+    def __init__(self, reducer: Reducer, ranks: Ranks, spread: bool) -> None:
+        self.reducer, self._ranks, self.spread = reducer, ranks, spread
+        self.rank, self.ranks = ranks.number, ranks.trainers
+
+    @contextmanager
+    def summed(self) -> Iterator[None]:
+        self.reducer.begin(self.reducer.expected)
+        yield
+        self.reducer.reduce()
+        self.reducer.begin(self.reducer.expected)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        self.reducer.is_aside = True
+        try:
+            yield
+        finally:
+            self.reducer.is_aside = False
+
+    def is_complete(self) -> None:
+        self.reducer.is_complete = True
+
+    def sum(self, value: float) -> float:
+        return self._ranks.sum(value)
 
 
 class _Bucket:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from conadv_lab.methods.attack import Attack, AttackOptions, RadiusOptions, attack_of
-from conadv_lab.methods.base import Losses, Method, TwoBranches, WeightOptions, Weights
+from conadv_lab.methods.base import Losses, Method, StalenessOptions, TwoBranches, WeightOptions, Weights
 from conadv_lab.methods.kept import Kept
 from conadv_lab.methods.later import norm, signs, steps, torch
 from conadv_lab.mistakes import require, unknown
@@ -21,11 +21,9 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class StaleOptions:
+class StaleOptions(StalenessOptions):
     """Of an attack that its step does not wait for."""
 
-    staleness: int | None = None
-    """τ: how many steps old the weights are that a batch is attacked with; None: 1, of advprop and fgsm-rs 0."""
     first: Literal["initial", "clean"] = "initial"
     """What the first τ steps train on: images attacked with the initial weights, or clean ones alone."""
     placement: Literal["serial", "stream", "ranks"] = "serial"
@@ -34,9 +32,8 @@ class StaleOptions:
     """How many of the ranks only attack (placement ranks)."""
 
     def check(self) -> None:
-        for name in ("staleness", "attackers"):
-            value = getattr(self, name)
-            require(value is None or value >= 0, name, value, "a whole number of at least 0")
+        super().check()
+        require(self.attackers >= 0, "attackers", self.attackers, "a whole number of at least 0")
 
 
 class Placement:
@@ -178,6 +175,10 @@ class ConAdv(TwoBranches):
             same = signs.unpack(kept, batch.images) == fresh
             agreement += batch.share * same.float().mean().item()
         return agreement
+
+    def probe(self, model: nn.Module, step: Step, criterion: Criterion) -> dict[str, float]:
+        agreement = self.sign_agreement(model, step, criterion)
+        return {} if agreement is None else {"sign_agreement": self.gradients.sum(agreement)}
 
     def state_dict(self) -> dict[str, Any]:
         for number, kept in self.pending.items():

@@ -66,7 +66,7 @@ class Passes:
         self.end, self.last = self.end * longer, self.last * longer
         self.spans.append(Span("stream", what, 0.0, self.end))
 
-    def _add(self, what: str, fixed: float, work: float, parts: int) -> None:
+    def _add(self, what: str, fixed: float, work: float, parts: float) -> None:
         self.spans.append(Span("compute", what, self.end, self.end + fixed + work))
         self.end += fixed + work
         self.fixed += fixed
@@ -79,7 +79,7 @@ class Passes:
             parts = 1 if limit is None else max(1, ceil(images / limit))
         return self.a * parts, self.c * images, parts
 
-    def _side(self, method: Method) -> tuple[float, float, int]:
+    def _side(self, method: Method) -> tuple[float, float, float]:
         """(fixed seconds, seconds of the images, passes)"""
         fixed, work, parts = self._train(self.images * method.side_share)
         if method.side == "attack":

@@ -172,9 +172,9 @@ class _Loader:
 def _makers(times: StepTimes) -> NDArray[np.int64]:
     """(trainers, width) numbers of the attackers that each trainer waits for; (1, width) where all wait for the same.
 
-    Attacked images are each trainer's own; asyncsam's ascent is one gradient, averaged over all attackers.
+    Attacked images are each trainer's own; an ascent is one gradient, averaged over all attackers.
     """
-    if times.method == "asyncsam":
+    if times.what == "ascent":
         return np.arange(times.attackers)[None]
     return shared_attackers(times.trainers, times.attackers)
 

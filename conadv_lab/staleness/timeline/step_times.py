@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conadv_lab.config import Config, resolved
-from conadv_lab.methods import METHODS as BUILT_IN
-from conadv_lab.methods import method_of
+from conadv_lab.methods import METHODS, method_of
 from conadv_lab.methods.base import Method
 from conadv_lab.mistakes import require, unknown
 from conadv_lab.references import is_file_reference
@@ -19,20 +18,6 @@ from conadv_lab.staleness.timeline.communication import all_reduce, point_to_poi
 from conadv_lab.staleness.timeline.passes import Passes, Span
 from conadv_lab.staleness.timeline.workload import Workload
 
-
-class _Sam(Method):
-    name, side = "sam", "ascent"
-
-
-class _AsyncSam(_Sam):
-    name, concurrent = "asyncsam", True
-
-    def __init__(self, staleness: int, share: float) -> None:
-        self.staleness, self.side_share = staleness, share
-
-
-METHODS = (*BUILT_IN, "sam", "asyncsam")
-"""What can be predicted: this package's methods, and two that it has not."""
 PLACEMENTS = ("serial", "stream", "ranks")
 BACKWARD = 2 / 3
 """Share of a training pass: forward, input gradient and weight gradient count alike (docs/semantics.md)."""
@@ -167,11 +152,12 @@ def named(name: str, workload: Workload, staleness: int | None = None, ascent_sh
         require(0 <= staleness <= 127, "staleness", staleness, "a whole number from 0 to 127")
     require(0 < ascent_share <= 1, "ascent_share", ascent_share, "above 0, up to 1")
     tau = workload.staleness if staleness is None else staleness
-    if name in BUILT_IN or is_file_reference(name):
-        return method_of(resolved(Config().replace(method=name, staleness=tau)))
-    if name not in METHODS:
+    if name not in METHODS and not is_file_reference(name):
         raise unknown("method", name, METHODS)
-    return _Sam() if name == "sam" else _AsyncSam(tau, ascent_share)
+    method = method_of(resolved(Config().replace(method=name, staleness=tau)))
+    if name == "asyncsam":
+        method.side_share = ascent_share
+    return method
 
 
 def _check(method: Method, placement: str) -> None:

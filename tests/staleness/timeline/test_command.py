@@ -145,7 +145,7 @@ def test_the_fit_is_shown(capsys, tmp_path):
         (["report", "--html", "x.html", "--dynamics", "none.csv"], "none.csv is no table"),
         (["report", "--html", "x.html", "--devices", "1"], "devices is 1; allowed: a whole number of at least 2"),
         (["report", "--html", "x.html", "--figures", __file__], "is a file; allowed: a folder"),
-        (["--best", "--method", "vanilla"], "method is 'vanilla'; allowed: conadv, asyncsam"),
+        (["--best", "--method", "vanilla"], "method is 'vanilla'; allowed: conadv, advprop, asyncsam, fgsm-rs, sampa"),
         (["--best", "--method", "conadv", "asyncsam"], "method is 'conadv asyncsam'; allowed: one with --best"),
         (["--best", "--placement", "ranks"], "placement is 'ranks'; allowed with --best: none"),
         (["--best", "--attackers", "3"], "attackers is '3'; allowed with --best: none"),

@@ -1,0 +1,67 @@
+"""AsyncSAM: SAM with the ascent gradient of τ steps ago."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from conadv_lab.methods.base import Losses, Method, StalenessOptions
+from conadv_lab.methods.later import moving
+from conadv_lab.methods.weight_space import PerturbationOptions, RhoOptions, WeightSpace, Whose
+from conadv_lab.mistakes import require
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from conadv_lab.config import Config
+    from conadv_lab.data.loader import Step
+    from conadv_lab.methods.moving import Move, Part
+
+
+class AsyncSAM(WeightSpace):
+    """SAM whose step does not wait for its ascent: it moves along the gradient of τ steps ago.
+
+    "Asynchronous Sharpness-Aware Minimization for Fast and Accurate Deep Learning", arXiv 2503.11147:
+
+        e_t = ρ g_{t−τ} / ‖g_{t−τ}‖,  g_t = ∇L_t(w_t)        w ← w − η ∇L_t(w_t + e_t)
+
+    with τ = 1 in the paper: ConAdv's idea in weight space. L_t is the loss of step t's own images in both gradients, so
+    that nothing has to be looked at ahead. No code of theirs was found. Ours: any τ; no move in the first τ steps, as
+    there is no gradient yet; ρ = 0.05, SAM's. The paper's smaller ascent batch is left to the simulator
+    (``ascent_share``). Two gradients that can run side by side.
+
+    Args:
+        staleness: τ ≥ 0; 0 is SAM.
+
+    >>> AsyncSAM().gradient_evaluations, AsyncSAM().depth, AsyncSAM(staleness=0).depth
+    (2.0, 1, 2)
+    """
+
+    name, label, colour = "asyncsam", "AsyncSAM", "#44AA99"
+    about = "B clean images, as `sam` with the ascent gradient of `--staleness` steps ago"
+    source = "Jo, Lim, Lee, 2025"
+    reads = (RhoOptions, PerturbationOptions, StalenessOptions)
+    side = "ascent"
+    concurrent = True
+
+    def __init__(
+        self, rho: float | None = None, perturbation: Whose | None = None, staleness: int = 1
+    ) -> None:
+        super().__init__(rho, perturbation)
+        fine = isinstance(staleness, int) and staleness >= 0
+        require(fine, "staleness", staleness, "a whole number of at least 0")
+        self.staleness = self.keeps = staleness
+        self.copies = 2 + staleness
+
+    @classmethod
+    def of(cls, config: Config) -> Method:
+        return cls(config.method.rho, config.method.perturbation, config.method.staleness)
+
+    def of_part(self, part: Part, step: Step) -> tuple[Losses, list[Tensor] | None]:
+        losses, ascent = part.here(counted=True)
+        move = self.stale_move(part, step) or moving.along(ascent, self.rho)
+        _, gradient = part.at(move, counted=False)
+        part.give(gradient)
+        return losses, ascent if self.staleness else None
+
+    def stale_move(self, part: Part, step: Step) -> Move | None:
+        return moving.along(part.kept[0], self.rho) if self.staleness else None

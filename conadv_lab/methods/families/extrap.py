@@ -1,0 +1,123 @@
+"""EXTRAP: every worker goes on along its own last gradient before it takes the next one."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from conadv_lab.methods.base import Losses, Method
+from conadv_lab.methods.later import hashing, moving, torch
+from conadv_lab.methods.weight_space import PerturbationOptions, WeightSpace, Whose
+from conadv_lab.mistakes import require, unknown
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from conadv_lab.config import Config
+    from conadv_lab.data.loader import Step
+    from conadv_lab.methods.moving import Move, Part
+
+Direction = Literal["gradient", "noise"]
+
+
+@dataclass(frozen=True)
+class ExtrapOptions:
+    """Of `extrap`."""
+
+    extrapolation: float = 1.0
+    """γ̂ in units of the learning rate."""
+    extrapolate_along: Literal["gradient", "noise"] = "gradient"
+    """The worker's last gradient, or random signs as long."""
+
+    def check(self) -> None:
+        fine = 0 <= self.extrapolation < float("inf")
+        require(fine, "extrapolation", self.extrapolation, "a number of at least 0")
+        if self.extrapolate_along not in ("gradient", "noise"):
+            raise unknown("extrapolate_along", str(self.extrapolate_along), ("gradient", "noise"))
+
+
+class Extrap(WeightSpace):
+    """EXTRAP-SGD and EXTRAP-LARS: the gradient is taken ahead of the weights, where the worker's last one points to.
+
+    Lin et al., "Extrapolation for Large-batch Training in Deep Learning", ICML 2020. The abstract was read; the formula
+    is **recalled, not checked against the paper**. For each worker k, with its own gradient before any all-reduce:
+
+        w̃_k = w_t − γ̂ g_{k,t−1}        g_{k,t} = ∇L_k(w̃_k)        step with the mean of g_{k,t} over k
+
+    and variants with i.i.d. noise in place of g_{k,t−1}. That the move goes down the gradient is what MSAM's authors
+    say of it. **γ̂ was not found and is ours**: ``extrapolation`` times the learning rate of the weight's group. Ours is
+    the LARS form as well: with the optimizer LARS, γ̂ is times the tensor's trust ratio at w_t and g_{k,t−1}, so that
+    the move is as long as LARS's own step without momentum. Ours is the noise: random
+    signs, in each tensor as long as g_{k,t−1} is there.
+
+    A worker is a rank; ``perturbation="micro-batch"`` makes each micro-batch a worker, on any number of ranks, and
+    ``"global"`` all images of the step one. The first step does not move. One gradient.
+
+    A loop of one's own tells it the optimizer: ``method.attach(optimizer)``.
+    """
+
+    name, label, colour = "extrap", "EXTRAP", "#AA4499"
+    about = "B clean images, with the gradient at w − γ̂ g, g the worker's own of the step before"
+    source = "Lin et al., ICML 2020, recalled"
+    reads = (PerturbationOptions, ExtrapOptions)
+    own_perturbation = "rank"
+    staleness = 1
+    keeps = 1
+    copies = 4
+
+    def __init__(
+        self,
+        extrapolation: float = 1.0,
+        perturbation: Whose | None = None,
+        along: Direction = "gradient",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(0.0, perturbation)
+        fine = isinstance(extrapolation, (int, float)) and 0 <= extrapolation < float("inf")
+        require(fine, "extrapolation", extrapolation, "a number of at least 0")
+        if along not in ("gradient", "noise"):
+            raise unknown("direction", str(along), ("gradient", "noise"))
+        self.extrapolation, self.along, self.seed = extrapolation, along, seed
+
+    @classmethod
+    def of(cls, config: Config) -> Method:
+        method = config.method
+        return cls(method.extrapolation, method.perturbation, method.extrapolate_along, config.training.seed)
+
+    def check(self, config: Config) -> None:
+        if config.optimization.optimizer == "lamb":
+            raise ValueError(
+                f"optimizer is 'lamb'; allowed for {self.name}: 'sgd' or 'lars', the two forms that it has"
+            )
+
+    def kind(self, step: Step) -> Hashable | None:
+        return None  # the learning rate is a number that changes
+
+    def of_part(self, part: Part, step: Step) -> tuple[Losses, list[Tensor] | None]:
+        move = self.stale_move(part, step)
+        assert move is not None
+        losses, gradient = part.at(move, counted=True)
+        part.give(gradient)
+        return losses, gradient
+
+    def stale_move(self, part: Part, step: Step) -> Move | None:
+        direction = part.kept[0]
+        if self.along == "noise":
+            direction = self._noise(part, step.number)
+        with torch.no_grad():
+            steps = moving.rates(self.needed_optimizer(), part.weights, part.kept[0])
+            ahead = [one * rate for one, rate in zip(direction, steps, strict=True)]
+            return moving.Move(ahead, ahead[0].new_tensor(-self.extrapolation))
+
+    def _noise(self, part: Part, number: int) -> list[Tensor]:
+        """For each weight random signs times ‖g‖/√n of its own gradient, the same on any machine."""
+        last = part.kept[0]
+        step, places = torch.tensor(number), torch.arange(len(last))
+        keys = hashing.image_keys(self.seed, f"extrapolation {part.number}", step, places)
+        with torch.no_grad():
+            drawn = []
+            for key, one in zip(keys.to(last[0].device).split(1), last, strict=True):
+                signs = hashing.signs(key, one.numel()).to(one.dtype).view(one.shape)
+                drawn.append(signs * (one.norm() / one.numel() ** 0.5))
+            return drawn

@@ -1,0 +1,165 @@
+"""Late SAM, and any other change of the method at a step of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from conadv_lab import methods
+from conadv_lab.methods.alone import ALONE, Gradients
+from conadv_lab.methods.base import Losses, Method
+from conadv_lab.methods.weight_space import RhoOptions
+from conadv_lab.mistakes import require, unknown
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
+    from conadv_lab.config import Config
+    from conadv_lab.data.loader import Step
+    from conadv_lab.methods.forwards import Criterion
+
+
+@dataclass(frozen=True)
+class LateOptions:
+    """Of `late-sam`."""
+
+    early_method: str = "vanilla"
+    """What most of the run is trained with; its own options are its own."""
+    late_method: str = "sam"
+    """What the last steps are trained with."""
+    late_share: float = 0.1
+    """Which share of all steps is the last."""
+
+    def check(self) -> None:
+        require(0 <= self.late_share <= 1, "late_share", self.late_share, "0 to 1")
+
+
+class LateSAM(Method):
+    """One method in most of the run, and another one in its last steps; by default SAM after vanilla.
+
+    "Sharpness-Aware Minimization Efficiently Selects Flatter Minima Late in Training", arXiv 2410.10373: SGD, and SAM
+    in the last 6 to 12 % of the steps. Nothing in it is about SAM: any two methods do that take as many images a step.
+    The late one begins as it would at the start of a run, with nothing kept of earlier steps.
+
+    Args:
+        early, late: the methods.
+        share: of all steps, rounded to whole ones, that the late one makes; 0.1 is ours, within the paper's range.
+
+    >>> from conadv_lab.methods.base import Vanilla
+    >>> from conadv_lab.methods.families.sam import SAM
+    >>> late = LateSAM(Vanilla(), SAM(), share=0.1)
+    >>> late.gradient_evaluations, [late.first_late(steps) for steps in (10, 16, 3)]
+    (1.1, [9, 14, 3])
+    """
+
+    name, label, colour, marker = "late-sam", "late SAM", "#661100", "p"
+    about = "as `--early-method`, and in the last `--late-share` of the steps as `--late-method`"
+    source = "arXiv 2410.10373, 2024"
+    reads: tuple[type, ...] = (RhoOptions, LateOptions)
+
+    def __init__(self, early: Method, late: Method, share: float = 0.1) -> None:
+        require(0 <= share <= 1, "share", share, "0 to 1")
+        if any(
+            getattr(early, fact) != getattr(late, fact)
+            for fact in ("clean_fraction", "new_fraction", "replays")
+        ):
+            raise ValueError(
+                f"early_method is {early.name!r} and late_method {late.name!r}; allowed: two that take as many images "
+                "a step, as the equal-cost forms and others do not"
+            )
+        self.early, self.late, self.share = early, late, share
+        self._is_late = False
+        self.clean_fraction = early.clean_fraction
+        self.altered_fraction = self._mean(early.altered_fraction, late.altered_fraction)
+        self.lookahead = max(early.lookahead, late.lookahead)
+        self.two_branches = early.two_branches or late.two_branches
+        self.copies = max(early.copies, late.copies)
+        self.gradient_evaluations = self._mean(early.gradient_evaluations, late.gradient_evaluations)
+        self.depth = self._mean(early.depth, late.depth)
+        self.together = early.together and late.together
+        beside = self.gradient_evaluations - self.clean_fraction - self.altered_fraction
+        if beside > 1e-9:  # what the simulator adds to the training passes
+            self.side = "attack" if "ascent" not in (early.side, late.side) else "ascent"
+            self.side_steps = beside * (1.5 if self.side == "attack" else 1)
+
+    @classmethod
+    def of(cls, config: Config) -> Method:
+        section = config.method
+        early, late = _named(config, "early_method"), _named(config, "late_method")
+        return cls(early, late, section.late_share)
+
+    @classmethod
+    def filled(cls, config: Config) -> dict[str, Any]:
+        both = [config.method.early_method, config.method.late_method]
+        return {k: v for name in both for k, v in methods.METHODS[name].filled(config).items()}
+
+    def check(self, config: Config) -> None:
+        for method in (self.early, self.late):
+            method.check(config)
+
+    def attach(self, optimizer: Optimizer | None, gradients: Gradients = ALONE) -> None:
+        super().attach(optimizer, gradients)
+        for method in (self.early, self.late):
+            method.attach(optimizer, gradients)
+
+    def _mean(self, early: float, late: float) -> float:
+        return early if early == late else (1 - self.share) * early + self.share * late
+
+    def first_late(self, steps: int) -> int:
+        """Number of the first step, of so many, that the late method makes."""
+        return steps - round(self.share * steps)
+
+    def at(self, step: Step) -> Method:
+        """The method that makes a step."""
+        return self.late if step.number >= self.first_late(step.last + 1) else self.early
+
+    def kept_bytes(self, steps: float) -> float:
+        return max(self.early.kept_bytes(steps), self.late.kept_bytes(steps))
+
+    def step_cost(self, number: int, steps: int) -> tuple[float, float]:
+        method = self.late if number >= self.first_late(steps) else self.early
+        return method.step_cost(number, steps)
+
+    def begin(self, model: nn.Module, step: Step, criterion: Criterion) -> Criterion:
+        return self.at(step).begin(model, step, criterion)
+
+    def gradient(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
+        return self.at(step).gradient(model, step, criterion)
+
+    def end(self, step: Step) -> None:
+        self._is_late = self.at(step) is self.late
+        self.at(step).end(step)
+        self.left_out = self.early.left_out + self.late.left_out
+
+    def kind(self, step: Step) -> Hashable | None:
+        kind = self.at(step).kind(step)
+        return None if kind is None else (self.at(step) is self.late, kind)
+
+    def offsets(self, step: Step) -> Sequence[int]:
+        return self.at(step).offsets(step)
+
+    def passes(self, step: Step) -> int:
+        return self.at(step).passes(step)
+
+    def probe(self, model: nn.Module, step: Step, criterion: Criterion) -> dict[str, float]:
+        return self.at(step).probe(model, step, criterion)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of the method that made the last step: the late one needs nothing of the early one."""
+        state = (self.late if self._is_late else self.early).state_dict()
+        return state | {"shared": {"is_late": self._is_late, "its": state.get("shared", {})}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        shared = state["shared"]
+        self._is_late = shared["is_late"]
+        (self.late if self._is_late else self.early).load_state_dict(state | {"shared": shared["its"]})
+
+
+def _named(config: Config, field: str) -> Method:
+    """The method of a field of the config, which may not be this one again."""
+    name, allowed = getattr(config.method, field), [one for one in methods.METHODS if one != LateSAM.name]
+    if name not in allowed:
+        raise unknown(field, name, allowed)
+    return methods.METHODS[name].of(config)

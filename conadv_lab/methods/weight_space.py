@@ -1,0 +1,273 @@
+"""Neighbours of ConAdv in weight space: the weights are moved before the gradient is taken, and put back.
+
+A family's file says only where to: see `conadv_lab.methods.families.sam`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from conadv_lab.methods.alone import ALONE, Gradients
+from conadv_lab.methods.base import Losses, Method
+from conadv_lab.methods.later import moving, norm, steps, torch
+from conadv_lab.mistakes import require, unknown
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+    from conadv_lab.config import Config
+    from conadv_lab.data.loader import Batch, Step
+    from conadv_lab.methods.forwards import Criterion
+    from conadv_lab.methods.moving import Move, Part, Run, Weights
+
+Whose = Literal["global", "micro-batch", "rank"]
+WHOSE: tuple[Whose, ...] = ("global", "micro-batch", "rank")
+
+
+@dataclass(frozen=True)
+class RhoOptions:
+    """Of sharpness-aware methods."""
+
+    rho: float | None = None
+    """Radius ρ by which the weights are moved, the L2 norm over all of them; None: the method's own."""
+
+    def check(self) -> None:
+        if self.rho is not None:
+            require(0 <= self.rho < float("inf"), "rho", self.rho, "a number of at least 0")
+
+
+@dataclass(frozen=True)
+class PerturbationOptions:
+    """Of methods whose move may be made for less than a step."""
+
+    perturbation: Literal["global", "micro-batch", "rank"] | None = None
+    """Whose gradient moves the weights: the whole step's, each micro-batch's or each rank's own ("m-sharpness"); None:
+    the method's choice."""
+
+    def check(self) -> None:
+        if self.perturbation is not None and self.perturbation not in WHOSE:
+            raise unknown("perturbation", str(self.perturbation), WHOSE)
+
+
+class WeightSpace(Method):
+    """Base: a step's gradient is taken at w + e and applied to w. A family says what e is.
+
+    Common to all:
+
+    - The weights come back bitwise, from a copy (`conadv_lab.methods.moving.Weights` says why).
+    - Running statistics learn from the first pass over a batch alone, as in SAM's own code; counting a second pass, at
+      weights that are never kept, is a known cause of divergence. Branches of a mixture norm are left alone: what has
+      no gradient does not move.
+    - The optimizer's weight decay acts at w, outside of the loss, as in SAM's equation (Foret et al. 2021, section 2),
+      unless a family says otherwise. SAM's own code has it inside of both losses.
+    - Where a pass is not finite, the whole step is left out: there is no gradient, which every optimizer here takes for
+      "do nothing", running statistics and what waits for later steps are as they were, and ``left_out`` counts it.
+      On a GPU, where the host does not look, every gradient is NaN then, and the next look at the loss ends the run.
+    - ``perturbation`` is whose gradient moves the weights. ``global``, the whole step's, does not depend on how it is
+      split over micro-batches and ranks. SAM's own code moves each device's weights by the device's gradient, which is
+      ``rank``; ``micro-batch`` is the same for any number of ranks.
+
+    Attributes:
+        radius: ρ where none is given.
+        own_perturbation: where none is given.
+        perturbations: those that make sense.
+        keeps: gradients of earlier steps that are kept.
+    """
+
+    radius: ClassVar[float] = 0.05
+    own_perturbation: ClassVar[Whose] = "global"
+    perturbations: ClassVar[tuple[Whose, ...]] = WHOSE
+    keeps: int = 0
+    copies: float = 2
+    marker = "p"
+
+    def __init__(self, rho: float | None = None, perturbation: Whose | None = None) -> None:
+        rho = self.radius if rho is None else rho
+        require(
+            isinstance(rho, (int, float)) and 0 <= rho < float("inf"), "rho", rho, "a number of at least 0"
+        )
+        perturbation = perturbation or self.own_perturbation
+        if perturbation not in WHOSE:
+            raise unknown("perturbation", str(perturbation), WHOSE)
+        if perturbation not in self.perturbations:
+            raise ValueError(
+                f"perturbation is {perturbation!r}; allowed for {self.name}: {', '.join(self.perturbations)}"
+            )
+        self.rho, self.perturbation = rho, perturbation
+        self._weights: Weights | None = None
+        self._kept: list[list[list[Tensor]]] = []  # by part, by age, by weight
+
+    @classmethod
+    def of(cls, config: Config) -> Method:
+        return cls(config.method.rho, config.method.perturbation)
+
+    @classmethod
+    def filled(cls, config: Config) -> dict[str, Any]:
+        options = {"rho": cls.radius, "perturbation": cls.own_perturbation}
+        own = {field.name for part in cls.reads for field in fields(part)}
+        return {name: value for name, value in options.items() if name in own}
+
+    def attach(self, optimizer: Optimizer | None, gradients: Gradients = ALONE) -> None:
+        if gradients.spread and self.perturbation == "micro-batch":
+            raise ValueError(
+                "perturbation is 'micro-batch'; allowed with batch_norm 'sync' over several ranks: 'global' or 'rank', "
+                "as each rank has a slice of every micro-batch"
+            )
+        super().attach(optimizer, gradients)
+
+    def needed_optimizer(self) -> Optimizer:
+        """The optimizer that `attach` told of.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.optimizer is None:
+            raise ValueError(
+                f"{type(self).__name__} knows no optimizer; allowed: method.attach(optimizer) before its first step"
+            )
+        return self.optimizer
+
+    def advance(self, step: Step) -> None:
+        """Note that a step was not left out."""
+
+    def of_part(self, part: Part, step: Step) -> tuple[Losses, list[Tensor] | None]:
+        """Give the part's gradient; returns its losses, and what is to be kept for later steps."""
+        raise NotImplementedError
+
+    def begin(self, model: nn.Module, step: Step, criterion: Criterion) -> Criterion:
+        criterion = super().begin(model, step, criterion)
+        if self._weights is None or self._weights.model is not model:
+            self._weights = moving.Weights(model)
+        self._make_room(1)
+        if step.number == 0:  # another loop
+            self.forget()
+        return criterion
+
+    def _make_room(self, parts: int) -> None:
+        """Tensors for what is kept, where none were loaded."""
+        assert self._weights is not None
+        for _ in range(parts - len(self._kept)):
+            self._kept.append([self._weights.zeros() for _ in range(self.keeps)])
+
+    def forget(self) -> None:
+        """Begin anew: nothing is kept of earlier steps."""
+        for part in self._kept:
+            for tensors in part:
+                torch._foreach_zero_(tensors)
+
+    def gradient(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
+        assert self._weights is not None
+        weights = self._weights
+        before = weights.taken()
+        found = []
+        try:
+            with norm.one_update(model):
+                for part in self._parts(model, step, criterion):
+                    found.append((*self.of_part(part, step), part.kept))
+                self._require_finite(weights, [gradient for _, gradient, _ in found])
+        except _NotFinite:
+            weights.taken()
+            self.left_out += 1
+        else:
+            for _, gradient, kept in found:
+                if gradient is not None:
+                    moving.shift(kept, gradient)
+            self.advance(step)
+        weights.give(before)
+        return _sum([losses for losses, _, _ in found])
+
+    def _parts(self, model: nn.Module, step: Step, criterion: Criterion) -> Iterator[Part]:
+        """The step's parts, one after another."""
+        assert self._weights is not None
+        rank, ranks = (0, 1) if self.perturbation == "global" else (self.gradients.rank, self.gradients.ranks)
+        for number, run in enumerate(self.runs(model, step, criterion)):
+            self._make_room(number + 1)
+            yield moving.Part(
+                self._weights, run, self.gradients, self.perturbation == "global", self._kept[number],
+                number * ranks + rank,
+            )  # fmt: skip
+
+    def runs(self, model: nn.Module, step: Step, criterion: Criterion) -> Iterator[Run]:
+        """A pass for each part of the step."""
+        if self.perturbation != "micro-batch":
+            yield self.run(model, step.batches, criterion)
+            return
+        for batch in step.batches():
+            yield self.run(model, partial(iter, [batch]), criterion)
+
+    def run(self, model: nn.Module, batches: Callable[[], Iterable[Batch]], criterion: Criterion) -> Run:
+        """A pass over micro-batches, which are asked for each time."""
+
+        def trained(counted: bool) -> Losses:
+            losses = (
+                steps.train_on(model, b.images, b, criterion, 1.0, "main", counted=counted) for b in batches()
+            )
+            return Losses(steps.total(losses))
+
+        return trained
+
+    def _require_finite(self, weights: Weights, kept: Sequence[list[Tensor] | None]) -> None:
+        """Raise unless all is finite that a CPU can look at without waiting, and that all ranks would judge alike."""
+        if not weights.on_cpu or (self.gradients.ranks > 1 and self.perturbation != "global"):
+            return
+        for gradients in (weights.gradients(), *kept):
+            if gradients and not bool(torch.isfinite(moving.norm(gradients))):
+                raise _NotFinite
+
+    def kind(self, step: Step) -> Hashable | None:
+        return None if self.perturbation == "micro-batch" else self.name
+
+    def offsets(self, step: Step) -> Sequence[int]:
+        return (0,)
+
+    def passes(self, step: Step) -> int:
+        return 1
+
+    def state_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = {"kept": self._kept} if self.keeps and self._kept else {}
+        state |= {"left_out": self.left_out} if self.left_out else {}
+        return {"shared" if self.perturbation == "global" else "own": state} if state else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        found = state.get("shared") or state.get("own") or {}
+        self._kept = [[list(tensors) for tensors in part] for part in found.get("kept", [])]
+        self.left_out = found.get("left_out", 0)
+
+    def stale_move(self, part: Part, step: Step) -> Move | None:
+        """The move that was decided before this step's images were seen; None where there is none."""
+        return None
+
+    def probe(self, model: nn.Module, step: Step, criterion: Criterion) -> dict[str, float]:
+        """How stale the move is: the cosine between it and today's gradient, and the share of the gain that is left.
+
+        The gain is what the move adds to the step's loss, against a fresh move of the same length along the gradient.
+        Costs three gradients and changes nothing. With several parts it is the first one's.
+        """
+        criterion = self.begin(model, step, criterion)
+        part = next(self._parts(model, step, criterion))
+        move = self.stale_move(part, step)
+        if move is None or float(moving.length(move)) == 0:
+            return {}
+        losses, fresh = part.here(counted=False)
+        own = moving.along(fresh, float(moving.length(move)))
+        cosine = moving.inner(move.direction, fresh) * move.scale / (moving.length(move) * moving.norm(fresh))
+        losses_at = [part.at(one, counted=False)[0] for one in (move, own)]
+        whole = [self.gradients.sum(float(one.clean)) for one in (losses, *losses_at)]
+        gained = whole[2] - whole[0]
+        return {
+            "ascent_cosine": float(cosine),
+            "ascent_gain_left": (whole[1] - whole[0]) / gained if gained else 0.0,
+        }
+
+
+class _NotFinite(ArithmeticError):
+    """A pass of the step was not finite."""
+
+
+def _sum(losses: Sequence[Losses]) -> Losses:
+    altered = [one.adversarial for one in losses if one.adversarial is not None]
+    return Losses(steps.total(one.clean for one in losses), steps.total(altered) if altered else None)
