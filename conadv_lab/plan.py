@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
+from conadv_lab.displays import table
 from conadv_lab.mistakes import require
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from conadv_lab.config import Config
     from conadv_lab.methods.base import Method
 
@@ -49,6 +52,34 @@ class Plan:
     def peak(self) -> int:
         """Bytes of a process that trains on the CPU."""
         return sum(self.memory.values()) + sum(self.host.values())
+
+    def to_frame(self) -> "pd.DataFrame":
+        """What is predicted, a row each: ``quantity``, ``value`` and ``unit``."""
+        import pandas as pd
+
+        return pd.DataFrame(self._rows(), columns=["quantity", "value", "unit"])
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (name, value / 1e9, "GB") if unit == "bytes" else (name, value, unit)
+            for name, value, unit in self._rows()
+        ]
+        return table(("predicted, not measured", "value", "unit"), rows)
+
+    def _rows(self) -> list[tuple[str, float, str]]:
+        rows: list[tuple[str, float | None, str]] = [
+            ("devices", self.devices, ""),
+            ("of them attackers", self.attackers or None, ""),
+            ("clean images a device and step", self.images, "images"),
+            ("micro-batch", self.micro_batch, "images"),
+            *((f"device memory, {name}", size, "bytes") for name, size in self.memory.items()),
+            *((f"host memory of a process, {name}", size, "bytes") for name, size in self.host.items()),
+            ("sent by each device and step", self.network, "bytes"),
+            ("step on H100s", self.step_ms, "ms"),
+            ("steps", self.steps, ""),
+            ("whole run on H100s", self.minutes, "minutes"),
+        ]
+        return [(name, value, unit) for name, value, unit in rows if value is not None]
 
     def text(self) -> str:
         """The plan in lines, for a terminal."""

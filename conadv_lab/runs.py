@@ -21,7 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conadv_lab import provenance
+from conadv_lab import displays, provenance
 from conadv_lab.config import Config
 
 if TYPE_CHECKING:
@@ -39,6 +39,36 @@ class RunFolder:
 
     def __repr__(self) -> str:
         return f"RunFolder({str(self.path)!r})"
+
+    def _repr_html_(self) -> str:
+        if not (self.path / "config.json").is_file():
+            return displays.table(("run folder", ""), [(str(self.path), "not there yet")])
+        config, result, logged = self.config(), self.result(), self.metrics()
+        at = logged[-1]["step"] + 1 if logged else 0
+        rows = [
+            (
+                "state",
+                f"finished after {result['steps']:,} steps"
+                if result
+                else f"unfinished, logged up to step {at:,}",
+            ),
+            ("method", config.method.method),
+            ("global batch (images)", config.training.global_batch),
+            ("seed", config.training.seed),
+        ]
+        shown = {
+            "test_accuracy": "test accuracy (%)",
+            "train_test_gap": "train − test accuracy (points)",
+            "seconds": "seconds",
+        }
+        rows += [(label, result[name]) for name, label in shown.items() if result and name in result]
+        return displays.table(("run folder", str(self.path)), rows)
+
+    def to_frame(self) -> "pd.DataFrame":
+        """The logged lines, one row a logged step; `collect` gives one row a run."""
+        import pandas as pd
+
+        return pd.DataFrame(self.metrics())
 
     @property
     def checkpoints(self) -> Path:
@@ -116,6 +146,9 @@ class RunFolder:
                 shutil.rmtree(final)
             partial.rename(final)
             sync_folder(self.checkpoints)
+        except KeyboardInterrupt:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
             kept = [folder.name for folder in self.committed()]
@@ -201,7 +234,7 @@ def write_json(path: Path, content: Any) -> None:
     try:
         write_synced(beside, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
         beside.replace(path)
-    except OSError:
+    except (OSError, KeyboardInterrupt):
         beside.unlink(missing_ok=True)
         raise
 

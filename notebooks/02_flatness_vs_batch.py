@@ -67,7 +67,7 @@ def flatness(run: str, lr: float) -> dict:
         adaptive_rhos=(1.0,),
     )
     top = report["top_eigenvalue"].value
-    return {"λ": top, "lr · λ": lr * top, "adaptive": report["adaptive_worst"].value["1.0"]}
+    return {"λ": top, "lr · λ": lr * top, "adaptive": report["adaptive_worst"].value[1.0]}
 
 
 measures = [flatness(run, lr) for run, lr in zip(runs["run"], runs["lr"], strict=True)]

@@ -36,6 +36,7 @@ FLOORS = (
         "extras",
         "mistakes",
         "pages",
+        "displays",
         "pipes",
         "provenance",
         "references",

@@ -24,6 +24,8 @@ _HOMES = {
     "hutch_pp": "spectrum.trace",
     "xtrace": "spectrum.trace",
     "between": "measures.landscape",
+    "compare": "report.comparison",
+    "figures": "report.figures",
 }
 
 __all__ = sorted(_HOMES)

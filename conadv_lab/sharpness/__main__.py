@@ -249,11 +249,9 @@ def _words(text: str | None) -> list[str]:
 
 
 def _print(measure: Any) -> None:
-    from conadv_lab.sharpness.report.page import parts_of
-
-    for part, value, error in parts_of(measure):
+    for part, value, error in measure.parts():
         margin = "" if error is None else f" ± {error:.1g}"
-        print(f"  {measure.name:36}{part:>8}  {value:.6g}{margin}", flush=True)
+        print(f"  {measure.name:36}{'' if part is None else part:>8}  {value:.6g}{margin}", flush=True)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from torch import nn
 
 from conadv_lab.config import Config, resolved
 from conadv_lab.data.loader import Step
+from conadv_lab.displays import in_notebook
 from conadv_lab.methods.base import Losses, Method
 from conadv_lab.methods.families.conadv import ConAdv
 from conadv_lab.methods.placement import OtherRanks
@@ -52,7 +53,7 @@ def train(config: Config, out: str | Path, *, resume: bool = False, progress: Pr
         out: the run folder; it must not exist, unless ``resume``.
         resume: continue from the newest intact checkpoint, bitwise as if never stopped (on a CPU); from step 0
             where there is none; a finished run is left as it is.
-        progress: a bar on a terminal and lines elsewhere, or nothing.
+        progress: a bar on a terminal and in a notebook, lines elsewhere; or nothing.
 
     Raises:
         ValueError: a mistake in the config or the folder; nothing is written.
@@ -125,7 +126,7 @@ class Run:
         self.seconds_before = 0.0
         self.ema = average_of(parts.model, self.config.model.ema)
         self.network = network_of(parts.model, self.config.model, parts.device)
-        self.on_terminal = progress == "auto" and sys.stderr.isatty()
+        self.on_terminal = progress == "auto" and (sys.stderr.isatty() or in_notebook())
         self.lines = progress == "auto" and not self.on_terminal
 
     def to_the_end(self) -> None:
@@ -387,7 +388,7 @@ def _costs(method: Method, steps: int) -> dict[str, float]:
 
 
 def _bar(steps: int, step: int) -> Any:
-    from tqdm import tqdm  # not needed where nobody looks, as on a machine that has torch alone
+    from tqdm.auto import tqdm  # not needed where nobody looks, as on a machine that has torch alone
 
     return tqdm(total=steps, initial=step, unit="step")
 

@@ -60,7 +60,7 @@ def test_a_strangers_model(stranger, tmp_path, capsys):
     assert by_name["trace"]["conditions"]["split"] == "train"
     assert float(data["cross_check"][0]["rows"][0][2].split()[-1]) < 1e-5
     html = out["html"].read_text()
-    assert html.count("<svg") == 6
+    assert html.count("<svg") == 8
     assert "PyHessian" in html
     assert "http://" not in html.replace("http://www.w3.org", "").replace("http://creativecommons", "")
     rows = list(csv.DictReader(out["csv"].open()))
@@ -68,7 +68,7 @@ def test_a_strangers_model(stranger, tmp_path, capsys):
     assert (
         len(list((tmp_path / "figures").glob("*.png")))
         == len(list((tmp_path / "figures").glob("*.pdf")))
-        == 6
+        == 8
     )
     assert "top_eigenvalue" in capsys.readouterr().out
 

@@ -43,7 +43,7 @@ def _over(study: Study, rhos: Sequence[float], rule: Callable[[Tensor, float], T
         require(rho > 0, "rho", rho, "a radius above 0")
         perturbation = partial(_fixed, rule, rho)
         found = average_rise(study.problem, perturbation, s.draws, s.confidence, study.seed)
-        values[str(rho)], errors[str(rho)] = found
+        values[float(rho)], errors[float(rho)] = found
     told = {"draws": s.draws, "confidence": s.confidence, "forwards": (2 * s.draws + 1) * len(rhos)}
     return Outcome(values, errors, 0, told)
 

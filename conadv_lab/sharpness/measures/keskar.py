@@ -69,7 +69,7 @@ def keskar_sharpness(
 def _over(study: Study, subspace: int | None) -> Outcome:
     values, gradients = {}, 0
     for epsilon in study.settings.keskar_epsilons:
-        values[str(epsilon)], calls = keskar_sharpness(study.problem, epsilon, subspace, study.seed)
+        values[float(epsilon)], calls = keskar_sharpness(study.problem, epsilon, subspace, study.seed)
         gradients += calls
     told = {"gradients": gradients, "iterations": ITERATIONS, "subspace": subspace, "note": "a lower bound"}
     return Outcome(values, None, 0, told)

@@ -1,9 +1,12 @@
-"""How far a measurement is: a line a measure, with the time that is left, on standard error."""
+"""How far a measurement is: a line a measure with the time left on standard error, or a bar in a notebook."""
 
 import sys
 import threading
 import time
 from collections.abc import Sequence
+from typing import Any
+
+from conadv_lab.displays import in_notebook
 
 PRICES = {
     "top_eigenvalue": 12, "top_eigenvalues": 28, "bottom_eigenvalue": 45, "trace": 27, "ggn_trace": 2,
@@ -49,15 +52,20 @@ class Progress:
         self.began = time.monotonic()
         self.over = threading.Event()
         self.ticker = threading.Thread(target=self._tick, daemon=True)
+        self.bar: Any = None
 
     def __enter__(self) -> "Progress":
-        if self.shown:
+        if self.shown and in_notebook():
+            self.bar = _bar(sum(map(self._price, range(len(self.names)))))
+        elif self.shown:
             self.ticker.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.over.set()
-        if self.shown:
+        if self.bar is not None:
+            self.bar.close()
+        elif self.shown:
             self.ticker.join()
 
     def begin(self) -> None:
@@ -75,6 +83,8 @@ class Progress:
         took, price = time.monotonic() - self.began, self._price(self.place)
         if took > 0.1 * price * self.seconds / self.spent:
             self.seconds, self.spent = self.seconds + took, self.spent + price
+        if self.bar is not None:
+            self.bar.update(price)
 
     def left(self) -> float:
         """Seconds until the last measure is done, as far as prices and what was seen tell."""
@@ -94,8 +104,17 @@ class Progress:
                 self._say()
 
     def _say(self) -> None:
-        if self.shown:
+        if self.bar is not None:
+            self.bar.set_description(self.names[self.place])
+        elif self.shown:
             more = f", {self.products} products" if self.products else ""
             name, place, count = self.names[self.place], self.place + 1, len(self.names)
             told = f"{name} ({place} of {count}){more}; about {duration(self.left())} left"
             print(told, file=sys.stderr, flush=True)
+
+
+def _bar(total: float) -> Any:
+    """A bar over all measures, whose lengths are their prices."""
+    from tqdm.auto import tqdm
+
+    return tqdm(total=total, bar_format="{l_bar}{bar}| {elapsed}, about {remaining} left")

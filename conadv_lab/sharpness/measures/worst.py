@@ -121,12 +121,12 @@ def over_radii(
 
 def _outcome(results: dict[float, Ascent], **told: object) -> Outcome:
     notes = {
-        "one_step": {str(r): a.one_step for r, a in results.items()},
-        "first_order": {str(r): a.first_order for r, a in results.items()},
+        "one_step": {float(r): a.one_step for r, a in results.items()},
+        "first_order": {float(r): a.first_order for r, a in results.items()},
         "gradients": sum(a.gradients for a in results.values()),
         "note": "a lower bound of the maximum: the best point that the ascent found",
     }
-    return Outcome({str(r): a.rise for r, a in results.items()}, None, 0, notes | told)
+    return Outcome({float(r): a.rise for r, a in results.items()}, None, 0, notes | told)
 
 
 def _plain(study: Study) -> Outcome:

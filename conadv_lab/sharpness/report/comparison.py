@@ -1,15 +1,27 @@
 """Several runs side by side: each measure against test accuracy and gap, by Kendall's τ over seeds."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from conadv_lab.sharpness.measures.results import Report
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 OUTCOMES = ("test_accuracy", "train_test_gap")
+TOLD = {
+    "method": "method",
+    "global_batch": "global batch",
+    "run_seed": "seed",
+    "learning_rate": "learning rate",
+    "test_accuracy": "test accuracy (%)",
+    "train_test_gap": "train − test accuracy (points)",
+}
+"""Of a run, above its measures in a comparison."""
 RESAMPLES = 1000
 FEWEST_SEEDS = 5
 
@@ -38,31 +50,49 @@ class Correlation:
 
 
 def scalars(report: Report) -> dict[str, float]:
-    """A report's numbers, one each: those that are lists by their first, those over ρ by name and ρ.
+    """A report's numbers, one each, those over radii by name and radius; not lists, layers and curves.
 
     >>> from conadv_lab.sharpness.measures.results import Measure
-    >>> scalars(Report((Measure("sam_worst", {"0.1": 2.0}, None, 0, 0.0), Measure("trace", 3.0, 0.0, 0, 0.0))))
+    >>> scalars(Report((Measure("sam_worst", {0.1: 2.0}, None, 0, 0.0), Measure("trace", 3.0, 0.0, 0, 0.0))))
     {'sam_worst ρ=0.1': 2.0, 'trace': 3.0}
     """
     found: dict[str, float] = {}
     for measure in report.measures:
-        value: Any = measure.value
-        if isinstance(value, (int, float)):
-            found[measure.name] = float(value)
-        elif (
-            isinstance(value, dict) and value and all(map(_is_number, value)) and "layer" not in measure.name
-        ):
-            sign = "ε" if measure.name.startswith("keskar") else "ρ"
-            found |= {f"{measure.name} {sign}={radius}": float(v) for radius, v in value.items()}
+        sign = "ε" if measure.name.startswith("keskar") else "ρ"
+        for part, value, _ in measure.parts():
+            if part is None:
+                found[measure.name] = float(value)
+            elif isinstance(measure.value, Mapping) and isinstance(part, float):
+                found[f"{measure.name} {sign}={part:g}"] = float(value)
     return found
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+def compare(reports: "Mapping[str, Report] | Sequence[tuple[str, Report]]") -> "pd.DataFrame":
+    """Measures × runs: a column a run, first its method, batch and accuracy, then every number of its report.
+
+    Args:
+        reports: by the names that the columns get.
+
+    >>> from conadv_lab.sharpness.measures.results import Measure
+    >>> def of(method, value):
+    ...     return Report((Measure("trace", value, 0.1, 0, 0.0, {"method": method, "test_accuracy": 97.5}),))
+    >>> print(compare({"a": of("vanilla", 3.0), "b": of("conadv", 2.0)}))
+                             a       b
+    method             vanilla  conadv
+    test accuracy (%)     97.5    97.5
+    trace                  3.0     2.0
+    """
+    import pandas as pd
+
+    pairs = list(reports.items() if isinstance(reports, Mapping) else reports)
+    columns = {}
+    for name, report in pairs:
+        facts = report.measures[0].conditions if report.measures else {}
+        told = {label: facts[key] for key, label in TOLD.items() if facts.get(key) is not None}
+        columns[name] = pd.Series(told | scalars(report), dtype=object)
+    return pd.DataFrame(
+        columns, index=list(dict.fromkeys(key for column in columns.values() for key in column.index))
+    )
 
 
 def kendall_tau(x: np.ndarray, y: np.ndarray) -> float:

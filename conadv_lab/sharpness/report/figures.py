@@ -1,107 +1,158 @@
 """Pictures of a report: spectrum, layers, sharpness against ρ, landscapes."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from html import escape
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
-from conadv_lab.pages import NEUTRAL
-from conadv_lab.sharpness.measures.results import Report
+from conadv_lab.pages import NEUTRAL, svg
+from conadv_lab.sharpness.measures.results import Measure, Report
 
-OVER_RHO = ("sam_worst", "sam_average", "adaptive_worst", "adaptive_average")
+Named = tuple[str, Report]
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+"""Okabe and Ito's, a run each; markers differ too, for print."""
+MARKERS = ("o", "s", "^", "D", "v", "P")
+RADII = {
+    "sam": "ρ, L2 norm of the change of all weights",
+    "adaptive_worst": "adaptive ρ, L2 norm of the relative changes",
+    "adaptive_average": "relative ρ, change of each weight over its size",
+}
+"""Measures over a radius by the start of their names: the radii have no common scale, so each has an axis."""
+OF_LAYERS = {
+    "layer_top_eigenvalues": "top eigenvalue λ of the layer's block",
+    "layer_traces": "trace of the layer's block",
+}
 
 
-def _axes(width: float = 6.4, height: float = 3.6, projection: str | None = None) -> tuple[Figure, object]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.add_subplot(projection=projection) if projection else figure.add_subplot()
+def _look(index: int) -> dict[str, Any]:
+    return {
+        "color": COLOURS[index % len(COLOURS)],
+        "marker": MARKERS[index % len(MARKERS)],
+        "ms": 4,
+        "lw": 1.2,
+    }
+
+
+def _neutral(axes: Axes) -> Axes:
+    """Text and frame in a colour that is seen on a bright and on a dark page."""
     for item in (axes.xaxis, axes.yaxis):
         item.label.set_color(NEUTRAL)
-    axes.tick_params(colors=NEUTRAL)
+    axes.tick_params(colors=NEUTRAL, which="both")
     for spine in axes.spines.values():
         spine.set_color(NEUTRAL)
-    figure.patch.set_alpha(0)
     axes.patch.set_alpha(0)
-    return figure, axes
+    return axes
 
 
-def _legend(axes: object) -> None:
-    axes.legend(frameon=False, labelcolor=NEUTRAL, fontsize=8)  # type: ignore[attr-defined]
+def _axes(width: float = 6.4, height: float = 3.6, projection: str | None = None) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.patch.set_alpha(0)
+    return figure, _neutral(figure.add_subplot(projection=projection))
 
 
-def spectrum(reports: Sequence[tuple[str, Report]]) -> Figure | None:
+def _legend(axes: Axes) -> None:
+    if not axes.get_legend_handles_labels()[1]:  # one model without a name
+        return
+    axes.legend(frameon=False, labelcolor=NEUTRAL, fontsize=8)
+
+
+def spectrum(reports: Sequence[Named]) -> Figure | None:
     """The spectral density with its band."""
     if not any("density" in report for _, report in reports):
         return None
     figure, axes = _axes()
     lowest = []
-    for name, report in reports:
+    for index, (name, report) in enumerate(reports):
         if "density" not in report:
             continue
         value, band = report["density"].value, report["density"].error
-        (line,) = axes.semilogy(value["grid"], np.maximum(value["density"], 1e-12), lw=1.2, label=name)  # type: ignore[attr-defined]
-        axes.fill_between(value["grid"], band["low"], band["high"], color=line.get_color(), alpha=0.25, lw=0)  # type: ignore[attr-defined]
+        colour = COLOURS[index % len(COLOURS)]
+        axes.semilogy(value["grid"], np.maximum(value["density"], 1e-12), lw=1.2, label=name, color=colour)
+        axes.fill_between(value["grid"], band["low"], band["high"], color=colour, alpha=0.25, lw=0)
         lowest.append(max(value["density"]) * 1e-6)
-    axes.set(xlabel="eigenvalue of the Hessian", ylabel="density", ylim=(min(lowest), None))  # type: ignore[attr-defined]
+    axes.set(xlabel="eigenvalue of the Hessian", ylabel="density (share of eigenvalues per unit)")
+    axes.set_ylim(min(lowest), 3e6 * max(lowest))
     _legend(axes)
     return figure
 
 
-def layers(reports: Sequence[tuple[str, Report]]) -> Figure | None:
-    """Top eigenvalue and trace of each layer's block."""
-    names = [n for n in ("layer_top_eigenvalues", "layer_traces") if any(n in r for _, r in reports)]
-    if not names:
+def layers(reports: Sequence[Named], measure: str) -> Figure | None:
+    """Top eigenvalue or trace of each layer's block of the Hessian."""
+    found = [
+        (index, name, report[measure].value)
+        for index, (name, report) in enumerate(reports)
+        if measure in report
+    ]
+    if not found:
         return None
-    figure, axes = _axes(height=4.2)
-    for name, report in reports:
-        for measure in names:
-            if measure in report:
-                values = report[measure].value
-                what = "λmax" if measure == "layer_top_eigenvalues" else "trace"
-                axes.plot(list(values.values()), list(values), "o", ms=4, label=f"{name}: {what}")  # type: ignore[attr-defined]
-    axes.set(xlabel="of the layer's block of the Hessian")  # type: ignore[attr-defined]
-    axes.invert_yaxis()  # type: ignore[attr-defined]
+    figure, axes = _axes(height=1.4 + 0.22 * max(len(values) for _, _, values in found))
+    for index, name, values in found:
+        axes.plot(list(values.values()), list(values), label=name, **_look(index) | {"lw": 0})
+    axes.set_xlabel(OF_LAYERS[measure])
+    axes.grid(axis="y", color=NEUTRAL, linewidth=0.3)
+    axes.invert_yaxis()
     _legend(axes)
     return figure
 
 
-def against_rho(reports: Sequence[tuple[str, Report]]) -> Figure | None:
-    """Worst and average case over ρ."""
-    found = [(n, r[m]) for n, r in reports for m in OVER_RHO if m in r]
+def against_rho(reports: Sequence[Named], kind: str) -> Figure | None:
+    """Worst (lines) and average (dashes) rise of the loss over one kind of radius."""
+    found = [(index, name, m) for index, (name, report) in enumerate(reports) for m in _over(report, kind)]
     if not found:
         return None
     figure, axes = _axes()
-    for name, measure in found:
-        rhos = [float(r) for r in measure.value]
-        axes.plot(rhos, list(measure.value.values()), "o-", ms=3, lw=1.2, label=f"{name}: {measure.name}")  # type: ignore[attr-defined]
-    axes.set(xlabel="ρ", ylabel="rise of the loss", xscale="log", yscale="symlog")  # type: ignore[attr-defined]
+    for index, name, measure in found:
+        told = f"{name}: {measure.name.replace('_', ' ')}".removeprefix(": ")
+        look = _look(index) | ({"ls": "--", "mfc": "none"} if "average" in measure.name else {})
+        axes.plot(list(measure.value), list(measure.value.values()), label=told, **look)
+    axes.set(xlabel=RADII[kind], ylabel="rise of the loss", xscale="log")
+    if min(min(measure.value.values()) for _, _, measure in found) > 0:
+        axes.set_yscale("log")
+    radii = sorted({radius for _, _, measure in found for radius in measure.value})
+    axes.set_xticks(radii[:: max(1, len(radii) // 6)])
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.margins(x=0.08, y=0.08)
     _legend(axes)
     return figure
 
 
-def line(reports: Sequence[tuple[str, Report]]) -> Figure | None:
+def _over(report: Report, kind: str) -> list[Measure]:
+    return [m for m in report.measures if m.name.startswith(kind) and isinstance(m.value, dict)]
+
+
+def line(reports: Sequence[Named]) -> Figure | None:
     """The loss along a random filter-normalised direction."""
     found = [(n, r["landscape_line"].value) for n, r in reports if "landscape_line" in r]
     if not found:
         return None
     figure, axes = _axes()
-    for name, value in found:
-        axes.semilogy(value["axes"][0], value["losses"], lw=1.2, label=name)  # type: ignore[attr-defined]
-    axes.set(xlabel="along a filter-normalised direction", ylabel="loss")  # type: ignore[attr-defined]
+    for index, (name, value) in enumerate(found):
+        axes.semilogy(value["axes"][0], value["losses"], label=name, markevery=0.1, **_look(index))
+    axes.set(xlabel="distance along the direction (in norms of each filter)", ylabel="loss")
     _legend(axes)
     return figure
 
 
-def between(reports: Sequence[tuple[str, Report]]) -> Figure | None:
+def between(reports: Sequence[Named]) -> Figure | None:
     """The loss on the line to another solution."""
     found = [(n, r["landscape_between"]) for n, r in reports if "landscape_between" in r]
     if not found:
         return None
     figure, axes = _axes()
-    for name, measure in found:
-        axes.semilogy(measure.value["axes"][0], measure.value["losses"], lw=1.2, label=name)  # type: ignore[attr-defined]
+    for index, (name, measure) in enumerate(found):
+        axes.semilogy(
+            measure.value["axes"][0], measure.value["losses"], label=name, markevery=0.1, **_look(index)
+        )
     for end in (0, 1):
-        axes.axvline(end, color=NEUTRAL, lw=0.6, ls=":")  # type: ignore[attr-defined]
-    axes.set(xlabel=str(found[0][1].conditions["directions"]), ylabel="loss")  # type: ignore[attr-defined]
+        axes.axvline(end, color=NEUTRAL, lw=0.6, ls=":")
+    axes.set(xlabel=str(found[0][1].conditions["directions"]), ylabel="loss")
     _legend(axes)
     return figure
 
@@ -113,12 +164,12 @@ def contours(name: str, report: Report, measure: str) -> Figure | None:
     value = report[measure].value
     losses = np.log10(np.maximum(np.array(value["losses"]), 1e-12)).T
     figure, axes = _axes(5, 4)
-    drawn = axes.contourf(*value["axes"], losses, levels=18, cmap="viridis")  # type: ignore[attr-defined]
+    drawn = axes.contourf(*value["axes"], losses, levels=18, cmap="viridis")
     bar = figure.colorbar(drawn)
     bar.set_label("log₁₀ loss", color=NEUTRAL)
     bar.ax.tick_params(colors=NEUTRAL)
-    axes.set(xlabel="first direction", ylabel="second direction")  # type: ignore[attr-defined]
-    axes.set_title(name, color=NEUTRAL, fontsize=9)  # type: ignore[attr-defined]
+    axes.set(xlabel="first direction", ylabel="second direction")
+    axes.set_title(name, color=NEUTRAL, fontsize=9)
     return figure
 
 
@@ -129,15 +180,20 @@ def surface(name: str, report: Report, measure: str) -> Figure | None:
     value = report[measure].value
     figure, axes = _axes(5, 4, "3d")
     first, second = np.meshgrid(*value["axes"], indexing="ij")
-    axes.plot_surface(first, second, np.array(value["losses"]), cmap="viridis", lw=0)  # type: ignore[attr-defined]
-    axes.set_title(f"{name}: loss", color=NEUTRAL, fontsize=9)  # type: ignore[attr-defined]
+    axes.plot_surface(first, second, np.array(value["losses"]), cmap="viridis", lw=0)
+    axes.set(xlabel="first direction", ylabel="second direction")
+    axes.set_zlabel("loss", color=NEUTRAL)
+    axes.set_title(name, color=NEUTRAL, fontsize=9)
     return figure
 
 
-SHARED: dict[str, tuple[str, Callable[[Sequence[tuple[str, Report]]], Figure | None]]] = {
+SHARED: dict[str, tuple[str, Callable[[Sequence[Named]], Figure | None]]] = {
     "spectrum": ("Spectral density of the Hessian", spectrum),
-    "layers": ("Curvature by layer", layers),
-    "rho": ("Sharpness against ρ", against_rho),
+    "layers": ("Top eigenvalue by layer", partial(layers, measure="layer_top_eigenvalues")),
+    "layer_traces": ("Trace by layer", partial(layers, measure="layer_traces")),
+    "rho": ("Sharpness against ρ", partial(against_rho, kind="sam")),
+    "adaptive_rho": ("Adaptive sharpness against ρ, worst case", partial(against_rho, kind="adaptive_worst")),
+    "relative_rho": ("Adaptive sharpness against ρ, average", partial(against_rho, kind="adaptive_average")),
     "line": ("Loss along a random direction", line),
     "between": ("Loss on the line between two solutions", between),
 }
@@ -147,7 +203,7 @@ PLANES = {
 }
 
 
-def pictures(reports: Sequence[tuple[str, Report]]) -> Iterator[tuple[str, str, Figure]]:
+def pictures(reports: Sequence[Named]) -> Iterator[tuple[str, str, Figure]]:
     """(file name, title, figure) of everything that the reports have."""
     for key, (title, draw) in SHARED.items():
         if (figure := draw(reports)) is not None:
@@ -157,3 +213,26 @@ def pictures(reports: Sequence[tuple[str, Report]]) -> Iterator[tuple[str, str, 
             for kind, draw_one in (("contours", contours), ("surface", surface)):
                 if (figure := draw_one(name, report, measure)) is not None:
                     yield f"{measure}-{kind}-{index}", f"{title}, {kind}", figure
+
+
+class Pictures(dict[str, Figure]):
+    """Figures by title; in a notebook all of them show, one below the other."""
+
+    def _repr_html_(self) -> str:
+        return "".join(
+            f'<figure style="max-width:48rem"><figcaption>{escape(title)}</figcaption>{svg(figure)}</figure>'
+            for title, figure in self.items()
+        )
+
+
+def figures(reports: Report | Mapping[str, Report]) -> Pictures:
+    """Spectrum, layers, sharpness against ρ and landscapes of one report or several, as far as they were measured.
+
+    Args:
+        reports: one, or several by the names that the legends get.
+
+    >>> list(figures(Report(())))
+    []
+    """
+    named = [("", reports)] if isinstance(reports, Report) else list(reports.items())
+    return Pictures({title: figure for _, title, figure in pictures(named)})

@@ -1,7 +1,6 @@
 """A report as one self-contained page, as JSON and as a table."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ def _complete(reports: Sequence[Named]) -> None:
 def write_json(reports: Sequence[Named], path: Path, **more: Any) -> None:
     """``{"measures": […]}`` of all reports; each measure's conditions name its subject."""
     _complete(reports)
-    measures = [asdict(m) for _, report in reports for m in report.measures]
+    measures = [m for _, report in reports for m in report.to_dict()["measures"]]
     outputs.write_json(path, {"measures": measures} | more)
 
 
@@ -33,36 +32,19 @@ def write_csv(reports: Sequence[Named], path: Path) -> None:
     rows = [
         {"subject": name, "measure": m.name, "part": part, "value": value, "error": error, "products": m.products,
          "seconds": m.seconds} | {key: m.conditions[key] for key in CONDITIONS}
-        for name, report in reports for m in report.measures for part, value, error in parts_of(m)
+        for name, report in reports for m in report.measures for part, value, error in m.parts()
     ]  # fmt: skip
     outputs.write_csv(path, rows)
 
 
-def parts_of(measure: Measure) -> list[tuple[str, float, float | None]]:
-    """(part, value, error) of every number in a measure; curves and landscapes have none.
-
-    >>> parts_of(Measure("sam_worst", {"0.1": 2.0}, None, 0, 0.0))
-    [('0.1', 2.0, None)]
-    """
-    value, error = measure.value, measure.error
-    if isinstance(value, (int, float)):
-        return [("", value, error)]
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    found = []
-    for key, one in items:
-        if isinstance(one, (int, float)):
-            found.append((str(key), one, None if error is None else error[key]))
-    return found
-
-
 def _shown(measure: Measure) -> str:
-    parts = parts_of(measure)
+    parts = measure.parts()
     if not parts:
         return "see the figure"
     texts = []
     for part, value, error in parts[:SHOWN_IN_FULL]:
         text = f"{value:.4g}" + ("" if error is None else f" ± {error:.1g}")
-        texts.append(f"{part}: {text}" if part and isinstance(measure.value, dict) else text)
+        texts.append(f"{part}: {text}" if isinstance(measure.value, dict) else text)
     return "; ".join(texts) + ("; …" if len(parts) > SHOWN_IN_FULL else "")
 
 

@@ -49,11 +49,11 @@ def test_averages_of_a_quadratic():
     for rho in (0.05, 0.1, 0.2):
         truth = rho**2 / 12 * float(hessian.trace())
         found = report["sam_average"]
-        assert abs(found.value[str(rho)] - truth) <= 1.5 * found.error[str(rho)] < 0.3 * truth
+        assert abs(found.value[rho] - truth) <= 1.5 * found.error[rho] < 0.3 * truth
     for rho in (0.05, 0.1):
         truth = rho**2 / 2 * float((weights**2 * hessian.diagonal()).sum())
         found = report["adaptive_average"]
-        assert abs(found.value[str(rho)] - truth) <= 1.5 * found.error[str(rho)] < 0.5 * truth
+        assert abs(found.value[rho] - truth) <= 1.5 * found.error[rho] < 0.5 * truth
 
 
 @pytest.mark.parametrize("name", [n for n in names() if "worst" in n])
@@ -63,7 +63,7 @@ def test_worst_case_grows_with_rho_and_is_not_below_one_step(name):
     found = measure(
         cnn(), nn.CrossEntropyLoss(), batches, (name,), rhos=radii, adaptive_rhos=radii, ascent_steps=3
     )
-    values = [found[name].value[str(r)] for r in radii]
+    values = [found[name].value[r] for r in radii]
     assert all(a <= b for a, b in itertools.pairwise(values))
     for rho, one_step in found[name].conditions["one_step"].items():
         assert found[name].value[rho] >= one_step
@@ -115,7 +115,7 @@ def test_the_last_layers_scale_has_no_effect_on_normalised_logits():
         with torch.no_grad():
             model[3].weight.mul_(factor)
             model[3].bias.mul_(factor)
-        return measure(model, nn.CrossEntropyLoss(), ragged_batches("mlp"), (name,))[name].value["0.5"]
+        return measure(model, nn.CrossEntropyLoss(), ragged_batches("mlp"), (name,))[name].value[0.5]
 
     assert value(3.0, "adaptive_worst_logit_normalised") == pytest.approx(
         value(1.0, "adaptive_worst_logit_normalised"), rel=1e-9

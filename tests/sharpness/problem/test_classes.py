@@ -46,5 +46,5 @@ def test_with_classes_it_is_measured(y):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         report = measure(small(), nn.CrossEntropyLoss(), (real(N, 4), y), (NAME,), **QUICK)
-    assert report[NAME].value["0.5"] > 0
+    assert report[NAME].value[0.5] > 0
     assert Problem(small(), nn.CrossEntropyLoss(), (real(N, 4), y)).classes == 3

@@ -49,5 +49,5 @@ def test_kendalls_tau_is_scipys():
 
 def test_layers_with_numbers_for_names_are_no_radii():
     layers = Measure("layer_traces", {"0": 1.0, "3": 2.0}, None, 0, 0.0)
-    keskar = Measure("keskar", {"0.001": 3.0}, None, 0, 0.0)
+    keskar = Measure("keskar", {0.001: 3.0}, None, 0, 0.0)
     assert scalars(Report((layers, keskar))) == {"keskar ε=0.001": 3.0}

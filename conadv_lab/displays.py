@@ -1,0 +1,46 @@
+"""For notebooks: HTML tables of reports, run folders and plans, and whether bars can be shown."""
+
+import sys
+from collections.abc import Iterable, Sequence
+from html import escape
+
+NUMBER = "text-align:right;font-variant-numeric:tabular-nums"
+TEXT = "text-align:left"
+
+
+def in_notebook() -> bool:
+    """Whether this process is a notebook's kernel, which shows bars although its standard error is no terminal."""
+    get_ipython = getattr(sys.modules.get("IPython"), "get_ipython", None)
+    return get_ipython is not None and hasattr(get_ipython(), "kernel")
+
+
+def number(value: object, digits: int = 4) -> str:
+    """A number as a reader wants it; other values as text, nothing for ``None``.
+
+    >>> [number(value) for value in (0.123456, 1234567, 25024.0, 3, None, "sgd")]
+    ['0.1235', '1,234,567', '25,024', '3', '', 'sgd']
+    """
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    if isinstance(value, int) or (value.is_integer() and abs(value) < 1e15):
+        return f"{value:,.0f}"
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e7 else f"{value:.{digits}g}"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "") -> str:
+    """An HTML table; numbers stand to the right, everything is escaped, colours are the page's own.
+
+    >>> table(["measure", "value"], [["trace", 0.5]])[:33]
+    '<table><thead><tr><th style="text'
+    """
+    titles = "".join(f'<th style="{TEXT}">{escape(name)}</th>' for name in head)
+    lines = ["<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows]
+    told = f'<caption style="{TEXT};caption-side:top">{escape(caption)}</caption>' if caption else ""
+    return f"<table>{told}<thead><tr>{titles}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+
+
+def _cell(value: object) -> str:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return f'<td style="{NUMBER if is_number else TEXT}">{escape(number(value))}</td>'
