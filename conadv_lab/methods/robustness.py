@@ -19,16 +19,38 @@ REACH = 2.5
 """How far all steps of an evaluation go together, in radii of the ball (Madry et al., ICLR 2018)."""
 
 
-def evaluation_attack(
-    epsilon: float, steps: int = STEPS, norm: Literal["linf", "l2"] = "linf", seed: int = 0
-) -> PGDAttack:
+class EvaluationAttack(PGDAttack):
     """The attack that robust accuracy is measured with: k steps of 2.5 ε/k from a random start, on the main branch.
 
-    >>> evaluation_attack(0.1, 20).step
+    Args:
+        epsilon, norm, seed, random_start: as for `PGDAttack`.
+        steps: k.
+        step: length of a step; None is 2.5 ε/k.
+        gradient: images and labels to the input gradient; None is that of the model that is attacked.
+
+    >>> EvaluationAttack(0.1, 20).step
     0.0125
     """
-    step = REACH * epsilon / steps or None  # ε = 0 leaves no step to take
-    return PGDAttack(epsilon, step, seed=seed, steps=steps, norm=norm, branch="main")
+
+    def __init__(
+        self,
+        epsilon: float,
+        steps: int = STEPS,
+        norm: Literal["linf", "l2"] = "linf",
+        seed: int = 0,
+        *,
+        step: float | None = None,
+        random_start: bool = True,
+        gradient: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> None:
+        step = step or REACH * epsilon / steps or None  # ε = 0 leaves no step to take
+        super().__init__(epsilon, step, random_start, seed, steps=steps, norm=norm, branch="main")
+        self._gradient = gradient
+
+    def gradient(self, model: nn.Module, images: Tensor, labels: Tensor, criterion: Criterion) -> Tensor:
+        if self._gradient is not None:
+            return self._gradient(images, labels)
+        return super().gradient(model, images, labels, criterion)
 
 
 def right_under_attack(
@@ -41,7 +63,7 @@ def right_under_attack(
     """How many images of a batch are still given their label, as a 0-d tensor.
 
     Args:
-        attack: from `evaluation_attack`, or one step of it.
+        attack: as `EvaluationAttack`.
         model, criterion: what is attacked, as `PGDAttack.perturb` takes it.
         outputs: images (m, C, H, W) in [0, 1] to logits (m, classes).
     """

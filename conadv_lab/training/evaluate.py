@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from conadv_lab.criteria import logits
 from conadv_lab.data.loader import Batch, ImageSet, as_float
 from conadv_lab.methods.forwards import outputs_of
-from conadv_lab.methods.robustness import evaluation_attack, right_under_attack
+from conadv_lab.methods.robustness import EvaluationAttack, right_under_attack
 from conadv_lab.models.mixture import MixtureBatchNorm
 from conadv_lab.models.norm import branch_of, recalibrate
 from conadv_lab.training.build import EVALUATION_BATCH, Parts
@@ -125,13 +125,13 @@ def accuracy_and_loss(
 
 
 def pgd_accuracy(parts: Parts, judged: nn.Module) -> float:
-    """Accuracy in percent on test images under `evaluation_attack` with the run's ε, through the main branch.
+    """Accuracy in percent on test images under `EvaluationAttack` with the run's ε, through the main branch.
 
     A single-step method whose robustness collapses (Wong et al. 2020) shows here, and in no other figure. An attack
     keeps activations as training does, so it takes no more images at once.
     """
     training, section = parts.config.training, parts.config.method
-    attack = evaluation_attack(section.epsilon, training.pgd_steps, section.norm, training.seed)
+    attack = EvaluationAttack(section.epsilon, training.pgd_steps, section.norm, training.seed)
     dtype = next(judged.parameters()).dtype
 
     def outputs(images: Tensor) -> Tensor:

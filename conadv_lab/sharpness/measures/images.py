@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from conadv_lab.data.loader import Batch
+from conadv_lab.methods.robustness import EvaluationAttack, right_under_attack
 from conadv_lab.mistakes import require
 from conadv_lab.sharpness.measures.study import UNCHANGED, Outcome, Study, register
 from conadv_lab.sharpness.problem.means import labels_that_count
@@ -46,56 +48,55 @@ def input_sharpness(study: Study) -> Outcome:
     return Outcome(mean, math.sqrt(variance / max(count - 1, 1)), 0, {"gradients": 1})
 
 
-def attacked(
-    problem: Problem, inputs: Tensor, targets: Tensor, epsilon: float, step: float, steps: int
-) -> Tensor:
-    """Images moved uphill in the loss by sign steps, within ε in every pixel and within [0, 1]."""
-    moved = inputs
-    for _ in range(steps):
-        gradient = input_gradient(problem, moved, targets)
-        sign = torch.where(gradient < 0, -1.0, 1.0).to(moved.dtype)  # sign(0) is +1
-        moved = torch.min(torch.max(moved + step * sign, inputs - epsilon), inputs + epsilon).clamp(0, 1)
-    return moved
-
-
-def _accuracy_under(study: Study, step: float, steps: int) -> Outcome:
+def _accuracy_under(study: Study, steps: int, step: float | None, random_start: bool) -> Outcome:
     problem, epsilon = study.problem, study.settings.epsilon
     require(0 < epsilon <= 1, "epsilon", epsilon, "a number above 0 and at most 1, in the unit of the images")
     problem.require_one_output("accuracy")
     require(steps >= 1, "pgd_steps", steps, "a whole number of at least 1")
-    right = count = 0
+
+    def gradient(images: Tensor, labels: Tensor) -> Tensor:
+        return input_gradient(problem, images, labels)
+
+    def outputs(images: Tensor) -> Tensor:
+        found = problem.outputs(problem.leaves(), images)
+        require(found.ndim == 2, "the shape of the outputs", tuple(found.shape), "(examples, classes)")
+        return found
+
+    attack = EvaluationAttack(epsilon, steps, step=step, random_start=random_start, gradient=gradient)
+    right = count = seen = 0
     with problem.untouched(), torch.enable_grad():
         for inputs, targets, _ in problem.data():
             low, high = float(_one_tensor(inputs).min()), float(inputs.max())
             require(low >= 0 and high <= 1, "the images' range", (low, high), "within [0, 1]")
-            moved = attacked(problem, inputs, targets, epsilon, step, steps)
-            with torch.no_grad():
-                output = problem.outputs(problem.leaves(), moved)
-            require(output.ndim == 2 and targets.ndim == 1, "targets", tuple(targets.shape), "class labels")
-            right += int((output.argmax(1) == targets).sum())
+            require(targets.ndim == 1, "targets", tuple(targets.shape), "class labels")
+            places = torch.arange(seen, seen + len(inputs), device=inputs.device)
+            batch = Batch(inputs, targets, torch.zeros_like(places), places, 1.0)
+            right += int(right_under_attack(attack, problem.model, batch, problem.criterion, outputs))
+            seen += len(inputs)
             count += int(labels_that_count(problem.criterion, targets).sum())
     sums = problem.reduced(
         torch.tensor([float(right), float(count)], dtype=torch.float64, device="cpu")
     ).tolist()
-    value = sums[0] / sums[1]
-    error = float(np.sqrt(value * (1 - value) / sums[1]))
-    return Outcome(value, error, 0, {"epsilon": epsilon, "step": step, "steps": steps, "gradients": steps})
+    share = sums[0] / sums[1]
+    error = float(np.sqrt(share * (1 - share) / sums[1]))
+    conditions = {"epsilon": epsilon, "step": attack.step, "steps": steps, "random_start": random_start}
+    return Outcome(100 * share, 100 * error, 0, conditions | {"gradients": steps})
 
 
 @register("fgsm_accuracy", UNCHANGED)
 def fgsm_accuracy(study: Study) -> Outcome:
-    """Accuracy on x + ε·sign ∇ₓℓ (Goodfellow et al. 2015); images in [0, 1]; no random start.
+    """Accuracy in percent on x + ε·sign ∇ₓℓ (Goodfellow et al. 2015); images in [0, 1]; no random start.
 
     It depends on the function alone. The error is a standard error over examples.
     """
-    return _accuracy_under(study, study.settings.epsilon, 1)
+    return _accuracy_under(study, 1, study.settings.epsilon, random_start=False)
 
 
 @register("pgd_accuracy", UNCHANGED)
 def pgd_accuracy(study: Study) -> Outcome:
-    """Accuracy under ``pgd_steps`` sign steps of 2.5·ε/steps in the ε-ball (Madry et al. 2018).
+    """Accuracy in percent under ``pgd_steps`` sign steps of 2.5·ε/steps in the ε-ball from a random start (Madry et al.
+    2018): the same attack as that of a run's ``pgd_accuracy``.
 
     It depends on the function alone. The error is a standard error over examples.
     """
-    s = study.settings
-    return _accuracy_under(study, 2.5 * s.epsilon / max(s.pgd_steps, 1), s.pgd_steps)
+    return _accuracy_under(study, study.settings.pgd_steps, None, random_start=True)

@@ -11,7 +11,6 @@ from torch.nn.functional import cross_entropy, mse_loss
 from conadv_lab.sharpness.measures.average import average_rise, magnitude_width
 from conadv_lab.sharpness.measures.front import measure, names
 from conadv_lab.sharpness.measures.gradients import noise_scale
-from conadv_lab.sharpness.measures.images import attacked
 from conadv_lab.sharpness.measures.keskar import keskar_sharpness
 from conadv_lab.sharpness.measures.study import RESCALING
 from conadv_lab.sharpness.measures.worst import ascend
@@ -209,22 +208,11 @@ def test_input_measures_of_a_linear_model():
     margin = (scores[:, 0] - scores[:, 1]).abs()
     truth = float((margin > 0.05 * difference.abs().sum()).double().mean())
     assert 0 < truth < 1
-    assert report["fgsm_accuracy"].value == report["pgd_accuracy"].value == pytest.approx(truth)
-
-
-def test_attacks_stay_in_the_ball_and_in_the_image():
-    problem = Problem(
-        cnn(), cross_entropy, [(x.sigmoid(), y) for x, y in ragged_batches("cnn", torch.float32)]
-    )
-    x, y = problem.batches[0]
-    x = x.round()
-    moved = attacked(problem, x, y, 0.1, 0.07, 5)
-    assert float((moved - x).abs().max()) <= 0.1 + 1e-6
-    assert float(moved.min()) >= 0
-    assert float(moved.max()) <= 1
-    with torch.no_grad():
-        model = cnn().eval()
-        assert cross_entropy(model(moved), y) > cross_entropy(model(x), y)
+    assert report["fgsm_accuracy"].value == pytest.approx(100 * truth)
+    assert report["pgd_accuracy"].value == pytest.approx(
+        100 * truth
+    )  # ten steps reach the corner from any start
+    assert report["pgd_accuracy"].error == pytest.approx(100 * (truth * (1 - truth) / 50) ** 0.5)
 
 
 REFUSED = {
