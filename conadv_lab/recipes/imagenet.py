@@ -5,11 +5,11 @@ controls), ``--policy autoaugment`` or ``randaugment``, ``--mixup 0.2``, ``--era
 ``--model timm:efficientnet_b0``, with the extra ``vision``. ``--data-dir`` holds packs (`conadv_lab.data.pack`), class
 folders or the official archives.
 
-Settings of the large batches are the LARS recipe of NUS-HPC-AI (variant C, trust ratio at most 50): learning rate 4 √(B/512), weight decay
-1e-4 off batch norm and biases, η 0.001, momentum 0.9, its warm-ups up to 32K. Beyond 32K nothing was published
-with them: learning rate and warm-up are extrapolated by us and not tuned. Label smoothing 0.1 is that of
-MLPerf's recipes, the span of batch norm (the micro-batch) too; cosine decay is the set-up quoted of ConAdv. ε and
-attack step are our defaults (1/255), as the paper's are unknown.
+Settings of the large batches are the LARS recipe of NUS-HPC-AI (variant C, trust ratio at most 50): learning rate
+4 √(B/512), weight decay 1e-4 off batch norm and biases, η 0.001, momentum 0.9, its warm-ups up to 32K. Beyond 32K
+nothing was published with them: learning rate and warm-up are extrapolated by us and not tuned. Label smoothing 0.1 is
+that of MLPerf's recipes, the span of batch norm (the micro-batch) too; cosine decay is the set-up quoted of ConAdv.
+ε and attack step are our defaults (1/255), as the paper's are unknown.
 
 Accuracies are published figures, not ours: "quoted" is ConAdv's LARS baseline as the VRGD paper quotes it (arXiv
 2309.13681, table 2), whose settings are unknown. Times are what ``--plan`` predicts of the command (`conadv_lab.plan`):
@@ -85,10 +85,11 @@ def resnet50_96k() -> Config:
 def advprop() -> Config:
     """ImageNet, ResNet-50, batch 256 with AdvProp's one-step attack towards random classes.
 
-    The settings are those of a public port that AdvProp's author advised (tingxueronghua/pytorch-classification-advprop):
-    SGD at learning rate 0.1, divided by 10 after 30, 60, 90 and 100 of 105 epochs, ε and step of 1/255, the mean of clean
-    and adversarial loss. Weight decay 1e-4 and no label smoothing are that code's defaults as fast AdvProp's repository has
-    them. ``--method fast-advprop --epochs 87.5 --milestone-epochs 25 50 75 83`` is fast AdvProp at about vanilla's price.
+    The settings are those of a public port that AdvProp's author advised
+    (tingxueronghua/pytorch-classification-advprop): SGD at learning rate 0.1, divided by 10 after 30, 60, 90 and 100 of
+    105 epochs, ε and step of 1/255, the mean of clean and adversarial loss. Weight decay 1e-4 and no label smoothing
+    are the defaults of fast AdvProp's repository. Fast AdvProp, at about vanilla's price for all its images, is
+    ``--method fast-advprop --epochs 87.5 --milestone-epochs 25 50 75 83``.
 
     Command: python -m conadv_lab.train imagenet-advprop --data-dir DIR
     Result: not yet measured. Published: 77.42 % beside 76.67 % of standard training (that port).
