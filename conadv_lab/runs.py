@@ -5,7 +5,6 @@ step · ``checkpoints/step_00000123/`` with ``COMMIT.json`` · ``result.json`` o
 """
 
 import glob
-import io
 import json
 import os
 import pickle
@@ -16,10 +15,10 @@ import warnings
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from difflib import get_close_matches
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from conadv_lab import displays, provenance
 from conadv_lab.config import Config
@@ -125,21 +124,14 @@ class RunFolder:
         Raises:
             OSError: the disk is full or not writable; earlier checkpoints are as they were.
         """
-        import torch
-
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
         final = self.checkpoints / f"step_{step:08d}"
         partial = self.checkpoints / f".partial-{step:08d}-{os.getpid()}"
         self._sync_metrics()
-        commit = {
-            "step": step,
-            "metrics_bytes": self.metrics_size() if metrics_bytes is None else metrics_bytes,
-            "files": {"state.pt": sha256(buffer.getbuffer()).hexdigest()},
-        }
+        size = self.metrics_size() if metrics_bytes is None else metrics_bytes
         try:
             partial.mkdir(parents=True)
-            write_synced(partial / "state.pt", buffer.getbuffer())
+            files = {"state.pt": write_hashed(partial / "state.pt", state)}
+            commit = {"step": step, "metrics_bytes": size, "files": files}
             write_synced(partial / "COMMIT.json", json.dumps(commit, indent=1).encode())
             sync_folder(partial)
             if final.exists():
@@ -215,13 +207,14 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         commit = json.loads(commit_file.read_text())
         wanted = commit["files"]["state.pt"]
-        content = (folder / "state.pt").read_bytes()
+        with (folder / "state.pt").open("rb") as file:
+            found = file_digest(file, "sha256").hexdigest()
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"checkpoint {folder} is damaged: {type(error).__name__}: {error}") from error
-    if sha256(content).hexdigest() != wanted:
+    if found != wanted:
         raise ValueError(f"checkpoint {folder} is damaged: state.pt does not match the hash in COMMIT.json")
     try:
-        return commit, torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        return commit, torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"checkpoint {folder} holds more than tensors and plain values; it was not loaded"
@@ -239,7 +232,44 @@ def write_json(path: Path, content: Any) -> None:
         raise
 
 
-def write_synced(path: Path, content: bytes | memoryview) -> None:
+class _Hashed:
+    """A file that torch writes from front to back, and the hash of what it wrote.
+
+    An error is kept for later: torch would make another one of it.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.hash = file, sha256()
+        self.error: OSError | None = None
+
+    def write(self, content: bytes | memoryview) -> int:
+        if self.error is None:
+            self.hash.update(content)
+            try:
+                self.file.write(content)
+            except OSError as error:
+                self.error = error
+        return len(content)
+
+    def flush(self) -> None:
+        pass
+
+
+def write_hashed(path: Path, state: dict[str, Any]) -> str:
+    """Save a state and give the file's SHA-256, without a second copy of the state in memory."""
+    import torch
+
+    with path.open("wb") as file:
+        hashed = _Hashed(file)
+        torch.save(state, hashed)  # type: ignore[arg-type]
+        if hashed.error is not None:
+            raise hashed.error
+        file.flush()
+        os.fsync(file.fileno())
+    return hashed.hash.hexdigest()
+
+
+def write_synced(path: Path, content: bytes) -> None:
     with path.open("wb") as file:
         file.write(content)
         file.flush()

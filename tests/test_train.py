@@ -229,12 +229,8 @@ def test_not_finite_exits_1(capsys, tmp_path):
 def test_a_full_disk_exits_1_with_a_sentence(capsys, tmp_path, monkeypatch):
     from conadv_lab import runs
 
-    original = runs.write_synced
-
-    def full(path, content):
-        original(Path("/dev/full") if path.name == "state.pt" else path, content)
-
-    monkeypatch.setattr(runs, "write_synced", full)
+    original = runs.write_hashed
+    monkeypatch.setattr(runs, "write_hashed", lambda path, state: original(Path("/dev/full"), state))
     monkeypatch.setattr(runs.os, "fsync", lambda handle: None)
     status, _, err = run(capsys, "digits-vanilla", *SHORT, "--out", str(tmp_path / "run"))
     assert status == 1

@@ -24,7 +24,7 @@ from conadv_lab.training.distributed import PATIENCE, AnyLater, Ranks, Spectator
 from conadv_lab.training.evaluate import calibrated_copy, evaluate, statistics_used
 from conadv_lab.training.network import begin_step, network_of
 from conadv_lab.training.overfitting import KEY, first_told, overfitting
-from conadv_lab.training.pending import gathered_state, scattered_state
+from conadv_lab.training.pending import gatherable_state, gathered_state, scattered_state
 from conadv_lab.training.process import put_back
 from conadv_lab.training.reducer import Reducer, Shared
 from conadv_lab.training.resuming import fingerprint, reconciled, require_same_data, require_unchanged
@@ -259,10 +259,12 @@ class Run:
             raise NotFinite(
                 f"a weight is NaN or infinite after step {self.step - 1} {self._told(self.step - 1)}"
             )
-        state = self._state()
-        if self.ranks.first:
-            self.saver.save(self.step, state)
-        self.saver.step = self.step
+        stream, ranks, step = self.parts.stream, self.ranks, self.step
+
+        def completed(state: dict[str, Any]) -> dict[str, Any]:
+            return state | {"method": gathered_state(state["method"], stream, ranks, step)}
+
+        self.saver.save(step, self._state(), completed)
 
     def finish(self) -> None:
         """The last checkpoint, the final figures, and with them the mark that the run is done."""
@@ -297,13 +299,17 @@ class Run:
         self.ranks.wait()
 
     def _state(self) -> dict[str, Any]:
+        """What this rank's checkpoint is made of; of ranks other than 0 that is their part of the method's state."""
         parts = self.parts
+        method = gatherable_state(parts.method)
+        if not self.ranks.first:
+            return {"method": method}
         return {
             "step": self.step,
             "seconds": self._seconds(),
             "model": parts.model.state_dict(),
             "optimizer": parts.optimizer.state_dict(),
-            "method": gathered_state(parts.method, parts.stream, self.ranks, self.step),
+            "method": method,
             "ema": None if self.ema is None else self.ema.state_dict(),
         }
 

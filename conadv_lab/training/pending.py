@@ -1,9 +1,9 @@
 """A method's state of all ranks as a checkpoint has it, and back; see `conadv_lab.methods.base.Method.state_dict`.
 
-Pending perturbations become one list of global groups, which depends on no split.
+Pending perturbations become one list of global groups, which depends on no split. At a batch of 96K they are gigabytes,
+sent one micro-batch after another by the threads that write checkpoints, while the training goes on.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from conadv_lab.data.loader import Span, Stream
+from conadv_lab.data.loader import Stream
 from conadv_lab.methods.base import Method
 from conadv_lab.mistakes import require
 from conadv_lab.training.distributed import Ranks
@@ -20,10 +20,8 @@ from conadv_lab.training.distributed import Ranks
 PARTS = ("pending", "shared", "own")
 
 
-def gathered_state(method: Method, stream: Stream, ranks: Ranks, next_step: int) -> dict[str, Any]:
-    """The method's state for a checkpoint, on rank 0; all trainers must ask. See `Method.state_dict`.
-
-    ``own`` becomes a list with an entry a trainer.
+def gatherable_state(method: Method) -> dict[str, Any]:
+    """The method's state on this rank.
 
     Raises:
         ValueError: a method whose state has other parts than those that can be gathered.
@@ -34,6 +32,21 @@ def gathered_state(method: Method, stream: Stream, ranks: Ranks, next_step: int)
             f"{type(method).__name__} keeps {', '.join(map(repr, sorted(unknown)))}; allowed: "
             f"{', '.join(map(repr, PARTS))}, which say how a state is shared over ranks"
         )
+    return state
+
+
+def gathered_state(state: dict[str, Any], stream: Stream, ranks: Ranks, next_step: int) -> dict[str, Any]:
+    """The method's state for a checkpoint, on rank 0; all trainers must ask. See `Method.state_dict`.
+
+    ``own`` becomes a list with an entry a trainer.
+
+    Args:
+        state: this rank's, on the host, which nobody changes any more.
+        stream: this rank's.
+        ranks: of the run.
+        next_step: number of the step that comes next.
+    """
+    state = dict(state)
     if "own" in state:
         state["own"] = _of_all(state["own"], ranks)
     if ranks.trainers == 1 or "pending" not in state:
@@ -75,40 +88,43 @@ def _of_all(own: Any, ranks: Ranks) -> list[Any]:
     if not ranks.first:
         for leaf in leaves:
             if isinstance(leaf, Tensor):
-                dist.send(leaf.detach().cpu().contiguous(), dst=0)
+                dist.send(leaf.contiguous(), dst=0, group=ranks.patient)
         return []
     states = [own]
     for rank in range(1, ranks.trainers):
-        received = [_received(leaf, rank) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        received = [_received(leaf, rank, ranks) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         states.append(tree_unflatten(received, form))
     return states
 
 
-def _received(like: Tensor, rank: int) -> Tensor:
+def _received(like: Tensor, rank: int, ranks: Ranks) -> Tensor:
     there = torch.empty(like.shape, dtype=like.dtype, device="cpu")
-    dist.recv(there, src=rank)
+    dist.recv(there, src=rank, group=ranks.patient)
     return there
 
 
 def _gathered(own: list[Tensor], stream: Stream, ranks: Ranks, number: int) -> list[Tensor]:
-    groups = stream.groups(number)
-    rows = torch.cat(own).cpu()
     if not ranks.first:
-        dist.send(rows, dst=0)
+        for piece in own:
+            dist.send(piece.contiguous(), dst=0, group=ranks.patient)
         return []
-    pieces: dict[Span, Tensor] = {}
-    for rank in range(ranks.trainers):
-        spans = replace(stream.split, rank=rank).pieces(groups)
-        sizes = [last - first for first, last in spans]
-        if rank:
-            rows = rows.new_empty(sum(sizes), *rows.shape[1:])
-            dist.recv(rows, src=rank)
-        pieces |= zip(spans, rows.split(sizes), strict=True)
-    return [_rows(sorted(pieces), pieces, group) for group in groups]
-
-
-def _rows(spans: Sequence[Span], pieces: dict[Span, Tensor], group: Span) -> Tensor:
-    return torch.cat([pieces[first, last] for first, last in spans if group[0] <= first and last <= group[1]])
+    groups, like, mine = stream.groups(number), own[0], iter(own)
+    splits = [replace(stream.split, rank=rank) for rank in range(ranks.trainers)]
+    # In the order of places, which is the order in which each rank sends its own.
+    pieces = iter(sorted((span, rank) for rank, split in enumerate(splits) for span in split.pieces(groups)))
+    gathered = []
+    for start, stop in groups:
+        rows = like.new_empty(stop - start, *like.shape[1:])
+        filled = 0
+        while filled < stop - start:
+            (first, last), rank = next(pieces)
+            if rank:
+                dist.recv(rows[first - start : last - start], src=rank, group=ranks.patient)
+            else:
+                rows[first - start : last - start] = next(mine)
+            filled = last - start
+        gathered.append(rows)
+    return gathered
 
 
 def _own(kept: list[Tensor], stream: Stream, number: int) -> list[Tensor]:
