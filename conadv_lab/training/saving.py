@@ -123,12 +123,14 @@ class Room:
 
 
 def _like(tensor: Tensor, memory: memoryview, start: int) -> Tensor:
-    """A tensor of the same shape and, where it has no gaps, layout, whose values begin at a place of the memory."""
+    """A tensor of the same shape and memory format, whose values begin at a place of the memory."""
     count = tensor.numel()
     if not count:
         return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
     row = torch.frombuffer(memory, dtype=tensor.dtype, count=count, offset=start)
-    return row.as_strided(tensor.shape, torch.empty_like(tensor, device="meta").stride())
+    if tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
+        return row.as_strided(tensor.shape, tensor.stride())
+    return row.view(tensor.shape)
 
 
 def _tensors(state: Any) -> Iterator[Tensor]:

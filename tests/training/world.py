@@ -31,7 +31,7 @@ class World:
 
     def wait(self) -> list[int]:
         """Exit statuses of all ranks."""
-        said = [rank.communicate(timeout=240)[0] for rank in self.ranks]
+        said = [rank.communicate(timeout=600)[0] for rank in self.ranks]
         if any(rank.returncode > 0 for rank in self.ranks):
             pytest.fail("\n".join(said))
         return [rank.returncode for rank in self.ranks]

@@ -1,0 +1,99 @@
+"""How long an evaluation takes with 1 and 2 ranks of this machine, the re-estimation of statistics before it included.
+
+    python -m benchmarks.evaluation [--json FILE] [--rounds N] [--ranks 1 2] [--model resnet20] [--images N]
+
+Every rank has one thread, so that two ranks need two cores that nobody else uses. The rows give the median time of
+rank 0; the ratio says how many times as fast it is as with the first number of ranks. All must give the same figures.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from benchmarks.harness import Row, arguments, publish
+from conadv_lab.config import Config, resolved
+
+GROUP = 500
+
+
+def rank(model: str, images: int, rounds: int, out: Path) -> None:
+    """One rank: evaluates, and rank 0 writes the seconds of each evaluation and the figures."""
+    from conadv_lab.training.build import build
+    from conadv_lab.training.distributed import join
+    from conadv_lab.training.evaluate import calibrated_copy, evaluate
+
+    config = Config().replace(
+        dataset="synthetic", synthetic_images=images, model=model, global_batch=2 * GROUP, micro_batch=GROUP // 2,
+        steps=10, warmup_epochs=0, bn_recalibrate=images, threads=1,
+    )  # fmt: skip
+    ranks = join(config)
+    parts = build(resolved(config), ranks)
+    seconds, figures = [], {}
+    for _ in range(rounds + 1):
+        ranks.wait()
+        start = time.perf_counter()
+        figures = evaluate(parts, calibrated_copy(parts, parts.model), images)
+        seconds.append(time.perf_counter() - start)
+    if ranks.first:
+        (out / "found.json").write_text(json.dumps({"seconds": seconds[1:], "figures": figures}))
+    ranks.leave()
+
+
+def measured(count: int, model: str, images: int, rounds: int) -> tuple[float, dict[str, float]]:
+    """(seconds of an evaluation, its figures) with ``count`` ranks."""
+    from conadv_lab.launch.ranks import start
+
+    with tempfile.TemporaryDirectory() as scratch:
+        words = [
+            "--child",
+            "--model",
+            model,
+            "--images",
+            str(images),
+            "--rounds",
+            str(rounds),
+            "--out",
+            scratch,
+        ]
+        command = [sys.executable, "-m", "benchmarks.evaluation", *words]
+        status = start(command, count) if count > 1 else subprocess.run(command, check=False).returncode
+        if status:
+            raise RuntimeError(f"the ranks ended with status {status}")
+        found = json.loads((Path(scratch) / "found.json").read_text())
+    return median(found["seconds"]), found["figures"]
+
+
+def main() -> None:
+    parser = arguments(__doc__ or "", rounds=5)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--model", default="resnet20")
+    parser.add_argument(
+        "--images", type=int, default=4000, help="training images that are judged (default: %(default)s)"
+    )
+    parser.add_argument("--child", action="store_true", help="(a rank started by this command)")
+    parser.add_argument("--out", type=Path, default=Path(os.devnull), help="(of a rank)")
+    options = parser.parse_args()
+    if options.child:
+        torch.set_num_threads(1)
+        rank(options.model, options.images, options.rounds, options.out)
+        return
+    found = {count: measured(count, options.model, options.images, options.rounds) for count in options.ranks}
+    one, expected = found[options.ranks[0]]
+    rows = []
+    for count, (seconds, figures) in found.items():
+        if figures != expected:
+            raise RuntimeError(f"{count} ranks give {figures}, and {options.ranks[0]} {expected}")
+        name, peer = (f"{number} rank{'s' * (number > 1)}" for number in (count, options.ranks[0]))
+        rows.append(Row(name, seconds, "s an evaluation", peer, one / seconds))
+    publish(rows, options.json)
+
+
+if __name__ == "__main__":
+    main()
