@@ -13,16 +13,23 @@ from conadv_lab.data.imagenet_workers import Reading
 from conadv_lab.data.loader import Batch, Span, Stream, as_float
 from conadv_lab.data.mixup import mixed, mixup_weights
 from conadv_lab.data.order import places
-from conadv_lab.data.transfer import sent
+from conadv_lab.data.transfer import Sender, Sending, sent
 
 
 @dataclass
 class _Held:
-    """A micro-batch in a slot; ``used`` once the stream has given it out."""
+    """A micro-batch in a slot; ``used`` once the stream has given it out, ``sending`` while it goes to a GPU."""
 
     slot: int
     reading: Reading
     used: bool = False
+    sending: Sending | None = None
+
+    def settle(self) -> None:
+        """Wait until nothing writes to the slot or reads from it any more."""
+        if self.sending is not None:
+            self.sending.settle()
+        self.reading.settle()
 
 
 class PhotoStream(Stream):
@@ -46,6 +53,7 @@ class PhotoStream(Stream):
         self._free = [slot for slot in range(readers.slots) if slot not in FETCH_SLOTS]
         self._held: dict[Span, _Held] = {}
         self._ahead = read_ahead(readers.workers, readers.slot_images)
+        self._sender = Sender(images.device) if images.device.type == "cuda" else None
 
     def pixels(self, first: int, last: int) -> Tensor:
         """Images of a micro-batch's places, (m, 3, S, S) uint8 in shared memory, good until the next call.
@@ -55,7 +63,10 @@ class PhotoStream(Stream):
         Raises:
             OSError: an image cannot be read.
         """
-        span = first, last
+        return self._hold((first, last)).reading.wait()
+
+    def _hold(self, span: Span) -> _Held:
+        """A micro-batch that is read or being read, and begin to read those that follow."""
         held = self._held.pop(span, None) or self._start(span, self._slot(needed=True))
         held.used = False
         self._held[span] = held
@@ -64,7 +75,18 @@ class PhotoStream(Stream):
             if slot is not None:
                 self._held[later] = self._start(later, slot)
         held.used = True
-        return held.reading.wait()
+        return held
+
+    def _on_device(self, span: Span) -> Tensor:
+        """The pixels of a micro-batch where the model is; on a GPU the micro-batch that follows is sent there too."""
+        if self._sender is None:
+            return sent(self.pixels(*span), self.images.device)
+        held = self._hold(span)
+        sending, held.sending = held.sending or self._sender.begin(held.reading.wait), None
+        follower = self._held.get(next(self._following(span), span))
+        if follower is not None and follower is not held and follower.sending is None:
+            follower.sending = self._sender.begin(follower.reading.wait)
+        return sending.taken()
 
     def images_of(self, epochs: Tensor, indices: Tensor, share: float = 1.0) -> Batch:
         """As of a `Stream`; with mixup each image is mixed with the one before it here, the first with itself."""
@@ -73,7 +95,7 @@ class PhotoStream(Stream):
 
     def _batch(self, first: int, last: int, share: float) -> Batch:
         who = torch.stack(self._places(first, last))
-        pixels = sent(self.pixels(first, last), self.images.device)
+        pixels = self._on_device((first, last))
         return self._finished(pixels, who, bool(self.mixup) and first == 0, share)
 
     def _finished(self, pixels: Tensor, who: Tensor, alone: bool, share: float) -> Batch:
@@ -127,5 +149,5 @@ class PhotoStream(Stream):
         if used is None and not needed:
             return None
         held = self._held.pop(used or next(iter(self._held)))
-        held.reading.settle()
+        held.settle()
         return held.slot

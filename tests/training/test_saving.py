@@ -153,3 +153,14 @@ def test_what_completes_a_state_is_awaited_by_the_thread_alone(folder, gate):
         gate.set()
     assert names == ["saving_0"]
     assert folder.load_checkpoint()[1] == {"own": 1, "others": 2}
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_host_goes_on_and_the_state_of_that_moment_is_copied():
+    weight = torch.ones(1 << 20, device="cuda")
+    room = Room()
+    made, arrived = room.copied({"weight": weight, "step": torch.tensor(1.0)})
+    weight.mul_(2)
+    arrived()
+    assert made["weight"].device.type == "cpu"
+    assert torch.equal(made["weight"], torch.ones(1 << 20))
