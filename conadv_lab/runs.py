@@ -284,7 +284,7 @@ def sync_folder(path: Path) -> None:
         os.close(handle)
 
 
-def manifest(data_fingerprint: str) -> dict[str, Any]:
+def manifest(fingerprints: dict[str, str]) -> dict[str, Any]:
     """When, from which code, with which packages and on which machine a run was started."""
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -294,7 +294,7 @@ def manifest(data_fingerprint: str) -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
         "slurm": provenance.slurm_variables(),
-        "data": data_fingerprint,
+        **fingerprints,
     }
 
 

@@ -27,7 +27,7 @@ from conadv_lab.training.overfitting import KEY, first_told, overfitting
 from conadv_lab.training.pending import gatherable_state, gathered_state, scattered_state
 from conadv_lab.training.process import put_back
 from conadv_lab.training.reducer import Reducer, Shared
-from conadv_lab.training.resuming import fingerprint, reconciled, require_same_data, require_unchanged
+from conadv_lab.training.resuming import fingerprints, reconciled, require_same_data, require_unchanged
 from conadv_lab.training.saving import Saver
 from conadv_lab.training.stopping import StoppedOnRequest, stop_requests
 from conadv_lab.training.weights import (
@@ -103,7 +103,7 @@ def _prepared(
     if ranks.told_by_first(int(folder.result() is not None)):
         return None
     run = Run(build(config, ranks), folder, progress if ranks.first else "none")
-    require_same_data(run.config, folder, run.parts.train_set)
+    require_same_data(run.config, folder, run.parts.train_set, run.parts.test_set)
     return run
 
 
@@ -156,7 +156,8 @@ class Run:
         self.folder.clear_leftovers()
         loaded = self._newest()
         if loaded is None:
-            self.folder.create(self.config, manifest(fingerprint(self.parts.train_set)) | self._placed())
+            images = fingerprints(self.parts.train_set, self.parts.test_set)
+            self.folder.create(self.config, manifest(images) | self._placed())
             self.folder.cut_metrics(0)
         else:
             self._restore(*loaded)

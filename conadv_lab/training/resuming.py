@@ -10,7 +10,7 @@ from conadv_lab.training.claim import LOCK
 
 CHANGES_NO_BIT = frozenset(
     {
-        "data_dir",  # the training images there are compared; photographs by their names and labels
+        "data_dir",  # the images there are compared; photographs by their names and labels
         "download",
         "workers",
         "keep_gb",
@@ -81,18 +81,29 @@ def require_unchanged(config: Config, folder: RunFolder, resume: bool) -> None:
         raise ValueError(f"{folder.path} was finished by another job while this one started")
 
 
-def require_same_data(config: Config, folder: RunFolder, train_set: ImageSet) -> None:
-    """Raise ``ValueError`` if the folder's run was started on other training images, as far as they tell."""
+def fingerprints(train_set: ImageSet, test_set: ImageSet) -> dict[str, str]:
+    """What a manifest says of a run's images."""
+    return {"data": fingerprint(train_set), "test_data": fingerprint(test_set)}
+
+
+def require_same_data(config: Config, folder: RunFolder, train_set: ImageSet, test_set: ImageSet) -> None:
+    """Raise ``ValueError`` if the folder's run was started on other images, as far as they tell.
+
+    A folder of a version that noted the training images alone is compared by them.
+    """
     if not (folder.path / "manifest.json").exists():
         return
-    before, now = folder.manifest().get("data"), fingerprint(train_set)
-    if before is not None and before != now:
-        raise ValueError(f"{folder.path} was started on other data: {before}; now {now}")
-    if (folder.path / "config.json").exists() and not hasattr(train_set, "fingerprint"):
+    noted = folder.manifest()
+    for name, now in fingerprints(train_set, test_set).items():
+        if noted.get(name) not in (None, now):
+            which = "data" if name == "data" else "test images"
+            raise ValueError(f"{folder.path} was started on other {which}: {noted[name]}; now {now}")
+    silent = [images for images in (train_set, test_set) if not hasattr(images, "fingerprint")]
+    if (folder.path / "config.json").exists() and silent:
         was, now = folder.config().data.data_dir, config.data.data_dir
         if was != now:
             raise ValueError(
-                f"data_dir is {now!r}, was {was!r}; allowed: {was!r}, as {type(train_set).__name__} has no "
+                f"data_dir is {now!r}, was {was!r}; allowed: {was!r}, as {type(silent[0]).__name__} has no "
                 "fingerprint() that tells whether the images are the same"
             )
 

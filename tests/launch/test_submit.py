@@ -255,7 +255,7 @@ def test_the_same_command_runs_here_and_can_be_repeated(no_slurm, capsys, tmp_pa
 def test_a_run_of_several_ranks_is_repeated_by_as_many(tmp_path, capsys):
     """Without them the command would be refused: somebody has to train where others attack."""
     config = conadv().replace(placement="ranks", attackers=1, micro_batch=128)
-    RunFolder(tmp_path / "run").create(config, manifest("data") | {"ranks": 3})
+    RunFolder(tmp_path / "run").create(config, manifest({"data": "digits"}) | {"ranks": 3})
     _, out, _ = run(capsys, "show", tmp_path / "run", "--reproduce")
     words = shlex.split(out.splitlines()[-1])
     again, _, options = train.parse(words[words.index("conadv_lab.train") + 1 :])

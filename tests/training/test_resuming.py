@@ -1,6 +1,7 @@
 """What a continued run may have otherwise: every field that cannot change a bit, and no other."""
 
 import shutil
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +9,14 @@ import pytest
 from conadv_lab.config import Config, resolved
 from conadv_lab.runs import RunFolder
 from conadv_lab.training.loop import train
-from conadv_lab.training.resuming import CHANGES_NO_BIT, fingerprint, reconciled, require_same_data
+from conadv_lab.training.resuming import (
+    CHANGES_NO_BIT,
+    fingerprint,
+    fingerprints,
+    reconciled,
+    require_same_data,
+)
+from tests.conftest import image_set
 from tests.data.trees import write_tree
 from tests.training.test_loop import tiny, train_killed_before
 
@@ -113,6 +121,19 @@ class Unnamed:
 def test_images_that_tell_nothing_of_themselves_stay_where_they_are(tmp_path):
     folder, images = RunFolder(tmp_path / "run"), Unnamed()
     folder.create(BASE, {"data": fingerprint(images)})
-    require_same_data(BASE, folder, images)
+    require_same_data(BASE, folder, images, images)
     with pytest.raises(ValueError, match=r"data_dir is '/elsewhere', was 'data'.*Unnamed has no fingerprint"):
-        require_same_data(BASE.replace(data_dir="/elsewhere"), folder, images)
+        require_same_data(BASE.replace(data_dir="/elsewhere"), folder, images, images)
+
+
+def test_other_test_images_are_refused(tmp_path):
+    """They change no weight, but the figures of a run would be of two sets."""
+    folder, train_set, test_set = RunFolder(tmp_path / "run"), image_set(8), image_set(6)
+    folder.create(BASE, fingerprints(train_set, test_set))
+    require_same_data(BASE, folder, train_set, test_set)
+    labels = test_set.labels.clone()
+    labels[0] = 1 - labels[0].clamp_max(1)
+    with pytest.raises(ValueError, match=r"was started on other test images: 6 images, sha256 .*; now 6"):
+        require_same_data(BASE, folder, train_set, replace(test_set, labels=labels))
+    folder.create(BASE, {"data": fingerprint(train_set)})
+    require_same_data(BASE, folder, train_set, replace(test_set, labels=labels))
