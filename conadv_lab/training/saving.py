@@ -118,11 +118,11 @@ class Room:
         pinned = any(tensor.is_cuda for tensor in tensors)
         if self._bytes.numel() < size:
             self._bytes = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=pinned)
-        memory = memoryview(self._bytes.numpy())
+        memory: Any = self._bytes.numpy()
         return [_like(tensor, memory, start) for tensor, start in zip(tensors, starts, strict=True)]
 
 
-def _like(tensor: Tensor, memory: memoryview, start: int) -> Tensor:
+def _like(tensor: Tensor, memory: Any, start: int) -> Tensor:
     """A tensor of the same shape and memory format, whose values begin at a place of the memory."""
     count = tensor.numel()
     if not count:
