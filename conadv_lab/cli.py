@@ -1,13 +1,28 @@
-"""Turning words of a command line into a config: every field an option, its default the recipe's."""
+"""Turning words of a command line into a dataclass or a config: every field an option, its default the recipe's."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+import dataclasses
+import io
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar, Union
 
 import tyro
 
 from conadv_lab.config import Config
+from conadv_lab.mistakes import unknown
+
+Kind = TypeVar("Kind")
+MOST_USED = "method, epsilon, staleness, global-batch, micro-batch, optimizer, lr, epochs, seed, out"
+ALSO_CALLED = {
+    "learning-rate": "lr", "batch-size": "global-batch", "batch": "global-batch", "eps": "epsilon", "tau": "staleness",
+    "steps-per-epoch": "epochs", "num-workers": "workers", "output": "out", "wd": "weight-decay", "arch": "model",
+}  # fmt: skip
+"""What others call our options."""
 
 
 @dataclass(frozen=True)
@@ -32,22 +47,97 @@ def parse_config(
     """The recipe's config with the options among ``words`` applied, and the command's own options.
 
     Raises:
-        SystemExit: status 2 with the parser's message, or 0 after ``--help``.
+        ValueError: an unknown option, or a value of the wrong type.
+        SystemExit: status 0 after ``--help``.
     """
     own = options or Options()
-    command = make_dataclass(
-        "Command",
-        [
-            ("options", type(own), field(default_factory=lambda: own)),
-            ("config", Config, field(default_factory=recipe)),
-        ],
-        frozen=True,
-    )
-    parsed: Any = tyro.cli(
-        command,
-        args=list(words),
-        prog=prog,
-        description=recipe.__doc__ or "",
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
-    return parsed.config, parsed.options
+    config = recipe()
+    sections = {
+        name: getattr(config, name) for name in ("training", "method", "optimization", "data", "model")
+    }
+    parts = {"command": own, **sections}  # each a heading of the help, in this order
+    fields = [(name, type(part), field(default=part)) for name, part in parts.items()]
+    command = make_dataclass("Command", fields, frozen=True)  # type: ignore[arg-type]
+    used = ", ".join(f"--{name}" for name in MOST_USED.split(", "))
+    found: Any = parsed(command, words, prog, f"{recipe.__doc__ or ''}\n\nMost used: {used}.")
+    return Config(**{name: getattr(found, name) for name in sections}), found.command
+
+
+def parsed(kind: type[Kind], words: Sequence[str], prog: str, description: str | None = None) -> Kind:
+    """A dataclass whose fields are the options that a command takes.
+
+    Raises:
+        ValueError: what the parser refuses, as one sentence.
+        SystemExit: status 0 after ``--help``.
+    """
+    kinds = _kinds(kind)
+    for word in words:
+        name = word.partition("=")[0].removeprefix("--").replace("_", "-")
+        if word.startswith("--") and name not in ("help", *kinds) and name.removeprefix("no-") not in kinds:
+            raise _unknown_option(name, kinds)
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            return tyro.cli(
+                kind,
+                args=list(words),
+                prog=prog,
+                description=description,
+                config=(tyro.conf.OmitArgPrefixes,),
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+    raise _refused(told.getvalue(), list(words), kinds)
+
+
+def _kinds(kind: Any) -> dict[str, Any]:
+    """Every option's type by its name, those of dataclasses within the dataclass too."""
+    found: dict[str, Any] = {}
+    hints = typing.get_type_hints(kind)
+    for one in dataclasses.fields(kind):
+        own = hints[one.name]
+        found |= _kinds(own) if dataclasses.is_dataclass(own) else {one.name.replace("_", "-"): own}
+    return found
+
+
+def _unknown_option(name: str, kinds: Mapping[str, Any]) -> ValueError:
+    if ALSO_CALLED.get(name) in kinds:
+        return ValueError(f"unknown option --{name}; here it is called --{ALSO_CALLED[name]}")
+    hint = str(unknown("option", name, kinds)).rpartition(" Did you mean ")[2]
+    near = f" Did you mean --{hint[1:-2]}?" if hint.startswith("'") else ""
+    return ValueError(f"unknown option --{name}; allowed: those that --help lists.{near}")
+
+
+def _refused(text: str, words: list[str], kinds: Mapping[str, Any]) -> ValueError:
+    """The parser's box of several lines as a sentence of our own, where it is about one of our options."""
+    plain = " ".join(re.sub(r"[│╭╮╰╯|+]|[─-]{3,}", " ", text).partition("For full helptext")[0].split())
+    option = re.search(r"--[a-z][\w-]*", plain)
+    name = option[0].removeprefix("--").replace("_", "-") if option else ""
+    if name not in kinds:
+        loose = plain.rpartition("Unrecognized options: ")[2]
+        return ValueError(f"{loose!r} is the value of no option; allowed: options that --help lists")
+    flat = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    place = max(i for i, word in enumerate(flat) if word.replace("_", "-") == f"--{name}")
+    values = []
+    for word in flat[place + 1 :]:
+        if word.startswith("--"):
+            break
+        values.append(word)
+    choices = typing.get_args(kinds[name]) if typing.get_origin(kinds[name]) is Literal else ()
+    if choices and values:
+        return unknown(f"value of --{name}", values[0], choices)
+    given = repr(" ".join(values)) if values else "without a value"
+    return ValueError(f"--{name} is {given}; allowed: {_allowed(kinds[name])}")
+
+
+def _allowed(kind: Any) -> str:
+    parts = typing.get_args(kind)
+    if typing.get_origin(kind) in (Union, types.UnionType):
+        return " or ".join("None" if part is type(None) else _allowed(part) for part in parts)
+    if typing.get_origin(kind) is Literal:
+        return ", ".join(map(str, parts))
+    if typing.get_origin(kind) in (tuple, list):
+        count = "any number of values" if Ellipsis in parts or len(parts) < 2 else f"{len(parts)} values"
+        return f"{count}, each {_allowed(parts[0])}"
+    return {int: "a whole number", float: "a number", Path: "a path"}.get(kind, "a text")

@@ -56,8 +56,7 @@ def parse(words: Sequence[str]) -> tuple[Config, Path, "Options"]:
     """(config, run folder, other options) from the words of a command line.
 
     Raises:
-        ValueError: an unknown recipe, or another number of ranks than was started.
-        SystemExit: an unknown field or a value of the wrong type, told by the parser (status 2).
+        ValueError: an unknown recipe or option, a value of the wrong type, another number of ranks than was started.
     """
     from conadv_lab.cli import parse_config
     from conadv_lab.recipes import find

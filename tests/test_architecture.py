@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = (
-    ("train", "submit", "demo", "demo_report"),
+    ("__main__", "train", "submit", "demo", "demo_report"),
     ("launch",),
     ("plan",),
     ("staleness.__main__",),

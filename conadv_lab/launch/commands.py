@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import tyro
 
+from conadv_lab import cli
 from conadv_lab.config import Config
 from conadv_lab.launch import beforehand, local, profiles, send, slurm
 from conadv_lab.launch import status as states
@@ -303,7 +304,7 @@ def _out(options: RunOptions) -> Path:
 
 
 def _parsed(kind: type[Kind], words: list[str], verb: str) -> Kind:
-    return tyro.cli(kind, args=words, prog=f"conadv_lab.submit {verb}")
+    return cli.parsed(kind, words, f"conadv_lab.submit {verb}")
 
 
 def _runs(count: int) -> str:

@@ -36,7 +36,7 @@ def plan(recipe: str, words: Sequence[str], options: Any, verb: str = "sweep") -
 
     Raises:
         ValueError: an unknown recipe or field, a value twice, an impossible config.
-        SystemExit: status 2, told by the parser; 0 after ``--help``.
+        SystemExit: status 0 after ``--help``.
     """
     from conadv_lab.cli import parse_config
 
@@ -112,10 +112,9 @@ def parse_lists(lists: dict[str, list[str]]) -> dict[str, list[Any]]:
     """The typed values of each list.
 
     Raises:
-        ValueError: an unknown field, one that takes several words, a value twice.
-        SystemExit: a value of the wrong type, told by the parser (status 2).
+        ValueError: an unknown field, a value of the wrong type, a field that takes several words, a value twice.
     """
-    import tyro
+    from conadv_lab.cli import parsed
 
     if not lists:
         return {}
@@ -132,8 +131,8 @@ def parse_lists(lists: dict[str, list[str]]) -> dict[str, list[Any]]:
             raise ValueError(f"--{option} has {min(twice)!r} twice; allowed: each value once")
     shape = make_dataclass("Lists", [(name, list[kinds[name]]) for name in lists])  # type: ignore[valid-type, misc]
     words = [word for name, values in lists.items() for word in (f"--{name.replace('_', '-')}", *values)]
-    parsed: Any = tyro.cli(shape, args=words, prog="conadv_lab.submit sweep")
-    return {name: list(getattr(parsed, name)) for name in lists}
+    found: Any = parsed(shape, words, "conadv_lab.submit sweep")
+    return {name: list(getattr(found, name)) for name in lists}
 
 
 def named(configs: list[Config]) -> list[Planned]:

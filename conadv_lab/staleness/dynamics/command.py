@@ -55,12 +55,9 @@ def main(words: Sequence[str]) -> int:
 
 
 def _quadratic(words: list[str]) -> "tuple[pd.DataFrame, Outputs]":
-    import tyro
+    from conadv_lab.cli import parsed
 
-    asked = tyro.cli(
-        QuadraticOptions, args=words, prog="conadv_lab.staleness dynamics quadratic",
-        config=(tyro.conf.OmitArgPrefixes,),
-    )  # fmt: skip
+    asked = parsed(QuadraticOptions, words, "conadv_lab.staleness dynamics quadratic")
     outputs = Outputs(asked.json, asked.csv, asked.figure)
     from conadv_lab.staleness.dynamics import on_quadratic
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import tyro
 
+from conadv_lab import cli
 from conadv_lab.mistakes import writable
 from conadv_lab.pages import write
 from conadv_lab.staleness.timeline.options import Files
@@ -35,7 +36,7 @@ def main(words: list[str]) -> int:
     """Write the page."""
     from conadv_lab.staleness.report import page
 
-    asked = tyro.cli(PageOptions, args=words, prog="conadv_lab.staleness report")
+    asked = cli.parsed(PageOptions, words, "conadv_lab.staleness report")
     outputs = asked.files.outputs()
     writable(asked.html)
     if asked.figures is not None and asked.figures.exists() and not asked.figures.is_dir():

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import tyro
-
+from conadv_lab import cli
 from conadv_lab.mistakes import require, writable
 from conadv_lab.staleness.timeline.options import SEVERAL, FitOptions, TimelineOptions
 
@@ -200,4 +199,4 @@ def _print(frame: "pd.DataFrame") -> None:
 
 
 def _parsed(kind: type[Kind], words: list[str], verb: str) -> Kind:
-    return tyro.cli(kind, args=words, prog=f"conadv_lab.staleness {verb}")
+    return cli.parsed(kind, words, f"conadv_lab.staleness {verb}")
