@@ -30,6 +30,7 @@ from benchmarks.harness import Row, publish, write
 from conadv_lab.config import Config, Data, Model, Optimization, resolved
 from conadv_lab.data.loader import as_float
 from conadv_lab.models.norm import plain_batch_norm
+from conadv_lab.optim.options import SCHEDULES
 from conadv_lab.runs import RunFolder
 from conadv_lab.training.build import Parts, build
 from conadv_lab.training.resuming import reconciled
@@ -60,6 +61,10 @@ def require_plain(config: Config) -> None:
             value = getattr(values, field.name)
             if field.name not in MIRRORED and value != field.default:
                 raise ValueError(f"{field.name} is {value!r}; allowed beside a plain loop: {field.default!r}")
+    if SCHEDULES[config.optimization.schedule].ceiling is not None:
+        raise ValueError(
+            f"schedule is {config.optimization.schedule!r}; allowed beside a plain loop: one that reads no losses"
+        )
     if training.micro_batch not in (None, training.global_batch):
         raise ValueError(f"micro_batch is {training.micro_batch}; allowed beside a plain loop: None")
 

@@ -14,7 +14,7 @@ from conadv_lab.data.options import Data, Demand
 from conadv_lab.methods import METHODS, method_of
 from conadv_lab.mistakes import ABOVE_0, COUNT, COUNT_OR_0, require, require_ranges, unknown
 from conadv_lab.models.options import GRAPH_MODES, Model
-from conadv_lab.optim.options import Optimization
+from conadv_lab.optim.options import SCHEDULES, Optimization
 from conadv_lab.optim.schedule import scaled_lr
 from conadv_lab.references import is_file_reference
 
@@ -167,9 +167,13 @@ def resolved(config: Config) -> Config:
     check(config)
     optimization, method, training = config.optimization, config.method, config.training
     filled: dict[str, Any] = {}
+    ceiling = SCHEDULES[optimization.schedule].ceiling
     scaled = scaled_lr(
         optimization.base_lr, training.global_batch, optimization.base_batch, optimization.lr_rule
     )
+    if ceiling is not None:
+        scaled = ceiling
+        filled |= {"lr_rule": "none", "warmup_epochs": 0.0, "warmup_steps": None}  # on record is what happens
     if optimization.lr is None:
         filled["lr"] = scaled
     elif optimization.lr != scaled:
@@ -190,6 +194,10 @@ def check(config: Config) -> None:
         section.check()
     for part in methods.options():
         part.check(config.method)
+    if config.optimization.optimizer == "adamp" and model.channels_last:
+        raise ValueError(
+            "channels_last is True; allowed with optimizer 'adamp': False, as it takes a weight's rows as they lie"
+        )
     if model.compile_mode in GRAPH_MODES and config.method.placement == "stream":
         raise ValueError(
             f"compile_mode is {model.compile_mode!r}; allowed with placement 'stream': 'default' or "

@@ -289,3 +289,42 @@ def _plain(axes: "Axes", grid: Any = "y") -> "Axes":
     axes.grid(axis=grid, alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     return axes
+
+
+def growth(rows: "pd.DataFrame", ax: "Axes | None" = None) -> "Axes":
+    """AutoWU's learning rate and the clean loss against the step, and what each test said of the loss.
+
+    Args:
+        rows: metrics of one run, as `frame_of_metrics` gives them.
+        ax: where to draw; None is the current axis.
+
+    Raises:
+        ValueError: the run's schedule is not autowu.
+    """
+    from matplotlib import pyplot as plt
+
+    if "autowu_probability" not in rows:
+        raise ValueError("no line has autowu_probability; allowed: metrics of a run with --schedule autowu")
+    axes = ax if ax is not None else plt.gca()
+    other = axes.twinx()
+    (loss,) = other.plot(rows["step"], rows["loss"], color="#999999", linewidth=1, label="clean loss")
+    other.set_ylabel("clean loss")
+    (rate,) = axes.plot(rows["step"], rows["lr"], color="#0072B2", label="learning rate")
+    tests = rows[rows["autowu_probability"].notna()]
+    high = tests["autowu_positives"] > 0
+    look: dict[str, Any] = {"marker": "o", "linestyle": "none", "color": "#0072B2"}
+    (no,) = axes.plot(
+        tests["step"][~high], tests["lr"][~high], label="test: not turned", fillstyle="none", **look
+    )
+    look |= {"color": "#D55E00"}
+    (yes,) = axes.plot(tests["step"][high], tests["lr"][high], label="test: the loss has turned", **look)
+    last = tests.iloc[-1]
+    title = last.get("autowu_reason")
+    axes.set_title(
+        f"growth ended after step {last['step']:.0f}: {title}" if isinstance(title, str) else "growing"
+    )
+    axes.set_yscale("log")
+    axes.set_xlabel("step")
+    axes.set_ylabel("learning rate")
+    axes.legend(handles=[rate, yes, no, loss], frameon=False, fontsize="small")
+    return axes

@@ -32,6 +32,9 @@ MODELS = {
     "resnet18": Network("ResNet-18 for 32x32 images", f"{_ROOM}.resnet:resnet18", ("last_gamma",)),
     "resnet20": Network("ResNet-20 for 32x32 images", f"{_ROOM}.resnet:resnet20", ("last_gamma",)),
     "resnet50": Network("ResNet-50 v1.5 for photographs", f"{_ROOM}.resnet:resnet50", ("last_gamma",)),
+    "nf-resnet20": Network("without normalisation, for 32x32 images", f"{_ROOM}.nf_resnet:nf_resnet20"),
+    "nf-resnet26": Network("timm's nf_resnet26, without normalisation", f"{_ROOM}.nf_resnet:nf_resnet26"),
+    "nf-resnet50": Network("timm's nf_resnet50, without normalisation", f"{_ROOM}.nf_resnet:nf_resnet50"),
 }
 """Every model by its name; a new one is a file with its function, and a line here."""
 

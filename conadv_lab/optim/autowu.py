@@ -14,6 +14,7 @@ from torch import Tensor
 
 from conadv_lab.mistakes import require
 from conadv_lab.optim.gaussian_process import GaussianProcess, Posterior
+from conadv_lab.optim.options import Length, Optimization
 from conadv_lab.seeds import generator
 
 CONFIDENCE, PREDICTIONS, PATIENCE = 0.95, 5, 3
@@ -227,3 +228,21 @@ def turned(posterior: Posterior) -> float:
     rise = posterior.mean[-1] - posterior.mean
     deviation = (posterior.difference_variance.clamp_min(0) + _EXTRA_VARIANCE).sqrt()
     return torch.special.ndtr(rise / deviation).max().item()
+
+
+def build_autowu(section: Optimization, length: Length) -> AutoWU:
+    """As a config's section asks for.
+
+    Raises:
+        ValueError: as for `AutoWU`.
+    """
+    assert section.lr is not None, "the config is not resolved"
+    return AutoWU(
+        section.lr,
+        length.steps,
+        max(1, length.steps_of(1)),
+        first=section.first_lr,
+        cooldown=section.cooldown,
+        end=section.end_lr,
+        seed=length.seed,
+    )

@@ -3,7 +3,17 @@
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from conadv_lab.mistakes import ABOVE_0, BELOW_1, COUNT, COUNT_OR_0, FROM_0, require, require_ranges, unknown
+from conadv_lab.mistakes import (
+    ABOVE_0,
+    BELOW_1,
+    COUNT,
+    COUNT_OR_0,
+    FROM_0,
+    SHARE,
+    require,
+    require_ranges,
+    unknown,
+)
 from conadv_lab.registry import Entry, described
 
 
@@ -24,24 +34,48 @@ OPTIMIZERS = {
     "lamb": Rule(
         "Adam with layer-wise rates (You et al. 2020)", "conadv_lab.optim.lamb:build_lamb", states=2
     ),
+    "adamp": Rule(
+        "Adam without steps along the weight (Heo et al. 2021); extra optim",
+        "conadv_lab.optim.adamp:build_adamp",
+        states=2,
+    ),
 }
 """Every optimiser by its name; a new one is a file with its function, and a line here."""
 
+
+@dataclass(frozen=True)
+class Rates(Entry):
+    """A schedule by its name.
+
+    Attributes:
+        ceiling: ``lr`` where the config names none, of a schedule that has no use for base_lr and a warm-up.
+    """
+
+    ceiling: float | None = None
+
+
 _DECAY = "conadv_lab.optim.schedule:build_decay"
 SCHEDULES = {
-    "cosine": Entry("falls to end_lr along half a cosine", _DECAY),
-    "polynomial": Entry("falls to end_lr, as a power of what is left of the run", _DECAY),
-    "step": Entry("falls by decay_factor at each of milestone_epochs", _DECAY),
-    "constant": Entry("stays", _DECAY),
+    "cosine": Rates("falls to end_lr along half a cosine", _DECAY),
+    "polynomial": Rates("falls to end_lr, as a power of what is left of the run", _DECAY),
+    "step": Rates("falls by decay_factor at each of milestone_epochs", _DECAY),
+    "constant": Rates("stays", _DECAY),
+    "autowu": Rates(
+        "AutoWU (Kim et al. 2021): grows from first_lr towards lr until the loss has turned, goes back to where it was "
+        "lowest, and falls to end_lr; without warm-up",
+        "conadv_lab.optim.autowu:build_autowu",
+        ceiling=1.0,
+    ),
 }
 """Learning rates after the warm-up by their names; a new one is a function here, that makes of a section and a `Length`
 what gives a step, counted from 0, its learning rate."""
 
 
 class Length(Protocol):
-    """How long a run is: a stream."""
+    """How long a run is, and what it draws by: a stream."""
 
     steps: int
+    seed: int
 
     def steps_of(self, epochs: float) -> int: ...
 
@@ -53,7 +87,7 @@ class Optimization:
     optimizer: str = "sgd"
     """One of those above."""
     lr: float | None = None
-    """Peak learning rate, after scaling; None: base_lr scaled by lr_rule from base_batch."""
+    """Peak learning rate, after scaling; None: base_lr scaled by lr_rule from base_batch, or autowu's own 1."""
     base_lr: float = 0.1
     """Learning rate at base_batch."""
     base_batch: int = 256
@@ -79,13 +113,19 @@ class Optimization:
     warmup_steps: int | None = None
     """Steps of linear warm-up, in place of warmup_epochs."""
     end_lr: float = 0.0
-    """Learning rate at the end of cosine and polynomial decay."""
+    """Learning rate at the end of cosine and polynomial decay, and of autowu."""
     power: float = 2.0
     """Power of polynomial decay."""
     milestone_epochs: tuple[float, ...] = ()
     """Epochs at which step decay multiplies by decay_factor."""
     decay_factor: float = 0.1
     """Factor of step decay."""
+    first_lr: float = 1e-5
+    """Learning rate that autowu begins with."""
+    cooldown: float = 0.2
+    """Share of all steps, at the end, over which autowu's learning rate falls; 1: from where its growth ends."""
+    adaptive_clipping: float = 0.0
+    """Longest gradient of a unit, as a multiple of its weight's length (Brock et al. 2021: 0.01); 0: not clipped."""
     label_smoothing: float = 0.0
     """Label smoothing of the training criterion, which the attack uses too."""
 
@@ -107,6 +147,9 @@ class Optimization:
             warmup_epochs=FROM_0,
             warmup_steps=COUNT_OR_0,
             end_lr=FROM_0,
+            first_lr=ABOVE_0,
+            cooldown=SHARE,
+            adaptive_clipping=FROM_0,
             power=ABOVE_0,
             label_smoothing=BELOW_1,
         )

@@ -5,12 +5,12 @@ from collections.abc import Callable
 from conadv_lab import references
 from conadv_lab.config import Config
 from conadv_lab.mistakes import unknown
-from conadv_lab.recipes import cifar, digits, imagenet
+from conadv_lab.recipes import cifar, digits, imagenet, nofrost
 from conadv_lab.references import is_file_reference
 
 Recipe = Callable[[], Config]
 
-RECIPES: dict[str, Recipe] = {**digits.RECIPES, **cifar.RECIPES, **imagenet.RECIPES}
+RECIPES: dict[str, Recipe] = {**digits.RECIPES, **cifar.RECIPES, **imagenet.RECIPES, **nofrost.RECIPES}
 
 
 def find(name: str) -> Recipe:

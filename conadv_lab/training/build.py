@@ -19,6 +19,8 @@ from conadv_lab.methods.placement import Attacker, OtherRanks, SideStream
 from conadv_lab.models.build import build_model
 from conadv_lab.models.fast import WHITENING_IMAGES, FastCNN
 from conadv_lab.models.norm import share_statistics
+from conadv_lab.optim.autowu import AutoWU
+from conadv_lab.optim.clipping import clip_before_steps
 from conadv_lab.optim.groups import parameter_groups
 from conadv_lab.optim.options import OPTIMIZERS, SCHEDULES, Optimization
 from conadv_lab.optim.schedule import Schedule
@@ -40,7 +42,7 @@ class Parts:
     model: nn.Module
     method: Method
     optimizer: Optimizer
-    schedule: Schedule
+    schedule: Schedule | AutoWU
     criterion: nn.Module
     stream: Stream
     ranks: Ranks = ALONE
@@ -207,8 +209,11 @@ def build_placement(config: Config, stream: Stream, ranks: Ranks, device: torch.
 
 def build_optimizer(section: Optimization, model: nn.Module) -> Optimizer:
     groups = parameter_groups(model, section.weight_decay, section.bias_lr_factor)
-    return OPTIMIZERS[section.optimizer].load()(section, groups)
+    optimizer = OPTIMIZERS[section.optimizer].load()(section, groups)
+    if section.adaptive_clipping:
+        clip_before_steps(optimizer, model, section.adaptive_clipping)
+    return optimizer
 
 
-def build_schedule(section: Optimization, stream: Stream) -> Schedule:
+def build_schedule(section: Optimization, stream: Stream) -> Schedule | AutoWU:
     return SCHEDULES[section.schedule].load()(section, stream)

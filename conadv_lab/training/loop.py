@@ -16,8 +16,10 @@ from conadv_lab.displays import in_notebook
 from conadv_lab.methods.base import Losses, Method
 from conadv_lab.methods.families.conadv import ConAdv
 from conadv_lab.methods.placement import OtherRanks
+from conadv_lab.optim.autowu import AutoWU
 from conadv_lab.optim.groups import set_learning_rate
 from conadv_lab.runs import RunFolder, manifest, read_checkpoint, write_json
+from conadv_lab.training import growth
 from conadv_lab.training.build import Parts, build
 from conadv_lab.training.claim import Claim
 from conadv_lab.training.distributed import PATIENCE, AnyLater, Ranks, Spectator, join
@@ -187,7 +189,10 @@ class Run:
         )
         due = _due(number, training.log_every) or number == parts.stream.steps - 1
         losses = self._gradient(step, due)
-        if due or parts.device.type == "cpu":
+        growing = growth.growing(parts)
+        if growing is not None:
+            growth.note(growing, parts, number, losses)
+        elif due or parts.device.type == "cpu":
             self._require_finite(losses, number)
         parts.optimizer.step()
         parts.optimizer.zero_grad()
@@ -197,13 +202,16 @@ class Run:
         if self.bar is not None:
             self.bar.update()
         line: dict[str, Any] = dict(probed)
+        if growing is not None:
+            line |= growth.judge(growing, parts, number, losses)
         if self._comes(training.evaluate_every):
             line |= self._evaluated()
             self.ranks.wait()
         if due or line:
             self._log(number, lr, losses, line)
         if self._comes(training.checkpoint_every):
-            self._require_finite(losses, number)
+            if growing is None:
+                self._require_finite(losses, number)
             self.save()
             self.ranks.wait()
 
@@ -291,6 +299,8 @@ class Run:
             "bn_statistics": statistics_used(parts),
             "parameters_sha256": parameters_sha256(parts.model),
         }
+        if isinstance(parts.schedule, AutoWU):
+            result |= parts.schedule.figures()
         self.saver.wait()
         write_json(self.folder.path / "result.json", result)
         if self.bar is not None:
@@ -312,6 +322,7 @@ class Run:
             "optimizer": parts.optimizer.state_dict(),
             "method": method,
             "ema": None if self.ema is None else self.ema.state_dict(),
+            "schedule": parts.schedule.state_dict() if isinstance(parts.schedule, AutoWU) else None,
         }
 
     def _restore(self, commit: dict[str, Any], state: dict[str, Any]) -> None:
@@ -322,6 +333,8 @@ class Run:
         parts.method.load_state_dict(on_device(own, parts.device))
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
+        if isinstance(parts.schedule, AutoWU):
+            parts.schedule.load_state_dict(state["schedule"], parts.device)
         self.step = self.saver.step = state["step"]
         self.seconds_before = state["seconds"]
         self.folder.cut_metrics(commit["metrics_bytes"])

@@ -14,6 +14,8 @@ from conadv_lab.methods import method_of
 from conadv_lab.methods.families.conadv import ConAdv
 from conadv_lab.models.norm import plain_batch_norm
 from conadv_lab.optim.groups import set_learning_rate
+from conadv_lab.optim.options import SCHEDULES
+from conadv_lab.optim.schedule import Schedule
 from conadv_lab.staleness.draws import Draw, Taus
 from conadv_lab.staleness.dynamics.frame import WHOLE
 from conadv_lab.staleness.dynamics.probes import phase, probe
@@ -90,6 +92,11 @@ def _require_conadv(config: Config) -> None:
         raise ValueError(
             f"first is {method.first!r}; allowed: 'initial', as each worker of a step has a τ of its own"
         )
+    schedule = config.optimization.schedule
+    if SCHEDULES[schedule].ceiling is not None:
+        raise ValueError(
+            f"schedule is {schedule!r}; allowed: one that is known before the run, as runs of every τ share it"
+        )
     if config.model.compile:
         raise ValueError("compile is True; allowed: False, as old weights go into a copy of the network")
 
@@ -125,6 +132,7 @@ def train(parts: Parts, taus: Taus) -> Trained:
     parts.method = method = SnapshotConAdv(parts.method.attack, taus, parts.method.weights)
     network = network_of(parts.model, config.model, parts.device)
     average = average_of(parts.model, config.model.ema)
+    assert isinstance(parts.schedule, Schedule)
     warmup, every = parts.schedule.warmup, config.training.probe_every
     rows: list[dict[str, Any]] = []
     lrs: list[float] = []
