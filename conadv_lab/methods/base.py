@@ -125,6 +125,9 @@ class Method:
     def check(self, config: Config) -> None:
         """Raise ``ValueError`` where the config's other parts do not suit the method."""
 
+    def require_cut(self, images: int) -> None:
+        """Raise ``ValueError`` where a micro-batch of so many images of the stream does not suit the method."""
+
     def attach(self, optimizer: Optimizer | None, gradients: Gradients = ALONE) -> None:
         """Tell the method, before the first step, of the optimizer and of who else makes the gradients."""
         self.optimizer, self.gradients = optimizer, gradients

@@ -181,7 +181,7 @@ def build_stream(config: Config, method: Method, train_set: ImageSet, ranks: Ran
         split = Split(ranks.number - ranks.trainers, ranks.attackers)
     batch = round(training.global_batch * method.new_fraction)
     steps = training.steps or max(1, round(training.epochs * len(train_set) * method.replays / batch))
-    return stream_over(
+    stream = stream_over(
         train_set,
         config.data,
         seed=training.seed,
@@ -194,6 +194,9 @@ def build_stream(config: Config, method: Method, train_set: ImageSet, ranks: Ran
         split=split,
         replays=method.replays,
     )
+    for first, last in stream.own_spans(0):
+        method.require_cut(last - first)
+    return stream
 
 
 def build_placement(config: Config, stream: Stream, ranks: Ranks, device: torch.device) -> Placement:

@@ -17,11 +17,14 @@ from conadv_lab.models.norm import mixture_batch_norm
 from conadv_lab.plan import plan_of
 from conadv_lab.sharpness import measure
 from conadv_lab.training import evaluate
-from conadv_lab.training.build import build
+from conadv_lab.staleness.timeline.step_times import named
+from conadv_lab.staleness.timeline.workload import workload_of
+from conadv_lab.training.build import build, build_stream
+from conadv_lab.training.distributed import Ranks
 from conadv_lab.training.loop import train
 from conadv_lab.training.overfitting import first_told, overfitting
 from conadv_lab.training.restore import restore
-from tests.conftest import small_cnn
+from tests.conftest import image_set, small_cnn
 from tests.training.test_loop import digest, tiny, train_killed_before
 
 NAMES = ("advprop", "fast-advprop", "free-at", "fgsm-rs")
@@ -120,6 +123,22 @@ def test_what_cannot_be_is_refused_in_a_sentence(name):
     changes, message = REFUSED[name]
     with pytest.raises(ValueError, match=message):
         resolved(tiny(**changes))
+
+
+def test_a_slice_that_does_not_come_in_fives_is_refused_before_the_run():
+    config = resolved(tiny(method="fast-advprop", batch_norm="sync", global_batch=36))
+    images, ranks = image_set(90), Ranks(count=3)
+    assert build_stream(config, method_of(config), images, ranks).own_spans(0) == [(0, 15)]
+    with pytest.raises(
+        ValueError, match="images of a micro-batch is 22; allowed: a multiple of 5 on each rank"
+    ):
+        build_stream(config, method_of(config), images, Ranks(count=2))
+
+
+def test_the_simulator_takes_their_own_staleness():
+    workload = workload_of("imagenet-resnet50-1k")
+    taus = {name: named(name, workload).staleness for name in ("advprop", "fgsm-rs", "conadv")}
+    assert taus == {"advprop": 0, "fgsm-rs": 0, "conadv": 1}
 
 
 def batches(size: int):

@@ -152,6 +152,10 @@ class FastAdvProp(Method):
         section = config.method
         return cls(section.epsilon, section.attack_step or None, seed=config.training.seed)
 
+    def require_cut(self, images: int) -> None:
+        allowed = "a multiple of 5 on each rank, four clean ones to one other"
+        require(images % 5 == 0, "images of a micro-batch", images, allowed)
+
     def passes(self, step: Step) -> int:
         return 3
 
@@ -173,6 +177,7 @@ class FastAdvProp(Method):
     def _train(
         self, model: nn.Module, batch: Batch, criterion: Criterion, parts: tuple[float, float, float]
     ) -> tuple[Tensor, Tensor]:
+        self.require_cut(len(batch.labels))
         own, others = _clean_and_others(batch)
         clean = steps.train_on(model, own.images, own, criterion, parts[0], "main")
         start = linf_start(others, self.attack.epsilon, self.attack.seed)
@@ -184,8 +189,6 @@ class FastAdvProp(Method):
 
 def _clean_and_others(batch: Batch) -> tuple[Batch, Batch]:
     """The first four and the last one of every five images, which any cut at a multiple of five leaves as they are."""
-    count = len(batch.labels)
-    require(count % 5 == 0, "images of a micro-batch", count, "a multiple of 5, four clean ones to one other")
     names = ("images", "labels", "epochs", "indices")
     fives = {name: getattr(batch, name).unflatten(0, (-1, 5)) for name in names}
     return (

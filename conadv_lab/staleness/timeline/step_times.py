@@ -143,7 +143,7 @@ def _with_attackers(own: StepTimes, method: Method, cluster: Cluster, workload: 
 
 
 def named(name: str, workload: Workload, staleness: int | None = None, ascent_share: float = 1.0) -> Method:
-    """The method of a name with a recipe's staleness, or another.
+    """The method of a name with another staleness than its own, which is the recipe's where it has none.
 
     Raises:
         ValueError: an unknown name or an impossible number.
@@ -151,7 +151,8 @@ def named(name: str, workload: Workload, staleness: int | None = None, ascent_sh
     if staleness is not None:
         require(0 <= staleness <= 127, "staleness", staleness, "a whole number from 0 to 127")
     require(0 < ascent_share <= 1, "ascent_share", ascent_share, "above 0, up to 1")
-    tau = workload.staleness if staleness is None else staleness
+    own = METHODS[name].filled(Config().replace(method=name)) if name in METHODS else {}
+    tau = own.get("staleness", workload.staleness) if staleness is None else staleness
     if name not in METHODS and not is_file_reference(name):
         raise unknown("method", name, METHODS)
     method = method_of(resolved(Config().replace(method=name, staleness=tau)))
