@@ -16,9 +16,9 @@ from conadv_lab.methods.families.robust import FGSMRS, FreeAT
 from conadv_lab.models.norm import mixture_batch_norm
 from conadv_lab.plan import plan_of
 from conadv_lab.sharpness import measure
-from conadv_lab.training import evaluate
 from conadv_lab.staleness.timeline.step_times import named
 from conadv_lab.staleness.timeline.workload import workload_of
+from conadv_lab.training import evaluate
 from conadv_lab.training.build import build, build_stream
 from conadv_lab.training.distributed import Ranks
 from conadv_lab.training.loop import train
