@@ -38,7 +38,7 @@ from conadv_lab.data.imagenet_stream import PhotoStream
 from conadv_lab.data.imagenet_view import DRAWS, View
 from conadv_lab.data.imagenet_workers import Readers
 from conadv_lab.data.pack import main as pack_command
-from conadv_lab.data.pack import open_split
+from conadv_lab.data.pack_file import open_split
 from conadv_lab.mistakes import require
 
 VIEW = View(side=224, resize=256)

@@ -4,17 +4,17 @@ import contextlib
 import dataclasses
 import io
 import re
-import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union
+from typing import Any, Literal, TypeVar
 
 import tyro
 
 from conadv_lab.config import Config
 from conadv_lab.mistakes import unknown
+from conadv_lab.reading import allowed
 
 Kind = TypeVar("Kind")
 MOST_USED = "method, epsilon, staleness, global-batch, micro-batch, optimizer, lr, epochs, seed, out"
@@ -128,16 +128,4 @@ def _refused(text: str, words: list[str], kinds: Mapping[str, Any]) -> ValueErro
     if choices and values:
         return unknown(f"value of --{name}", values[0], choices)
     given = repr(" ".join(values)) if values else "without a value"
-    return ValueError(f"--{name} is {given}; allowed: {_allowed(kinds[name])}")
-
-
-def _allowed(kind: Any) -> str:
-    parts = typing.get_args(kind)
-    if typing.get_origin(kind) in (Union, types.UnionType):
-        return " or ".join("None" if part is type(None) else _allowed(part) for part in parts)
-    if typing.get_origin(kind) is Literal:
-        return ", ".join(map(str, parts))
-    if typing.get_origin(kind) in (tuple, list):
-        count = "any number of values" if Ellipsis in parts or len(parts) < 2 else f"{len(parts)} values"
-        return f"{count}, each {_allowed(parts[0])}"
-    return {int: "a whole number", float: "a number", Path: "a path"}.get(kind, "a text")
+    return ValueError(f"--{name} is {given}; allowed: {allowed(kinds[name])}")

@@ -8,7 +8,7 @@ from conadv_lab.data.imagenet_files import Numbers
 from conadv_lab.data.imagenet_view import DRAWS, View
 from conadv_lab.data.imagenet_workers import CHUNK, Draws, Readers, Reading
 from conadv_lab.data.options import Data, Demand
-from conadv_lab.data.pack import open_split
+from conadv_lab.data.pack_file import open_split
 from conadv_lab.data.sets import require_images
 from conadv_lab.data.transfer import sent
 from conadv_lab.seeds import generator

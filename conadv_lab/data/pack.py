@@ -1,193 +1,34 @@
-"""A pack: all photographs of a split in one memory-mapped file, with their labels and hashes.
+"""Pack the photographs of a folder into one file a split, which is read quickly, or verify such files.
 
     python -m conadv_lab.data.pack DATA_DIR OUT_DIR [--side 400] [--workers N]
-    python -m conadv_lab.data.pack --verify OUT_DIR
+    python -m conadv_lab.data.pack PACKS --verify
 
-Layout of ``train.pack``, all numbers little-endian:
-
-    head      16 bytes, ``CONADV PACK 1`` and zeros
-    images    one file after another
-    table     N + 1 offsets int64, N labels int32, N hashes uint64 (BLAKE2b of 8 bytes)
-    about     JSON: classes, side, quality, images
-    tail      offset of the table int64, offset of the JSON int64, SHA-256 of table and JSON, ``CONADV PACK END``
-
-Nothing in it is unpickled. Images keep their bytes (``--side 0``), or are made smaller: see `shrunk`.
+See `conadv_lab.data.pack_file` for what is in them. A build that was stopped goes on where it was.
 """
 
-import hashlib
-import io
-import json
-import mmap
-import struct
 import sys
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from PIL import Image
-from tqdm import tqdm
-
-from conadv_lab.data.decode import Decoder
-from conadv_lab.data.imagenet_files import Numbers, Photos, open_photos
+from conadv_lab.cli import parsed
+from conadv_lab.data.pack_build import PackOptions, build_pack
+from conadv_lab.data.pack_file import open_pack
 from conadv_lab.mistakes import require
 from conadv_lab.pipes import outlive_readers
-
-HEAD = b"CONADV PACK 1".ljust(16, b"\0")
-_TAIL = struct.Struct("<qq32s15s")
-_END = b"CONADV PACK END"
-
-
-@dataclass(frozen=True)
-class Pack:
-    """A finished pack, read through memory: pages are shared by all processes of a machine.
-
-    Attributes:
-        path: its file.
-        classes: names of the classes; a label is a place among them.
-        offsets: (N + 1,) int64, where each image begins and the last ends.
-        labels: (N,) int64.
-        hashes: (N,) uint64.
-        about: what it was made with.
-        sha256: of table and JSON, and so, through the hashes, of everything.
-    """
-
-    path: Path
-    classes: tuple[str, ...]
-    offsets: Numbers
-    labels: Numbers
-    hashes: np.ndarray
-    about: dict[str, Any]
-    sha256: str
-
-    @cached_property
-    def _memory(self) -> memoryview:
-        with self.path.open("rb") as file:
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-
-    def read(self, index: int) -> memoryview:
-        return self._memory[int(self.offsets[index]) : int(self.offsets[index + 1])]
-
-    def name(self, index: int) -> str:
-        return f"image {index} of {self.path}"
-
-    def fingerprint(self) -> str:
-        """Of every image, label and class."""
-        return f"{len(self.labels)} images, sha256 {self.sha256[:16]}"
-
-    def verify(self) -> None:
-        """Hash every image again.
-
-        Raises:
-            ValueError: an image is not what was written.
-        """
-        for index in tqdm(range(len(self.labels)), desc=self.path.name, unit="image", disable=None):
-            if hash_of(self.read(index)) != int(self.hashes[index]):
-                raise ValueError(f"{self.name(index)} is damaged: its hash is another; make the pack again")
-
-
-def open_pack(path: Path, classes: tuple[str, ...] | None = None) -> Pack:
-    """A finished pack.
-
-    Args:
-        path: its file.
-        classes: the training set's, which must be the pack's own.
-
-    Raises:
-        ValueError: not a pack, an unfinished or damaged one, or one with other classes.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        if file.read(len(HEAD)) != HEAD:
-            raise ValueError(
-                f"{path} is no pack of this version; make it with python -m conadv_lab.data.pack"
-            )
-        file.seek(max(0, size - _TAIL.size))
-        tail = file.read()
-        if not tail.endswith(_END):
-            raise ValueError(f"{path} is truncated; make the pack again")
-        table, about, digest, _ = _TAIL.unpack(tail)
-        file.seek(table)
-        content = file.read(size - _TAIL.size - table)
-    if hashlib.sha256(content).digest() != digest:
-        raise ValueError(f"{path} is damaged: the hash of its table is another; make the pack again")
-    described = json.loads(content[about - table :])
-    count = described["images"]
-    offsets = np.frombuffer(content, "<i8", count + 1)
-    labels = np.frombuffer(content, "<i4", count, offset=8 * (count + 1)).astype(np.int64)
-    hashes = np.frombuffer(content, "<u8", count, offset=8 * (count + 1) + 4 * count)
-    own = tuple(described["classes"])
-    if classes is not None and own != classes:
-        raise ValueError(f"{path} has {len(own)} classes that are not the training set's {len(classes)}")
-    return Pack(path, own, offsets, labels, hashes, described, digest.hex())
-
-
-def hash_of(content: bytes | memoryview) -> int:
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
-
-
-def finish(path: Path, sizes: Sequence[int], labels: Numbers, hashes: Sequence[int], about: dict) -> None:
-    """Append table, JSON and tail to a file that holds head and images."""
-    offsets = len(HEAD) + np.concatenate([[0], np.cumsum(np.asarray(sizes, np.int64))])
-    table = offsets.astype("<i8").tobytes() + labels.astype("<i4").tobytes()
-    table += np.array(hashes, "<u8").tobytes()
-    described = json.dumps(about | {"images": len(labels)}).encode()
-    digest = hashlib.sha256(table + described).digest()
-    start = int(offsets[-1])
-    with path.open("ab") as file:
-        file.write(table + described + _TAIL.pack(start, start + len(table), digest, _END))
-
-
-def shrunk(content: bytes | memoryview, name: str, side: int, quality: int | None, decoder: Decoder) -> bytes:
-    """An image as the pack keeps it.
-
-    With ``side`` 0 its own bytes, decoded once so that a broken file is found now. Otherwise its short side is
-    brought down to ``side`` (antialiased, bicubic; images that are smaller keep their size) and it is written
-    as JPEG of that quality with 4:2:0 chroma; where nothing was resized and that is no smaller, its own bytes.
-
-    Raises:
-        ValueError: an image that cannot be decoded.
-    """
-    pixels = decoder(content, name)
-    if side == 0 or quality is None:
-        return bytes(content)
-    image = Image.fromarray(pixels)
-    factor = side / min(image.size)
-    if factor < 1:
-        width, height = (max(side, round(length * factor)) for length in image.size)
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=quality, subsampling=2)
-    made = file.getvalue()
-    return made if factor < 1 or len(made) < len(content) else bytes(content)
-
-
-def open_split(data_dir: str | Path, split: str, classes: tuple[str, ...] | None = None) -> Photos:
-    """The images of "train" or "val": a pack, or else what `open_photos` finds.
-
-    Raises:
-        ValueError: none of them, or a broken one.
-    """
-    path = Path(data_dir) / f"{split}.pack"
-    return open_pack(path, classes) if path.is_file() else open_photos(data_dir, split, classes)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    from conadv_lab.data.pack_build import build_pack, parser
-
-    options = parser(__doc__ or "").parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
     try:
+        options = parsed(PackOptions, words, "conadv_lab.data.pack", __doc__)
         if options.verify:
             for path in _packs(options.data_dir):
                 open_pack(path).verify()
                 print(path)
             return 0
-        require(options.out_dir is not None, "OUT_DIR", None, "a folder for the packs")
-        for path in build_pack(options.data_dir, options.out_dir, options):
+        for path in build_pack(options):
             print(path)
     except ValueError as mistake:
         print(f"error: {mistake}", file=sys.stderr)

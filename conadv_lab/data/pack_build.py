@@ -4,7 +4,7 @@ While it is built, ``train.pack.part`` holds the images so far and ``train.pack.
 settings, then 12 bytes an image: size and hash. A build that is begun again keeps every image whose hash fits.
 """
 
-import argparse
+import io
 import json
 import os
 import struct
@@ -13,14 +13,16 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import tyro
+from PIL import Image
 from tqdm import tqdm
 
 from conadv_lab.cores import cores
 from conadv_lab.data.decode import Decoder
 from conadv_lab.data.imagenet_files import Photos
-from conadv_lab.data.pack import HEAD, finish, hash_of, open_pack, open_split, shrunk
+from conadv_lab.data.pack_file import HEAD, finish, hash_of, open_pack, open_split
 from conadv_lab.data.workers import WorkerContext, leave_signals_to_the_parent
 from conadv_lab.mistakes import require
 
@@ -28,28 +30,59 @@ _CHUNK = 64
 _RECORD = struct.Struct("<IQ")
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="python -m conadv_lab.data.pack",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    made.add_argument("data_dir", type=Path, help="holds train/ and val/, or the official archives")
-    made.add_argument("out_dir", type=Path, nargs="?", help="where train.pack and val.pack go")
-    made.add_argument("--side", type=int, default=400, help="short side in pixels; 0: the files as they are")
-    made.add_argument("--quality", type=int, default=90, help="of the JPEGs that are made (default: 90)")
-    made.add_argument("--workers", type=int, default=cores(), help="default: all cores")
-    made.add_argument("--splits", nargs="+", choices=("train", "val"), default=("train", "val"))
-    made.add_argument("--verify", action="store_true", help="hash every image of the packs in DATA_DIR again")
-    return made
+@dataclass(frozen=True)
+class PackOptions:
+    """What is packed, and how."""
+
+    data_dir: tyro.conf.Positional[Path]
+    """Holds train/ and val/, or the official archives; with --verify, packs."""
+    out_dir: tyro.conf.Positional[Path | None] = None
+    """Where train.pack and val.pack go."""
+    side: int = 400
+    """Short side in pixels; 0: the files as they are."""
+    quality: int = 90
+    """Of the JPEGs that are made."""
+    workers: int = field(default_factory=cores)
+    """Processes that decode and encode; all cores unless it is said."""
+    splits: tuple[Literal["train", "val"], ...] = ("train", "val")
+    """Which are packed."""
+    verify: bool = False
+    """Hash every image of the packs in DATA_DIR again, and make none."""
 
 
-def build_pack(data_dir: Path, out_dir: Path, options: argparse.Namespace) -> Iterator[Path]:
+def shrunk(content: bytes | memoryview, name: str, side: int, quality: int | None, decoder: Decoder) -> bytes:
+    """An image as the pack keeps it.
+
+    With ``side`` 0 its own bytes, decoded once so that a broken file is found now. Otherwise its short side is
+    brought down to ``side`` (antialiased, bicubic; images that are smaller keep their size) and it is written
+    as JPEG of that quality with 4:2:0 chroma; where nothing was resized and that is no smaller, its own bytes.
+
+    Raises:
+        ValueError: an image that cannot be decoded.
+    """
+    pixels = decoder(content, name)
+    if side == 0 or quality is None:
+        return bytes(content)
+    image = Image.fromarray(pixels)
+    factor = side / min(image.size)
+    if factor < 1:
+        width, height = (max(side, round(length * factor)) for length in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=quality, subsampling=2)
+    made = file.getvalue()
+    return made if factor < 1 or len(made) < len(content) else bytes(content)
+
+
+def build_pack(options: PackOptions) -> Iterator[Path]:
     """Build the packs of the options' splits, and give their paths, each when it is done and verified.
 
     Raises:
         ValueError: impossible options, missing or broken images, or a begun build with other settings.
     """
+    data_dir, out_dir = options.data_dir, options.out_dir
+    if out_dir is None:
+        raise ValueError("OUT_DIR is missing; allowed: a folder for the packs")
     require(options.side == 0 or options.side >= 32, "side", options.side, "0, or at least 32")
     require(1 <= options.quality <= 100, "quality", options.quality, "1 to 100")
     require(options.workers >= 1, "workers", options.workers, "a whole number of at least 1")

@@ -7,12 +7,12 @@ through submitit's local executor, and ``slurm``, the cluster's default partitio
 
 import dataclasses
 import os
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from conadv_lab import reading
 from conadv_lab.mistakes import require, unknown
 
 BUILT_IN = ("local", "slurm")
@@ -106,39 +106,11 @@ def folders() -> Iterator[Path]:
 
 def from_dict(values: Mapping[str, Any], where: str) -> Profile:
     """The checked profile of plain values, as from TOML or JSON; ``where`` names them in errors."""
-    kinds = {f.name: f.type for f in dataclasses.fields(Profile)}
-    for key, value in values.items():
-        if key not in kinds:
-            raise unknown(f"key of {where}", key, kinds)
-        if value is not None and not _fits(value, str(kinds[key])):
-            raise ValueError(f"{key} in {where} is {value!r}; allowed: {_told(str(kinds[key]))}")
-    listed: dict[str, Any] = {key: tuple(value) if key == "setup" else value for key, value in values.items()}
-    return _checked(Profile(**listed))
+    return _checked(reading.read(Profile, values, where))
 
 
 def _read(file: Path) -> Profile:
-    try:
-        values = tomllib.loads(file.read_text())
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{file} is no TOML: {error}") from None
-    return from_dict({"name": file.stem, **values}, str(file))
-
-
-def _fits(value: Any, kind: str) -> bool:
-    if "int" in kind:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if "float" in kind:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if "tuple" in kind:
-        return isinstance(value, (list, tuple)) and all(isinstance(line, str) for line in value)
-    return isinstance(value, dict) if "dict" in kind else isinstance(value, str)
-
-
-def _told(kind: str) -> str:
-    for part, words in (("int", "a whole number"), ("float", "a number"), ("tuple", "a list of strings")):
-        if part in kind:
-            return words
-    return "a table" if "dict" in kind else "a string"
+    return from_dict({"name": file.stem, **reading.toml(file.read_text(), str(file))}, str(file))
 
 
 def _checked(profile: Profile) -> Profile:

@@ -1,7 +1,6 @@
 """Measure curvature and sharpness: ``python -m conadv_lab.sharpness RUN_OR_CHECKPOINT… --json FILE``."""
 
 import argparse
-import ast
 import sys
 import warnings
 from collections.abc import Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from conadv_lab.pipes import outlive_readers
+from conadv_lab.reading import pairs
 
 EPILOG = """A place is a run folder, a checkpoint folder of a run, or path/to/file.py:function that returns
 (model, criterion, batches) or (model, criterion, batches, facts). Exit status: 0 done, 2 a mistake in what was
@@ -95,24 +95,6 @@ def _list() -> int:
         print(f"{name:36}{'*' if name in DEFAULT else ' '} {sentence}")
     print("* measured unless --measures says otherwise; the others by --also or --all")
     return 0
-
-
-def pairs(option: str, words: Sequence[str]) -> dict[str, Any]:
-    """``["k=10", "rhos=(0.1,)"]`` as a mapping; values are Python's literals, or else words.
-
-    >>> pairs("--set", ["k=10", "likelihood=gaussian"])
-    {'k': 10, 'likelihood': 'gaussian'}
-    """
-    found: dict[str, Any] = {}
-    for word in words:
-        name, equals, text = word.partition("=")
-        if not equals:
-            raise ValueError(f"{option} is {word!r}; allowed: NAME=VALUE")
-        try:
-            found[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            found[name] = text
-    return found
 
 
 def _measure(asked: argparse.Namespace) -> bool:

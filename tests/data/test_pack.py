@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conadv_lab.data import pack, pack_build
+from conadv_lab.data import pack_build
 from conadv_lab.data.imagenet_files import open_photos
-from conadv_lab.data.pack import main, open_pack, open_split, shrunk
+from conadv_lab.data.pack import main
+from conadv_lab.data.pack_build import shrunk
+from conadv_lab.data.pack_file import open_pack, open_split
 from tests.data.photos import encoded, photo
 
 WNIDS = ["n01440764", "n01443537"]
@@ -69,7 +71,7 @@ def test_short_sides_come_down_and_small_images_keep_their_size(tree, tmp_path):
 
 def test_shrunk_looks_as_pillow_shrinks_it():
     image = photo(200, 100)
-    made = shrunk(encoded(image, "PNG"), "x", 50, 95, pack.Decoder())
+    made = shrunk(encoded(image, "PNG"), "x", 50, 95, pack_build.Decoder())
     expected = image.resize((100, 50), Image.Resampling.BICUBIC)
     # brightness alone: 4:2:0 blurs colours as fast as these
     both = [np.asarray(one.convert("L")).astype(int) for one in (Image.open(io.BytesIO(made)), expected)]

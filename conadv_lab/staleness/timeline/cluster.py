@@ -6,13 +6,13 @@ seconds as named, bandwidths are 10⁹ bytes a second. Where a constant comes fr
 
 import dataclasses
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from conadv_lab import reading
 from conadv_lab.mistakes import require, unknown
 
 
@@ -136,7 +136,7 @@ class Cluster:
         for name, values in sections.items():
             if name not in SECTIONS:
                 raise unknown("section of a cluster", name, SECTIONS)
-            _check_kinds(SECTIONS[name], values, f"[{name}]")
+            reading.require_kinds(SECTIONS[name], values, f"[{name}]")
             changed[name] = dataclasses.replace(getattr(self, name), **values)
         return checked(dataclasses.replace(self, **changed))
 
@@ -177,10 +177,7 @@ def load(name: "str | Cluster") -> Cluster:
 
 def parse(text: str, name: str, where: str) -> Cluster:
     """The cluster of a TOML text; ``where`` names it in errors."""
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{where} is no TOML: {error}") from None
+    values = reading.toml(text, where)
     sections: dict[str, Any] = {"name": name}
     for key, value in values.items():
         if key == "about":
@@ -189,39 +186,13 @@ def parse(text: str, name: str, where: str) -> Cluster:
             if not isinstance(value, dict) or not all(isinstance(v, dict) for v in value.values()):
                 raise ValueError(f"compute in {where} is {value!r}; allowed: a table for each model")
             sections["compute"] = {
-                m: _section(Compute, v, f"[compute.{m}] in {where}") for m, v in value.items()
+                m: reading.read(Compute, v, f"[compute.{m}] in {where}") for m, v in value.items()
             }
         elif key in SECTIONS and isinstance(value, dict):
-            sections[key] = _section(SECTIONS[key], value, f"[{key}] in {where}")
+            sections[key] = reading.read(SECTIONS[key], value, f"[{key}] in {where}")
         else:
             raise unknown(f"section of {where}", key, ["about", "compute", *SECTIONS])
     return checked(Cluster(**sections))
-
-
-def _section(kind: Any, values: Mapping[str, Any], where: str) -> Any:
-    _check_kinds(kind, values, where)
-    missing = [
-        f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING and f.name not in values
-    ]
-    if missing:
-        raise ValueError(f"{where} lacks {', '.join(missing)}")
-    return kind(**values)
-
-
-def _check_kinds(kind: Any, values: Mapping[str, Any], where: str) -> None:
-    kinds = {f.name: str(f.type) for f in dataclasses.fields(kind)}
-    for key, value in values.items():
-        if key not in kinds:
-            raise unknown(f"key of {where}", key, kinds)
-        wanted = kinds[key]
-        if "str" in wanted:
-            fits, told = isinstance(value, str), "a string"
-        elif "float" in wanted:
-            fits, told = isinstance(value, (int, float)) and not isinstance(value, bool), "a number"
-        else:
-            fits, told = isinstance(value, int) and not isinstance(value, bool), "a whole number"
-        if not fits:
-            raise ValueError(f"{key} in {where} is {value!r}; allowed: {told}")
 
 
 def checked(cluster: Cluster) -> Cluster:

@@ -1,11 +1,10 @@
 """The verbs timeline, fit and clusters: parse, call, print."""
 
-import ast
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from conadv_lab import cli
+from conadv_lab import cli, reading
 from conadv_lab.mistakes import require, writable
 from conadv_lab.staleness.timeline.options import SEVERAL, FitOptions, TimelineOptions
 
@@ -128,19 +127,12 @@ def _calibrated(cluster: "Cluster", asked: TimelineOptions) -> tuple["Cluster", 
 
 def _changes(words: Sequence[str]) -> dict[str, dict[str, Any]]:
     changes: dict[str, dict[str, Any]] = {}
-    for word in words:
-        place, equals, text = word.partition("=")
+    form = "SECTION.KEY=VALUE, such as network.card_gbs=24"
+    for place, value in reading.pairs("--set", words, form).items():
         section, dot, key = place.partition(".")
-        if not equals or not dot:
-            raise ValueError(f"--set is {word!r}; allowed: SECTION.KEY=VALUE, such as network.card_gbs=24")
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = text
-        if section == "compute":
-            raise ValueError(
-                f"--set is {word!r}; allowed: not compute, which --calibrate RUN or a TOML file gives"
-            )
+        if section == "compute" or not dot:
+            allowed = "not compute, which --calibrate RUN or a TOML file gives" if dot else form
+            raise ValueError(f"--set is {f'{place}={value}'!r}; allowed: {allowed}")
         changes.setdefault(section, {})[key] = value
     return changes
 

@@ -1,0 +1,105 @@
+"""Plain values, from TOML, JSON or words NAME=VALUE, and whether they are of the types that a dataclass wants.
+
+Libraries for this (msgspec, cattrs) name neither a wrong value nor the nearest right key, and pass over unknown ones.
+"""
+
+import ast
+import dataclasses
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union
+
+from conadv_lab.mistakes import unknown
+
+Kind = TypeVar("Kind")
+
+
+def toml(text: str, where: str) -> dict[str, Any]:
+    """The tables of a TOML text; ``where`` names it in errors."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{where} is no TOML: {error}") from None
+
+
+def pairs(option: str, words: Sequence[str], allowed: str = "NAME=VALUE") -> dict[str, Any]:
+    """``["k=10", "rhos=(0.1,)"]`` as a mapping; values are Python's literals, or else words.
+
+    >>> pairs("--set", ["k=10", "likelihood=gaussian"])
+    {'k': 10, 'likelihood': 'gaussian'}
+    """
+    found: dict[str, Any] = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not equals:
+            raise ValueError(f"{option} is {word!r}; allowed: {allowed}")
+        try:
+            found[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            found[name] = text
+    return found
+
+
+def read(kind: type[Kind], values: Mapping[str, Any], where: str) -> Kind:
+    """The dataclass of plain values, lists where it has tuples.
+
+    Raises:
+        ValueError: an unknown key, a value of another type, or a key that is missing.
+    """
+    require_kinds(kind, values, where)
+    nothing, own = dataclasses.MISSING, dataclasses.fields(kind)  # type: ignore[arg-type]
+    needed = [f.name for f in own if f.default is nothing and f.default_factory is nothing]
+    if missing := [name for name in needed if name not in values]:
+        raise ValueError(f"{where} lacks {', '.join(missing)}")
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+def require_kinds(kind: type, values: Mapping[str, Any], where: str) -> None:
+    """Raise ``ValueError`` at the first key that the dataclass has not, or value that is not of its field's type."""
+    kinds = typing.get_type_hints(kind)
+    for key, value in values.items():
+        if key not in kinds:
+            raise unknown(f"key of {where}", key, kinds)
+        if not fits(value, kinds[key]):
+            raise ValueError(f"{key} in {where} is {value!r}; allowed: {allowed(kinds[key])}")
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a plain value is of a field's type; whole numbers are numbers, truth values are not.
+
+    >>> fits(3, float | None), fits(True, int), fits(["a"], tuple[str, ...]), fits("c", Literal["a", "b"])
+    (True, False, True, False)
+    """
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (Union, types.UnionType):
+        return any(fits(value, part) for part in parts)
+    if origin is Literal:
+        return value in parts
+    if origin is tuple:
+        each = parts[:1] * len(value) if Ellipsis in parts and isinstance(value, (list, tuple)) else parts
+        listed = isinstance(value, (list, tuple)) and len(value) == len(each)
+        return listed and all(map(fits, value, each))
+    if kind in (int, float):
+        return isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+    return kind is Any or isinstance(value, origin or kind)
+
+
+def allowed(kind: Any) -> str:
+    """A field's type in words.
+
+    >>> allowed(int | None), allowed(tuple[float, float])
+    ('a whole number or None', 'a list of 2 numbers')
+    """
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (Union, types.UnionType):
+        return " or ".join("None" if part is types.NoneType else allowed(part) for part in parts)
+    if origin is Literal:
+        return ", ".join(map(str, parts))
+    if origin in (tuple, list):
+        count = "" if Ellipsis in parts or len(parts) < 2 else f"{len(parts)} "
+        return f"a list of {count}{allowed(parts[0]).removeprefix('a ')}s"
+    told = {int: "a whole number", float: "a number", bool: "true or false", Path: "a path", dict: "a table"}
+    return told.get(origin or kind, "a string")
