@@ -30,7 +30,7 @@ def rank(model: str, images: int, rounds: int, out: Path) -> None:
     from conadv_lab.training.evaluate import calibrated_copy, evaluate
 
     config = Config().replace(
-        dataset="synthetic", synthetic_images=images, model=model, global_batch=2 * GROUP, micro_batch=GROUP // 2,
+        dataset="synthetic", synthetic_images=images, model=model, global_batch=GROUP, micro_batch=GROUP // 4,
         steps=10, warmup_epochs=0, bn_recalibrate=images, threads=1,
     )  # fmt: skip
     ranks = join(config)
