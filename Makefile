@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.conadv-lab
 LAB_STAMP := .venv/.conadv-lab-notebooks
 
-KILLS ?= 12
+KILLS ?= 20
 
 STUDIES := flatness_vs_batch accuracy_vs_batch staleness cost critical_batch epsilon
 SMOKE := runs/studies/smoke

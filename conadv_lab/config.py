@@ -224,9 +224,11 @@ def check_method(config: Config, method: methods.Method) -> None:
         raise ValueError(
             f"micro_batch is {micro_batch}; allowed: at most {clean}, the clean images of a step"
         )
-    if placement != "serial" and not (method.concurrent and method.staleness):
+    if placement != "serial" and not (method.concurrent and method.staleness and method.side == "attack"):
         name = f"{name} with staleness 0" if method.concurrent else name
-        able = ", ".join(f"{name}'s" for name, kind in METHODS.items() if kind.concurrent)
+        able = ", ".join(
+            f"{name}'s" for name, kind in METHODS.items() if kind.concurrent and kind.side == "attack"
+        )
         raise ValueError(
             f"placement is {placement!r}; allowed for {name}: 'serial', as only an attack that its own step "
             f"does not wait for, {able} with a staleness of at least 1, can run beside a step"

@@ -49,6 +49,7 @@ def memory_bytes(
     saved = activations(network, shape, next(model.parameters()).dtype)
     more = {"averaged weights": weights} if config.model.ema else {}
     more |= {"gradients on their way": 4 * parameters} if several else {}
+    more |= {"copies of the weights": round(method.copies * 4 * parameters)} if method.copies else {}
     return {
         "weights": weights,
         **more,

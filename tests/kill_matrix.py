@@ -27,7 +27,7 @@ from conadv_lab import runs, train
 from conadv_lab.runs import RunFolder
 from conadv_lab.training import loop
 
-METHODS = ("vanilla", "conadv", "recycled")
+METHODS = ("vanilla", "conadv", "recycled", "asyncsam", "extrap")
 SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGKILL)
 MOMENTS = ("starting", "stepping", "saving", "evaluating")
 STEPS = 30
@@ -198,16 +198,19 @@ def _free_port() -> int:
 def cases(count: int, ranks: Sequence[int], seed: int) -> list[tuple[str, int, list[Disturbance]]]:
     """Random cases in which every method, number of ranks, signal and moment comes about equally often.
 
-    Of two numbers of ranks a dozen, as many as `make test-all` takes, begins once with each moment of each method.
+    A round, as many as `make test-all` takes, begins once with each moment of each method.
     """
     draw = random.Random(seed)
     made = []
+    a_round = len(METHODS) * len(MOMENTS)
     for number in range(count):
         world = ranks[number // len(METHODS) % len(ranks)]
         disturbances = []
         for extra in range(draw.choice((1, 2, 3))):
-            kind = SIGNALS[(number + number // len(METHODS) + number // 12 + extra) % len(SIGNALS)]
-            moment = MOMENTS[(number + number // 12) % len(MOMENTS)] if extra == 0 else draw.choice(MOMENTS)
+            kind = SIGNALS[(number + number // len(METHODS) + number // a_round + extra) % len(SIGNALS)]
+            moment = (
+                MOMENTS[(number + number // a_round) % len(MOMENTS)] if extra == 0 else draw.choice(MOMENTS)
+            )
             rank = 0 if moment == "saving" else draw.randrange(world)  # only the first rank saves
             disturbances.append(Disturbance(kind, moment, draw.random(), rank))
         made.append((METHODS[number % len(METHODS)], world, disturbances))

@@ -9,18 +9,14 @@ from tests.training.test_ranks import SYNC, alone, config, distance
 
 CASES = {
     "sam": {"method": "sam", "probe_every": 5},
-    "asam": {"method": "asam", "micro_batch": 7},
     "looksam": {"method": "looksam", "look_every": 3, "look_alpha": 0.7},
     "asyncsam": {"method": "asyncsam", "staleness": 2, "probe_every": 5},
     "msam": {"method": "msam", "optimizer": "lars", "lr": 2.0},
     "sampa": {"method": "sampa"},
-    "s2sam": {"method": "s2sam"},
     "extrap": {"method": "extrap", "perturbation": "micro-batch"},
-    "late-sam": {"method": "late-sam", "late_share": 0.5},
-    "m-sharpness": {"method": "sam", "perturbation": "micro-batch", "micro_batch": 8},
     "sync-sam": {"method": "sam", **SYNC},
 }
-RESUMED = {"again-asyncsam": "asyncsam", "again-extrap": "extrap", "again-sampa": "sampa"}
+RESUMED = {"again-asyncsam": "asyncsam", "again-extrap": "extrap"}
 
 
 @pytest.fixture(scope="module")

@@ -87,13 +87,13 @@ class LateSAM(Method):
     @classmethod
     def of(cls, config: Config) -> Method:
         section = config.method
-        early, late = _named(config, "early_method"), _named(config, "late_method")
+        early, late = (_kind(config, field).of(config) for field in ("early_method", "late_method"))
         return cls(early, late, section.late_share)
 
     @classmethod
     def filled(cls, config: Config) -> dict[str, Any]:
-        both = [config.method.early_method, config.method.late_method]
-        return {k: v for name in both for k, v in methods.METHODS[name].filled(config).items()}
+        both = [_kind(config, field) for field in ("early_method", "late_method")]
+        return {k: v for kind in both for k, v in kind.filled(config).items()}
 
     def check(self, config: Config) -> None:
         for method in (self.early, self.late):
@@ -157,9 +157,9 @@ class LateSAM(Method):
         (self.late if self._is_late else self.early).load_state_dict(state | {"shared": shared["its"]})
 
 
-def _named(config: Config, field: str) -> Method:
-    """The method of a field of the config, which may not be this one again."""
+def _kind(config: Config, field: str) -> type[Method]:
+    """The class that a field of the config names, which may not be this one again."""
     name, allowed = getattr(config.method, field), [one for one in methods.METHODS if one != LateSAM.name]
     if name not in allowed:
         raise unknown(field, name, allowed)
-    return methods.METHODS[name].of(config)
+    return methods.METHODS[name]
