@@ -7,6 +7,8 @@ LAB_STAMP := .venv/.conadv-lab-notebooks
 KILLS ?= 20
 
 STUDIES := flatness_vs_batch accuracy_vs_batch staleness cost critical_batch epsilon
+# Written, and not run at full scale yet.
+UNMEASURED := neighbours
 SMOKE := runs/studies/smoke
 
 .PHONY: demo lab test test-all test-gpu test-slurm test-kills test-slow studies-smoke studies notebooks docs setup lint clean
@@ -45,7 +47,7 @@ test-slurm: setup
 # All six studies end to end, in minutes; their figures mean nothing.
 studies-smoke: setup
 	rm -rf $(SMOKE)
-	for study in $(STUDIES); do $(BIN)/python -m analysis.$$study --scale smoke --processes 2 --out $(SMOKE) --runs $(SMOKE)/runs || exit 1; done
+	for study in $(STUDIES) $(UNMEASURED); do $(BIN)/python -m analysis.$$study --scale smoke --processes 2 --out $(SMOKE) --runs $(SMOKE)/runs || exit 1; done
 
 # The committed tables and figures; an hour or two on two cores. A run that is there already is not run again.
 studies: setup

@@ -1,0 +1,225 @@
+"""Which neighbour of ConAdv gives most for its price: what moves the images, and what moves the weights?
+
+Regime: digits, the six-conv network, SGD at batch 256. Two arms: ``equal-epochs``, 56 steps of every method (for
+free-at, whose steps repeat their images, 56 updates); and ``equal-arithmetic``, as many steps as 149 of vanilla cost,
+which are ConAdv's 56. One budget for all: nine trials on two validation folds, three learning rates times three radii
+of the method's own (ρ, ε, or the extrapolation), or nine learning rates where there is no radius. Everything else is at
+the method's default. The default ε comes from trials on these images, so that input space starts ahead; controls and
+equal-cost forms are in `accuracy_vs_batch`.
+
+    python -m analysis.neighbours --scale full       about two hours on one core, by estimate; not run yet
+
+Figure: accuracy against cost. Seconds a step mean something on a quiet machine only.
+"""
+
+import sys
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from analysis.arms import ATTACK_COST, Cell
+from analysis.estimates import Estimate, cell_mean, difference
+from analysis.measuring import measured, trained
+from analysis.study import Figures, Options, Study, run_all
+from conadv_lab.config import Config
+from conadv_lab.methods import METHODS, method_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BATCH, STEPS = 256, 56
+LEFT_OUT = ("copy", "noise", "copy-equal", "noise-equal", "recycled-equal")
+SHOWN = tuple(name for name in METHODS if name not in LEFT_OUT)
+RADII = {"rho": (1 / 3, 1, 3), "extrapolation": (0.5, 1, 2), "epsilon": (0.5, 1, 2)}
+"""Multiples of the default; a method has the first of these options that it reads."""
+COLUMNS = (
+    "test_accuracy",
+    "train_test_gap",
+    "top_eigenvalue",
+    "adaptive_worst",
+    "gradient_evaluations",
+    "depth",
+)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is run."""
+
+    methods: tuple[str, ...]
+    steps: int
+    rates: tuple[float, ...]
+    folds: tuple[int, ...]
+    seeds: int
+
+
+FEW = ("vanilla", "conadv", "msam", "sam", "late-sam")
+SCALES = {
+    "smoke": Scale(FEW[:3], 3, (0.2,), (100,), 2),
+    "small": Scale(FEW, 28, (0.1, 0.2, 0.4), (100,), 3),
+    "full": Scale(SHOWN, STEPS, (0.1, 0.2, 0.4), (100, 101), 10),
+}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting of a method: a learning rate and its radius, None where it has none."""
+
+    lr: float
+    option: str = ""
+    radius: float | None = None
+
+    @property
+    def changes(self) -> dict[str, float]:
+        return {} if self.radius is None else {self.option: self.radius}
+
+
+def trials(method: str, rates: tuple[float, ...]) -> list[Trial]:
+    """The same number for every method: rates times three radii, or three times as many rates."""
+    own = {field.name for part in METHODS[method].reads for field in fields(part)}
+    option = next((name for name in RADII if name in own), None)
+    if option is None:
+        return [Trial(rate * factor) for rate in rates for factor in (2 ** (-1 / 3), 1, 2 ** (1 / 3))]
+    default = default_of(method, option)
+    return [Trial(rate, option, default * factor) for rate in rates for factor in RADII[option]]
+
+
+def default_of(method: str, option: str) -> float:
+    """What the study's recipe has for the option when nobody sets it."""
+    from conadv_lab.config import resolved
+
+    return getattr(resolved(Cell("", method, BATCH, STEPS).config(0.1, 0)).method, option)
+
+
+def cells(scale: Scale) -> list[Cell]:
+    """Every method in both arms."""
+    planned = []
+    for method in scale.methods:
+        cost = method_of(Cell("", method, BATCH, scale.steps).config(0.1, 0)).gradient_evaluations
+        planned += [
+            Cell("equal-epochs", method, BATCH, scale.steps),
+            Cell("equal-arithmetic", method, BATCH, max(2, round(ATTACK_COST * scale.steps / cost))),
+        ]
+    return planned
+
+
+def tuned(given: Options) -> dict[Cell, Trial]:
+    """Of every cell the trial of highest validation accuracy; of equals the one of lower loss."""
+    scale = SCALES[given.scale]
+    configs = {
+        (cell, trial, fold): cell.tuning(trial.lr, fold).replace(**trial.changes)
+        for cell in cells(scale) for trial in trials(cell.method, scale.rates) for fold in scale.folds
+    }  # fmt: skip
+    found = run_all(configs.values(), given, trained)
+
+    def judged(cell: Cell, trial: Trial) -> tuple[float, float]:
+        runs: list[Figures] = [found[configs[cell, trial, fold]] for fold in scale.folds]
+        return sum(-run["test_accuracy"] for run in runs), sum(run["test_loss"] for run in runs)
+
+    best = {}
+    for cell in cells(scale):
+        own = trials(cell.method, scale.rates)
+        if all(configs[cell, trial, fold] in found for trial in own for fold in scale.folds):
+            best[cell] = min(own, key=lambda trial: judged(cell, trial))
+    return best
+
+
+def measure(given: Options) -> tuple["pd.DataFrame", dict[str, Any]]:
+    import pandas as pd
+
+    best = tuned(given)
+    planned: dict[tuple[Cell, int], Config] = {
+        (cell, seed): cell.config(trial.lr, seed).replace(**trial.changes)
+        for seed in range(SCALES[given.scale].seeds) for cell, trial in best.items()
+    }  # fmt: skip
+    found = run_all(planned.values(), given, measured)
+    rows = [
+        {
+            "method": cell.method, "arm": cell.arm, "seed": seed, "steps": cell.steps,
+            "lr": best[cell].lr, "option": best[cell].option, "radius": best[cell].radius,
+            **{name: found[config][name] for name in COLUMNS},
+            "seconds_a_step": found[config]["seconds"] / cell.steps,
+        }
+        for (cell, seed), config in planned.items()
+        if config in found
+    ]  # fmt: skip
+    seconds = sum(figures["seconds"] for figures in found.values())
+    return pd.DataFrame(rows), {"runs": len(found), "run_seconds": round(seconds)}
+
+
+def draw(rows: "pd.DataFrame") -> Any:
+    from matplotlib import pyplot as plt
+
+    from conadv_lab.plots import look_of, t_interval
+
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True, layout="constrained")
+    for ax, arm in zip(axes, ("equal-epochs", "equal-arithmetic"), strict=True):
+        for method in rows["method"].unique():
+            own = rows[(rows["arm"] == arm) & (rows["method"] == method)]
+            middle, (low, high) = own["test_accuracy"].mean(), t_interval(own["test_accuracy"])
+            cost = own["gradient_evaluations"].mean()
+            spread = [[middle - low], [high - middle]]
+            ax.errorbar(cost, middle, yerr=spread, capsize=2.5, linestyle="none", **look_of(method))
+        ax.set_xlabel("gradient evaluations of a step, per image of the batch")
+        ax.set_title(arm)
+        ax.grid(axis="y", alpha=0.25)
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("test accuracy (%)")
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside right center", frameon=False, fontsize="small")
+    return figure
+
+
+def numbers(rows: "pd.DataFrame") -> dict[str, Any]:
+    """``METHOD_ARM`` differences of accuracy from vanilla in the same arm, the best of each arm, and a table."""
+    found: dict[str, Any] = {
+        "table": _table(rows),
+        "seeds": int(rows.groupby(["method", "arm"]).size().min()),
+    }
+    for arm in ("equal-epochs", "equal-arithmetic"):
+        short = arm.rpartition("-")[2]
+        against = {"method": "vanilla", "arm": arm}
+        leads: dict[str, Estimate] = {
+            method: difference(rows, {"method": method, "arm": arm}, against, "test_accuracy")
+            for method in rows["method"].unique()
+            if method != "vanilla"
+        }
+        found |= {f"{method}_{short}".replace("-", "_"): lead for method, lead in leads.items()}
+        found[f"best_{short}"] = max(leads, key=lambda method: leads[method].value)
+        found[f"lead_{short}"] = leads[found[f"best_{short}"]]
+    return found
+
+
+def _table(rows: "pd.DataFrame") -> str:
+    """Every method's figures at equal epochs, and its accuracy at equal arithmetic, as Markdown."""
+    heads = (
+        "cost", "depth", "test accuracy (%)", "at equal arithmetic", "gap (points)", "top eigenvalue λ",
+        "adaptive worst rise", "lr", "radius", "ms a step",
+    )  # fmt: skip
+    lines = ["| digits | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    for method in rows["method"].unique():
+        cell = {"method": method, "arm": "equal-epochs"}
+        own = rows[(rows["method"] == method) & (rows["arm"] == "equal-epochs")]
+        radius = own["radius"].iloc[0]
+        chosen = "–" if radius != radius else f"{own['option'].iloc[0]} {radius:.3g}"
+        figures = [
+            f"{own['gradient_evaluations'].iloc[0]:.3g}", f"{own['depth'].iloc[0]:.3g}",
+            cell_mean(rows, cell, "test_accuracy"),
+            cell_mean(rows, cell | {"arm": "equal-arithmetic"}, "test_accuracy"),
+            *(cell_mean(rows, cell, name) for name in COLUMNS[1:4]),
+            f"{own['lr'].iloc[0]:.3g}", chosen, f"{1e3 * own['seconds_a_step'].median():.0f}",
+        ]  # fmt: skip
+        lines.append(f"| {method} | " + " | ".join(map(str, figures)) + " |")
+    return "\n".join(lines)
+
+
+CONCLUSION = """\
+At equal epochs {best_epochs} has the highest mean accuracy, {lead_epochs} points from vanilla, where ConAdv stands at
+{conadv_epochs} and SAM at {sam_epochs}. At equal arithmetic it is {best_arithmetic}, at {lead_arithmetic}, ConAdv at
+{conadv_arithmetic} and SAM at {sam_arithmetic}. What staleness costs is seen in AsyncSAM, {asyncsam_epochs}, beside
+SAM."""
+CLAIMS: dict[str, Any] = {"ten seeds of every method": lambda n: n["seeds"] >= 10}
+
+STUDY = Study("neighbours", __doc__, measure, draw, numbers, CONCLUSION, CLAIMS)
+
+if __name__ == "__main__":
+    sys.exit(STUDY.main())
