@@ -37,7 +37,8 @@ def measure(given: Options) -> tuple["pd.DataFrame", dict[str, Any]]:
 def draw(rows: "pd.DataFrame") -> Any:
     from matplotlib import pyplot as plt
 
-    from conadv_lab.plots import differences, figure_against_batch, over_seeds
+    from conadv_lab.intervals import over_seeds
+    from conadv_lab.plots import differences, figure_against_batch
 
     figure = plt.figure(figsize=(13, 8.2), layout="constrained")
     parts: Any = figure.subfigures(2, 1, height_ratios=(1, 1.05))

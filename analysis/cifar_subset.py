@@ -130,7 +130,8 @@ PANELS = (
 def draw(rows: "pd.DataFrame") -> Any:
     from matplotlib import pyplot as plt
 
-    from conadv_lab.plots import differences, figure_against_batch, over_seeds
+    from conadv_lab.intervals import over_seeds
+    from conadv_lab.plots import differences, figure_against_batch
 
     figure = plt.figure(figsize=(13, 6.8), layout="constrained")
     parts: Any = figure.subfigures(2, 1, height_ratios=(1.3, 1))

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from conadv_lab.intervals import t_interval
 from conadv_lab.mistakes import require
-from conadv_lab.plots import t_interval
 
 if TYPE_CHECKING:
     import pandas as pd

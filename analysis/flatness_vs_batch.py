@@ -43,7 +43,8 @@ def measure(given: Options) -> tuple["pd.DataFrame", dict[str, Any]]:
 def draw(rows: "pd.DataFrame") -> Any:
     from matplotlib import pyplot as plt
 
-    from conadv_lab.plots import figure_against_batch, over_seeds
+    from conadv_lab.intervals import over_seeds
+    from conadv_lab.plots import figure_against_batch
 
     own = at_equal_epochs(rows)
     figure, axes = plt.subplots(2, 4, figsize=(17, 8), layout="constrained")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from conadv_lab.config import Config, resolved
-from conadv_lab.runs import write_json
+from conadv_lab.files import write_json
 
 CURVATURE_IMAGES = 256
 ADAPTIVE_RHO, RELATIVE_RHO = 1.0, 0.1

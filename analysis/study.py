@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from conadv_lab import provenance
 from conadv_lab.config import Config, resolved
+from conadv_lab.files import write_json
 from conadv_lab.launch.sweep import identity
-from conadv_lab.runs import RunFolder, write_json
+from conadv_lab.runs import RunFolder
 
 if TYPE_CHECKING:
     import pandas as pd

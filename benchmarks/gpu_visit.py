@@ -32,8 +32,8 @@ from typing import Any
 from benchmarks.gpu_page import page
 from benchmarks.gpu_parts import PARTS, ROOT, Part, Place
 from conadv_lab import provenance
+from conadv_lab.files import write_json
 from conadv_lab.mistakes import require, unknown
-from conadv_lab.runs import write_json
 
 FINISHED = "finished"
 LONGEST = 50_000

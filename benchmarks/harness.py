@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from conadv_lab.cores import cores
+from conadv_lab.files import write_json
 from conadv_lab.mistakes import require
-from conadv_lab.runs import write_json
 
 GPU_REPEATS = 4
 """Calls of one timing on a GPU, which the host runs ahead of."""

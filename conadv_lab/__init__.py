@@ -13,7 +13,7 @@ from typing import Any
 from conadv_lab.methods import METHODS
 
 _HOMES = {
-    "collect": "conadv_lab.runs",
+    "collect": "conadv_lab.frames",
     "lookahead": "conadv_lab.data.lookahead",
     "mixture_batch_norm": "conadv_lab.models.norm",
     "PGDAttack": "conadv_lab.methods.attack",

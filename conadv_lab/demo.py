@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
     rows = [_row(cell, best[_key(cell)], [results[job] for job in own]) for cell, own in jobs.items()]
     summary = {"seconds": round(time.monotonic() - started, 1), "rows": rows}
     from conadv_lab.demo_report import print_table, write_report
-    from conadv_lab.runs import write_json
+    from conadv_lab.files import write_json
 
     write_json(options.out / "summary.json", summary)
     write_report(options.out / "report.html", summary, grid())
@@ -127,7 +127,7 @@ def train_and_measure(job: Job, path: Path) -> Figures:
     import torch
 
     from conadv_lab import sharpness
-    from conadv_lab.runs import write_json
+    from conadv_lab.files import write_json
     from conadv_lab.training.evaluate import fixed_images
     from conadv_lab.training.restore import restore
 

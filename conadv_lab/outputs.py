@@ -56,9 +56,9 @@ def add_options(parser: ArgumentParser) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write what a table or a report holds: keys as text, NaN and infinities as null, other objects as text."""
-    from conadv_lab import runs
+    from conadv_lab import files
 
-    runs.write_json(path, _plain(content))
+    files.write_json(path, _plain(content))
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[Any, Any]]) -> None:

@@ -4,11 +4,11 @@ Colours are Okabe and Ito's, or seaborn's "colorblind" where methods are not wha
 both apart; markers differ too, for print.
 """
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from conadv_lab.config import Config
+from conadv_lab.intervals import RECORDED, t_interval
 from conadv_lab.methods import METHODS, method_of
 from conadv_lab.methods.base import Method
 
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 BARS = {"std": "± 1 standard deviation", "interval": "95 % t intervals"}
-RECORDED = ("label", "colour", "marker")
-"""Of a method in figures; runs record them as ``method_label`` and so on, for methods that are files of one's own."""
 
 
 def look_of(method: str, rows: "pd.DataFrame | None" = None) -> dict[str, Any]:
@@ -41,59 +39,6 @@ def look_of(method: str, rows: "pd.DataFrame | None" = None) -> dict[str, Any]:
     return {"label": found["label"], "color": found["colour"], "marker": found["marker"], "fillstyle": fill}
 
 
-def t_interval(values: "Sequence[float] | pd.Series", confidence: float = 0.95) -> tuple[float, float]:
-    """Ends of Student's interval of a mean; NaN for fewer than two values.
-
-    >>> low, high = t_interval([1.0, 2.0, 3.0])
-    >>> round(low, 2), round(high, 2)
-    (-0.48, 4.48)
-    """
-    from scipy import stats
-
-    count = len(values)
-    if count < 2:
-        return math.nan, math.nan
-    middle = sum(values) / count
-    error = math.sqrt(sum((value - middle) ** 2 for value in values) / (count - 1) / count)
-    half = float(stats.t.ppf((1 + confidence) / 2, count - 1)) * error
-    return middle - half, middle + half
-
-
-def over_seeds(
-    rows: "pd.DataFrame", figure: str, by: Sequence[str] = ("method", "global_batch"), *, log: bool = False
-) -> "pd.DataFrame":
-    """One row a cell from one row a run: ``FIGURE_mean``, ``FIGURE_low``, ``FIGURE_high`` (t interval), ``seeds``.
-
-    Args:
-        log: geometric means, and intervals of the logarithms, for figures that span decades.
-    """
-    import numpy as np
-
-    def interval(values: "pd.Series") -> tuple[float, float, float]:
-        found = (
-            (values.mean(), *t_interval(values))
-            if not log
-            else (np.log(values).mean(), *t_interval(np.log(values)))
-        )
-        return tuple(np.exp(found)) if log else found
-
-    grouped = rows.groupby(list(by))[figure]
-    parts = grouped.agg(interval)
-    cells = parts.index.to_frame(index=False)
-    for place, end in enumerate(("mean", "low", "high")):
-        cells[f"{figure}_{end}"] = [part[place] for part in parts]
-    for name in (f"method_{part}" for part in RECORDED if f"method_{part}" in rows):
-        cells[name] = rows.groupby(list(by))[name].first().to_numpy()
-    return cells.assign(seeds=grouped.size().to_numpy())
-
-
-def frame_of_metrics(runs: Mapping[str, Any]) -> "pd.DataFrame":
-    """The logged lines of several run folders (`conadv_lab.runs.RunFolder`) by name, in a column ``run``."""
-    import pandas as pd
-
-    return pd.concat([pd.DataFrame(folder.metrics()).assign(run=name) for name, folder in runs.items()])
-
-
 def figure_against_batch(
     rows: "pd.DataFrame",
     figure: str,
@@ -111,7 +56,7 @@ def figure_against_batch(
         rows: columns ``method``, ``global_batch``, ``FIGURE_mean``, ``seeds``, and ``FIGURE_std``, or ``FIGURE_low``
             and ``FIGURE_high``.
         figure: which figure; label: its name and unit on the axis; log: logarithmic axis.
-        spread: ``"std"``, or ``"interval"`` as `over_seeds` makes it.
+        spread: ``"std"``, or ``"interval"`` as `conadv_lab.intervals.over_seeds` makes it.
     """
     from matplotlib import pyplot as plt
 
@@ -295,7 +240,7 @@ def growth(rows: "pd.DataFrame", ax: "Axes | None" = None) -> "Axes":
     """AutoWU's learning rate and the clean loss against the step, and what each test said of the loss.
 
     Args:
-        rows: metrics of one run, as `frame_of_metrics` gives them.
+        rows: metrics of one run, as `conadv_lab.frames.frame_of_metrics` gives them.
         ax: where to draw; None is the current axis.
 
     Raises:

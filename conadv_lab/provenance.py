@@ -2,13 +2,18 @@
 
 import json
 import os
+import platform
 import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 PACKAGE = Path(__file__).resolve().parent
 SNAPSHOT = "SNAPSHOT.json"
 LARGEST_DIFF = 1_000_000
+PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "pandas", "conadv-lab")
 
 
 def source() -> dict[str, Any]:
@@ -42,3 +47,24 @@ def slurm_variables() -> dict[str, str]:
 def _git(*words: str) -> str:
     command = ["git", "-C", str(PACKAGE), *words]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
+
+
+def manifest(fingerprints: dict[str, str]) -> dict[str, Any]:
+    """When, from which code, with which packages and on which machine a run was started."""
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        **source(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
+        "slurm": slurm_variables(),
+        **fingerprints,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except Exception:
+        return None

@@ -1,33 +1,22 @@
-"""A run is a folder: this module writes it, reads it and gathers many into a table.
+"""A run is a folder: this module writes it and reads it.
 
 ``config.json`` the resolved config · ``manifest.json`` where it came from · ``metrics.jsonl`` one line a logged
 step · ``checkpoints/step_00000123/`` with ``COMMIT.json`` · ``result.json`` once it is finished.
 """
 
-import glob
 import json
 import os
-import pickle
-import platform
 import shutil
-import sys
 import warnings
-from collections.abc import Iterable
-from datetime import UTC, datetime
-from difflib import get_close_matches
-from hashlib import file_digest, sha256
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
-from conadv_lab import displays, provenance
+from conadv_lab import checkpoints, displays
 from conadv_lab.config import Config
+from conadv_lab.files import write_json
 
 if TYPE_CHECKING:
     import pandas as pd
-
-KEPT_CHECKPOINTS = 2
-PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "pandas", "conadv-lab")
 
 
 class RunFolder:
@@ -111,7 +100,7 @@ class RunFolder:
 
     def committed(self) -> list[Path]:
         """Committed checkpoints, the newest first."""
-        return sorted((commit.parent for commit in self.checkpoints.glob("step_*/COMMIT.json")), reverse=True)
+        return checkpoints.committed(self.checkpoints)
 
     def save_checkpoint(self, step: int, state: dict[str, Any], metrics_bytes: int | None = None) -> Path:
         """Write a checkpoint beside, sync it, hash it in its commit file, and only then give it its name.
@@ -124,42 +113,15 @@ class RunFolder:
         Raises:
             OSError: the disk is full or not writable; earlier checkpoints are as they were.
         """
-        final = self.checkpoints / f"step_{step:08d}"
-        partial = self.checkpoints / f".partial-{step:08d}-{os.getpid()}"
         self._sync_metrics()
         size = self.metrics_size() if metrics_bytes is None else metrics_bytes
-        try:
-            partial.mkdir(parents=True)
-            files = {"state.pt": write_hashed(partial / "state.pt", state)}
-            commit = {"step": step, "metrics_bytes": size, "files": files}
-            write_synced(partial / "COMMIT.json", json.dumps(commit, indent=1).encode())
-            sync_folder(partial)
-            if final.exists():
-                shutil.rmtree(final)
-            partial.rename(final)
-            sync_folder(self.checkpoints)
-        except KeyboardInterrupt:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-        except OSError as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            kept = [folder.name for folder in self.committed()]
-            raise OSError(
-                error.errno,
-                f"the checkpoint of step {step} could not be saved in {self.checkpoints} ({error.strerror}); "
-                f"intact: {', '.join(kept) or 'none'}. Make room and continue with --resume",
-            ) from error
-        # Newer ones can only be damaged ones that this run was continued before; they do not count.
-        older = [folder for folder in self.committed() if folder.name < final.name]
-        for old in older[KEPT_CHECKPOINTS - 1 :]:
-            shutil.rmtree(old)
-        return final
+        return checkpoints.save(self.checkpoints, step, state, size)
 
     def load_checkpoint(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """(commit, state) of the newest intact checkpoint, or None; a damaged one is skipped with a warning."""
         for folder in self.committed():
             try:
-                return read_checkpoint(folder)
+                return checkpoints.read_checkpoint(folder)
             except ValueError as error:
                 warnings.warn(f"{error}; trying the one before", stacklevel=2)
         return None
@@ -191,173 +153,3 @@ class RunFolder:
             return json.loads(file.read_text())
         except ValueError as error:
             raise ValueError(f"{file} is damaged: {error}") from error
-
-
-def read_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(commit, state) of one checkpoint folder, its hash checked, unpickling tensors and plain values only.
-
-    Raises:
-        ValueError: a file is missing, cut short or altered.
-    """
-    import torch
-
-    commit_file = folder / "COMMIT.json"
-    if not commit_file.is_file():
-        raise ValueError(f"{folder} is no checkpoint: it has no COMMIT.json")
-    try:
-        commit = json.loads(commit_file.read_text())
-        wanted = commit["files"]["state.pt"]
-        with (folder / "state.pt").open("rb") as file:
-            found = file_digest(file, "sha256").hexdigest()
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"checkpoint {folder} is damaged: {type(error).__name__}: {error}") from error
-    if found != wanted:
-        raise ValueError(f"checkpoint {folder} is damaged: state.pt does not match the hash in COMMIT.json")
-    try:
-        return commit, torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"checkpoint {folder} holds more than tensors and plain values; it was not loaded"
-        ) from error
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write beside and rename, so that a reader never sees half a file."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write_synced(beside, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
-        beside.replace(path)
-    except (OSError, KeyboardInterrupt):
-        beside.unlink(missing_ok=True)
-        raise
-
-
-class _Hashed:
-    """A file that torch writes from front to back, and the hash of what it wrote.
-
-    An error is kept for later: torch would make another one of it.
-    """
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.hash = file, sha256()
-        self.error: OSError | None = None
-
-    def write(self, content: bytes | memoryview) -> int:
-        if self.error is None:
-            self.hash.update(content)
-            try:
-                self.file.write(content)
-            except OSError as error:
-                self.error = error
-        return len(content)
-
-    def flush(self) -> None:
-        pass
-
-
-def write_hashed(path: Path, state: dict[str, Any]) -> str:
-    """Save a state and give the file's SHA-256, without a second copy of the state in memory."""
-    import torch
-
-    with path.open("wb") as file:
-        hashed = _Hashed(file)
-        torch.save(state, hashed)  # type: ignore[arg-type]
-        if hashed.error is not None:
-            raise hashed.error
-        file.flush()
-        os.fsync(file.fileno())
-    return hashed.hash.hexdigest()
-
-
-def write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def manifest(fingerprints: dict[str, str]) -> dict[str, Any]:
-    """When, from which code, with which packages and on which machine a run was started."""
-    return {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        **provenance.source(),
-        "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
-        "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
-        "slurm": provenance.slurm_variables(),
-        **fingerprints,
-    }
-
-
-def collect(pattern: str | Path | list[str | Path]) -> "pd.DataFrame":
-    """One row a run: its config's fields, its final figures, its state; for ``"runs/*"`` or a list of folders.
-
-    Folders that are no runs are passed over, with a warning where no other is left. A run that is not finished has no
-    figures, and state ``unfinished``.
-
-    Raises:
-        ValueError: nothing is there by that name.
-    """
-    patterns = [str(item) for item in (pattern if isinstance(pattern, list) else [pattern])]
-    paths = {match for item in patterns for match in _matches(item)}
-    if not paths:
-        near = next((hint for item in patterns if (hint := _near(item))), None)
-        hint = f" Did you mean {near!r}?" if near else ""
-        told = ", ".join(map(repr, patterns)) or "an empty list"
-        raise ValueError(f"nothing matches {told} in {Path.cwd()}; allowed: run folders, as 'runs/*'.{hint}")
-    frame = frame_of(paths)
-    if frame.empty:
-        warnings.warn(
-            f"{', '.join(map(repr, patterns))}: no run among the {len(paths)} matches", stacklevel=2
-        )
-    return frame
-
-
-def frame_of(paths: Iterable[str]) -> "pd.DataFrame":
-    """As `collect`, of the runs among these folders."""
-    import pandas as pd
-
-    rows = []
-    for path in sorted(paths):
-        if not (Path(path) / "config.json").is_file():
-            continue
-        folder = RunFolder(path)
-        result = folder.result()
-        row: dict[str, Any] = {"run": path, "state": "unfinished" if result is None else "done"}
-        for section in folder.config().to_dict().values():
-            row |= section
-        rows.append(row | (result or {}))
-    return pd.DataFrame(rows)
-
-
-def _near(pattern: str) -> str | None:
-    """The pattern with its first part that is not there replaced by the nearest one that is."""
-    parts = Path(pattern).parts
-    for number, part in enumerate(parts):
-        if glob.glob(str(Path(*parts[: number + 1]))):
-            continue
-        there = [path.name for path in Path(*parts[:number]).glob("*") if path.is_dir()]
-        near = get_close_matches(part, there, n=1, cutoff=0.5)
-        return str(Path(*parts[:number], near[0], *parts[number + 1 :])) if near else None
-    return None
-
-
-def _matches(pattern: str) -> list[str]:
-    """Folders by a pattern, or the one that is named so."""
-    return [pattern] if Path(pattern).is_dir() else glob.glob(pattern, recursive=True)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except Exception:
-        return None

@@ -17,8 +17,9 @@ from matplotlib import pyplot as plt
 
 import conadv_lab as cl
 from conadv_lab.data.digits import load_digits
+from conadv_lab.frames import frame_of_metrics
 from conadv_lab.models.digits import DigitsCNN
-from conadv_lab.plots import curves, frame_of_metrics
+from conadv_lab.plots import curves
 from conadv_lab.recipes import find
 from conadv_lab.training.loop import train
 

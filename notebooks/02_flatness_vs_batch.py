@@ -18,7 +18,8 @@ import torch
 from matplotlib import pyplot as plt
 
 import conadv_lab as cl
-from conadv_lab.plots import figure_against_batch, over_seeds
+from conadv_lab.intervals import over_seeds
+from conadv_lab.plots import figure_against_batch
 from conadv_lab.recipes import find
 from conadv_lab.training.evaluate import fixed_images
 from conadv_lab.training.loop import train

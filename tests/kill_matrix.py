@@ -23,7 +23,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-from conadv_lab import runs, train
+from conadv_lab import checkpoints, train
 from conadv_lab.runs import RunFolder
 from conadv_lab.training import loop
 
@@ -125,7 +125,7 @@ def _set_trap(disturbance: Disturbance) -> None:
 
         loop.evaluate = trapped
     else:
-        write = runs.write_hashed
+        write = checkpoints.write_hashed
 
         def half_written(path: Path, state: dict[str, Any]) -> str:
             write(path, state)
@@ -133,7 +133,7 @@ def _set_trap(disturbance: Disturbance) -> None:
             spring()
             return write(path, state)
 
-        runs.write_hashed = half_written
+        checkpoints.write_hashed = half_written
 
 
 def _at_call(number: int, act: Callable[[], None]) -> Callable[[], None]:

@@ -6,8 +6,9 @@ import pytest
 
 from conadv_lab.config import Config
 from conadv_lab.displays import table
+from conadv_lab.files import write_json
 from conadv_lab.plan import Plan
-from conadv_lab.runs import RunFolder, write_json
+from conadv_lab.runs import RunFolder
 from conadv_lab.sharpness.measures.results import Measure, Report
 from conadv_lab.sharpness.report.comparison import compare
 from conadv_lab.sharpness.report.figures import figures

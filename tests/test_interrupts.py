@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from conadv_lab import displays, runs
-from conadv_lab.runs import RunFolder, write_json
+from conadv_lab import checkpoints, displays, files
+from conadv_lab.files import write_json
+from conadv_lab.runs import RunFolder
 from conadv_lab.sharpness import measure
 from conadv_lab.sharpness.measures import progress
 from conadv_lab.training.loop import train
@@ -69,7 +70,7 @@ def test_an_interrupted_measurement_leaves_the_model_as_it_was(at, tmp_path):
 @pytest.mark.parametrize("name", ["write_synced", "sync_folder"])
 def test_a_run_interrupted_while_it_saves_leaves_whole_files(name, tmp_path, monkeypatch):
     whole = train(tiny(), tmp_path / "whole", progress="none").result()
-    original, calls = getattr(runs, name), []
+    original, calls = getattr(checkpoints, name), []
 
     def interrupted(path, *content):
         calls.append(path)
@@ -80,7 +81,7 @@ def test_a_run_interrupted_while_it_saves_leaves_whole_files(name, tmp_path, mon
             original(path, *content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs, name, interrupted)
+        patch.setattr(checkpoints, name, interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(tiny(), tmp_path / "run", progress="none")
     folder = RunFolder(tmp_path / "run")
@@ -100,7 +101,7 @@ def test_a_file_that_was_being_written_is_removed(tmp_path, monkeypatch):
         path.write_bytes(content[:3])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs, "write_synced", interrupted)
+    monkeypatch.setattr(files, "write_synced", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_json(tmp_path / "a.json", {"a": 2})
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]

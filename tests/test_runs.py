@@ -8,8 +8,11 @@ from hashlib import sha256
 import pytest
 import torch
 
+from conadv_lab.checkpoints import KEPT_CHECKPOINTS, read_checkpoint
 from conadv_lab.config import Config
-from conadv_lab.runs import KEPT_CHECKPOINTS, RunFolder, collect, read_checkpoint, write_json
+from conadv_lab.files import write_json
+from conadv_lab.frames import collect
+from conadv_lab.runs import RunFolder
 
 
 def folder_in(path) -> RunFolder:
@@ -69,7 +72,7 @@ def test_json_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
         path.write_bytes(content[:3])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("conadv_lab.runs.write_synced", full)
+    monkeypatch.setattr("conadv_lab.files.write_synced", full)
     with pytest.raises(OSError, match="No space"):
         write_json(tmp_path / "a.json", {"x": 2})
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]

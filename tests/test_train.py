@@ -227,11 +227,11 @@ def test_not_finite_exits_1(capsys, tmp_path):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_full_disk_exits_1_with_a_sentence(capsys, tmp_path, monkeypatch):
-    from conadv_lab import runs
+    from conadv_lab import checkpoints
 
-    original = runs.write_hashed
-    monkeypatch.setattr(runs, "write_hashed", lambda path, state: original(Path("/dev/full"), state))
-    monkeypatch.setattr(runs.os, "fsync", lambda handle: None)
+    original = checkpoints.write_hashed
+    monkeypatch.setattr(checkpoints, "write_hashed", lambda path, state: original(Path("/dev/full"), state))
+    monkeypatch.setattr(checkpoints.os, "fsync", lambda handle: None)
     status, _, err = run(capsys, "digits-vanilla", *SHORT, "--out", str(tmp_path / "run"))
     assert status == 1
     assert "No space left on device" in err

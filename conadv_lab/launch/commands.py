@@ -181,7 +181,7 @@ def collect(words: list[str]) -> int:
         csv: Path | None = None
         """Write all columns to this file too."""
 
-    from conadv_lab.runs import frame_of
+    from conadv_lab.frames import frame_of
 
     asked = _parsed(Collect, words, "collect")
     writable(asked.csv)

@@ -10,15 +10,18 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from conadv_lab.checkpoints import read_checkpoint
 from conadv_lab.config import Config, resolved
 from conadv_lab.data.loader import Step
 from conadv_lab.displays import in_notebook
+from conadv_lab.files import write_json
 from conadv_lab.methods.base import Losses, Method
 from conadv_lab.methods.families.conadv import ConAdv
 from conadv_lab.methods.placement import OtherRanks
 from conadv_lab.optim.autowu import AutoWU
 from conadv_lab.optim.groups import set_learning_rate
-from conadv_lab.runs import RunFolder, manifest, read_checkpoint, write_json
+from conadv_lab.provenance import manifest
+from conadv_lab.runs import RunFolder
 from conadv_lab.training import growth
 from conadv_lab.training.build import Parts, build
 from conadv_lab.training.claim import Claim

@@ -4,9 +4,10 @@ from pathlib import Path
 
 from torch import nn
 
+from conadv_lab.checkpoints import read_checkpoint
 from conadv_lab.models.norm import plain_batch_norm
 from conadv_lab.references import named_in
-from conadv_lab.runs import RunFolder, read_checkpoint
+from conadv_lab.runs import RunFolder
 from conadv_lab.training.build import Parts, assemble, pick_device
 from conadv_lab.training.evaluate import calibrated_copy
 from conadv_lab.training.weights import load_weights

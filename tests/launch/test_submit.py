@@ -16,8 +16,9 @@ from conadv_lab import submit, train
 from conadv_lab.launch import local
 from conadv_lab.launch.records import Record
 from conadv_lab.launch.snapshot import PACKAGE
+from conadv_lab.provenance import manifest
 from conadv_lab.recipes.digits import conadv
-from conadv_lab.runs import RunFolder, manifest
+from conadv_lab.runs import RunFolder
 from tests.data.trees import write_tree
 from tests.launch.conftest import sent, write_command
 

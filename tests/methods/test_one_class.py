@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from conadv_lab.config import Config, resolved
+from conadv_lab.frames import collect
+from conadv_lab.intervals import over_seeds
 from conadv_lab.methods import METHODS, method_of
 from conadv_lab.plan import plan_of
-from conadv_lab.plots import figure_against_batch, look_of, over_seeds
+from conadv_lab.plots import figure_against_batch, look_of
 from conadv_lab.recipes.digits import vanilla
-from conadv_lab.runs import collect
 from conadv_lab.staleness.timeline.cluster import Attack, Cluster, Compute, Network
 from conadv_lab.staleness.timeline.step_times import step_times
 from conadv_lab.staleness.timeline.workload import workload_of

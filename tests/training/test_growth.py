@@ -6,11 +6,12 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
+from conadv_lab.checkpoints import read_checkpoint
 from conadv_lab.config import resolved
+from conadv_lab.frames import frame_of_metrics
 from conadv_lab.methods.base import Losses, Vanilla
-from conadv_lab.plots import frame_of_metrics, growth
+from conadv_lab.plots import growth
 from conadv_lab.recipes import digits
-from conadv_lab.runs import read_checkpoint
 from conadv_lab.training import loop
 from conadv_lab.training.build import build
 from conadv_lab.training.loop import NotFinite, train

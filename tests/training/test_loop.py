@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from conadv_lab import runs
+from conadv_lab import checkpoints
+from conadv_lab.checkpoints import read_checkpoint
 from conadv_lab.config import Config
+from conadv_lab.frames import collect
 from conadv_lab.methods.attack import PGDAttack
 from conadv_lab.recipes import digits
-from conadv_lab.runs import RunFolder, collect, read_checkpoint
+from conadv_lab.runs import RunFolder
 from conadv_lab.training import loop
 from conadv_lab.training.loop import NotFinite, StoppedOnRequest, train
 from conadv_lab.training.restore import restore
@@ -202,7 +204,7 @@ def test_a_checkpoint_of_another_model_is_named(tmp_path):
 def test_a_full_disk_while_saving_keeps_the_checkpoint_before(tmp_path, monkeypatch):
     config = tiny()
     whole = train(config, tmp_path / "whole", progress="none")
-    original = runs.write_hashed
+    original = checkpoints.write_hashed
 
     def full(path, state):
         if "00000008" in str(path):
@@ -211,7 +213,7 @@ def test_a_full_disk_while_saving_keeps_the_checkpoint_before(tmp_path, monkeypa
         return original(path, state)
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "write_hashed", full)
+        patch.setattr(checkpoints, "write_hashed", full)
         with pytest.raises(OSError, match=r"step 8 could not be saved.*No space left.*intact: step_00000004"):
             train(config, tmp_path / "run", progress="none")
     folder = RunFolder(tmp_path / "run")

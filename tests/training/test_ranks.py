@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from conadv_lab.checkpoints import read_checkpoint
 from conadv_lab.config import Config
 from conadv_lab.data.loader import Batch
 from conadv_lab.data.lookahead import lookahead
 from conadv_lab.recipes import digits
-from conadv_lab.runs import RunFolder, read_checkpoint
+from conadv_lab.runs import RunFolder
 from conadv_lab.training.evaluate import evaluate
 from conadv_lab.training.loop import prepare, train
 from conadv_lab.training.restore import restore

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from conadv_lab.runs import RunFolder, collect
+from conadv_lab.frames import collect
+from conadv_lab.runs import RunFolder
 from conadv_lab.sharpness.__main__ import main as sharpness
 from conadv_lab.training.loop import train
 from conadv_lab.training.restore import restore
