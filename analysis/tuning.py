@@ -1,0 +1,96 @@
+"""A fair search of settings: the same budget of gradient evaluations for every method, spent on held-out folds.
+
+Random search with successive halving (Jamieson and Talwalkar, AISTATS 2016) over folds and not over lengths, as a
+short run is no small picture of a long one: all candidates are judged on one fold, the better half on a second one, and
+so on. Every candidate trains as long as the run that is reported. What comes next follows from the figures of the runs
+that are there, so a search that is killed goes on where it was.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+
+import numpy as np
+
+Trial = tuple[int, int]
+"""Number of a candidate and of a fold."""
+Score = tuple[float, float]
+"""Accuracy on the fold, and its loss, which decides between equal accuracies."""
+REACH = 4.0
+"""A setting is drawn between its default divided and multiplied by this."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Settings as multiples of their defaults."""
+
+    lr: float
+    weight_decay: float
+    epsilon: float
+
+
+def candidates(count: int, seed: int, tunes_epsilon: bool) -> list[Candidate]:
+    """The defaults, then draws: log-uniform, each a function of (seed, number), so that all methods share them.
+
+    >>> candidates(2, 0, True)[0]
+    Candidate(lr=1.0, weight_decay=1.0, epsilon=1.0)
+    >>> candidates(3, 0, True)[2].lr == candidates(9, 0, False)[2].lr
+    True
+    """
+    drawn = [Candidate(1.0, 1.0, 1.0)]
+    for number in range(1, count):
+        key = int.from_bytes(sha256(f"{seed}:candidate:{number}".encode()).digest()[:8], "little")
+        lr, decay, epsilon = REACH ** np.random.default_rng(key).uniform(-1, 1, 3)
+        drawn.append(Candidate(float(lr), float(decay), float(epsilon) if tunes_epsilon else 1.0))
+    return drawn[:count]
+
+
+def rungs(count: int) -> list[int]:
+    """How many candidates are judged on each further fold, until one is left.
+
+    >>> rungs(6), rungs(1)
+    ([6, 3, 2], [])
+    """
+    sizes = []
+    while count > 1:
+        sizes.append(count)
+        count = math.ceil(count / 2)
+    return sizes
+
+
+def affordable(budget: float, cost: float) -> int:
+    """How many candidates a budget pays for, where one trial costs ``cost`` of it; at least the default.
+
+    >>> affordable(16, 1), affordable(16, 8 / 3)
+    (8, 4)
+    """
+    count = 1
+    while sum(rungs(count + 1)) * cost <= budget * (1 + 1e-9):
+        count += 1
+    return count
+
+
+def search(count: int, scores: Mapping[Trial, Score]) -> tuple[list[Trial], int | None]:
+    """What has to be tried next, and the best candidate once nothing has.
+
+    >>> search(2, {})
+    ([(0, 0), (1, 0)], None)
+    >>> search(2, {(0, 0): (90.0, 0.5), (1, 0): (91.0, 0.4)})
+    ([], 1)
+    """
+    left = list(range(count))
+    for fold, size in enumerate(rungs(count)):
+        left = left[:size]
+        missing = [(number, fold) for number in left if (number, fold) not in scores]
+        if missing:
+            return missing, None
+        left = sorted(left, key=lambda number: _standing(number, fold, scores))
+    return [], left[0]
+
+
+def _standing(number: int, last: int, scores: Mapping[Trial, Score]) -> tuple[float, float, int]:
+    """Best first: mean accuracy over the folds so far, then mean loss, then the earlier draw."""
+    own = [scores[number, fold] for fold in range(last + 1)]
+    accuracy, loss = (sum(part) / len(own) for part in zip(*own, strict=True))
+    return -accuracy, loss, number

@@ -1,0 +1,154 @@
+"""The map's runner: the same budget for all, a balanced picture at every stop, the same table after any kill."""
+
+import math
+from collections import Counter
+
+import pandas as pd
+import pytest
+
+from analysis import regimes
+from analysis.regimes import MAP, Cell, cells, order, tables, work_through
+from analysis.study import Options
+from analysis.tuning import Candidate, affordable, candidates, rungs, search
+from conadv_lab.config import resolved
+from conadv_lab.runs import write_json
+
+SMOKE = MAP["smoke"]
+
+
+def options(folder, finished=False) -> Options:
+    return Options("smoke", folder, folder, folder / "runs", 1, from_results=False, finished=finished)
+
+
+def made_up(config, path):
+    """Figures that depend on the config alone: best at 1.5 times the default rate, worse with more decay."""
+    lr, decay = resolved(config).optimization.lr, config.optimization.weight_decay
+    accuracy = 90 - abs(math.log(lr / 0.15)) - decay + 0.01 * config.training.seed
+    figures = {
+        "test_accuracy": accuracy,
+        "test_loss": 1 - accuracy / 100,
+        "train_accuracy": 99.0,
+        "train_loss": 0.1,
+    }
+    path.mkdir(parents=True, exist_ok=True)
+    write_json(path / "config.json", resolved(config).to_dict())
+    return figures | {"steps": config.training.steps, "seconds": 0.0}
+
+
+def test_every_method_has_the_same_budget():
+    for scale in MAP.values():
+        for cell in (cell for group in cells(scale) for cell in group):
+            spent = sum(rungs(cell.count())) * cell.cost()
+            assert spent <= scale.budget * (1 + 1e-9)
+            assert sum(rungs(cell.count() + 1)) * cell.cost() > scale.budget
+    vanilla, conadv = (Cell(MAP["full"], method, 2_048, 10.0) for method in ("vanilla", "conadv"))
+    assert conadv.cost() / vanilla.cost() == pytest.approx(8 / 3)
+    assert vanilla.count() > conadv.count() >= 2
+
+
+def test_the_readings_of_equal():
+    epochs, arithmetic, depth = (
+        Cell(MAP["full"], "vanilla", 2_048, 10.0, e) for e in ("epochs", "arithmetic", "depth")
+    )
+    conadv = Cell(MAP["full"], "conadv", 2_048, 10.0)
+    assert arithmetic.cost() == pytest.approx(conadv.cost(), rel=0.01)
+    drawn = epochs.candidates()[0]
+    one, longer, wider = (cell.config(drawn, 0).training for cell in (epochs, arithmetic, depth))
+    assert longer.steps == pytest.approx(8 / 3 * one.steps, abs=1)
+    assert (wider.steps, wider.global_batch) == (one.steps, round(8 / 3 * 2_048))
+
+
+def test_draws_are_shared_and_halving_keeps_the_best():
+    shared = [(c.lr, c.weight_decay) for c in candidates(5, 0, tunes_epsilon=True)]
+    assert shared == [(c.lr, c.weight_decay) for c in candidates(9, 0, tunes_epsilon=False)][:5]
+    truth = {number: 80.0 + number for number in range(6)}
+    scores: dict = {}
+    while True:
+        wanted, best = search(6, scores)
+        if best is not None:
+            break
+        scores |= {(number, fold): (truth[number], 0.0) for number, fold in wanted}
+    assert best == 5
+    assert Counter(fold for _, fold in scores) == {0: 6, 1: 3, 2: 2}
+    assert affordable(1, 100) == 1  # the default needs no trial
+
+
+def test_a_stop_at_any_time_leaves_a_balanced_picture():
+    planned = list(order(cells(MAP["small"]), MAP["small"].seeds))
+    assert len(planned) == len(set(planned))
+    seen: Counter = Counter()
+    for cell, _ in planned:
+        seen[cell] += 1
+        first = [seen[c] for c in cells(MAP["small"])[0]]
+        assert max(first) - min(first) <= 1
+    corners = {(cell.global_batch, cell.epochs) for cell, _ in planned[:8]}
+    assert corners <= {(batch, epochs) for batch in (512, 10_000) for epochs in (8.0, 32.0)}
+
+
+def test_killed_at_any_run_it_ends_with_the_same_table(tmp_path):
+    groups = cells(SMOKE)
+
+    class Killed(BaseException):
+        """Stands for a kill."""
+
+    def finished_tables(folder):
+        return tables(groups, SMOKE, options(folder, finished=True))
+
+    assert work_through(groups, SMOKE, options(tmp_path / "whole"), math.inf, made_up)
+    whole = finished_tables(tmp_path / "whole")
+    for limit in (1, 5, 7, 11):
+        left = iter(range(limit))
+
+        def until(config, path, left=left):
+            if next(left, None) is None:
+                raise Killed
+            return made_up(config, path)
+
+        with pytest.raises(Killed):
+            work_through(groups, SMOKE, options(tmp_path / "killed"), math.inf, until)
+        assert len(finished_tables(tmp_path / "killed")[0]) <= len(whole[0])
+    assert not work_through(groups, SMOKE, options(tmp_path / "killed"), -math.inf, made_up)
+    assert work_through(groups, SMOKE, options(tmp_path / "killed"), math.inf, made_up)
+    for one, other in zip(whole, finished_tables(tmp_path / "killed"), strict=True):
+        pd.testing.assert_frame_equal(one, other)
+    rows = whole[0]
+    assert list(rows.columns[:7]) == [
+        "method",
+        "global_batch",
+        "epochs",
+        "equal",
+        "seed",
+        "lr",
+        "test_accuracy",
+    ]
+    assert len(rows) == sum(map(len, groups)) * SMOKE.seeds
+
+
+def test_every_config_of_every_scale_can_run():
+    for scale in (MAP["small"], MAP["full"]):
+        for group in cells(scale, ["free-at", "sam"]):
+            for cell in group:
+                drawn = cell.candidates()[-1]
+                for config in (cell.config(drawn, 0), cell.trial(drawn, 0)):
+                    assert resolved(config).training.steps >= 1
+
+
+def test_a_run_that_diverges_is_a_result(tmp_path):
+    cell = Cell(SMOKE, "vanilla", 898, 4.0)
+    config = cell.config(Candidate(1e20, 1.0, 1.0), 0)
+    figures = regimes.attempted(config, tmp_path / "run")
+    assert (figures["test_accuracy"], figures["diverged"]) == (0.0, True)
+
+
+def test_the_command_really_trains_and_takes_a_method_of_ones_own(tmp_path, monkeypatch, capsys):
+    own = tmp_path / "own.py"
+    own.write_text("from conadv_lab.methods.base import Vanilla\n\ndef mine(config):\n    return Vanilla()\n")
+    tiny = regimes.Scale(SMOKE.recipe, 898, SMOKE.fold, True, (898,), (1.0,), (("conadv",),), 1, 6.0)
+    monkeypatch.setitem(MAP, "smoke", tiny)
+    words = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--method", f"{own}:mine"]
+    assert regimes.main(words) == 0
+    table = pd.read_csv(tmp_path / "out" / "regimes.csv")
+    assert set(table["method"]) == {"conadv", "vanilla", f"{own}:mine"}
+    log = pd.read_csv(tmp_path / "out" / "regimes_tuning.csv")
+    assert log.groupby(["method", "equal"])["chosen"].any().all()
+    assert "all" in capsys.readouterr().out
