@@ -43,7 +43,7 @@ class Measured:
         ratio, spread: to vanilla's, the median over the rounds' pairs and its quartiles.
         memory: GiB that torch reserved at most, or None.
         share: percent of the GPU's peak rate, or None.
-        over_disadv: DisAdv's time over this one's, the median over pairs, or None.
+        over_disadv: DisAdv's time over this one's, both captured or neither, the median over pairs, or None.
     """
 
     label: str
@@ -71,7 +71,8 @@ class Measured:
         share = None
         if gflop is not None and peak is not None:
             share = 100 * gflop * evaluations * batch / (row.value * peak)  # GFLOP a ms are TFLOP a s
-        over = times.row("disadv", label).ratio if "disadv" in times.seconds else None
+        rival = "disadv" + label.partition(", ")[1] + label.partition(", ")[2].partition(", ")[0]
+        over = times.row(rival, label).ratio if rival in times.seconds else None
         return cls(label, batch, row.value, row.ratio, row.spread, memory, share, over)
 
 

@@ -4,7 +4,8 @@
 
 Needs torch and numpy alone; torchvision's and timm's ResNet-50 are peers where they can be imported. First, at the
 largest batch, vanilla here and plain PyTorch loops, eager and compiled: bfloat16 autocast, channels-last, fused SGD.
-Then a step of every method and placement at every batch, with the peak of the memory that torch reserved and the
+Then a step of every method at every batch, operator by operator and captured, beside a plain loop and one that is
+captured by hand, with the peak of the memory that torch reserved and the
 share of the GPU's peak arithmetic rate. Images lie on the device: reading them is another benchmark's subject. Figures
 are printed and written batch by batch, so that a run that is cut short keeps what it has.
 
@@ -26,14 +27,13 @@ from typing import Any, get_args, get_type_hints
 import torch
 from torch import Tensor, nn
 
+from benchmarks.captured_loop import captured_loop
 from benchmarks.device_images import device_images
 from benchmarks.gpu_report import STEP_GFLOP, Measured, images_per_second, peak_tflops, rows_of, tables
 from benchmarks.harness import GPU_REPEATS, Row, arguments, in_words, interleaved, machine, write
-from benchmarks.step import LR, MOMENTUM, PLAIN, STEPS, WARM, plain_loop, started
+from benchmarks.step import DECAY, LR, MOMENTUM, PLAIN, STEPS, WARM, plain_loop, started
 from conadv_lab.config import Config, Model
 from conadv_lab.data.sets import TensorSet
-from conadv_lab.methods.families.conadv import ConAdv
-from conadv_lab.methods.placement import CapturedGradient, SideStream
 from conadv_lab.models.resnet import IMAGENET_MEAN, IMAGENET_STD, Normalised
 from conadv_lab.training.build import pick_device
 from conadv_lab.training.loop import Run
@@ -45,6 +45,8 @@ PEERS: dict[str, Callable[[Any], nn.Module]] = {
     "torchvision": lambda package: package.models.resnet50(),
     "timm": lambda package: package.create_model("resnet50"),
 }
+CAPTURED = ", captured"
+"""Kinds of step that are one CUDA graph, their passes beside one another unless they are said to be serial."""
 GRAPHS = 64
 """Compiled versions that torch keeps of one function; all methods' networks share their functions."""
 
@@ -128,20 +130,15 @@ def rates(asked: argparse.Namespace, folder: Path) -> list[Row]:
 
 def kinds(asked: argparse.Namespace, on_gpu: bool) -> dict[str, dict[str, Any]]:
     """Label of each kind of step to its config's fields; vanilla is always the first."""
+    methods = ["vanilla", *(m for m in METHODS if m in asked.methods and m != "vanilla")]
+    chosen: dict[str, dict[str, Any]] = {m: {"method": m, "capture": "off"} for m in methods}
     # CUDA graphs of torch.compile's and of ours do not mix in a process.
-    capturing = on_gpu and asked.compile_steps in (None, "default")
-    chosen: dict[str, dict[str, Any]] = {}
-    for method in ("vanilla", *(m for m in METHODS if m in asked.methods and m != "vanilla")):
-        if method != "conadv":
-            chosen[method] = {"method": method}
-            continue
-        chosen["conadv serial"] = {"method": method, "placement": "serial"}
-        if capturing:
-            chosen["conadv stream"] = {"method": method, "placement": "stream"}
-    if capturing and "disadv" in chosen:
-        # ConAdv's stream replays the attack from a CUDA graph. DisAdv can do so too, if not beside the step: how much
-        # of a gain is the graph's and how much is that nothing waits for the attack?
-        chosen["disadv, attack captured"] = {"method": "disadv"}
+    if on_gpu and asked.compile_steps in (None, "default"):
+        beside = {"capture": "on", "placement": "stream"}
+        chosen |= {f"{m}{CAPTURED}": {"method": m, **beside} for m in methods}
+        chosen |= {
+            f"{m}{CAPTURED}, serial": {"method": m, "capture": "on"} for m in methods if m != "vanilla"
+        }
     return chosen
 
 
@@ -153,37 +150,53 @@ def steps_at(batch: int, asked: argparse.Namespace, folder: Path) -> list[Measur
     memory: dict[str, float | None] = {}
     for label, fields in kinds(asked, device.type == "cuda").items():
         fields = dict(fields)
-        captured = label.endswith(("captured", "stream"))
         fields["compile_mode"] = asked.compile_steps or "default"
         config = config_of(fields.pop("method"), batch, asked, bool(asked.compile_steps), **fields)
         try:
-            run, reserved = warmed(config, label.endswith("captured"), folder / f"{batch} {label}")
+            run, reserved = warmed(config, folder / f"{batch} {label}")
         except torch.OutOfMemoryError:
             _say(f"{label} at {batch} images: not measured, as it does not fit the memory")
             continue
-        if captured and not is_captured(run):
-            _say(f"{label} at {batch} images: not measured, as the attack could not be captured")
+        except ValueError as error:  # a step that has to be captured and cannot be
+            _say(f"{label} at {batch} images: not measured, as {error}")
             continue
         runs[label], memory[label] = run, reserved
     if "vanilla" not in runs:
         return []
-    calls = {label: run.train_step for label, run in runs.items()}
+    calls: dict[str, Callable[[], None]] = {label: run.train_step for label, run in runs.items()}
+    calls |= plain_loops(batch, asked, device)
     times = interleaved(calls, asked.rounds, cuda=device.type == "cuda", repeats=asked.repeats)
+    evaluations = {label: run.parts.method.gradient_evaluations for label, run in runs.items()}
     peak = peak_tflops() if device.type == "cuda" else None
     gflop = STEP_GFLOP.get((asked.model, asked.pixels))
     return [
-        Measured.of(label, batch, times, memory[label], run.parts.method.gradient_evaluations, gflop, peak)
-        for label, run in runs.items()
+        Measured.of(label, batch, times, memory.get(label), evaluations.get(label, 1.0), gflop, peak)
+        for label in calls
     ]
 
 
-def warmed(config: Config, captured: bool, folder: Path) -> tuple[Run, float | None]:
+def plain_loops(batch: int, asked: argparse.Namespace, device: torch.device) -> dict[str, Callable[[], None]]:
+    """Vanilla steps of nobody's package: a plain loop, and one that is captured by hand."""
+    data = images_on_device(config_of("vanilla", batch, asked, False))[0]
+
+    def network() -> nn.Module:
+        made = next(iter(peers(asked.model).values()))()
+        return made.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    loops = {"plain loop": plain_loop(network(), batch, data.images, data.labels, bfloat16=True)}
+    if device.type == "cuda":
+        loops["plain loop" + CAPTURED] = captured_loop(
+            network(), batch, data.images, data.labels, LR, MOMENTUM, DECAY, STEPS
+        )
+    for loop in loops.values():
+        loop()
+    return loops
+
+
+def warmed(config: Config, folder: Path) -> tuple[Run, float | None]:
     """A run past its first steps, and what it made torch reserve on the GPU at most, in GiB."""
     before = _reserved(config)
     run = started(config, folder)
-    method = run.parts.method
-    if captured and isinstance(method, ConAdv):
-        method.placement = SideStream(run.parts.device)
     for number in range(WARM):
         if before is not None and number == WARM - 2:
             _forget_peak()  # trials of convolution algorithms, which the first kind of a batch makes for all
@@ -192,16 +205,6 @@ def warmed(config: Config, captured: bool, folder: Path) -> tuple[Run, float | N
         return run, None
     torch.cuda.synchronize()
     return run, (torch.cuda.max_memory_reserved() - before) / 2**30
-
-
-def is_captured(run: Run) -> bool:
-    """Whether the attack's passes are replayed from CUDA graphs, all of them."""
-    gradient = run.parts.method.attack.input_gradient  # type: ignore[attr-defined]
-    return (
-        isinstance(gradient, CapturedGradient)
-        and bool(gradient.graphs)
-        and None not in gradient.graphs.values()
-    )
 
 
 def _reserved(config: Config) -> int | None:

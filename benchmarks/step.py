@@ -32,8 +32,9 @@ PLAIN: dict[str, Callable[[], nn.Module]] = {
 }
 BATCHES = {"resnet18": 32, "resnet20": 128, "resnet50": 16, "digits-cnn": 256}
 LR, MOMENTUM, DECAY, STEPS = 0.05, 0.9, 5e-4, 1_000_000
-WARM = WARM_UPDATES + 3
-"""Steps before any timing: an attack is itself only once the adversarial statistics are warm."""
+WARM = WARM_UPDATES + 5
+"""Steps before any timing: an attack is itself only once the adversarial statistics are warm, and a captured step three
+steps later."""
 
 
 def plain_loop(

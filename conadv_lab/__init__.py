@@ -13,6 +13,7 @@ from typing import Any
 from conadv_lab.methods import METHODS
 
 _HOMES = {
+    "CapturedStep": "conadv_lab.capture.step",
     "collect": "conadv_lab.frames",
     "lookahead": "conadv_lab.data.lookahead",
     "mixture_batch_norm": "conadv_lab.models.norm",

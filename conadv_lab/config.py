@@ -57,6 +57,9 @@ class Training:
     process may use."""
     deterministic: bool = False
     """Deterministic algorithms on CUDA, slower."""
+    capture: Literal["auto", "on", "off"] = "auto"
+    """A whole step as one CUDA graph: auto where a rank has few micro-batches and it can be, on refuses where it
+    cannot."""
     log_every: int = 10
     """Steps between two lines of metrics."""
     checkpoint_every: int = 200
@@ -201,7 +204,7 @@ def check(config: Config) -> None:
     if model.compile_mode in GRAPH_MODES and config.method.placement == "stream":
         raise ValueError(
             f"compile_mode is {model.compile_mode!r}; allowed with placement 'stream': 'default' or "
-            "'max-autotune-no-cudagraphs', as the attack beside the step is captured in a CUDA graph of its own"
+            "'max-autotune-no-cudagraphs', as the network's graphs are replayed on one stream"
         )
     if not is_file_reference(name):
         check_method(config, method_of(config))
@@ -224,14 +227,14 @@ def check_method(config: Config, method: methods.Method) -> None:
         raise ValueError(
             f"micro_batch is {micro_batch}; allowed: at most {clean}, the clean images of a step"
         )
-    if placement != "serial" and not (method.concurrent and method.staleness and method.side == "attack"):
+    if placement == "ranks" and not (method.concurrent and method.staleness and method.side == "attack"):
         name = f"{name} with staleness 0" if method.concurrent else name
         able = ", ".join(
             f"{name}'s" for name, kind in METHODS.items() if kind.concurrent and kind.side == "attack"
         )
         raise ValueError(
-            f"placement is {placement!r}; allowed for {name}: 'serial', as only an attack that its own step "
-            f"does not wait for, {able} with a staleness of at least 1, can run beside a step"
+            f"placement is {placement!r}; allowed for {name}: 'serial' or 'stream', as only an attack that its own "
+            f"step does not wait for, {able} with a staleness of at least 1, can run on other ranks"
         )
     method.check(config)
     if (placement == "ranks") != (section.attackers > 0):

@@ -80,7 +80,7 @@ def figure_against_batch(
             **look_of(method, rows),
         )
     axes.set_xticks(range(len(batches)), [f"{batch:,}" for batch in batches])
-    axes.set_xlabel(f"global batch (images)\nn = {_seeds(rows)} seeds, bars {BARS[spread]}")
+    axes.set_xlabel(f"global batch (images); n = {_seeds(rows)} seeds, bars {BARS[spread]}")
     axes.set_ylabel(label)
     if log:
         axes.set_yscale("log")

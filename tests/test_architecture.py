@@ -29,6 +29,7 @@ FLOORS = (
     ("data.pack",),
     ("cli", "outputs", "plots", "recipes", "runs", "frames"),
     ("config",),
+    ("capture",),
     ("methods",),
     ("data", "models", "optim"),
     (

@@ -39,7 +39,7 @@ class Step:
         ahead: how many steps ahead may be asked for.
         last: number of the last step that will be trained on.
         fetch: the micro-batches of a step by its number, made when iterated over.
-        count: how many images those are.
+        counts: how many images each of those has.
         replays: how many steps in a row have the same images.
     """
 
@@ -47,7 +47,7 @@ class Step:
     ahead: int
     last: int
     fetch: Callable[[int], Iterable[Batch]]
-    count: Callable[[int], int]
+    counts: Callable[[int], list[int]]
     replays: int = 1
 
     def batches(self, offset: int = 0) -> Iterable[Batch]:
@@ -56,7 +56,11 @@ class Step:
 
     def size(self, offset: int = 0) -> int:
         """How many images `batches` of step ``number + offset`` have together."""
-        return self.count(self._number(offset))
+        return sum(self.sizes(offset))
+
+    def sizes(self, offset: int = 0) -> list[int]:
+        """How many images each of the micro-batches of step ``number + offset`` has."""
+        return self.counts(self._number(offset))
 
     def _number(self, offset: int) -> int:
         require(
@@ -161,7 +165,7 @@ class Stream:
         return -(-self.first_place(self.steps) // len(self.images))
 
     def step(self, number: int, ahead: int = 0) -> Step:
-        return Step(number, ahead, self.steps - 1, self._batches, self._count, self.replays)
+        return Step(number, ahead, self.steps - 1, self._batches, self._counts, self.replays)
 
     def first_place(self, number: int) -> int:
         """How many images were seen before step ``number``, each once, however often it was replayed."""
@@ -199,8 +203,8 @@ class Stream:
     def _place(self, batch: int) -> int:
         return 0 if batch == 0 else self.first_batch + (batch - 1) * self.batch
 
-    def _count(self, number: int) -> int:
-        return sum(last - first for first, last in self.own_spans(number))
+    def _counts(self, number: int) -> list[int]:
+        return [last - first for first, last in self.own_spans(number)]
 
     def _batches(self, number: int) -> Iterator[Batch]:
         start, stop = self._span(number)
@@ -227,9 +231,10 @@ class Stream:
         return self.images_of(*places(self.seed, len(self.images), first, last), share=share)
 
     def images_of(self, epochs: Tensor, indices: Tensor, share: float = 1.0) -> Batch:
-        """Any images (m,) of any epochs (m,), as a step would have them; both int64, on the host."""
+        """Any images (m,) of any epochs (m,), as a step would have them; both int64, on the host or on the device."""
         images, labels = self.images.fetch(indices)
-        epochs, indices = sent(torch.stack([epochs, indices]), images.device)
+        if indices.device != images.device:
+            epochs, indices = sent(torch.stack([epochs, indices]), images.device)
         images = as_float(images)
         if self.augment is not None:
             images = self.augment(images, epochs, indices)

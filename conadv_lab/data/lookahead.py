@@ -75,10 +75,10 @@ def _step_of(held: dict[int, list[Batch]], number: int, ahead: int, last: int, r
     def fetch(number: int) -> list[Batch]:
         return held[number // replays]
 
-    def count(number: int) -> int:
-        return sum(len(batch.labels) for batch in fetch(number))
+    def counts(number: int) -> list[int]:
+        return [len(batch.labels) for batch in fetch(number)]
 
-    return Step(number, ahead, last, fetch, count, replays)
+    return Step(number, ahead, last, fetch, counts, replays)
 
 
 def _endless(loader: Iterable[Any], device: torch.device | str | None) -> Iterator[Batch]:

@@ -27,6 +27,7 @@ class TensorSet:
     images: Tensor
     labels: Tensor
     classes: int
+    resident = True  # `fetch` takes places on the device and makes the host wait for nothing
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels

@@ -122,9 +122,6 @@ class Attack:
         self.step = self.epsilon if step is None else float(step)
         self.random_start, self.seed = random_start, seed
         self.branch, self.statistics = branch, statistics
-        self.input_gradient = (
-            input_gradient  # a placement may put one in its place that is captured in a graph
-        )
 
     def perturb(self, model: nn.Module, batch: Batch, criterion: Criterion) -> Tensor:
         """What has to be kept of an attack on ``batch`` with the model as it is now."""
@@ -140,7 +137,7 @@ class Attack:
 
     def gradient(self, model: nn.Module, images: Tensor, labels: Tensor, criterion: Criterion) -> Tensor:
         """Input gradient (B, C, H, W) of the attacked branch."""
-        return self.input_gradient(model, images, labels, criterion, self.branch, self.seen_statistics(model))
+        return input_gradient(model, images, labels, criterion, self.branch, self.seen_statistics(model))
 
     def seen_statistics(self, model: nn.Module) -> Statistics:
         """Batch norm statistics that an attack on ``model`` sees now: those of the batch while it is cold."""

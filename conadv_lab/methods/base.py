@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from conadv_lab.methods.alone import ALONE, Gradients
+from conadv_lab.methods.lanes import Lanes
 from conadv_lab.methods.later import norm, steps
 from conadv_lab.methods.learning import LOOKS, LearnsBoth
 from conadv_lab.mistakes import require
@@ -74,6 +75,7 @@ class Method:
         two_branches: whether batch norm needs its adversarial branch.
         left_out: how many steps were, as a pass of theirs was not finite.
         copies: tensors as large as all weights that are held beside weights, gradients and optimizer state.
+        lanes: how passes run that need not wait for one another; whoever captures a step puts streams in its place.
     """
 
     name: str = ""
@@ -98,6 +100,7 @@ class Method:
     left_out: int = 0
     optimizer: Optimizer | None = None
     gradients: Gradients = ALONE
+    lanes: Lanes = Lanes()
     _mean_check: Any = None
     _learns: Any = None
     _checked_model: nn.Module | None = None
@@ -281,7 +284,7 @@ class Vanilla(Method):
 
     def gradient(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
         with norm.one_update(model):
-            return Losses(steps.train_on_clean(model, step, criterion, weight=1.0))
+            return Losses(steps.train_on_clean(model, step, criterion, weight=1.0, lanes=self.lanes))
 
 
 @dataclass(frozen=True)

@@ -1,44 +1,70 @@
-"""What is kept of each micro-batch until a later step, in one tensor."""
+"""What waits for a later step: tensors that are made once and changed in place, one a step."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Kept:
-    """Perturbations of one step, added micro-batch by micro-batch.
+class Slots:
+    """Perturbations of several steps, each step's in one tensor that stays where it is; after a step all move up.
 
-    One tensor for all: hundreds of small ones would lie between the activations that a CPU's heap frees, which then
-    grows with their number.
+    One tensor for all micro-batches of a step: hundreds of small ones would lie between the activations that a CPU's
+    heap frees, which then grows with their number.
 
     Args:
-        images: of all micro-batches together.
+        count: of tensors; the first one's step comes first.
+
+    >>> import torch
+    >>> slots = Slots(2)
+    >>> slots.reserve(3)
+    >>> slots.write(1, 0, torch.tensor([[1], [2]])), slots.write(1, 2, torch.tensor([[3]]))
+    (None, None)
+    >>> slots.move_up()
+    >>> [part.tolist() for part in slots.parts(0, [2, 1])]
+    [[[1], [2]], [[3]]]
     """
 
-    def __init__(self, images: int) -> None:
-        self.images = images
-        self._rows: Tensor | None = None
-        self._sizes: list[int] = []
+    def __init__(self, count: int) -> None:
+        self.count, self.images = count, 0
+        self.rows: list[Tensor] = []
 
-    def add(self, part: Tensor) -> None:
-        """Keep (m, …) of the next m images; the first part decides shape, dtype and device of all."""
-        if self._rows is None:
-            self._rows = part.new_empty(self.images, *part.shape[1:])
-        start = sum(self._sizes)
-        self._rows[start : start + len(part)] = part
-        self._sizes.append(len(part))
+    def reserve(self, images: int) -> None:
+        """Have room for so many images of a step; the content stays, in other tensors where they were too small."""
+        if images <= self.images:
+            return
+        self.images, old = images, self.rows
+        self.rows = [rows.new_zeros(images, *rows.shape[1:]) for rows in old]
+        for new, rows in zip(self.rows, old, strict=True):
+            new[: len(rows)] = rows
 
-    def parts(self) -> list[Tensor]:
-        """What was added, as views.
+    def write(self, slot: int, first: int, part: Tensor) -> None:
+        """Keep (m, …) of the images from ``first`` on; the first part ever decides shape, dtype and device of all."""
+        if not self.rows:
+            self.rows = [part.new_zeros(self.images, *part.shape[1:]) for _ in range(self.count)]
+        self.rows[slot][first : first + len(part)].copy_(part)
 
-        >>> import torch
-        >>> kept = Kept(3)
-        >>> kept.add(torch.tensor([[1], [2]])), kept.add(torch.tensor([[3]]))
-        (None, None)
-        >>> [part.tolist() for part in kept.parts()]
-        [[[1], [2]], [[3]]]
-        """
-        return [] if self._rows is None else list(self._rows.split(self._sizes))
+    def parts(self, slot: int, sizes: Sequence[int]) -> list[Tensor]:
+        """What a slot holds of micro-batches of these sizes, as views."""
+        return list(self.rows[slot][: sum(sizes)].split(list(sizes))) if self.rows else []
+
+    def adopt(self, slot: int, parts: Sequence[Tensor]) -> list[Tensor]:
+        """The parts, copied into a slot unless they lie in it."""
+        sizes = [len(part) for part in parts]
+        self.reserve(sum(sizes))
+        own = self.parts(slot, sizes)
+        if own and own[0].data_ptr() == parts[0].data_ptr():
+            return own
+        first = 0
+        for part in parts:
+            self.write(slot, first, part)
+            first += len(part)
+        return self.parts(slot, sizes)
+
+    def move_up(self) -> None:
+        """Each slot gets what the one after it holds."""
+        for earlier, later in zip(self.rows, self.rows[1:], strict=False):
+            earlier.copy_(later)

@@ -1,12 +1,10 @@
-"""Where ConAdv's attack runs: before the step, beside it on the same device, or on ranks that do nothing else.
+"""ConAdv's attack on ranks that do nothing else.
 
 Every placement attacks with weights and running statistics as they are at the start of the step, so all of them
-give the same parameters. A trainer calls `attack` at the start of a step, `taken` when it needs a perturbation,
-and `join` before it changes weights or statistics.
+give the same parameters.
 """
 
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -16,118 +14,33 @@ from torch import Tensor, nn
 
 from conadv_lab.data.loader import Span, Split, Step, Stream
 from conadv_lab.data.transfer import sent
-from conadv_lab.methods.attack import Attack, input_gradient
+from conadv_lab.methods.attack import Attack
 from conadv_lab.methods.families.conadv import Placement
 from conadv_lab.methods.forwards import Criterion
 from conadv_lab.models.norm import adversarial_updates, note_updates
 
 
-class SideStream(Placement):
-    """The attack runs on a CUDA stream beside the step's forwards and backwards, replayed from a CUDA graph.
+class Elsewhere(Placement):
+    """On other ranks: what is pending is not kept in this device's slots, and no step can be captured."""
 
-    Weights and statistics are shared and not copied, so the step's end waits for the attack; what is attacked in the
-    step it is trained in (the first step) is waited for at once. Graphs are of one model and one criterion: pass the
-    same objects in every step. Speed is not measured.
-
-    Raises:
-        ValueError: the device is no GPU.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        if device.type != "cuda":
-            raise ValueError(
-                f"placement is 'stream' on device {device.type!r}; allowed: on cuda, as only a GPU has streams"
-            )
-        self.stream = torch.cuda.Stream(device)
-
-    def attack(
-        self, attack: Attack, model: nn.Module, step: Step, criterion: Criterion, wanted: Sequence[int]
-    ) -> dict[int, list[Any]]:
-        if not isinstance(attack.input_gradient, CapturedGradient):
-            attack.input_gradient = CapturedGradient()
-        training = torch.cuda.current_stream(self.stream.device)
-        self.stream.wait_stream(training)  # the weights of the optimiser's last step
-        with torch.cuda.stream(self.stream):
-            made = super().attack(attack, model, step, criterion, wanted)
-        if step.number in made:
-            training.wait_stream(self.stream)
-        return made
-
-    def taken(self, kept: Any) -> Tensor:
-        # Made on the other stream: its memory may be used anew only once this one is done with it.
-        kept.record_stream(torch.cuda.current_stream(kept.device))
-        return kept
-
-    def join(self) -> None:
-        torch.cuda.current_stream(self.stream.device).wait_stream(self.stream)
-
-
-class CapturedGradient:
-    """`input_gradient` as a CUDA graph of one launch: for few images a device, launching is what takes the time.
-
-    A graph is captured for each shape, branch and kind of statistics; it reads the weights where they lie, so they
-    must be changed in place, as optimisers do. What cannot be captured is run as it is, with a warning; and so is what
-    is asked for on the default stream, where torch captures nothing, such as a probe.
-
-    All graphs share one pool of memory: they are replayed one after another, and each gradient is used before the next.
-    """
+    here = False
 
     def __init__(self) -> None:
-        self.of: tuple[nn.Module, Criterion] | None = None
-        self.graphs: dict[tuple, tuple[torch.cuda.CUDAGraph, Tensor, Tensor, Tensor] | None] = {}
-        self.pool: Any = None
+        self.made: dict[int, list[Any]] = {}
+        self.sending: list[tuple[Any, Tensor]] = []
 
-    def __call__(
-        self,
-        model: nn.Module,
-        images: Tensor,
-        labels: Tensor,
-        criterion: Criterion,
-        branch: Any,
-        statistics: Any,
-    ) -> Tensor:
-        def eager(images: Tensor, labels: Tensor) -> Tensor:
-            return input_gradient(model, images, labels, criterion, branch, statistics)
+    def begin(self, step: Step, pending: dict[int, list[Any]], staleness: int) -> dict[int, list[Any]]:
+        self.made = pending
+        return pending
 
-        if torch.cuda.current_stream() == torch.cuda.default_stream():
-            return eager(images, labels)
-        if self.of is None or model is not self.of[0] or criterion is not self.of[1]:
-            self.of, self.graphs, self.pool = (model, criterion), {}, torch.cuda.graph_pool_handle()
-        key = (images.shape, images.dtype, branch, statistics)
-        if key not in self.graphs:
-            self.graphs[key] = self._captured(eager, images, labels)
-        captured = self.graphs[key]
-        if captured is None:
-            return eager(images, labels)
-        graph, images_there, labels_there, gradient = captured
-        images_there.copy_(images)
-        labels_there.copy_(labels)
-        graph.replay()
-        return gradient
+    def move_up(self) -> None:
+        """Nothing moves: tensors are made anew for every step."""
 
-    def _captured(self, eager: Callable[[Tensor, Tensor], Tensor], images: Tensor, labels: Tensor) -> Any:
-        images, labels = images.clone(), labels.clone()
-        for _ in range(3):  # what happens at first alone, such as choosing algorithms, cannot be captured
-            eager(images, labels)
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(
-                graph,
-                pool=self.pool,
-                stream=torch.cuda.current_stream(),
-                capture_error_mode="thread_local",
-            ):
-                gradient = eager(images, labels)
-        except RuntimeError as error:
-            for reason in (error, error.__context__):  # which ending the capture may have hidden
-                if isinstance(reason, torch.OutOfMemoryError):
-                    raise reason from None
-            warnings.warn(f"the attack is not captured in a CUDA graph: {str(error).splitlines()[0]}")
-            return None
-        return graph, images, labels, gradient
+    def end(self, step: Step, pending: Sequence[int]) -> dict[int, list[Any]]:
+        return {number: self.made[number] for number in pending if number > step.number}
 
 
-class OtherRanks(Placement):
+class OtherRanks(Elsewhere):
     """Some ranks only attack. This is a trainer's side; `Attacker` is the other.
 
     At the start of a step the first trainer sends weights and statistics to the attackers and goes on; attacker a
@@ -144,10 +57,10 @@ class OtherRanks(Placement):
     def __init__(
         self, stream: Stream, trainers: int, attackers: int, weights: Any, patience: timedelta
     ) -> None:
+        super().__init__()
         self.patience = patience
         self.stream, self.trainers, self.attackers, self.weights = stream, trainers, attackers, weights
         self.device = torch.device("cpu")
-        self.sending: list[tuple[Any, Tensor]] = []
 
     def attack(
         self, attack: Attack, model: nn.Module, step: Step, criterion: Criterion, wanted: Sequence[int]
@@ -161,10 +74,12 @@ class OtherRanks(Placement):
             for told in (count, packed_state(model)):
                 work = dist.broadcast(told, src=0, group=self.weights, async_op=True)
                 self.sending.append((work, told))
-        return {
+        made = {
             number: [self._expected(attack, number, *place) for place in self._places(number)]
             for number in wanted
         }
+        self.made |= made
+        return made
 
     def taken(self, kept: Any) -> Tensor:
         if isinstance(kept, Tensor):
@@ -186,7 +101,7 @@ class OtherRanks(Placement):
         return dist.irecv(received, src=attacker, tag=tag_of(self.stream, number, group)), received
 
 
-class Attacker(Placement):
+class Attacker(Elsewhere):
     """The side of a rank that only attacks.
 
     Args:
@@ -196,8 +111,8 @@ class Attacker(Placement):
     """
 
     def __init__(self, stream: Stream, trained: list[Split], weights: Any) -> None:
+        super().__init__()
         self.stream, self.trained, self.weights = stream, trained, weights
-        self.sending: list[tuple[Any, Tensor]] = []
 
     def attack(
         self, attack: Attack, model: nn.Module, step: Step, criterion: Criterion, wanted: Sequence[int]
@@ -213,7 +128,9 @@ class Attacker(Placement):
             for group, batch in zip(mine, step.batches(number - step.number), strict=True):
                 kept = attack.perturb(model, batch, criterion).cpu()
                 self._send(kept, groups, group, tag_of(self.stream, number, group))
-        return {number: [] for number in wanted}
+        made: dict[int, list[Any]] = {number: [] for number in wanted}
+        self.made |= made
+        return made
 
     def _send(self, kept: Tensor, groups: list[Span], group: int, tag: int) -> None:
         start, stop = groups[group]

@@ -12,6 +12,7 @@ from conadv_lab.criteria import reduction
 from conadv_lab.data.loader import Batch, Step
 from conadv_lab.methods.base import Losses
 from conadv_lab.methods.forwards import Criterion, Judge, outputs_of, rows_of, twice
+from conadv_lab.methods.lanes import Lanes
 from conadv_lab.models.mixture import Parts, RowsMultiplied
 from conadv_lab.models.norm import (
     Branch,
@@ -20,6 +21,9 @@ from conadv_lab.models.norm import (
     left_no_statistics,
     takes_both,
 )
+
+ALONE = Lanes()
+"""Passes one after another."""
 
 
 def train_on(
@@ -31,18 +35,22 @@ def train_on(
     branch: Branch,
     *,
     counted: bool = True,
+    lanes: Lanes = ALONE,
 ) -> Tensor:
     """Forward and backward of one micro-batch; returns its share of the step's unweighted mean loss.
 
     Args:
         counted: whether the forward's batch statistics move the running ones, as the first of a step on the same
             images does and a second does not.
+        lanes: what makes the backward. Images that require a gradient get it as their ``.grad``.
     """
     with branch_of(model, branch, counted=counted):
         loss = criterion(outputs_of(model, images), batch.labels)
     scale = weight * batch.share
     with backward_of(model, branch):
-        (loss if scale == 1 else loss * scale).backward()
+        images.grad = lanes.backward(
+            loss if scale == 1 else loss * scale, model, images if images.requires_grad else None
+        )
     return loss.detach() * batch.share
 
 
@@ -52,6 +60,7 @@ def train_on_both(
     altered: Batch,
     criterion: Criterion,
     weights: tuple[float, float],
+    lanes: Lanes = ALONE,
 ) -> tuple[Tensor, Tensor]:
     """Both halves of an equal-cost step in one backward, and in one forward as large as a vanilla step's.
 
@@ -64,8 +73,10 @@ def train_on_both(
     if outputs is None:
         branch, outputs = None, _apart(model, clean, altered)
     losses = criterion(outputs[0], clean.labels), criterion(outputs[1], altered.labels)
+    loss = losses[0] * (weights[0] * clean.share) + losses[1] * (weights[1] * altered.share)
+    images = clean.images
     with backward_of(model, branch):
-        (losses[0] * (weights[0] * clean.share) + losses[1] * (weights[1] * altered.share)).backward()
+        images.grad = lanes.backward(loss, model, images if images.requires_grad else None)
     return losses[0].detach() * clean.share, losses[1].detach() * altered.share
 
 
@@ -91,9 +102,11 @@ def _apart(model: nn.Module, clean: Batch, altered: Batch) -> Any:
         return first, outputs_of(model, altered.images)
 
 
-def train_on_clean(model: nn.Module, step: Step, criterion: Criterion, weight: float) -> Tensor:
+def train_on_clean(
+    model: nn.Module, step: Step, criterion: Criterion, weight: float, lanes: Lanes = ALONE
+) -> Tensor:
     """Train on the step's own images through the main branch; returns their mean loss."""
-    return total(train_on(model, b.images, b, criterion, weight, "main") for b in step.batches())
+    return total(train_on(model, b.images, b, criterion, weight, "main", lanes=lanes) for b in step.batches())
 
 
 def gradient_of(images: Tensor) -> Tensor:

@@ -274,8 +274,8 @@ def _average(ranks: Ranks | None, averages: Sequence[Averages]) -> None:
         average_over_ranks([(one.count, [one.step_mean, one.step_var]) for one in averages], ranks.group)
 
 
-def note_updates(model: nn.Module, count: int) -> None:
-    """Tell how often the adversarial branch was updated, after writing directly to the buffers that count it."""
+def note_updates(model: nn.Module, count: int | None) -> None:
+    """Tell how often the adversarial branch was updated, after its buffers were written to without `one_update`."""
     mode = _mode(model)
     if mode is not None:
         mode.adversarial_updates = count

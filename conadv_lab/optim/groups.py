@@ -56,10 +56,15 @@ def parameter_groups(
     return groups
 
 
+def learning_rates(optimizer: Optimizer, lr: float) -> list[float]:
+    """``lr`` times the ``lr_factor`` of each group of an optimizer that has one."""
+    return [lr * group.get("lr_factor", 1.0) for group in optimizer.param_groups]
+
+
 def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
     """Give every group of an optimizer ``lr`` times its own ``lr_factor``, where it has one."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_factor", 1.0)
+    for group, rate in zip(optimizer.param_groups, learning_rates(optimizer, lr), strict=True):
+        group["lr"] = rate
 
 
 def _norm_biases(model: nn.Module) -> set[int]:

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from conadv_lab.mistakes import require
 from conadv_lab.optim.options import Optimization
-from conadv_lab.optim.tensors import norms, require_fit, require_ordinary, shards, with_gradients
+from conadv_lab.optim.tensors import add_scaled_, norms, require_fit, require_ordinary, shards, with_gradients
 
 
 class LAMB(Optimizer):
@@ -29,7 +29,7 @@ class LAMB(Optimizer):
 
     Args:
         params: tensors or groups, as for every torch optimiser; a group may set any argument below.
-        lr: learning rate, at least 0; the group's entry ``lr`` may change at every step.
+        lr: learning rate, at least 0; the group's entry ``lr`` may change at every step, and be a 0-d tensor.
         betas: (β₁, β₂), both in [0, 1).
         eps: added to the root, above 0.
         weight_decay: d, at least 0.
@@ -44,6 +44,8 @@ class LAMB(Optimizer):
     >>> weight.data  # one step of 0.1 × 5
     tensor([3.0000, 3.5000])
     """
+
+    tensor_lr = True
 
     def __init__(
         self,
@@ -72,6 +74,10 @@ class LAMB(Optimizer):
         """As torch's, but a state that does not fit is refused here and not at the next step."""
         require_fit(self, state_dict)
         super().load_state_dict(state_dict)
+        shared: dict[tuple[float, torch.device], Tensor] = {}
+        for param, state in self.state.items():
+            count = torch.as_tensor(float(state["step"]), dtype=torch.float64, device=param.device)
+            state["step"] = shared.setdefault((float(state["step"]), param.device), count)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -80,9 +86,10 @@ class LAMB(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        counted: set[int] = set()
         for group in self.param_groups:
             for params, grads in with_gradients(group["params"]):
-                states = [self._moments(param) for param in params]
+                states = self._moments(params, counted)
                 own = shards(params)
                 updates = _updates(group, own, shards(grads), states)
                 if group["adapt"]:
@@ -90,17 +97,25 @@ class LAMB(Optimizer):
                     ratio = torch.where((weight > 0) & (update > 0), weight / update, 1.0)
                     torch._foreach_addcmul_(own, updates, ratio.mul_(-group["lr"]).unbind())
                 else:
-                    torch._foreach_add_(own, updates, alpha=-group["lr"])
+                    add_scaled_(own, updates, -group["lr"])
         return loss
 
-    def _moments(self, param: Tensor) -> dict[str, Any]:
-        state = self.state[param]
-        if not state:
-            state["step"] = 0
-            state["mean"] = torch.zeros_like(param, memory_format=torch.preserve_format)
-            state["square"] = torch.zeros_like(param, memory_format=torch.preserve_format)
-        state["step"] += 1
-        return state
+    def _moments(self, params: list[Tensor], counted: set[int]) -> list[dict[str, Any]]:
+        """States of parameters in a step; a count that is not among ``counted`` yet goes up.
+
+        Parameters that begin together share their count, so that few are multiplied with.
+        """
+        states = [self.state[param] for param in params]
+        begun = torch.zeros((), dtype=torch.float64, device=params[0].device)
+        for param, state in zip(params, states, strict=True):
+            if not state:
+                state["step"] = begun
+                state["mean"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+                state["square"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+            if id(state["step"]) not in counted:
+                counted.add(id(state["step"]))
+                state["step"].add_(1)
+        return states
 
 
 def _updates(
@@ -112,10 +127,15 @@ def _updates(
     torch._foreach_lerp_(means, grads, 1 - beta_mean)
     torch._foreach_mul_(squares, beta_square)
     torch._foreach_addcmul_(squares, grads, grads, 1 - beta_square)
-    updates = torch._foreach_div(squares, [1 - beta_square ** state["step"] for state in states])
+    # In float64, as numbers would be; one tensor for all that began together.
+    steps = {id(state["step"]): state["step"] for state in states}
+    of_square, of_mean = (
+        {key: 1 - beta**count for key, count in steps.items()} for beta in (beta_square, beta_mean)
+    )
+    updates = torch._foreach_div(squares, [of_square[id(state["step"])] for state in states])
     torch._foreach_sqrt_(updates)
     torch._foreach_add_(updates, group["eps"])
-    torch._foreach_mul_(updates, [1 - beta_mean ** state["step"] for state in states])
+    torch._foreach_mul_(updates, [of_mean[id(state["step"])] for state in states])
     updates = torch._foreach_div(means, updates)
     if group["weight_decay"]:
         torch._foreach_add_(updates, params, alpha=group["weight_decay"])

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from conadv_lab.mistakes import require, unknown
 from conadv_lab.optim.options import Optimization
 from conadv_lab.optim.tensors import (
+    add_scaled_,
     blocks,
     norms,
     require_fit,
@@ -41,7 +42,7 @@ class LARS(Optimizer):
 
     Args:
         params: tensors or groups, as for every torch optimiser; a group may set any argument below.
-        lr: learning rate, at least 0; the group's entry ``lr`` may change at every step.
+        lr: learning rate, at least 0; the group's entry ``lr`` may change at every step, and be a 0-d tensor.
         momentum: m, in [0, 1).
         weight_decay: d, at least 0.
         trust_coefficient: η, above 0.
@@ -59,6 +60,8 @@ class LARS(Optimizer):
     >>> weight.data  # one step of 2 × 0.001 × 5
     tensor([3.0000, 3.9900])
     """
+
+    tensor_lr = True
 
     def __init__(
         self,
@@ -150,7 +153,7 @@ def _adaptive_step(group: dict[str, Any], factors: Any, params: Any, grads: Any,
         torch._foreach_addcmul_(params, velocities, factors)
     else:
         torch._foreach_addcmul_(velocities, pull, factors)
-        torch._foreach_add_(params, velocities, alpha=-1.0 if group["variant"] == "A" else -group["lr"])
+        add_scaled_(params, velocities, -1.0 if group["variant"] == "A" else -group["lr"])
 
 
 def _plain_step(group: dict[str, Any], params: Any, grads: Any, velocities: Any) -> None:
@@ -158,8 +161,8 @@ def _plain_step(group: dict[str, Any], params: Any, grads: Any, velocities: Any)
     decay = group["weight_decay"]
     pull = torch._foreach_add(grads, params, alpha=decay) if decay else grads
     torch._foreach_mul_(velocities, group["momentum"])
-    torch._foreach_add_(velocities, pull, alpha=into_velocity)
-    torch._foreach_add_(params, velocities, alpha=-1.0 if group["variant"] == "A" else -group["lr"])
+    add_scaled_(velocities, pull, into_velocity)
+    add_scaled_(params, velocities, -1.0 if group["variant"] == "A" else -group["lr"])
 
 
 def build_lars(section: Optimization, groups: list[dict[str, Any]]) -> LARS:

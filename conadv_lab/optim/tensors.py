@@ -72,6 +72,14 @@ def _norms(tensors: list[Tensor]) -> Tensor:
     return torch.stack(torch._foreach_norm(tensors, 2, dtype))
 
 
+def add_scaled_(tensors: Any, others: Any, factor: float | Tensor) -> None:
+    """Add ``factor`` times the others, a number or a 0-d tensor on the device."""
+    if isinstance(factor, Tensor):
+        torch._foreach_add_(tensors, torch._foreach_mul(others, factor.to(others[0].dtype)))
+    else:
+        torch._foreach_add_(tensors, others, alpha=factor)
+
+
 def blocks(factors: Sequence[Tensor], *lists: Sequence[Tensor]) -> Iterator[list[Sequence[Tensor]]]:
     """Cut equally shaped tensors alike, so that what one cut holds fits the cache: yields [factors, *lists].
 

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 
+from conadv_lab.capture.choice import require_graphs
 from conadv_lab.config import Config, check_method
 from conadv_lab.data.loader import ImageSet
 from conadv_lab.data.options import Data, Demand
 from conadv_lab.data.sets import load_sets, require_enough
 from conadv_lab.data.synthetic import Synthetic
 from conadv_lab.methods import method_of
-from conadv_lab.methods.placement import SideStream
+from conadv_lab.methods.lanes import require_streams
 from conadv_lab.models.build import build_model
 from conadv_lab.models.options import TIMM
 from conadv_lab.references import is_file_reference
@@ -76,8 +77,10 @@ class Beforehand:
         name = config.training.device
         if self.here or not name.startswith("cuda"):
             device = pick_device(name) if self.here or name != "auto" else None
-            if config.method.placement == "stream" and device is not None and device.type == "cpu":
-                SideStream(device)
+            if device is not None:
+                require_graphs(config.training.capture, device)
+                if config.method.placement == "stream":
+                    require_streams(device)
             return
         try:
             torch.device(name)

@@ -15,7 +15,8 @@ from conadv_lab.data.streams import augmentation, stream_over
 from conadv_lab.methods import method_of
 from conadv_lab.methods.base import Method
 from conadv_lab.methods.families.conadv import ConAdv, Placement
-from conadv_lab.methods.placement import Attacker, OtherRanks, SideStream
+from conadv_lab.methods.lanes import Streams
+from conadv_lab.methods.placement import Attacker, OtherRanks
 from conadv_lab.models.build import build_model
 from conadv_lab.models.fast import WHITENING_IMAGES, FastCNN
 from conadv_lab.models.norm import share_statistics
@@ -103,13 +104,15 @@ def assemble(config: Config, device: torch.device, ranks: Ranks = ALONE) -> Part
     method = method_of(config)
     check_method(config, method)
     stream = build_stream(config, method, train_set, ranks)
-    if config.method.placement != "serial":
+    if config.method.placement == "stream":
+        method.lanes = Streams(device)
+    if config.method.placement == "ranks":
         if not isinstance(method, ConAdv):
             raise ValueError(
-                f"placement is {config.method.placement!r}; allowed for {type(method).__name__}: 'serial', as only "
+                f"placement is 'ranks'; allowed for {type(method).__name__}: 'serial' or 'stream', as only "
                 "ConAdv and its subclasses have their attack placed elsewhere"
             )
-        method.placement = build_placement(config, stream, ranks, device)
+        method.placement = build_placement(config, stream, ranks)
     if ranks.trains and ranks.trainers > 1:
         share_statistics(model, ranks.training, spread=config.training.batch_norm == "sync")
     optimizer = build_optimizer(config.optimization, model)
@@ -199,10 +202,8 @@ def build_stream(config: Config, method: Method, train_set: ImageSet, ranks: Ran
     return stream
 
 
-def build_placement(config: Config, stream: Stream, ranks: Ranks, device: torch.device) -> Placement:
-    """Where ConAdv's attack runs, on this rank."""
-    if config.method.placement == "stream":
-        return SideStream(device)
+def build_placement(config: Config, stream: Stream, ranks: Ranks) -> Placement:
+    """This rank's side of ConAdv's attack on ranks of its own."""
     if not ranks.trains:
         spread = config.training.batch_norm == "sync"
         trained = [Split(trainer, ranks.trainers, spread) for trainer in range(ranks.trainers)]

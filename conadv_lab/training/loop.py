@@ -3,6 +3,8 @@
 import math
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -10,6 +12,10 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from conadv_lab.capture.choice import backend_of, reason_against
+from conadv_lab.capture.feed import Copies, Feed
+from conadv_lab.capture.program import Program
+from conadv_lab.capture.replays import Backend
 from conadv_lab.checkpoints import read_checkpoint
 from conadv_lab.config import Config, resolved
 from conadv_lab.data.loader import Step
@@ -18,8 +24,10 @@ from conadv_lab.files import write_json
 from conadv_lab.methods.base import Losses, Method
 from conadv_lab.methods.families.conadv import ConAdv
 from conadv_lab.methods.placement import OtherRanks
+from conadv_lab.models.options import GRAPH_MODES
 from conadv_lab.optim.autowu import AutoWU
-from conadv_lab.optim.groups import set_learning_rate
+from conadv_lab.optim.groups import learning_rates, set_learning_rate
+from conadv_lab.optim.rates import plain_state, why_not
 from conadv_lab.provenance import manifest
 from conadv_lab.runs import RunFolder
 from conadv_lab.training import growth
@@ -131,8 +139,41 @@ class Run:
         self.seconds_before = 0.0
         self.ema = average_of(parts.model, self.config.model.ema)
         self.network = network_of(parts.model, self.config.model, parts.device)
+        groups = len(parts.optimizer.param_groups)
+        resident = getattr(parts.train_set, "resident", False)
+        lookahead = parts.method.lookahead
+        self.feed = Feed(parts.stream, lookahead, parts.device, groups) if resident else None
+        self.copies = Copies(parts.device, groups)
+        rates, on_gpu = (self.feed or self.copies).block.rates, parts.device.type == "cuda"
+        self.program = Program(
+            parts.model,
+            self.network,
+            parts.method,
+            parts.optimizer,
+            parts.criterion,
+            average=self.ema,
+            rates=rates if on_gpu and why_not(parts.optimizer) is None else (),
+            backend=self._backend(),
+            required=self.config.training.capture == "on",
+        )
         self.on_terminal = progress == "auto" and (sys.stderr.isatty() or in_notebook())
         self.lines = progress == "auto" and not self.on_terminal
+
+    def _backend(self) -> Backend | None:
+        """Who captures this run's steps, if anybody does; says why not where that is worth a line."""
+        parts, model, method = self.parts, self.config.model, self.config.method
+        graphs = model.compile and model.compile_mode in GRAPH_MODES
+        reason = reason_against(
+            parts.device,
+            parts.optimizer,
+            ranks=self.ranks.trainers,
+            placement=method.placement,
+            graphs=graphs,
+        )
+        backend, line = backend_of(self.config.training.capture, parts.device, reason, parts.stream)
+        if line and self.ranks.first:
+            print(line, flush=True)
+        return backend
 
     def to_the_end(self) -> None:
         """Start, take every step that is left, and finish; or stop between two steps where a signal asks for it."""
@@ -179,28 +220,22 @@ class Run:
         parts, number = self.parts, self.step
         training = self.config.training
         begin_step(self.config.model)
-        step = parts.stream.step(number, parts.method.lookahead)
         if not self.ranks.trains:
-            self._attack_step(step)
+            self._attack_step(parts.stream.step(number, parts.method.lookahead))
             return
         lr = parts.schedule(number)
-        set_learning_rate(parts.optimizer, lr)
+        step = self._told_to_the_device(number, lr)
         probed = (
             parts.method.probe(self.network, step, parts.criterion)
             if _due(number, training.probe_every)
             else {}
         )
         due = _due(number, training.log_every) or number == parts.stream.steps - 1
-        losses = self._gradient(step, due)
         growing = growth.growing(parts)
-        if growing is not None:
-            growth.note(growing, parts, number, losses)
-        elif due or parts.device.type == "cpu":
+        noted = partial(growth.note, growing, parts, number) if growing is not None else None
+        losses = self.program(step, self._reduction(step, due), noted)
+        if growing is None and (due or parts.device.type == "cpu"):
             self._require_finite(losses, number)
-        parts.optimizer.step()
-        parts.optimizer.zero_grad()
-        if self.ema is not None:
-            self.ema.update_parameters(parts.model)
         self.step = number + 1
         if self.bar is not None:
             self.bar.update()
@@ -225,21 +260,35 @@ class Run:
         if isinstance(placement, OtherRanks):
             placement.patience = PATIENCE
 
-    def _gradient(self, step: Step, due: bool) -> Losses:
-        """The whole step's gradient in the parameters, and its losses, whoever made which part of them."""
+    def _told_to_the_device(self, number: int, lr: float) -> Step:
+        """A step whose images and learning rates the device finds where it looks for them."""
         parts = self.parts
-        if self.reducer is None:
-            return parts.method.backward(self.network, step, parts.criterion)
-        self.reducer.begin(parts.method.passes(step) * len(parts.stream.own_spans(step.number)))
-        losses = parts.method.backward(self.network, step, parts.criterion)
-        return self.reducer.finish(losses, check=due or parts.device.type == "cpu")
+        rates = learning_rates(parts.optimizer, lr)
+        if not self.program.rates:
+            set_learning_rate(parts.optimizer, lr)
+        if self.feed is not None:
+            return self.feed.load(number, rates)
+        step = parts.stream.step(number, parts.method.lookahead)
+        # Where nothing is captured the images may lie anywhere.
+        return self.copies.load(step, parts.method.offsets(step) if self.program.captures else (), rates)
+
+    def _reduction(self, step: Step, due: bool) -> Callable[[Callable[[], Losses]], Losses] | None:
+        """What sums a step's gradient over ranks while its last backward goes on; None for one rank."""
+        parts, reducer = self.parts, self.reducer
+        if reducer is None:
+            return None
+
+        def reduced(gradient: Callable[[], Losses]) -> Losses:
+            reducer.begin(parts.method.passes(step) * len(parts.stream.own_spans(step.number)))
+            return reducer.finish(gradient(), check=due or parts.device.type == "cpu")
+
+        return reduced
 
     def _attack_step(self, step: Step) -> None:
         """What a rank that only attacks does in a step."""
         method = self.parts.method
         assert isinstance(method, ConAdv)
         method.attack_ahead(self.network, step, self.parts.criterion)
-        method.pending.pop(step.number, None)
         self.step = step.number + 1
         for every in (self.config.training.evaluate_every, self.config.training.checkpoint_every):
             if self._comes(every):
@@ -322,7 +371,7 @@ class Run:
             "step": self.step,
             "seconds": self._seconds(),
             "model": parts.model.state_dict(),
-            "optimizer": parts.optimizer.state_dict(),
+            "optimizer": plain_state(parts.optimizer),
             "method": method,
             "ema": None if self.ema is None else self.ema.state_dict(),
             "schedule": parts.schedule.state_dict() if isinstance(parts.schedule, AutoWU) else None,

@@ -16,6 +16,7 @@ CHANGES_NO_BIT = frozenset(
         "keep_gb",
         "placement",
         "attackers",  # as long as as many ranks train
+        "capture",  # on a GPU to rounding, and to the bit with deterministic
         "log_every",
         "checkpoint_every",
         "evaluate_every",

@@ -61,16 +61,27 @@ class Average(AveragedModel):
             super().__init__(model)
         self.decay = decay
 
-    @torch.no_grad()
+    @property
+    def begun(self) -> bool:
+        return bool(self.n_averaged)
+
     def update_parameters(self, model: nn.Module) -> None:
-        first = bool(self.n_averaged == 0)
+        self.follow(model, self.begun)
+        self.count()
+
+    @torch.no_grad()
+    def follow(self, model: nn.Module, begun: bool) -> None:
+        """Move it by the weights as they are, or begin with them: operators on the device alone."""
         for own, new in _by_dtype(self.module.parameters(), model.parameters()):
-            if first:
-                torch._foreach_copy_(own, new)
-            else:
+            if begun:
                 torch._foreach_lerp_(own, new, 1 - self.decay)
+            else:
+                torch._foreach_copy_(own, new)
         for own, new in _by_dtype(self.module.buffers(), model.buffers()):
             torch._foreach_copy_(own, new)
+
+    def count(self) -> None:
+        """Note on the host that it was moved."""
         self.n_averaged += 1
 
 

@@ -29,9 +29,10 @@ def test_one_command_in_tiny_form(tmp_path, monkeypatch, capsys):
     rows = {row["name"]: row for row in json.loads(file.read_text())["rows"]}
     assert list(rows) == [
         "rate of vanilla, 4 images", "rate of plain resnet20 of this package, 4 images",
-        "vanilla, 4 images", "disadv, 4 images", "conadv serial, 4 images", "disadv / conadv serial, 4 images",
+        "vanilla, 4 images", "disadv, 4 images", "conadv, 4 images", "disadv / conadv, 4 images",
+        "plain loop, 4 images",
     ]  # fmt: skip
-    assert rows["conadv serial, 4 images"]["peer"] == "vanilla"
+    assert rows["conadv, 4 images"]["peer"] == "vanilla"
     assert "ms a step" in capsys.readouterr().out
 
 
@@ -110,16 +111,22 @@ def test_the_share_counts_the_methods_own_arithmetic():
     assert tables([one, unknown]).splitlines()[0].split() == ["ms", "a", "step", "256", "4"]
 
 
-def test_a_gpu_has_a_stream_and_disadv_a_captured_attack_beside_it():
+def test_a_gpu_has_every_step_captured_too():
     asked = Namespace(methods=["disadv", "conadv"], compile_steps=None)
-    plain = ["vanilla", "disadv", "conadv serial"]
+    plain = ["vanilla", "disadv", "conadv"]
     assert list(imagenet_gpu.kinds(asked, on_gpu=False)) == plain
-    assert set(imagenet_gpu.kinds(asked, on_gpu=True)) - set(plain) == {
-        "conadv stream",
-        "disadv, attack captured",
-    }
+    assert list(imagenet_gpu.kinds(asked, on_gpu=True)) == [
+        *plain, *(f"{name}, captured" for name in plain), "disadv, captured, serial", "conadv, captured, serial",
+    ]  # fmt: skip
     asked.compile_steps = "reduce-overhead"  # CUDA graphs of torch's own
     assert list(imagenet_gpu.kinds(asked, on_gpu=True)) == plain
+
+
+def test_captured_steps_are_compared_with_captured_ones():
+    names = ["vanilla", "disadv", "disadv, captured", "conadv, captured", "conadv, captured, serial"]
+    times = Times({name: [0.01 * (5 - i)] * 2 for i, name in enumerate(names)})
+    over = [Measured.of(name, 4, times, None, 1.0, None, None).over_disadv for name in names[1:]]
+    assert over == pytest.approx([1, 1, 1.5, 3])
 
 
 def test_a_peer_is_normalised_as_ours_is(monkeypatch):

@@ -209,7 +209,7 @@ def test_recycled_and_controls_equal_their_definition(method, equal, moved_of, s
 def test_one_forward_for_both_halves_is_two_forwards(make, monkeypatch):
     """To rounding in float64, the equal-cost step is the sum of a clean and an altered half."""
 
-    def apart(model, clean, altered, criterion, weights):
+    def apart(model, clean, altered, criterion, weights, _lanes):
         losses = []
         for batch, weight, branch in ((clean, weights[0], "main"), (altered, weights[1], "adversarial")):
             losses.append(parts.train_on(model, batch.images, batch, criterion, weight, branch))

@@ -10,7 +10,7 @@ from conadv_lab.data.loader import Stream
 from conadv_lab.methods.attack import PGDAttack, SignAttack
 from conadv_lab.methods.families.conadv import ConAdv
 from conadv_lab.methods.families.recycled import Recycled
-from conadv_lab.methods.kept import Kept
+from conadv_lab.methods.kept import Slots
 from conadv_lab.methods.steps import check_mean, total, totals
 from conadv_lab.models.norm import mixture_batch_norm
 from tests.conftest import image_set, small_cnn
@@ -38,13 +38,22 @@ def test_pending_perturbations_of_a_step_are_one_tensor(method, tensors):
         assert all([len(part) for part in parts] == sizes for parts in lists)
 
 
-def test_parts_come_back_as_they_were_given():
+def test_slots_stay_where_they_are_and_move_up():
+    slots = Slots(3)
+    slots.reserve(7)
     given = torch.rand(7, 3, 2).split([4, 2, 1])
-    kept = Kept(7)
-    for part in given:
-        kept.add(part)
-    assert all(torch.equal(one, other) for one, other in zip(kept.parts(), given, strict=True))
-    assert Kept(0).parts() == []
+    slots.adopt(2, given)
+    places = [rows.data_ptr() for rows in slots.rows]
+    slots.move_up()
+    slots.move_up()
+    parts = slots.parts(0, [4, 2, 1])
+    assert all(torch.equal(one, other) for one, other in zip(parts, given, strict=True))
+    assert slots.adopt(0, parts)[0].data_ptr() == places[0]  # what lies there is not copied
+    slots.reserve(5)
+    assert [rows.data_ptr() for rows in slots.rows] == places
+    slots.reserve(9)
+    parts = slots.parts(0, [4, 2, 1])
+    assert all(torch.equal(one, other) for one, other in zip(parts, given, strict=True))
 
 
 def test_losses_are_added_up_one_at_a_time():

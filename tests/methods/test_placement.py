@@ -1,8 +1,6 @@
-"""Placements: what is sent between ranks, and that a side stream changes nothing; ranks are in tests/training."""
+"""What is sent between ranks of which some only attack; the ranks themselves are in tests/training."""
 
 import copy
-from contextlib import contextmanager
-from unittest.mock import Mock
 
 import pytest
 import torch
@@ -11,7 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from conadv_lab.data.loader import Batch, Split, Stream
 from conadv_lab.methods.attack import PGDAttack, SignAttack
-from conadv_lab.methods.placement import CapturedGradient, SideStream, packed_state, unpack_state
+from conadv_lab.methods.lanes import Streams
+from conadv_lab.methods.placement import packed_state, unpack_state
 from conadv_lab.models.norm import adversarial_updates, branch_of, mixture_batch_norm, one_update
 from tests.conftest import image_set, small_cnn
 
@@ -104,72 +103,6 @@ def test_a_batch_that_cannot_be_shared_is_refused():
         Stream(image_set(50), seed=0, batch=32, steps=1, micro_batch=15, split=Split(0, 3, spread=True))
 
 
-def test_a_side_stream_needs_a_gpu():
+def test_streams_need_a_gpu():
     with pytest.raises(ValueError, match="placement is 'stream' on device 'cpu'; allowed: on cuda"):
-        SideStream(torch.device("cpu"))
-
-
-class Pretended:
-    """torch's CUDA streams and graphs on a CPU: what is captured where, and nothing else."""
-
-    def __init__(self, monkeypatch) -> None:
-        self.stream = "side"
-        self.captured: list[str] = []
-        self.fails: Exception | None = None
-        monkeypatch.setattr(torch.cuda, "current_stream", lambda: self.stream)
-        monkeypatch.setattr(torch.cuda, "default_stream", lambda: "default")
-        monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
-        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: Mock(replay=lambda: None))
-        monkeypatch.setattr(torch.cuda, "graph", self.graph)
-        self.pools: list[object] = []
-
-    @contextmanager
-    def graph(self, graph, pool, stream, capture_error_mode):
-        self.captured.append(stream)
-        self.pools.append(pool)
-        try:
-            yield
-            if self.fails:
-                raise self.fails
-        finally:
-            if self.fails:
-                raise RuntimeError("the capture has ended badly")
-
-
-def gradients(captured: CapturedGradient, criterion=CRITERION, model=None, images: int = 3) -> torch.Tensor:
-    batch = torch.rand(images, 2, 6, 6), torch.zeros(images).long()
-    return captured(model or MODEL, *batch, criterion, "adversarial", "running")
-
-
-MODEL = mixture_batch_norm(small_cnn())
-
-
-def test_nothing_is_captured_on_the_default_stream(monkeypatch):
-    """As a probe asks for it: torch refuses that, and the attack beside the step is captured all the same later."""
-    pretended, captured = Pretended(monkeypatch), CapturedGradient()
-    pretended.stream = "default"
-    gradients(captured)
-    assert (pretended.captured, captured.graphs) == ([], {})
-    pretended.stream = "side"
-    for images in (3, 3, 2):
-        gradients(captured, images=images)
-    assert pretended.captured == ["side", "side"]
-    assert pretended.pools[0] is pretended.pools[1]
-
-
-def test_another_loss_or_model_is_captured_anew(monkeypatch):
-    pretended, captured = Pretended(monkeypatch), CapturedGradient()
-    gradients(captured)
-    gradients(captured, criterion=nn.CrossEntropyLoss(label_smoothing=0.1))
-    gradients(captured, model=mixture_batch_norm(small_cnn()))
-    assert len(pretended.captured) == 3
-
-
-def test_what_cannot_be_captured_is_run_but_memory_that_is_out_is_told(monkeypatch):
-    pretended, captured = Pretended(monkeypatch), CapturedGradient()
-    pretended.fails = ValueError("not allowed")
-    with pytest.warns(UserWarning, match="not captured in a CUDA graph: the capture has ended badly"):
-        assert gradients(captured).shape == (3, 2, 6, 6)
-    pretended.fails = torch.OutOfMemoryError("8 GiB")
-    with pytest.raises(torch.OutOfMemoryError, match="8 GiB"):
-        gradients(captured, images=2)
+        Streams(torch.device("cpu"))

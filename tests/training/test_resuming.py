@@ -30,6 +30,7 @@ FLIPS: dict[str, dict[str, Any]] = {
     "checkpoint_every": {"checkpoint_every": 1},
     "evaluate_every": {"evaluate_every": 2},
     "mirror": {"mirror": True},
+    "capture": {"capture": "off"},
     "probe_every": {"probe_every": 1},
 }
 OVER_RANKS = {"placement", "attackers"}  # in test_ranks.py, from-serial-to-beside

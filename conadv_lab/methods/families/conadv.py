@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from conadv_lab.methods.attack import Attack, AttackOptions, RadiusOptions, attack_of
 from conadv_lab.methods.base import Losses, Method, StalenessOptions, TwoBranches, WeightOptions, Weights
-from conadv_lab.methods.kept import Kept
+from conadv_lab.methods.kept import Slots
 from conadv_lab.methods.later import norm, signs, steps, torch
 from conadv_lab.mistakes import require, unknown
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from conadv_lab.config import Config
     from conadv_lab.data.loader import Batch, Step
     from conadv_lab.methods.forwards import Criterion
+    from conadv_lab.models.norm import Branch
 
 
 @dataclass(frozen=True)
@@ -37,26 +38,55 @@ class StaleOptions(StalenessOptions):
 
 
 class Placement:
-    """The serial placement: first the attack, then the step."""
+    """Where the attack runs and its results wait. This is the serial placement: on this device, before the step.
+
+    Attributes:
+        here: whether a step's operators are all this device's, so that they can be captured.
+    """
+
+    here = True
+
+    def __init__(self) -> None:
+        self.slots = Slots(1)
+
+    def begin(self, step: Step, pending: dict[int, list[Any]], staleness: int) -> dict[int, list[Any]]:
+        """On the host, before a step: what is pending by step number, where this placement keeps it."""
+        if self.slots.count != staleness + 1:
+            self.slots = Slots(staleness + 1)
+        self.slots.reserve(max(step.size(ahead) for ahead in _ahead(step, staleness)))
+        return {
+            number: self.slots.adopt(number - step.number, parts) for number, parts in sorted(pending.items())
+        }
 
     def attack(
         self, attack: Attack, model: nn.Module, step: Step, criterion: Criterion, wanted: Sequence[int]
     ) -> dict[int, list[Any]]:
         """For each step number that is wanted, what `taken` turns into the perturbation of each micro-batch."""
-        made = {}
         for number in wanted:
-            kept = Kept(step.size(number - step.number))
-            for batch in step.batches(number - step.number):
-                kept.add(attack.perturb(model, batch, criterion))
-            made[number] = kept.parts()
-        return made
+            slot, first = number - step.number, 0
+            for batch in step.batches(slot):
+                self.slots.write(slot, first, attack.perturb(model, batch, criterion))
+                first += len(batch.labels)
+        now = step.number
+        return {number: self.slots.parts(number - now, step.sizes(number - now)) for number in wanted}
 
     def taken(self, kept: Any) -> Tensor:
         """One micro-batch's perturbation, waited for where it is not there yet."""
         return kept
 
-    def join(self) -> None:
-        """Return once weights and running statistics may change, as the attack has seen them."""
+    def move_up(self) -> None:
+        """At the end of a step: what waits for the next steps comes one nearer."""
+        self.slots.move_up()
+
+    def end(self, step: Step, pending: Sequence[int]) -> dict[int, list[Any]]:
+        """On the host, after a step: by step number what is pending then."""
+        now = step.number
+        return {n: self.slots.parts(n - now - 1, step.sizes(n - now)) for n in pending if n > now}
+
+
+def _ahead(step: Step, staleness: int) -> range:
+    """The offsets of the steps that are attacked up to a step."""
+    return range(min(staleness, step.last - step.number) + 1)
 
 
 class ConAdv(TwoBranches):
@@ -118,44 +148,106 @@ class ConAdv(TwoBranches):
     def kept_bytes(self, steps: float) -> float:
         return self.attack.kept_bytes * min(self.staleness + 1, steps)
 
-    def backward(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
-        criterion = self.attack_ahead(model, step, criterion)
-        with norm.one_update(model):
-            losses = self._trained(model, step, criterion, self.pending.get(step.number))
-            self.placement.join()
-        self.pending.pop(step.number, None)
-        return losses
-
-    def attack_ahead(self, model: nn.Module, step: Step, criterion: Criterion) -> Criterion:
-        """Begin to attack what will be trained on within τ steps and is not attacked yet: τ + 1 batches at first."""
+    def begin(self, model: nn.Module, step: Step, criterion: Criterion) -> Criterion:
         criterion = self.checked(model, step, criterion)
         if step.number == 0:  # another loop: what an earlier one left behind belongs to other images
             self.pending.clear()
-        for left_out in [n for n in self.pending if n < step.number]:
-            del self.pending[left_out]
-        ahead = range(step.number, min(step.number + self.staleness, step.last) + 1)
-        wanted = [n for n in ahead if n not in self.pending and not self._starts_clean(n)]
-        if wanted:
-            self.pending |= self.placement.attack(self.attack, model, step, criterion, wanted)
+        waiting = {number: parts for number, parts in self.pending.items() if number >= step.number}
+        self.pending = self.placement.begin(step, waiting, self.staleness)
         return criterion
+
+    def kind(self, step: Step) -> Hashable:
+        if not self.placement.here:
+            return None
+        now = step.number
+        slots = self.placement.slots.images
+        return tuple(n - now for n in self._wanted(step)), now in self.pending, self._starts_clean(now), slots
+
+    def offsets(self, step: Step) -> Sequence[int]:
+        return sorted({0, *(number - step.number for number in self._wanted(step))})
+
+    def gradient(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
+        with norm.one_update(model):
+            if self.staleness == 0 and self.placement.here and step.number not in self.pending:
+                return self._trained_at_once(model, step, criterion)
+            losses = self._attacked_and_trained(model, step, criterion)
+        self.placement.move_up()
+        return losses
+
+    def end(self, step: Step) -> None:
+        self.pending = self.placement.end(step, sorted({*self.pending, *self._wanted(step)}))
+
+    def attack_ahead(self, model: nn.Module, step: Step, criterion: Criterion) -> None:
+        """A step of a rank that only attacks."""
+        criterion = self.begin(model, step, criterion)
+        self._attack(model, step, criterion)
+        self.end(step)
 
     def passes(self, step: Step) -> int:
         return 1 if self._starts_clean(step.number) else 2
+
+    def _wanted(self, step: Step) -> list[int]:
+        """What will be trained on within τ steps and is not attacked yet: τ + 1 steps' batches at first."""
+        ahead = (step.number + offset for offset in _ahead(step, self.staleness))
+        return [n for n in ahead if n not in self.pending and not self._starts_clean(n)]
+
+    def _attack(self, model: nn.Module, step: Step, criterion: Criterion) -> dict[int, list[Any]]:
+        wanted = self._wanted(step)
+        return self.placement.attack(self.attack, model, step, criterion, wanted) if wanted else {}
+
+    def _attacked_and_trained(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
+        now = step.number
+        if now in self._wanted(step):  # made in the step that trains on it, which has to wait
+            made = self._attack(model, step, criterion)
+            return self._trained(model, step, criterion, made[now])
+        _, losses = self.lanes.beside(
+            lambda: self._attack(model, step, criterion),
+            lambda: self._trained(model, step, criterion, self.pending.get(now)),
+        )
+        return losses
+
+    def _trained_at_once(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
+        """Without staleness each micro-batch is attacked and trained on before the next: it is made once.
+
+        Neither weights nor running statistics change before the step's end, so the attack sees what it would have
+        seen at the start.
+        """
+
+        def trained(batch: Batch) -> tuple[Tensor, Tensor]:
+            clean, images = self.lanes.beside(
+                lambda: self._train_on(model, batch.images, batch, criterion, 0),
+                lambda: self.attack.apply(batch, self.attack.perturb(model, batch, criterion)),
+            )
+            return clean, self._train_on(model, images, batch, criterion, 1)
+
+        return steps.totals(trained(batch) for batch in step.batches())
 
     def _trained(
         self, model: nn.Module, step: Step, criterion: Criterion, pending: list[Any] | None
     ) -> Losses:
         if pending is None:
-            return Losses(steps.train_on_clean(model, step, criterion, weight=1.0))
+            return Losses(steps.train_on_clean(model, step, criterion, weight=1.0, lanes=self.lanes))
         pairs = zip(step.batches(), pending, strict=True)
         return steps.totals(self._train_on_pair(model, *pair, criterion) for pair in pairs)
 
     def _train_on_pair(
         self, model: nn.Module, batch: Batch, kept: Any, criterion: Criterion
     ) -> tuple[Tensor, Tensor]:
-        clean = steps.train_on(model, batch.images, batch, criterion, self.weights[0], "main")
-        images = self.attack.apply(batch, self.placement.taken(kept))
-        return clean, steps.train_on(model, images, batch, criterion, self.weights[1], "adversarial")
+        def attacked() -> Tensor:
+            images = self.attack.apply(batch, self.placement.taken(kept))
+            return self._train_on(model, images, batch, criterion, 1)
+
+        clean, adversarial = self.lanes.beside(
+            lambda: self._train_on(model, batch.images, batch, criterion, 0), attacked
+        )
+        return clean, adversarial
+
+    def _train_on(
+        self, model: nn.Module, images: Tensor, batch: Batch, criterion: Criterion, which: int
+    ) -> Tensor:
+        branch: Branch = "adversarial" if which else "main"
+        weight = self.weights[which]
+        return steps.train_on(model, images, batch, criterion, weight, branch, lanes=self.lanes)
 
     def _starts_clean(self, number: int) -> bool:
         return self.first == "clean" and number < self.staleness

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from conadv_lab.config import Config
     from conadv_lab.data.loader import Batch, Step
     from conadv_lab.methods.forwards import Criterion
+    from conadv_lab.models.norm import Branch
 
 
 class _Control(TwoBranches):
@@ -43,17 +44,24 @@ class _Control(TwoBranches):
             if not self.together:
                 return steps.totals(self._train_on_pair(model, batch, criterion) for batch in step.batches())
             if step.number == 0:
-                return Losses(steps.train_on_clean(model, step, criterion, weight=1.0))
+                return Losses(steps.train_on_clean(model, step, criterion, weight=1.0, lanes=self.lanes))
             pairs = zip(step.batches(), step.batches(-1), strict=False)
             return steps.totals(
-                steps.train_on_both(model, own, self._altered(other, own.share), criterion, self.weights)
+                steps.train_on_both(
+                    model, own, self._altered(other, own.share), criterion, self.weights, self.lanes
+                )
                 for own, other in pairs
             )
 
     def _train_on_pair(self, model: nn.Module, batch: Batch, criterion: Criterion) -> tuple[Tensor, Tensor]:
-        clean = steps.train_on(model, batch.images, batch, criterion, self.weights[0], "main")
-        images = self.alter(batch)
-        return clean, steps.train_on(model, images, batch, criterion, self.weights[1], "adversarial")
+        def trained(images: Tensor, which: int, branch: Branch) -> Tensor:
+            weight = self.weights[which]
+            return steps.train_on(model, images, batch, criterion, weight, branch, lanes=self.lanes)
+
+        clean, altered = self.lanes.beside(
+            lambda: trained(batch.images, 0, "main"), lambda: trained(self.alter(batch), 1, "adversarial")
+        )
+        return clean, altered
 
     def _altered(self, batch: Batch, share: float) -> Batch:
         return replace(batch, images=self.alter(batch), share=share)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from conadv_lab.methods.attack import RadiusOptions
 from conadv_lab.methods.base import Losses, Method, TwoBranches, WeightOptions, Weights
-from conadv_lab.methods.kept import Kept
+from conadv_lab.methods.kept import Slots
 from conadv_lab.methods.later import norm, signs, steps
 from conadv_lab.mistakes import require
 
@@ -46,6 +46,7 @@ class Recycled(TwoBranches):
         self.pending: list[Tensor] = []
         # The step that they were made in; None after loading, where it is the step before the one to come.
         self._made_in: int | None = None
+        self._slots = Slots(2)  # the signs of the step before, and the step's own
 
     @classmethod
     def of(cls, config: Config) -> Method:
@@ -61,46 +62,66 @@ class Recycled(TwoBranches):
         """Whether there are signs of the step before; not where it was left out, failed or is of another loop."""
         return bool(self.pending) and step.number > 0 and self._made_in in (None, step.number - 1)
 
-    def backward(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
-        criterion = self.checked(model, step, criterion)
-        kept = Kept(step.size())
+    def begin(self, model: nn.Module, step: Step, criterion: Criterion) -> Criterion:
+        self._slots.reserve(step.size())
+        if self._is_pending(step):
+            self.pending = self._slots.adopt(0, self.pending)
+        return self.checked(model, step, criterion)
+
+    def kind(self, step: Step) -> Hashable:
+        return self._is_pending(step), self._slots.images
+
+    def offsets(self, step: Step) -> Sequence[int]:
+        return (-1, 0) if self._is_pending(step) else (0,)
+
+    def gradient(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
         with norm.one_update(model):
-            losses = self._trained(model, step, criterion, kept)
-        self.pending, self._made_in = kept.parts(), step.number
+            losses = self._trained(model, step, criterion)
+        self._slots.move_up()
         return losses
 
-    def _trained(self, model: nn.Module, step: Step, criterion: Criterion, kept: Kept) -> Losses:
+    def end(self, step: Step) -> None:
+        self.pending, self._made_in = self._slots.parts(0, step.sizes()), step.number
+
+    def _trained(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
+        own = _numbered(step.batches())
         if not self._is_pending(step):
-            return Losses(self._train_on_clean(model, step, criterion, 1.0, kept))
-        moved = self._moved(step, self.pending)
+            return Losses(self._train_on_clean(model, own, criterion, 1.0))
+        moved = self._moved(step, self._slots.parts(0, step.sizes(-1)))
         if self.together:
-            pairs = zip(step.batches(), moved, strict=False)
-            return steps.totals(self._train_on_both(model, *pair, criterion, kept) for pair in pairs)
-        return Losses(
-            self._train_on_clean(model, step, criterion, self.weights[0], kept),
-            steps.total(
-                steps.train_on(model, b.images, b, criterion, self.weights[1], "adversarial") for b in moved
+            pairs = zip(own, moved, strict=False)
+            return steps.totals(self._train_on_both(model, *pair, criterion) for pair in pairs)
+        weights = self.weights
+        clean, altered = self.lanes.beside(
+            lambda: self._train_on_clean(model, own, criterion, weights[0]),
+            lambda: steps.total(
+                steps.train_on(model, b.images, b, criterion, weights[1], "adversarial", lanes=self.lanes)
+                for b in moved
             ),
         )
+        return Losses(clean, altered)
 
     def _train_on_clean(
-        self, model: nn.Module, step: Step, criterion: Criterion, weight: float, kept: Kept
+        self, model: nn.Module, own: Iterator[tuple[int, Batch]], criterion: Criterion, weight: float
     ) -> Tensor:
-        def trained(batch: Batch) -> Tensor:
+        def trained(first: int, batch: Batch) -> Tensor:
             images = batch.images.detach().requires_grad_()
-            loss = steps.train_on(model, images, batch, criterion, weight, "main")
-            kept.add(_signs(images))
+            loss = steps.train_on(model, images, batch, criterion, weight, "main", lanes=self.lanes)
+            self._slots.write(1, first, _signs(images))
             return loss
 
-        return steps.total(trained(batch) for batch in step.batches())
+        return steps.total(trained(*one) for one in own)
 
     def _train_on_both(
-        self, model: nn.Module, clean: Batch, moved: Batch, criterion: Criterion, kept: Kept
+        self, model: nn.Module, own: tuple[int, Batch], moved: Batch, criterion: Criterion
     ) -> tuple[Tensor, Tensor]:
+        first, clean = own
         images = clean.images.detach().requires_grad_()
         moved = replace(moved, share=clean.share)
-        losses = steps.train_on_both(model, replace(clean, images=images), moved, criterion, self.weights)
-        kept.add(_signs(images))
+        losses = steps.train_on_both(
+            model, replace(clean, images=images), moved, criterion, self.weights, self.lanes
+        )
+        self._slots.write(1, first, _signs(images))
         return losses
 
     def _moved(self, step: Step, pending: list[Tensor]) -> Iterator[Batch]:
@@ -124,6 +145,14 @@ class RecycledEqual(Recycled):
 
     def __init__(self, epsilon: float, weights: Weights | None = None) -> None:
         super().__init__(epsilon, True, weights)
+
+
+def _numbered(batches: Iterable[Batch]) -> Iterator[tuple[int, Batch]]:
+    """Each micro-batch with how many images come before it."""
+    first = 0
+    for batch in batches:
+        yield first, batch
+        first += len(batch.labels)
 
 
 def _signs(images: Tensor) -> Tensor:

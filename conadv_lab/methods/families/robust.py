@@ -81,6 +81,12 @@ class FGSMRS(ConAdv):
         pairs = zip(step.batches(), pending, strict=True)
         return Losses(steps.total(self._train_on_one(model, *pair, criterion) for pair in pairs))
 
+    def _trained_at_once(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
+        def trained(batch: Batch) -> Tensor:
+            return self._train_on_one(model, batch, self.attack.perturb(model, batch, criterion), criterion)
+
+        return Losses(steps.total(trained(batch) for batch in step.batches()))
+
     def _train_on_one(self, model: nn.Module, batch: Batch, kept: Any, criterion: Criterion) -> Tensor:
         images = self.attack.apply(batch, self.placement.taken(kept))
         return steps.train_on(model, images, batch, criterion, 1.0, "main")

@@ -1,0 +1,136 @@
+"""The host's part of a step: what changes from step to step, written into tensors that stay where they are."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from conadv_lab.data.loader import Batch, Step, Stream
+from conadv_lab.data.order import places
+
+BEFORE = 1
+"""Steps before the present one whose images may be asked for."""
+
+
+class Block:
+    """Whole numbers and learning rates in one piece of the device's memory, written with one asynchronous copy.
+
+    Args:
+        numbers: how many int64 numbers; rates: how many float32 ones, each in the first half of an int64's place.
+    """
+
+    def __init__(self, numbers: int, rates: int, device: torch.device) -> None:
+        self.host = torch.zeros(numbers + rates, dtype=torch.int64, device="cpu")
+        self.there = self.host.to(device, copy=True)
+        self.numbers = self.host[:numbers]
+        self._rates = _floats(self.host[numbers:])
+        self.rates = _floats(self.there[numbers:]).unbind()
+
+    def send(self, rates: Sequence[float]) -> None:
+        """Write what ``numbers`` holds, and the learning rates, where the device reads them."""
+        for place, rate in enumerate(rates):
+            self._rates[place] = rate
+        # Pinned anew each time: the copy of the step before may not have begun yet.
+        values = self.host.pin_memory() if self.there.is_cuda else self.host
+        self.there.copy_(values, non_blocking=True)
+
+
+def _floats(words: Tensor) -> Tensor:
+    return words.view(torch.float32)[::2]
+
+
+class Feed:
+    """Steps of a `Stream` over a set that lies on the device: the host sends places, the device makes the images.
+
+    Args:
+        stream: over a set whose ``fetch`` takes places on the device.
+        lookahead: how many steps ahead may be asked for.
+        rates: of how many parameter groups the learning rate is sent along.
+    """
+
+    def __init__(self, stream: Stream, lookahead: int, device: torch.device, rates: int = 0) -> None:
+        self.stream, self.lookahead = stream, lookahead
+        last = min(1, stream.steps - 1)
+        self.images = max(sum(_sizes(stream, number)) for number in range(last + 1))
+        self.shape = (BEFORE + 1 + lookahead, 2, self.images)
+        self.block = Block(self.shape[0] * 2 * self.images, rates, device)
+        self._host = self.block.numbers.view(self.shape)
+        self._there = self.block.there[: self._host.numel()].view(self.shape)
+        self._known: dict[int, Tensor] = {}
+
+    def load(self, number: int, rates: Sequence[float] = ()) -> Step:
+        """Send a step's places and learning rates; its batches read them when they are iterated over."""
+        stream = self.stream
+        first, last = max(0, number - BEFORE), min(number + self.lookahead, stream.steps - 1)
+        self._known = {
+            n: self._known[n] if n in self._known else self._places(n) for n in range(first, last + 1)
+        }
+        for wanted, known in self._known.items():
+            self._host[wanted - number + BEFORE, :, : known.shape[1]] = known
+        self.block.send(rates)
+
+        def batches(wanted: int) -> Iterator[Batch]:
+            return self._batches(wanted, self._there[wanted - number + BEFORE])
+
+        return replace(stream.step(number, self.lookahead), fetch=batches)
+
+    def _places(self, number: int) -> Tensor:
+        """Epochs and indices of this rank's images of a step, (2, n)."""
+        stream = self.stream
+        spans = (places(stream.seed, len(stream.images), *span) for span in stream.own_spans(number))
+        return torch.cat([torch.stack(pair) for pair in spans], dim=1)
+
+    def _batches(self, number: int, there: Tensor) -> Iterator[Batch]:
+        stream, start = self.stream, 0
+        count = sum(last - first for first, last in stream.groups(number))
+        for size in _sizes(stream, number):
+            epochs, indices = there[:, start : start + size]
+            yield stream.images_of(epochs, indices, share=size / count)
+            start += size
+
+
+def _sizes(stream: Stream, number: int) -> list[int]:
+    return [last - first for first, last in stream.own_spans(number)]
+
+
+class Copies:
+    """Steps whose images come from the host or from anybody's loader, copied into tensors that stay where they are.
+
+    Each size of a batch has tensors of its own, so that steps of one kind read the same ones.
+    """
+
+    def __init__(self, device: torch.device, rates: int = 0) -> None:
+        self.device = device
+        self.block = Block(0, rates, device)
+        self._there: dict[tuple, Batch] = {}
+
+    def load(self, step: Step, offsets: Sequence[int], rates: Sequence[float] = ()) -> Step:
+        """The step with its batches at these offsets copied; without any it stays what it is."""
+        self.block.send(rates)
+        if not offsets:
+            return step
+        copied = {
+            step.number + offset: [
+                self._copied((offset, place), batch) for place, batch in enumerate(step.batches(offset))
+            ]
+            for offset in offsets
+        }
+        return replace(step, fetch=copied.__getitem__)
+
+    def _copied(self, place: tuple[int, int], batch: Batch) -> Batch:
+        values = _tensors(batch)
+        key = place, *((value.shape, value.dtype, value.stride()) for value in values)
+        there = self._there.get(key)
+        if there is None:
+            images, labels, epochs, indices = (
+                torch.empty_like(value, device=self.device) for value in values
+            )
+            there = self._there[key] = Batch(images, labels, epochs, indices, batch.share)
+        for own, value in zip(_tensors(there), values, strict=True):
+            own.copy_(value, non_blocking=True)
+        return replace(there, share=batch.share)
+
+
+def _tensors(batch: Batch) -> tuple[Tensor, ...]:
+    return batch.images, batch.labels, batch.epochs, batch.indices

@@ -1,0 +1,156 @@
+"""One training step: gradient, update and average as one part, run operator by operator or replayed."""
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from conadv_lab.capture.replays import Backend, CannotCapture, Replays
+from conadv_lab.data.loader import Step
+from conadv_lab.methods.attack import WARM_UPDATES
+from conadv_lab.methods.base import Losses, Method
+from conadv_lab.methods.forwards import Criterion
+from conadv_lab.models import norm
+from conadv_lab.optim.rates import bind
+
+
+class Follows(Protocol):
+    """An average of the weights."""
+
+    def follow(self, model: nn.Module, begun: bool) -> None:
+        """Move it by the weights as they are, or begin with them: operators alone."""
+
+    def count(self) -> None:
+        """Note on the host that it was moved."""
+
+    @property
+    def begun(self) -> bool: ...
+
+
+class Program:
+    """What a step does on the device: the method's gradient, the optimizer's update, the average of the weights.
+
+    Args:
+        model: whose parameters and batch norms these are; network: what is called, the model or a wrapper of it.
+        average: follows the weights, or None.
+        rates: a tensor a parameter group, from which the optimizer reads its learning rate; none where it stays the
+            optimizer's own, as on a CPU.
+        backend: who captures, or None.
+        required: whether it is a mistake if a step cannot be captured.
+        told: is given a sentence where steps are not captured.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        network: nn.Module,
+        method: Method,
+        optimizer: Optimizer,
+        criterion: Criterion,
+        *,
+        average: Follows | None = None,
+        rates: Sequence[Tensor] = (),
+        backend: Backend | None = None,
+        required: bool = False,
+        told: Callable[[str], Any] = print,
+    ) -> None:
+        self.model, self.network, self.method, self.optimizer = model, network, method, optimizer
+        self.criterion, self.average, self.required, self.told = criterion, average, required, told
+        self.rates = rates
+        self.replays = Replays(backend)
+
+    @property
+    def captures(self) -> bool:
+        return self.replays.backend is not None
+
+    def __call__(
+        self,
+        step: Step,
+        reduced: Callable[[Callable[[], Losses]], Losses] | None = None,
+        noted: Callable[[Losses], Any] | None = None,
+    ) -> Losses:
+        """Take a step; returns its mean losses, which are good until the next one.
+
+        Args:
+            step: its batches are where they are in every step of its kind.
+            reduced: sums over ranks what the function that it is given adds to ``.grad``; such a step is not captured.
+            noted: is told the losses before the optimizer's step; such a step is not captured either.
+
+        Raises:
+            ValueError: it cannot be captured, and has to be.
+        """
+        if self.rates:
+            bind(self.optimizer, self.rates)
+        whole = type(self.method).backward is not Method.backward  # which only the method itself can run
+        criterion = self.criterion if whole else self.method.begin(self.network, step, self.criterion)
+        begun = self.average is not None and self.average.begun
+        kind = None if whole or reduced or noted else self.kind(step)
+        if whole and self.captures:
+            self._give_up(f"{type(self.method).__name__} has a backward of its own: see Method.gradient")
+
+        def gradient() -> Losses:
+            made = self.method.backward if whole else self.method.gradient
+            return made(self.network, step, criterion)
+
+        def part() -> Losses:
+            losses = reduced(gradient) if reduced else gradient()
+            if noted is not None:
+                noted(losses)
+            return self._updated(losses, begun)
+
+        losses = self._run(kind, part)
+        if not whole:
+            self.method.end(step)
+        if self.average is not None:
+            self.average.count()
+        return losses
+
+    def kind(self, step: Step) -> Hashable | None:
+        """All that decides which operators a step runs; None where that is not known."""
+        if not self.captures:
+            return None
+        method = self.method
+        known = method.kind(step)
+        if known is None:
+            self._give_up(f"what {type(method).__name__} runs in a step is not known: see Method.kind")
+            return None
+        sizes = tuple((offset, *step.sizes(offset)) for offset in method.offsets(step))
+        updates = norm.adversarial_updates(self.model)
+        return (
+            known,
+            sizes,
+            updates is not None and updates >= WARM_UPDATES,
+            self.average and self.average.begun,
+        )
+
+    def _updated(self, losses: Losses, begun: bool) -> Losses:
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.follow(self.model, begun)
+        return losses
+
+    def _run(self, kind: Hashable | None, part: Callable[[], Losses]) -> Losses:
+        before = norm.adversarial_updates(self.model)
+
+        def counted() -> tuple[Losses, int]:
+            losses = part()
+            return losses, (norm.adversarial_updates(self.model) or 0) - (before or 0)
+
+        try:
+            (losses, updates), ran = self.replays(kind, counted)
+        except CannotCapture as reason:
+            self.optimizer.zero_grad()
+            norm.note_updates(self.model, before)
+            self._give_up(str(reason))
+            return part()
+        if not ran and before is not None:
+            norm.note_updates(self.model, before + updates)
+        return losses
+
+    def _give_up(self, reason: str) -> None:
+        if self.required:
+            raise ValueError(f"capture is 'on', but {reason}; allowed: 'auto', 'off'")
+        self.replays = Replays(None)
+        self.told(f"steps are not captured: {reason}")

@@ -1,0 +1,142 @@
+"""A captured step for anybody's own training loop."""
+
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from conadv_lab.capture.choice import Capture, backend_of, reason_against
+from conadv_lab.capture.feed import Copies
+from conadv_lab.capture.program import Program
+from conadv_lab.capture.replays import Backend
+from conadv_lab.data.loader import Batch, Step
+from conadv_lab.data.lookahead import images_and_labels
+from conadv_lab.methods.base import Losses, Method
+from conadv_lab.methods.forwards import Criterion
+from conadv_lab.methods.lanes import Streams
+from conadv_lab.optim.rates import rates_on, take_over
+
+ENDLESS = 1 << 62
+
+
+class CapturedStep:
+    """A whole training step, gradient and update, as one CUDA graph that takes a batch a call; on a CPU a plain call.
+
+    The first calls run operator by operator, then each kind of step is captured once and replayed. Learning rates may
+    change between calls, by a scheduler or by hand. A method that looks τ steps ahead trains on the batch of τ calls
+    before, so the first τ calls return None and `rest` trains on the last τ batches.
+
+    Args:
+        model: converted by `conadv_lab.mixture_batch_norm` where the method needs it, in training mode, on its device.
+        method: such as ``conadv_lab.ConAdv(…)``; the object is this step's from now on.
+        optimizer: torch's SGD with ``fused=True``, another of torch's with ``capturable=True``, LARS or LAMB. On a CPU
+            any.
+        criterion: (outputs, labels) to their mean loss.
+        example: (images, labels) of an ordinary batch, as later calls bring it.
+        capture: "auto" runs operator by operator what cannot be captured, and says so on stderr in a line; "on"
+            refuses; "off" never captures.
+
+    Raises:
+        ValueError: "on", and it cannot be captured; or a batch that is none.
+
+    >>> from conadv_lab.methods.base import Vanilla
+    >>> model = nn.Linear(2, 2)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> batch = torch.ones(4, 2), torch.zeros(4).long()
+    >>> step = CapturedStep(model, Vanilla(), optimizer, nn.CrossEntropyLoss(), batch)
+    >>> first, second = step(*batch).clean, step(*batch).clean
+    >>> bool(second < first)
+    True
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: Method,
+        optimizer: Optimizer,
+        criterion: Criterion,
+        example: tuple[Any, Any],
+        *,
+        capture: Capture = "auto",
+    ) -> None:
+        device = next(model.parameters()).device
+        images_and_labels(example)
+        backend, line = backend_of(capture, device, reason_against(device, optimizer))
+        if line:
+            _tell(line)
+        self._begin(model, method, optimizer, criterion, device, backend, capture == "on")
+
+    def _begin(
+        self,
+        model: nn.Module,
+        method: Method,
+        optimizer: Optimizer,
+        criterion: Criterion,
+        device: torch.device,
+        backend: Backend | None,
+        required: bool,
+    ) -> None:
+        self.method, self.optimizer, self.device = method, optimizer, device
+        self.copies = Copies(device)
+        self.rates = rates_on(optimizer, device) if backend is not None else []
+        if device.type == "cuda" and backend is not None:
+            method.lanes = Streams(device)
+        self.program = Program(
+            model, model, method, optimizer, criterion,
+            rates=self.rates, backend=backend, required=required, told=_tell,
+        )  # fmt: skip
+        self.calls = self.seen = 0
+        self.last = ENDLESS
+        self._batches: dict[int, Batch] = {}
+
+    def __call__(self, images: Any, labels: Any) -> Losses | None:
+        """Train on a batch, or on that of τ calls before; returns its mean losses, good until the next call.
+
+        Args:
+            images: (B, …) floats in [0, 1]; labels: (B,) int64, or probabilities; both on the host or the device.
+        """
+        images, labels = images_and_labels((images, labels))
+        indices = torch.arange(self.seen, self.seen + len(images), device=self.device)
+        batch = Batch(
+            _there(images, self.device), _there(labels, self.device), torch.zeros_like(indices), indices, 1.0
+        )
+        self._batches[self.calls] = batch
+        self.seen += len(images)
+        self.calls += 1
+        number = self.calls - 1 - self.method.lookahead
+        return self._stepped(number) if number >= 0 else None
+
+    def rest(self) -> Iterator[Losses]:
+        """Train on the batches that are left because the method looks ahead."""
+        self.last = self.calls - 1
+        for number in range(max(0, self.calls - self.method.lookahead), self.calls):
+            yield self._stepped(number)
+
+    def _stepped(self, number: int) -> Losses:
+        held = self._batches
+        held.pop(number - 2, None)
+        step = Step(number, self.method.lookahead, self.last, _one(held), _size(held))
+        if self.rates:
+            take_over(self.optimizer, self.rates)
+        if self.program.captures:
+            step = self.copies.load(step, self.method.offsets(step))
+        return self.program(step)
+
+
+def _one(held: dict[int, Batch]) -> Callable[[int], list[Batch]]:
+    return lambda number: [held[number]]
+
+
+def _size(held: dict[int, Batch]) -> Callable[[int], list[int]]:
+    return lambda number: [len(held[number].labels)]
+
+
+def _there(values: Tensor, device: torch.device) -> Tensor:
+    return values.to(device, non_blocking=True)
+
+
+def _tell(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)
