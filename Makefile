@@ -6,7 +6,7 @@ LAB_STAMP := .venv/.conadv-lab-notebooks
 
 KILLS ?= 20
 
-STUDIES := flatness_vs_batch accuracy_vs_batch staleness cost critical_batch epsilon
+STUDIES := flatness_vs_batch accuracy_vs_batch staleness cost critical_batch epsilon autowu
 # Written, and not run at full scale yet.
 UNMEASURED := neighbours
 SMOKE := runs/studies/smoke

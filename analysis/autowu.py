@@ -2,8 +2,7 @@
 
 Regime: digits, the six-conv network, vanilla SGD, 20 epochs. By hand: cosine decay after two epochs of warm-up, at each
 rate of a grid, the best by the very test accuracy that is then quoted, which favours it. AutoWU: its own constants,
-from 1e-5 towards 1 within half of the run. Two of its three positive tests may fall beyond that half, as a run has
-few epochs.
+from 1e-5 towards 1 in at most half of the run.
 
     python -m analysis.autowu --scale full       a few minutes on one core; figure and table: --from-results
 """
@@ -11,9 +10,8 @@ few epochs.
 import sys
 from typing import TYPE_CHECKING, Any
 
-from analysis.estimates import mean
 from analysis.measuring import trained
-from analysis.study import Options, Study, run_all
+from analysis.study import Options, Study, commits_of, run_all
 from conadv_lab.config import Config
 from conadv_lab.recipes import digits
 
@@ -67,7 +65,8 @@ def measure(given: Options) -> tuple["pd.DataFrame", dict[str, Any]]:
             }
         )
     seconds = sum(figures["seconds"] for figures in found.values())
-    return pd.DataFrame(rows), {"runs": len(found), "run_seconds": round(seconds)}
+    commits = commits_of(found, given.runs)
+    return pd.DataFrame(rows), {"runs": len(found), "run_seconds": round(seconds), "commit": commits}
 
 
 def compared(rows: "pd.DataFrame") -> "pd.DataFrame":
@@ -81,47 +80,69 @@ def compared(rows: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def draw(rows: "pd.DataFrame") -> Any:
+    import seaborn
     from matplotlib import pyplot as plt
-
-    from conadv_lab.plots import curves
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     chosen = compared(rows)
     for ax, column, label in (
-        (axes[0], "test_accuracy", "test accuracy (%)"),
-        (axes[1], "lr", "learning rate"),
+        (axes[0], "test_accuracy", "test accuracy (%), a point a seed"),
+        (axes[1], "lr", "learning rate, a point a seed"),
     ):
-        curves(chosen, "global_batch", column, "global batch (images)", label, hue="schedule", logx=True,
-               logy=column == "lr", ax=ax)  # fmt: skip
+        seaborn.lineplot(chosen, x="global_batch", y=column, hue="schedule", errorbar=None, palette="colorblind",
+                         legend=False, ax=ax)  # fmt: skip
+        seaborn.scatterplot(chosen, x="global_batch", y=column, hue="schedule", style="schedule", s=60,
+                            palette="colorblind", ax=ax)  # fmt: skip
+        ax.set(xscale="log", xlabel="global batch (images)", ylabel=label)
+        ax.set_xticks(sorted(chosen["global_batch"].unique()), sorted(chosen["global_batch"].unique()))
+        ax.minorticks_off()
         ax.legend(frameon=False, fontsize="small")
+    axes[1].set_yscale("log")
     return figure
 
 
 def numbers(rows: "pd.DataFrame") -> dict[str, Any]:
-    """By batch: ``hand_B`` and ``found_B``, mean accuracies, and ``gap_B``, their difference in points."""
+    """By batch: ``hand_B`` and ``found_B``, mean accuracies, and ``gap_B``, their difference in points.
+
+    ``turned`` counts the growths that tests ended, ``runs`` all of them, ``seeds`` those of a mean.
+    """
     chosen = compared(rows)
-    told: dict[str, Any] = {}
+    grown = rows[rows["schedule"] == FOUND]
+    told: dict[str, Any] = {
+        "turned": int(grown["reason"].str.contains("turned").sum()),
+        "runs": len(grown),
+        "seeds": int(grown["seed"].nunique()),
+    }
     lines = ["| global batch | best of a grid | AutoWU | difference in points |", "|---|---|---|---|"]
     for batch in sorted(chosen["global_batch"].unique()):
         at = chosen[chosen["global_batch"] == batch]
         hand, found = (at[at["schedule"] == schedule] for schedule in (BY_HAND, FOUND))
-        gap = found["test_accuracy"].mean() - hand["test_accuracy"].mean()
-        told |= {
-            f"hand_{batch}": mean(hand["test_accuracy"].tolist(), decimals=2),
-            f"found_{batch}": mean(found["test_accuracy"].tolist(), decimals=2),
-            f"gap_{batch}": f"{gap:+.2f}",
-        }
-        rates = f"{hand['lr'].iloc[0]:g}", ", ".join(f"{lr:.3g}" for lr in found["lr"])
-        lines.append(
-            f"| {batch} | {told[f'hand_{batch}']} % at {rates[0]} | {told[f'found_{batch}']} % at {rates[1]} "
-            f"| {told[f'gap_{batch}']} |"
-        )
+        means = hand["test_accuracy"].mean(), found["test_accuracy"].mean()
+        gap = f"{means[1] - means[0]:+.2f}".replace("-", "−")
+        told |= {f"hand_{batch}": f"{means[0]:.2f}", f"found_{batch}": f"{means[1]:.2f}", f"gap_{batch}": gap}
+        rates = f"{hand['lr'].iloc[0]:g}", " and ".join(f"{lr:.2g}" for lr in found["lr"])
+        lines.append(f"| {batch} | {means[0]:.2f} % at {rates[0]} | {means[1]:.2f} % at {rates[1]} | {gap} |")
     told["table"] = "\n".join(lines)
     return told
 
 
-CONCLUSION = "{table}"
-CLAIMS: dict[str, Any] = {}
+CONCLUSION = """\
+AutoWU ends {gap_64} points from the best rate of the grid at batch 64, {gap_256} at 256 and {gap_898} at the whole
+set: within half a point at the smallest batch alone. All {runs} growths ended because half of the steps were taken, not
+because tests found that the loss had turned, as a run of 20 epochs leaves time for few tests. With {seeds} seeds and
+its own constants untouched this shows that it does not replace a small grid in short runs, and says nothing of long
+ones."""
+CLAIMS: dict[str, Any] = {
+    "within half a point at the smallest batch alone": lambda n: (
+        abs(_points(n["gap_64"])) <= 0.5 and max(_points(n["gap_256"]), _points(n["gap_898"])) < -0.5
+    ),
+    "no growth was ended by its tests": lambda n: n["turned"] == 0,
+}
+
+
+def _points(gap: str) -> float:
+    return float(gap.replace("−", "-"))
+
 
 STUDY = Study("autowu", __doc__, measure, draw, numbers, CONCLUSION, CLAIMS)
 

@@ -270,5 +270,6 @@ def studies() -> dict[str, Study]:
         "critical_batch",
         "epsilon",
         "cifar_subset",
+        "autowu",
     )
     return {name: importlib.import_module(f"analysis.{name}").STUDY for name in names}

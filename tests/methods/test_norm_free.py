@@ -41,6 +41,31 @@ def test_conversion_leaves_it_as_it_is():
     assert list(cl.mixture_batch_norm(model).state_dict()) == names
 
 
+def test_sharpness_equals_a_dense_hessian():
+    """Standardisation makes the loss curved in each weight, and no shortcut takes it for a plain convolution."""
+    model = NFResNet((1,), (4,), 3, channels=1, stem=2, small_images=True, mean=(0.3,), std=(0.4,)).double()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for param in model.parameters():
+            param.add_(0.2 * torch.randn_like(param))
+    images, labels = torch.rand(6, 1, 5, 5, dtype=torch.float64), torch.randint(3, (6,))
+    criterion, params = torch.nn.CrossEntropyLoss(), dict(model.named_parameters())
+    measures = ("top_eigenvalue", "trace")
+    report = cl.sharpness.measure(model, criterion, [(images, labels)], measures=measures)
+
+    def loss(flat):
+        parts = flat.split([p.numel() for p in params.values()])
+        own = {name: part.view_as(params[name]) for name, part in zip(params, parts, strict=True)}
+        return criterion(torch.func.functional_call(model, own, (images,)), labels)
+
+    flat = torch.cat([p.detach().flatten() for p in params.values()])
+    hessian = torch.autograd.functional.hessian(loss, flat)
+    assert report["top_eigenvalue"].value == pytest.approx(
+        torch.linalg.eigvalsh(hessian)[-1].item(), rel=1e-3
+    )
+    assert report["trace"].value == pytest.approx(hessian.trace().item(), rel=0.02)
+
+
 @pytest.mark.parametrize("staleness", [0, 1, 3])
 def test_conadv_equals_a_literal_rendering_over_20_steps(staleness):
     """½ ∇L(x) + ½ ∇L(x + ε sign ∇ₓL(x; θ_{t−τ})), clipped to [0, 1], in float64."""
