@@ -120,16 +120,8 @@ class WeightSpace(Method):
         super().attach(optimizer, gradients)
 
     def needed_optimizer(self) -> Optimizer:
-        """The optimizer that `attach` told of.
-
-        Raises:
-            ValueError: there is none.
-        """
-        if self.optimizer is None:
-            raise ValueError(
-                f"{type(self).__name__} knows no optimizer; allowed: method.attach(optimizer) before its first step"
-            )
-        return self.optimizer
+        """The optimizer that `attach` told of; see `optimizer_of`."""
+        return optimizer_of(self)
 
     def advance(self, step: Step) -> None:
         """Note that a step was not left out."""
@@ -262,6 +254,19 @@ class WeightSpace(Method):
             "ascent_cosine": float(cosine),
             "ascent_gain_left": (whole[1] - whole[0]) / gained if gained else 0.0,
         }
+
+
+def optimizer_of(method: Method) -> Optimizer:
+    """The optimizer that a method was told of.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if method.optimizer is None:
+        raise ValueError(
+            f"{type(method).__name__} knows no optimizer; allowed: method.attach(optimizer) before its first step"
+        )
+    return method.optimizer
 
 
 class _NotFinite(ArithmeticError):

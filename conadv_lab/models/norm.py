@@ -113,7 +113,8 @@ def branch_of(
         return
     before = mode.branch, mode.statistics, mode.counted
     mode.step.fold()
-    mode.branch, mode.statistics, mode.counted, mode.step.twice = branch, statistics, counted, False
+    mode.branch, mode.statistics, mode.step.twice = branch, statistics, False
+    mode.counted = counted and mode.counted
     try:
         yield
         mode.step.fold()
@@ -122,6 +123,20 @@ def branch_of(
         raise
     finally:
         mode.branch, mode.statistics, mode.counted = before
+
+
+@contextmanager
+def uncounted(model: nn.Module) -> Iterator[None]:
+    """Forwards within are as in training, and their statistics are not counted, whatever `branch_of` says."""
+    mode = _mode(model)
+    if mode is None:
+        yield
+        return
+    before, mode.counted = mode.counted, False
+    try:
+        yield
+    finally:
+        mode.counted = before
 
 
 @contextmanager

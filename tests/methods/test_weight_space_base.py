@@ -102,7 +102,7 @@ def test_passes_and_costs_are_counted_by_hooks(name):
     forwards: list[int] = []
     backwards: list[int] = []
     model[0].register_forward_hook(lambda *_: forwards.append(1))
-    model[0].register_full_backward_hook(lambda *_: backwards.append(1))
+    model[0].weight.register_hook(lambda gradient: backwards.append(1))
     counts = []
 
     def count(_number: int) -> None:

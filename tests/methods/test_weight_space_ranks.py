@@ -14,6 +14,8 @@ CASES = {
     "msam": {"method": "msam", "optimizer": "lars", "lr": 2.0},
     "sampa": {"method": "sampa"},
     "extrap": {"method": "extrap", "perturbation": "micro-batch"},
+    "conadv-sam": {"method": "conadv-sam"},
+    "recycled-msam": {"method": "recycled-msam"},
     "sync-sam": {"method": "sam", **SYNC},
 }
 RESUMED = {"again-asyncsam": "asyncsam", "again-extrap": "extrap"}

@@ -111,7 +111,7 @@ class ConAdv(TwoBranches):
     about = "B clean images and the same attacked `--staleness` steps ago"
     source = "Liu et al., ICLR 2022"
     reads: tuple[type, ...] = (RadiusOptions, AttackOptions, StaleOptions, WeightOptions)
-    side = "attack"
+    side: Literal["", "attack", "ascent"] = "attack"
     concurrent = True
 
     def __init__(

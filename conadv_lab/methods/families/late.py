@@ -129,8 +129,16 @@ class LateSAM(Method):
         return self.at(step).gradient(model, step, criterion)
 
     def end(self, step: Step) -> None:
-        self._is_late = self.at(step) is self.late
         self.at(step).end(step)
+        self._note(step)
+
+    def backward(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
+        losses = self.at(step).backward(model, step, criterion)
+        self._note(step)
+        return losses
+
+    def _note(self, step: Step) -> None:
+        self._is_late = self.at(step) is self.late
         self.left_out = self.early.left_out + self.late.left_out
 
     def kind(self, step: Step) -> Hashable | None:

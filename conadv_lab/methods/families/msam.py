@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
 from conadv_lab.methods.base import Losses, Method
@@ -10,6 +11,7 @@ from conadv_lab.methods.weight_space import RhoOptions, WeightSpace
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.optim import Optimizer
 
     from conadv_lab.config import Config
     from conadv_lab.data.loader import Step
@@ -44,31 +46,43 @@ class MSAM(WeightSpace):
         return cls(config.method.rho)
 
     def check(self, config: Config) -> None:
-        section = config.optimization
-        if section.optimizer != "lamb" and section.momentum == 0:
-            raise ValueError(
-                f"momentum is 0; allowed for {self.name}: above 0, as it moves against the momentum"
-            )
+        require_momentum(self, config)
+
+    def kind(self, step: Step) -> Hashable | None:
+        return self.name, bool(self.needed_optimizer().state)  # before the first step there is no momentum
 
     def of_part(self, part: Part, step: Step) -> tuple[Losses, list[Tensor] | None]:
-        move = self.stale_move(part, step)
-        assert move is not None
-        losses, gradient = part.at(move, counted=True)
-        self.complete_decay(part, move, gradient)
+        losses, gradient = at_momentum(part, self.needed_optimizer(), self.rho)
         part.give(gradient)
         return losses, None
 
     def stale_move(self, part: Part, step: Step) -> Move | None:
-        against = moving.along(moving.momenta(self.needed_optimizer(), part.weights), self.rho)
-        return moving.Move(against.direction, -against.scale)
+        return against_momentum(part, self.needed_optimizer(), self.rho)
 
-    def complete_decay(self, part: Part, move: Move, gradient: list[Tensor]) -> None:
-        """Add λ (w̃ − w), where the optimizer will add λ w to the gradient."""
-        optimizer = self.needed_optimizer()
-        if not moving.decays_in_gradient(optimizer):
-            return
-        decays = [group.get("weight_decay", 0.0) for group in moving.groups(optimizer, part.weights)]
+
+def require_momentum(method: Method, config: Config) -> None:
+    """Raise ``ValueError`` where the config's optimizer keeps no momentum."""
+    section = config.optimization
+    if section.optimizer in ("sgd", "lars") and section.momentum == 0:
+        raise ValueError(
+            f"momentum is 0; allowed for {method.name}: above 0, as it moves against the momentum"
+        )
+
+
+def against_momentum(part: Part, optimizer: Optimizer, rho: float) -> Move:
+    """−ρ v / ‖v‖."""
+    along = moving.along(moving.momenta(optimizer, part.weights), rho)
+    return moving.Move(along.direction, -along.scale)
+
+
+def at_momentum(part: Part, optimizer: Optimizer, rho: float) -> tuple[Losses, list[Tensor]]:
+    """(losses, gradient) of the part at w̃, with λ (w̃ − w) where the optimizer will add λ w to the gradient."""
+    move = against_momentum(part, optimizer, rho)
+    losses, gradient = part.at(move, counted=True)
+    if moving.decays_in_gradient(optimizer):
         with torch.no_grad():
-            for one, direction, decay in zip(gradient, move.direction, decays, strict=True):
-                if decay:
+            groups = moving.groups(optimizer, part.weights)
+            for one, direction, group in zip(gradient, move.direction, groups, strict=True):
+                if decay := group.get("weight_decay", 0.0):
                     one.addcmul_(direction, move.scale.to(one.device, one.dtype), value=decay)
+    return losses, gradient

@@ -33,7 +33,7 @@ class Recycled(TwoBranches):
 
     name, label, colour, marker = "recycled", "recycled", "#009E73", "P"
     about = "B clean images and the step before's, moved along the gradient that its clean pass left behind"
-    reads = (RadiusOptions, WeightOptions)
+    reads: tuple[type, ...] = (RadiusOptions, WeightOptions)
     staleness = 1
 
     def __init__(self, epsilon: float, equal_cost: bool = False, weights: Weights | None = None) -> None:

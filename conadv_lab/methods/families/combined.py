@@ -1,0 +1,162 @@
+"""Images and weights moved together: ConAdv with SAM, and recycled ConAdv with MSAM.
+
+These two are what staleness leaves room for: the attack is stale and costs no depth, so that SAM's ascent is all that a
+step waits for; and what recycled images and MSAM move along has been computed already, so that both cost nothing.
+
+Left out: the equal-cost forms, whose one forward for both halves would be made twice; LookSAM, SAMPa, AsyncSAM and
+EXTRAP, whose own staleness could not be told from the attack's; and ConAdv with MSAM, which is recycled with MSAM at
+8/3 of the price.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from contextlib import nullcontext
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from conadv_lab.methods.attack import Attack, attack_of
+from conadv_lab.methods.base import Losses, Method, Weights
+from conadv_lab.methods.families.conadv import ConAdv
+from conadv_lab.methods.families.msam import MSAM, at_momentum, require_momentum
+from conadv_lab.methods.families.recycled import Recycled
+from conadv_lab.methods.families.sam import SAM
+from conadv_lab.methods.later import moving, norm
+from conadv_lab.methods.weight_space import RhoOptions, optimizer_of
+from conadv_lab.mistakes import require
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from conadv_lab.config import Config
+    from conadv_lab.data.loader import Step
+    from conadv_lab.methods.forwards import Criterion
+
+
+class ConAdvSAM(ConAdv):
+    """ConAdv whose step is SAM's: both gradients are of its whole loss, clean and adversarial.
+
+    Ours. L is ConAdv's loss of the step's clean images and those attacked τ steps ago:
+
+        e = ρ ∇L(w) / ‖∇L(w)‖        w ← w − η ∇L(w + e)
+
+    The attack sees w, as it is at the start of the step. Running statistics of both branches learn from the first pass
+    alone. Unlike in `WeightSpace` a pass that is not finite is not left out.
+
+    >>> from conadv_lab.methods.attack import SignAttack
+    >>> method = ConAdvSAM(SignAttack(1 / 255))
+    >>> round(method.gradient_evaluations, 2), method.depth
+    (4.67, 2)
+    """
+
+    name, label, colour, marker = "conadv-sam", "ConAdv with SAM", "#999933", "v"
+    about = "as `conadv`, with the gradient of its loss at w + ρ g/‖g‖"
+    source = "ours"
+    reads: tuple[type, ...] = (*ConAdv.reads, RhoOptions)
+    side = "ascent"
+    concurrent = False
+    copies = 2
+
+    def __init__(
+        self,
+        attack: Attack,
+        staleness: int = 1,
+        weights: Weights = (1, 1),
+        rho: float = SAM.radius,
+        **more: Any,
+    ) -> None:
+        super().__init__(attack, staleness, weights, **more)
+        require(
+            isinstance(rho, (int, float)) and 0 <= rho < float("inf"), "rho", rho, "a number of at least 0"
+        )
+        self.rho = rho
+        # The ascent over clean and adversarial images, and the attack, two thirds of a pass for each of its steps.
+        self.side_steps = 2 + 2 / 3 * attack.steps
+
+    @classmethod
+    def of(cls, config: Config) -> Method:
+        section = config.method
+        weights = section.weights or (1, 1)
+        return cls(attack_of(config), section.staleness, weights, section.rho, first=section.first)
+
+    @classmethod
+    def filled(cls, config: Config) -> dict[str, Any]:
+        return {"rho": SAM.radius}
+
+    @cached_property
+    def depth(self) -> float:
+        return 2 if self.staleness else 2 + self.attack.steps
+
+    def kind(self, step: Step) -> Hashable | None:
+        return None
+
+    def _trained(self, model: nn.Module, step: Step, criterion: Criterion, *pending: Any) -> Losses:
+        train = super()._trained
+        part = _part(self, model, lambda: train(model, step, criterion, *pending))
+        before = part.weights.taken()
+        losses, ascent = part.here(counted=True)
+        _, gradient = part.at(moving.along(ascent, self.rho), counted=False)
+        part.give(gradient)
+        part.weights.give(before)
+        return losses
+
+    def _trained_at_once(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
+        # An attack between two micro-batches' training would see the moved weights.
+        return self._attacked_and_trained(model, step, criterion)  # type: ignore[attr-defined, unused-ignore]
+
+
+class RecycledMSAM(Recycled):
+    """Recycled ConAdv whose gradient is MSAM's: of its whole loss, at w − ρ v / ‖v‖, v the optimizer's momentum.
+
+    Ours. The signs that the next step's images move along are those at the moved weights, where the clean pass is. Cost
+    and depth are recycled's, MSAM adds none. The weight decay acts as in `MSAM`. Unlike in `WeightSpace` a pass that is
+    not finite is not left out. A loop of one's own tells it the optimizer: ``method.attach(optimizer)``.
+    """
+
+    name, label, colour, marker = "recycled-msam", "recycled with MSAM", "#6699CC", "P"
+    about = "as `recycled`, with the gradient of its loss at w − ρ v/‖v‖, v the optimizer's momentum"
+    source = "ours"
+    reads: tuple[type, ...] = (*Recycled.reads, RhoOptions)
+    copies = 1
+
+    def __init__(self, epsilon: float, weights: Weights | None = None, rho: float = MSAM.radius) -> None:
+        super().__init__(epsilon, weights=weights)
+        require(
+            isinstance(rho, (int, float)) and 0 <= rho < float("inf"), "rho", rho, "a number of at least 0"
+        )
+        self.rho = rho
+
+    @classmethod
+    def of(cls, config: Config) -> Method:
+        return cls(config.method.epsilon, config.method.weights, config.method.rho)
+
+    @classmethod
+    def filled(cls, config: Config) -> dict[str, Any]:
+        return {"rho": MSAM.radius}
+
+    def check(self, config: Config) -> None:
+        require_momentum(self, config)
+
+    def kind(self, step: Step) -> Hashable | None:
+        return None
+
+    def _trained(self, model: nn.Module, step: Step, criterion: Criterion, *kept: Any) -> Losses:
+        train = super()._trained
+        part = _part(self, model, lambda: train(model, step, criterion, *kept))
+        before = part.weights.taken()
+        losses, gradient = at_momentum(part, optimizer_of(self), self.rho)
+        part.give(gradient)
+        part.weights.give(before)
+        return losses
+
+
+def _part(method: Any, model: nn.Module, train: Callable[[], Losses]) -> Any:
+    """The whole step as a part, whose pass is the method's own training."""
+    if getattr(method, "_moving", None) is None or method._moving.model is not model:
+        method._moving = moving.Weights(model)
+
+    def run(counted: bool) -> Losses:
+        with nullcontext() if counted else norm.uncounted(model):
+            return train()
+
+    return moving.Part(method._moving, run, method.gradients, True, [])
