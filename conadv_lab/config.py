@@ -114,13 +114,15 @@ class Config:
         >>> Config().replace(lr=0.2, method="disadv").optimization.lr
         0.2
         """
-        sections = {name: dataclasses.asdict(getattr(self, name)) for name in _SECTIONS}
-        homes = {name: section for section, values in sections.items() for name in values}
+        changed: dict[str, dict[str, Any]] = {}
         for name, value in fields.items():
-            if name not in homes:
-                raise unknown("field", name, homes)
-            sections[homes[name]][name] = value
-        return Config.from_dict(sections)
+            if name not in _HOMES:
+                raise unknown("field", name, _HOMES)
+            changed.setdefault(_HOMES[name], {})[name] = tuple(value) if isinstance(value, list) else value
+        sections = {
+            name: dataclasses.replace(getattr(self, name), **values) for name, values in changed.items()
+        }
+        return dataclasses.replace(self, **sections)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         return dataclasses.asdict(self)
@@ -147,6 +149,8 @@ _SECTIONS: dict[str, type] = {
     "optimization": Optimization,
     "training": Training,
 }
+_HOMES = {field.name: name for name, kind in _SECTIONS.items() for field in dataclasses.fields(kind)}
+"""The section of each field."""
 
 
 def new_batch(config: Config) -> int:

@@ -60,6 +60,7 @@ def test_conda_installs_the_same_package_from_the_same_pins():
     "words",
     [
         ["-c", "import conadv_lab"],
+        ["-m", "conadv_lab"],
         ["-m", "conadv_lab.train", "--help"],
         ["-m", "conadv_lab.train", "--list"],
         ["-m", "conadv_lab.train", "digits-conadv", "--help"],

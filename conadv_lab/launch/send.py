@@ -215,7 +215,7 @@ def again(paths: Sequence[Path], profile: Profile | None, new_code: bool) -> lis
         used = profile or profiles.from_dict(job["profile"], f"{path}'s job.json")
         jobs = Path(job["jobs"])
         if new_code:
-            _renew(record, jobs.parent / "code")
+            record = _renew(record, jobs.parent / "code")
         code = Path(record.job["snapshot"]["path"])
         if not code.is_dir():
             raise ValueError(f"the code that {path} was sent with is gone from {code}; allowed: --new-code")
@@ -239,7 +239,8 @@ def resend(batch: Batch) -> None:
     batch.send()
 
 
-def _renew(record: Record, root: Path) -> None:
+def _renew(record: Record, root: Path) -> Record:
+    """The record as it is with a new snapshot of the code."""
     config = Config.from_dict(record.job["config"])
     there = {
         name: reference
@@ -251,7 +252,7 @@ def _renew(record: Record, root: Path) -> None:
     snapshot.write()
     about = {"path": str(snapshot.path), "digest": snapshot.digest}
     record.write_job(record.job | {"config": snapshot.redirect(config).to_dict(), "snapshot": about})
-    del record.__dict__["job"]
+    return Record(record.path)
 
 
 def _jobs_of(folder: Path) -> list[Path]:
