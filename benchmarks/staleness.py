@@ -3,9 +3,10 @@
     python -m benchmarks.staleness [--json FILE] [--rounds N] [--skip-machine]
 
 Rows, with their ratio: a row a published H100 or A100 line, predicted / measured, the constants fitted on at most half
-of the lines; ``4096 devices``, seconds of simulating 10,000 steps with stragglers in a process of its own, its peak
-memory, and how time grows with devices × steps; a device-step of ours and of the SimPy model in the tests; and step
-times relative to vanilla on this machine, predicted / measured, calibrated from one run at another batch.
+of the lines; a row a step of one H200, captured or eager, likewise; ``4096 devices``, seconds of simulating 10,000
+steps with stragglers in a process of its own, its peak memory, and how time grows with devices × steps; a
+device-step of ours and of the SimPy model in the tests; and step times relative to vanilla on this machine,
+predicted / measured, calibrated from one run at another batch.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import torch
 from benchmarks.harness import Row, arguments, interleaved, publish
 from benchmarks.step import our_run
 from conadv_lab.config import Config
+from conadv_lab.staleness.timeline import one_device
 from conadv_lab.staleness.timeline.calibrate import compare, from_runs
 from conadv_lab.staleness.timeline.cluster import load
 from conadv_lab.staleness.timeline.communication import all_reduce
@@ -31,7 +33,9 @@ from conadv_lab.staleness.timeline.step_times import buckets, step_times
 from conadv_lab.staleness.timeline.stragglers import factors
 from conadv_lab.staleness.timeline.workload import WORKLOADS, workload_of
 
-RECIPE = WORKLOADS["imagenet-resnet50-32k"]
+RECIPE = WORKLOADS["imagenet-resnet50-32k"].replace(
+    micro_batch=None
+)  # the events have one pass for all images
 DEVICES, STEPS, EVENT_STEPS = 4096, 10_000, 4
 SIZES = ((1024, 10_000), (2048, 10_000), (4096, 2_500), (4096, 5_000), (4096, 10_000))
 PLACES = {"4096 devices": ("disadv", "serial"), "4096 devices, a quarter attack": ("conadv", "ranks")}
@@ -59,6 +63,17 @@ def published_rows() -> list[Row]:
             f"{one['cluster']} {one['devices']} devices, {'fitted' if one['fitted'] == 'yes' else 'held out'}"
         )
         rows.append(Row(name, one["predicted_ms"], "ms", "MLPerf", one["ratio"]))
+    return rows
+
+
+def device_rows() -> list[Row]:
+    """Predicted steps of one H200, captured and eager, beside the measured ones."""
+    rows = []
+    for one in one_device.compare().to_dict("records"):
+        fitted = "fitted" if one["fitted"] == "yes" else "held out"
+        ran = f"capture {one['capture']}, beside {one['beside']}"
+        name = f"h200, {one['images']} images, {one['method']}, {ran}, {fitted}"
+        rows.append(Row(name, one["predicted_ms"], "ms", "measured", one["ratio"]))
     return rows
 
 
@@ -154,7 +169,7 @@ def machine_rows(model: str, rounds: int) -> list[Row]:
 
 def main(asked: argparse.Namespace) -> None:
     torch.set_num_threads(1)
-    rows = published_rows()
+    rows = published_rows() + device_rows()
     fast = speed_rows(asked.rounds)
     rows += fast + event_rows(fast[0].value, min(asked.rounds, 3))
     if not asked.skip_machine:

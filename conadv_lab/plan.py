@@ -34,7 +34,7 @@ class Plan:
         network: bytes that each device that trains sends in a step.
         steps: of the run; None where the size of the set is not known here.
         step_ms, minutes: predicted time of a step and of all, failures included, on H100s; None for another model than
-            ResNet-50 at 224 pixels.
+            ResNet-50 at 224 pixels in bfloat16.
     """
 
     devices: int
@@ -96,7 +96,9 @@ class Plan:
             f"network           {self.network / 1e6:,.0f} MB sent by each device",
         ]
         if self.step_ms is None or self.minutes is None:
-            return "\n".join([*lines, "time              no prediction for this model and image size"])
+            return "\n".join(
+                [*lines, "time              no prediction for this model, image size and precision"]
+            )
         whole = f"{self.minutes / 60:,.1f} hours" if self.minutes >= 120 else f"{self.minutes:,.1f} minutes"
         lines.append(f"step              {self.step_ms:,.1f} ms on H100s")
         return "\n".join([*lines, f"whole run         {whole} on H100s, {self.steps:,} steps"])
@@ -164,13 +166,18 @@ def times(config: "Config", method: "Method", devices: int) -> dict[str, Any]:
     from conadv_lab.staleness.timeline.workload import workload_of
 
     data, training, section = config.data, config.training, config.method
-    if (config.model.model, data.dataset, data.pixels) != ("resnet50", "imagenet", 224):
+    cluster, network = load(CLUSTER), config.model
+    known = (network.model, data.dataset, data.pixels) == ("resnet50", "imagenet", 224)
+    if not known or network.precision != cluster.of("resnet50").precision:
         return {}
-    cluster, workload = load(CLUSTER), workload_of(config)
+    workload = workload_of(config)
     batch = training.global_batch * method.new_fraction / method.replays
     steps = training.steps or max(1, round(training.epochs * workload.images / batch))
     attackers = section.attackers if section.placement == "ranks" else None
-    own = step_times(cluster, workload, method, devices, placement=section.placement, attackers=attackers)
+    own = step_times(
+        cluster, workload, method, devices,
+        placement=section.placement, attackers=attackers, capture=training.capture,
+    )  # fmt: skip
     found = row(
         cluster, workload.replace(fixed_steps=steps), timeline(own, cluster.stragglers, SIMULATED_STEPS)
     )

@@ -16,9 +16,11 @@ from conadv_lab.footprint import activations
 from conadv_lab.methods import method_of
 from conadv_lab.models.resnet import resnet50
 from conadv_lab.plan import plan_of, times
-from conadv_lab.recipes import digits, imagenet
+from conadv_lab.recipes import RECIPES, digits, imagenet
 from conadv_lab.staleness import simulate
+from conadv_lab.staleness.__main__ import main as staleness
 from conadv_lab.staleness.timeline.cluster import load
+from conadv_lab.staleness.timeline.workload import workload_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -148,7 +150,7 @@ def test_the_command_prints_the_plan_and_writes_nothing(capsys, tmp_path, monkey
         "MB sent by each",
     ):
         assert word in out
-    assert "no prediction for this model and image size" in out
+    assert "no prediction for this model, image size and precision" in out
     assert list(tmp_path.iterdir()) == []
 
 
@@ -172,3 +174,21 @@ def test_a_step_takes_the_memory_that_was_predicted(tmp_path):
     rows = {row["name"]: row for row in json.loads((tmp_path / "rows.json").read_text())["rows"]}
     assert rows["peak"]["ratio"] == pytest.approx(1, abs=0.15)
     assert 1.5 < rows["adversarial loss"]["value"] < 4
+
+
+@pytest.mark.parametrize("method", ["disadv", "conadv"])
+@pytest.mark.parametrize("recipe", ["imagenet-resnet50-4k", "imagenet-resnet50-32k", "imagenet-resnet50-96k"])
+def test_the_plan_and_the_timeline_print_the_same_step_time(recipe, method, capsys, tmp_path):
+    """Micro-batch, gradients and precision come from the recipe, wherever it is asked of."""
+    assert train.main([recipe, "--method", method, "--plan", "--devices", "64"]) == 0
+    told = re.search(r"^step +([\d,.]+) ms on H100s$", capsys.readouterr().out, re.MULTILINE)
+    rows = tmp_path / "rows.json"
+    words = ["timeline", "--recipe", recipe, "--method", method, "--devices", "64", "--json", str(rows)]
+    assert staleness(words) == 0
+    (row,) = json.loads(rows.read_text())["rows"]
+    assert told[1] == f"{row['step_ms']:,.1f}"
+    workload = workload_of(recipe)
+    config = RECIPES[recipe]()
+    assert workload.micro_batch == config.training.micro_batch
+    assert workload.precision == config.model.precision
+    assert workload.bytes_each == 4  # weights and their gradients are float32, also under autocast

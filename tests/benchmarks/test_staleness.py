@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.staleness import event_rows, published_rows
+from benchmarks.staleness import device_rows, event_rows, published_rows
 from conadv_lab.staleness.timeline.calibrate import TOLERANCE
 
 
@@ -15,6 +15,13 @@ def test_a_row_a_published_line_with_predicted_over_measured():
     assert rows[0].ratio == pytest.approx(rows[0].value / 57.07)
     for row in rows:
         assert abs(row.ratio - 1) <= TOLERANCE[row.name[:4]]
+
+
+def test_a_row_a_step_of_one_device_captured_or_eager():
+    rows = {row.name: row for row in device_rows()}
+    assert len(rows) == 43
+    held_out = rows["h200, 4 images, conadv, capture on, beside all, held out"]
+    assert held_out.ratio == pytest.approx(held_out.value / 5.64)
 
 
 def test_the_events_beside_it_are_the_same_cluster(monkeypatch):

@@ -52,10 +52,8 @@ def gantt(named: Sequence[tuple[str, Timeline]], steps: int = 3) -> Figure:
         last: dict[tuple[int, int], float] = {}
         for row in done.spans(steps):
             # Two streams of a device share its line, one above the other.
-            beside = row["lane"] == "stream"
-            halved = done.times.placement == "stream"
-            height = 0.4 if halved else 0.8
-            shift = (0.2 if beside else -0.2) if halved else 0.0
+            height = 0.8 / row["lanes"]
+            shift = (row["lane"] + 0.5) * height - 0.4
             _bar(axes, row["device"] + shift, row["start"], row["end"], PASSES[row["what"]], height)
             key = row["device"], row["step"]
             last[key] = max(last.get(key, 0.0), row["end"])

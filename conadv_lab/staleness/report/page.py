@@ -18,6 +18,7 @@ from conadv_lab.staleness.report.tables import IMAGES, WORKERS
 from conadv_lab.staleness.timeline import calibrate
 from conadv_lab.staleness.timeline.cluster import Cluster, load
 from conadv_lab.staleness.timeline.simulation import one_timeline
+from conadv_lab.staleness.timeline.step_times import named
 from conadv_lab.staleness.timeline.workload import Workload, workload_of
 
 
@@ -70,8 +71,9 @@ def build(
     pictures = [*_pictures(chosen, workload, by_images, by_devices, taus, fit, seed), *_dynamics(dynamics)]
     html = render(
         "staleness/report/page.html",
-        cluster=chosen.name, recipe=workload.name, about=chosen.about, compute=asdict(chosen.of(workload.model)),
-        attack=asdict(chosen.attack), batch=workload.global_batch, staleness=workload.staleness,
+        cluster=chosen.name, recipe=workload.name, about=chosen.about,
+        compute=asdict(chosen.of(workload.model, workload.precision)),
+        attack=asdict(chosen.attack), batch=workload.global_batch, staleness=named("conadv", workload).staleness,
         steps=workload.steps, devices=devices, what_if=made_of.summary(what_if),
         simple=made_of.simple(chosen, workload),
         fit=fit.to_dict("records"), has_dynamics=any(p.part == "dynamics" for p in pictures),

@@ -64,14 +64,15 @@ def predictions(cluster: Cluster, rows: "pd.DataFrame") -> list[float]:
 def fit(cluster: Cluster, rows: "pd.DataFrame") -> Cluster:
     """The cluster with ``fixed_ms`` and ``image_ms`` of ResNet-50 that fit the rows best, in relative error."""
 
+    start = cluster.compute.get("resnet50", Compute(3.0, 0.15))
+
     def made(logs: np.ndarray) -> Cluster:
-        compute = Compute(float(np.exp(logs[0])), float(np.exp(logs[1])))  # the optimiser is inside
+        compute = dataclasses.replace(start, fixed_ms=float(np.exp(logs[0])), image_ms=float(np.exp(logs[1])))
         return dataclasses.replace(cluster, compute={**cluster.compute, "resnet50": compute})
 
     def errors(logs: np.ndarray) -> np.ndarray:
         return np.log(np.array(predictions(made(logs), rows)) / rows["step_ms"].to_numpy())
 
-    start = cluster.compute.get("resnet50", Compute(3.0, 0.15))
     return made(least_squares(errors, np.log([start.fixed_ms, start.image_ms]), xtol=1e-12).x)
 
 
@@ -142,9 +143,8 @@ def from_runs(cluster: Cluster, runs: Sequence[str | Path]) -> tuple[Cluster, li
         together = rows @ np.array([before.fixed_ms, before.image_ms])
         scale = together.sum() / (together**2).sum()
         fixed, each = scale * before.fixed_ms, scale * before.image_ms
-    found = checked(
-        dataclasses.replace(cluster, compute={**cluster.compute, model: Compute(float(fixed), float(each))})
-    )
+    made = Compute(float(fixed), float(each), precision=measured[0][0].precision)
+    found = checked(dataclasses.replace(cluster, compute={**cluster.compute, model: made}))
     lines = [
         {"run": str(run), "method": method.name, "global_batch": workload.global_batch, "measured_ms": milliseconds,
          "fitted_ms": fixed * unit[0] + each * unit[1],

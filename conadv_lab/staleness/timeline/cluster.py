@@ -26,6 +26,14 @@ class Compute:
     """What each image adds to forward, input gradient and weight gradient."""
     optimizer_ms: float = 0.0
     """Of a whole step, after the gradients are averaged; 0 where it is inside fixed_ms."""
+    precision: str | None = None
+    """float32, bfloat16 or float64, in which they hold; None: in whatever a recipe asks for."""
+    launches: int = 0
+    """Operators of a training pass that the host launches, unless a CUDA graph replays them; 0: not known."""
+    attack_launches: int = 0
+    """The same of an attack pass."""
+    together_launches: int = 0
+    """The same of a pass of clean and altered images together, each half with its own batch statistics."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,15 @@ class Attack:
     image_share: float = 2 / 3
     """Share of image_ms: forward and input gradient, of three equal parts."""
     overlap: float = 1.0
-    """How much of the smaller fixed cost hides when attack and training share a device (placement stream)."""
+    """How much hides of all fixed costs but the largest where passes share a device (placement stream)."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """What drives a device."""
+
+    launch_us: float | None = None
+    """Time to launch one operator; None: not known, and steps are taken to be replayed from CUDA graphs."""
 
 
 @dataclass(frozen=True)
@@ -108,23 +124,30 @@ class Cluster:
     about: str = ""
     compute: Mapping[str, Compute] = field(default_factory=dict)
     attack: Attack = field(default_factory=Attack)
+    host: Host = field(default_factory=Host)
     network: Network = field(default_factory=Network)
     stragglers: Stragglers = field(default_factory=Stragglers)
     input: Input = field(default_factory=Input)
     failures: Failures = field(default_factory=Failures)
 
-    def of(self, model: str) -> Compute:
+    def of(self, model: str, precision: str | None = None) -> Compute:
         """The model's compute constants.
 
         Raises:
-            ValueError: nobody measured it here.
+            ValueError: nobody measured it here, or not in this precision.
         """
         if model not in self.compute:
             raise ValueError(
                 f"cluster {self.name} has no constants of model {model!r}; allowed: "
                 f"{', '.join(sorted(self.compute)) or 'none'}. Fit them with --calibrate RUN"
             )
-        return self.compute[model]
+        found = self.compute[model]
+        if None not in (precision, found.precision) and precision != found.precision:
+            raise ValueError(
+                f"precision is {precision!r}; allowed: {found.precision!r}, in which cluster {self.name} has "
+                f"constants of {model}. Fit others with --calibrate RUN"
+            )
+        return found
 
     def replace(self, **sections: Any) -> "Cluster":
         """A checked copy; each section a mapping of changed values.
@@ -143,6 +166,7 @@ class Cluster:
 
 SECTIONS: dict[str, Any] = {
     "attack": Attack,
+    "host": Host,
     "network": Network,
     "stragglers": Stragglers,
     "input": Input,
@@ -203,11 +227,16 @@ def checked(cluster: Cluster) -> Cluster:
     """
     for model, one in cluster.compute.items():
         _from_0(f"compute.{model}", one, "fixed_ms", "image_ms", "optimizer_ms")
+        _from_0(f"compute.{model}", one, "launches", "attack_launches", "together_launches")
         positive = one.fixed_ms + one.image_ms > 0
         require(positive, f"compute.{model}", one, "fixed_ms or image_ms above 0")
     attack, network, noise = cluster.attack, cluster.network, cluster.stragglers
     _from_0("attack", attack, "fixed_share", "image_share")
     require(0 <= attack.overlap <= 1, "attack.overlap", attack.overlap, "0 to 1")
+    launch = cluster.host.launch_us
+    require(
+        launch is None or 0 <= launch < math.inf, "host.launch_us", launch, "a finite number of at least 0"
+    )
     for name in ("devices_per_node", "cards_per_node"):
         require(
             getattr(network, name) >= 1,

@@ -19,6 +19,7 @@ SHOWN = {
     "images_per_device": "img/device", "step_ms": "step ms", "utilisation": "used", "tau_mean": "mean τ",
     "hours": "hours", "device_hours": "device-hours",
 }  # fmt: skip
+FITTED = ["step_ms", "predicted_ms", "residual", "fitted", "within"]
 
 
 def timeline(words: list[str]) -> int:
@@ -41,6 +42,7 @@ def timeline(words: list[str]) -> int:
     devices = ((1,) if asked.calibrate else (64,)) if asked.devices is None else asked.devices
     options: dict[str, Any] = {
         "staleness": asked.staleness, "steps": asked.steps, "seed": asked.seed, "ascent_share": asked.ascent_share,
+        "capture": asked.capture,
     }  # fmt: skip
     if asked.best:
         frame = sim.best(cluster, workload, _method_of_best(asked, devices), devices=devices[0], **options)
@@ -63,7 +65,9 @@ def timeline(words: list[str]) -> int:
 
 def fit(words: list[str]) -> int:
     """Print measured and predicted step times."""
-    from conadv_lab.staleness.timeline import calibrate
+    import pandas as pd
+
+    from conadv_lab.staleness.timeline import calibrate, one_device
 
     asked = _parsed(FitOptions, words, "fit")
     outputs = asked.files.outputs()
@@ -73,27 +77,20 @@ def fit(words: list[str]) -> int:
         print(
             f"{name}: a pass takes {one.fixed_ms:.3f} ms + {one.image_ms:.4f} ms an image; within ±{one.tolerance:.0%}"
         )
-    shown = frame.assign(residual=[f"{100 * (ratio - 1):+.1f} %" for ratio in frame["ratio"]])
-    _print(
-        shown[
-            [
-                "cluster",
-                "devices",
-                "images_per_device",
-                "step_ms",
-                "predicted_ms",
-                "residual",
-                "fitted",
-                "within",
-            ]
-        ]
-    )
+    _print(_residuals(frame)[["cluster", "devices", "images_per_device", *FITTED]])
+    steps = one_device.compare().assign(cluster=one_device.CLUSTER)
+    print(f"{one_device.CLUSTER}, steps of one device; within ±{one_device.TOLERANCE:.0%}")
+    _print(_residuals(steps)[["capture", "method", "beside", "images", *FITTED]])
     if asked.every_choice:
         for name in calibrate.TOLERANCE:
             good, count = calibrate.every_choice(name)
             print(f"{name}: {good} of {count} choices of as many rows bring all rows within tolerance")
-    outputs.write(frame)
+    outputs.write(pd.concat([frame, steps]))
     return 0
+
+
+def _residuals(frame: "pd.DataFrame") -> "pd.DataFrame":
+    return frame.assign(residual=[f"{100 * (ratio - 1):+.1f} %" for ratio in frame["ratio"]])
 
 
 def clusters(words: list[str]) -> int:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -37,7 +38,7 @@ class TimelineOptions:
     devices: tuple[int, ...] | None = None
     """How many; one or several. None: 64, or 1 with --calibrate."""
     placement: tuple[str, ...] = ("serial",)
-    """Of conadv's attack and asyncsam's ascent: serial, stream, ranks."""
+    """serial: pass after pass; stream: side by side those that need not wait; ranks: the attack on other devices."""
     attackers: str | None = None
     """With ranks: their number, or as a decimal fraction their share of the devices; None: a quarter."""
     staleness: int | None = None
@@ -48,6 +49,8 @@ class TimelineOptions:
     """Clean and adversarial images in one pass of twice the size, instead of one pass each."""
     ascent_share: float = 1.0
     """Share of a batch that asyncsam's ascent looks at."""
+    capture: Literal["auto", "on", "off"] = "auto"
+    """Whether steps are replayed from CUDA graphs, which saves the host its launches; auto: as training decides."""
     steps: int = 200
     """Simulated steps."""
     seed: int = 0
@@ -67,10 +70,10 @@ class TimelineOptions:
 
 @dataclass(frozen=True)
 class FitOptions:
-    """MLPerf's step times against predictions whose constants were fitted on at most half of them."""
+    """Step times of MLPerf and of one H200 against predictions whose constants were fitted on the fewer of them."""
 
     all_rows: bool = False
-    """Fit on every row instead, to see what the model cannot do."""
+    """Fit MLPerf's on every row instead, to see what the model cannot do."""
     every_choice: bool = False
     """Count from how many other choices of as many rows all come out within tolerance."""
     files: tyro.conf.OmitArgPrefixes[Files] = field(default_factory=Files)

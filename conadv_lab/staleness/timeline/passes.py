@@ -1,7 +1,11 @@
-"""The passes of one device in one step, one after another, in seconds without noise.
+"""The passes of one device in one step: which follow one another, which run side by side, and how long that takes.
 
-A training pass over b images takes a + c·b (`cluster.Compute`); an attack pass has no weight gradients, so that its
-shares of a and c are smaller (`cluster.Attack`). More images than a micro-batch pay a for each micro-batch.
+A training pass over b images keeps the device for a + c·b (`cluster.Compute`): a is latency, in which kernels too small
+to fill the device follow one another, c·b is arithmetic. More images than a micro-batch pay a for each micro-batch. Of
+passes side by side the arithmetic adds up, and of their latencies the longest one remains.
+
+The host has to launch each operator, unless the step is replayed from a CUDA graph. Layers are launch-bound or
+device-bound each for itself, so a step of host time H and device time D takes (Hᵖ + Dᵖ)^(1/p): nearly the larger one.
 """
 
 from dataclasses import dataclass
@@ -11,15 +15,39 @@ from conadv_lab.methods.base import Method
 from conadv_lab.staleness.timeline.cluster import Cluster
 from conadv_lab.staleness.timeline.workload import Workload
 
+LAUNCH_POWER = 3.0
+"""p: of 2, 2.5, 3, 3.5 and 4 what meets a plain eager loop on an H200 best, within 2.2 % from 4 to 256 images."""
+
 
 @dataclass(frozen=True)
 class Span:
-    """A pass of a device within a step, in seconds from the step's start: ``what`` on ``lane``."""
+    """A pass of a device within a step, in seconds from the step's start: ``what`` on ``lane``, of ``lanes`` in use."""
 
-    lane: str
+    lane: int
+    lanes: int
     what: str
     start: float
     end: float
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A pass over all images of a device: seconds of latency, arithmetic and launching, and its micro-batches."""
+
+    what: str
+    fixed: float
+    work: float
+    launching: float
+    parts: float
+
+    @property
+    def seconds(self) -> float:
+        """On a device of its own, replayed."""
+        return self.fixed + self.work
+
+
+Stage = list[list[Pass]]
+"""Lanes that run side by side until all are done; the passes of a lane follow one another."""
 
 
 class Passes:
@@ -27,61 +55,130 @@ class Passes:
 
     Attributes:
         end: seconds of all passes.
-        last: seconds of the last micro-batch of the last pass, whose backward makes the gradients.
+        last: seconds of the last micro-batch of the last stage, whose backward makes the gradients.
         spans: the passes.
     """
 
     def __init__(self, cluster: Cluster, workload: Workload, images: float) -> None:
-        one = cluster.of(workload.model)
-        self.a, self.c = one.fixed_ms / 1e3, one.image_ms / 1e3
-        self.attack, self.workload, self.images = cluster.attack, workload, images
+        one = cluster.of(workload.model, workload.precision)
+        self.compute, self.attack, self.host = one, cluster.attack, cluster.host
+        self.workload, self.images = workload, images
         self.spans: list[Span] = []
-        self.end = self.last = self.fixed = 0.0
+        self.end = self.last = 0.0
 
-    def add_step(self, method: Method, placement: str) -> None:
-        """All passes of a trainer."""
-        beside = bool(method.side) and placement == "stream" and method.staleness > 0
-        if method.side and placement != "ranks" and not beside:
-            self._add(method.side, *self._side(method))
-        clean, altered = method.clean_fraction * self.images, method.altered_fraction * self.images
-        if method.together:  # a micro-batch of clean images brings its altered ones along
-            self._add("train", *self._train(clean + altered, parts=self._train(clean)[2]))
-        elif self.workload.joint or not (clean and altered):
-            self._add("train", *self._train(clean + altered))
-        else:
-            self._add("clean", *self._train(clean))
-            self._add("altered", *self._train(altered))
-        if beside:
-            self._stretch(method.side, *self._side(method)[:2])
+    @property
+    def micro_batches(self) -> int:
+        """Of the clean images."""
+        return self._parts(self.images)
+
+    def add_step(
+        self, method: Method, beside: str = "none", replayed: str = "none", elsewhere: bool = False
+    ) -> None:
+        """All passes of a trainer.
+
+        Args:
+            beside: which passes run side by side: ``none``, ``all`` that need not wait for one another, or the
+                ``attack`` alone beside the others.
+            replayed: what costs no launches: ``none``, the ``attack`` alone, or ``all``.
+            elsewhere: attack or ascent run on other devices.
+        """
+        stages = self.stages(method, beside, elsewhere)
+        ends: list[float] = []
+        for stage in stages:
+            ends.append((ends[-1] if ends else 0.0) + self._length(stage))
+        launched = 0.0
+        for one in (one for stage in stages for lane in stage for one in lane):
+            if replayed == "none" or (replayed == "attack" and one.what != "attack"):
+                launched += one.launching
+        self.end = _launched(ends[-1], launched)
+        stretch = self.end / ends[-1]
+        for stage, start, end in zip(stages, [0.0, *ends], ends, strict=False):
+            for number, lane in enumerate(stage):
+                self._show(number, len(stage), lane, start * stretch, end * stretch)
+        length = ends[-1] - (ends[-2] if len(ends) > 1 else 0.0)
+        self.last = length * stretch / max(one.parts for lane in stages[-1] for one in lane)
+
+    def stages(self, method: Method, beside: str, elsewhere: bool = False) -> list[Stage]:
+        """The step as stages that follow one another.
+
+        What a stale side makes, the step does not wait for. The clean pass waits for no attack, as the weights stay;
+        after an ascent everything waits, as it moves them.
+        """
+        train = self._training(method)
+        side = [self.side_pass(method)] if method.side and not elsewhere else []
+        if beside == "none":
+            return [[[one]] for one in (*side, *train)]
+        apart: Stage = [[one] for one in train]
+        if not side:
+            return [apart]
+        if method.concurrent and method.staleness:
+            return [[side, train] if beside == "attack" else [side, *apart]]
+        if method.side == "attack" and len(train) > 1:
+            return [[side, [train[0]]], [[train[1]]]]
+        return [[side], apart]
+
+    def side_pass(self, method: Method) -> Pass:
+        """The attack or ascent over the device's images."""
+        one = self._pass(method.side, self.images * method.side_share)
+        fixed, image = 1.0, 1.0
+        launching = one.launching
+        if method.side == "attack":
+            fixed, image = self.attack.fixed_share, self.attack.image_share
+            launching = self._launching(self.compute.attack_launches, one.parts)
+        steps = method.side_steps
+        return Pass(
+            one.what,
+            steps * fixed * one.fixed,
+            steps * image * one.work,
+            steps * launching,
+            steps * one.parts,
+        )
 
     def side(self, method: Method) -> float:
-        """Seconds of an attack or ascent over the device's images."""
-        return sum(self._side(method)[:2])
+        """Seconds of an attack or ascent on a device that does nothing else, not replayed."""
+        one = self.side_pass(method)
+        return _launched(one.seconds, one.launching)
 
-    def _stretch(self, what: str, fixed: float, work: float) -> None:
-        """Two streams of one device: work adds up, of the two fixed costs the smaller one hides."""
-        hidden = self.attack.overlap * min(fixed, self.fixed)
-        longer = (self.end + fixed + work - hidden) / self.end
-        self.spans = [Span(s.lane, s.what, s.start * longer, s.end * longer) for s in self.spans]
-        self.end, self.last = self.end * longer, self.last * longer
-        self.spans.append(Span("stream", what, 0.0, self.end))
+    def _training(self, method: Method) -> list[Pass]:
+        clean, altered = method.clean_fraction * self.images, method.altered_fraction * self.images
+        if method.together:  # a micro-batch of clean images brings its altered ones along
+            parts = self._parts(clean)
+            launches = self.compute.together_launches or self.compute.launches
+            return [self._pass("train", clean + altered, parts, launches)]
+        if self.workload.joint or not (clean and altered):
+            return [self._pass("train", clean + altered)]
+        return [self._pass("clean", clean), self._pass("altered", altered)]
 
-    def _add(self, what: str, fixed: float, work: float, parts: float) -> None:
-        self.spans.append(Span("compute", what, self.end, self.end + fixed + work))
-        self.end += fixed + work
-        self.fixed += fixed
-        self.last = (fixed + work) / parts
+    def _pass(self, what: str, images: float, parts: int | None = None, launches: int | None = None) -> Pass:
+        parts = self._parts(images) if parts is None else parts
+        launching = self._launching(self.compute.launches if launches is None else launches, parts)
+        return Pass(
+            what, self.compute.fixed_ms / 1e3 * parts, self.compute.image_ms / 1e3 * images, launching, parts
+        )
 
-    def _train(self, images: float, parts: int | None = None) -> tuple[float, float, int]:
-        """(fixed seconds, seconds of the images, micro-batches)."""
+    def _launching(self, launches: int, parts: float) -> float:
+        return parts * launches * (self.host.launch_us or 0.0) / 1e6
+
+    def _parts(self, images: float) -> int:
         limit = self.workload.micro_batch
-        if parts is None:
-            parts = 1 if limit is None else max(1, ceil(images / limit))
-        return self.a * parts, self.c * images, parts
+        return 1 if limit is None else max(1, ceil(images / limit))
 
-    def _side(self, method: Method) -> tuple[float, float, float]:
-        """(fixed seconds, seconds of the images, passes)"""
-        fixed, work, parts = self._train(self.images * method.side_share)
-        if method.side == "attack":
-            fixed, work = self.attack.fixed_share * fixed, self.attack.image_share * work
-        return method.side_steps * fixed, method.side_steps * work, method.side_steps * parts
+    def _length(self, stage: Stage) -> float:
+        latencies = [sum(one.fixed for one in lane) for lane in stage]
+        hidden = self.attack.overlap * (sum(latencies) - max(latencies))
+        return sum(one.seconds for lane in stage for one in lane) - hidden
+
+    def _show(self, number: int, lanes: int, lane: list[Pass], start: float, end: float) -> None:
+        """The lane's passes, drawn out over the stage."""
+        longer = (end - start) / sum(one.seconds for one in lane)
+        for one in lane:
+            until = start + longer * one.seconds
+            self.spans.append(Span(number, lanes, one.what, start, until))
+            start = until
+
+
+def _launched(device: float, host: float) -> float:
+    """Seconds of a step in which device and host are both kept for so long."""
+    if not host:
+        return device
+    return float((device**LAUNCH_POWER + host**LAUNCH_POWER) ** (1 / LAUNCH_POWER))

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from conadv_lab.mistakes import require
 from conadv_lab.staleness.timeline.cluster import Stragglers
+from conadv_lab.staleness.timeline.passes import Span
 from conadv_lab.staleness.timeline.step_times import StepTimes, shared_attackers
 from conadv_lab.staleness.timeline.stragglers import factors
 
@@ -79,19 +80,17 @@ class Timeline:
         return np.stack([(self.trace == tau).mean(axis=0) for tau in range(self.times.staleness + 1)], axis=1)
 
     def spans(self, steps: int = 4) -> list[dict[str, Any]]:
-        """What each device computes in the first steps: rows of device, role, lane, what, step, start, end."""
+        """What each device computes in the first steps: rows of device, role, lane of lanes, what, step, start, end."""
         rows: list[dict[str, Any]] = []
+        attacks = (Span(0, 1, self.times.what, 0.0, self.times.side),)
         for step in range(min(steps, len(self.shown_starts))):
             for device in range(self.times.devices):
                 start, factor = self.shown_starts[step, device], self.shown_factors[step, device]
-                own = self.times.spans if device < self.times.trainers else ()
-                parts = [(s.lane, s.what, s.start, s.end) for s in own]
-                if device >= self.times.trainers:
-                    parts = [("compute", self.times.what, 0.0, self.times.side)]
+                trains = device < self.times.trainers
                 rows += [
-                    {"device": device, "role": "trainer" if own else "attacker", "lane": lane, "what": what,
-                     "step": step, "start": start + factor * begin, "end": start + factor * end}
-                    for lane, what, begin, end in parts
+                    {"device": device, "role": "trainer" if trains else "attacker", "lane": s.lane, "lanes": s.lanes,
+                     "what": s.what, "step": step, "start": start + factor * s.start, "end": start + factor * s.end}
+                    for s in (self.times.spans if trains else attacks)
                 ]  # fmt: skip
         return rows
 

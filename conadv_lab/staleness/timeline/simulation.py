@@ -34,6 +34,7 @@ def simulate(
     attackers: int | float | None = None,
     staleness: int | None = None,
     ascent_share: float = 1.0,
+    capture: str = "auto",
     steps: int = 200,
     seed: int = 0,
 ) -> "pd.DataFrame":
@@ -42,10 +43,11 @@ def simulate(
     Args:
         cluster: a built-in name, a TOML file, or a `Cluster`.
         recipe: see `workload.workload_of`; its global batch is shared by the devices.
-        method, devices, placement: one or several; each combination is a row. Placements other than ``serial``
-            are left out for methods that cannot be placed.
+        method, devices, placement: one or several; each combination is a row. ``ranks`` is left out for methods
+            that cannot be placed so, beside ones that can.
         attackers: with placement ranks, their number (int) or share of the devices (float below 1).
         staleness: τ; None is the recipe's.
+        capture: see `step_times.step_times`.
         steps: simulated; times of the whole recipe follow from their mean.
 
     Returns:
@@ -69,12 +71,13 @@ def simulate(
     concurrent = {name: named(name, workload).concurrent for name in methods}
     rows = []
     for name, place, count in product(methods, placements, counts):
-        if place != "serial" and not concurrent[name] and any(concurrent.values()):
+        if place == "ranks" and not concurrent[name] and any(concurrent.values()):
             continue
         number = None if place != "ranks" else attackers_of(attackers, count)
         own = step_times(
             chosen, workload, name, count,
             placement=place, attackers=number, staleness=staleness, ascent_share=ascent_share,
+            capture=capture,
         )  # fmt: skip
         rows.append(row(chosen, workload, timeline(own, chosen.stragglers, steps, seed), seed))
     return pd.DataFrame(rows)
@@ -105,6 +108,7 @@ def row(cluster: Cluster, workload: Workload, done: Timeline, seed: int = 0) -> 
         "recipe": workload.name,
         "method": own.method,
         "placement": own.placement,
+        "capture": "on" if own.captured else "off",
         "devices": own.devices,
         "attackers": own.attackers,
         "global_batch": workload.global_batch,
@@ -137,6 +141,7 @@ def best(
     devices: int,
     staleness: int | None = None,
     ascent_share: float = 1.0,
+    capture: str = "auto",
     steps: int = 200,
     seed: int = 0,
 ) -> "pd.DataFrame":
@@ -155,6 +160,7 @@ def best(
             step_times(
                 chosen, workload, method, devices,
                 placement=place, attackers=n, staleness=staleness, ascent_share=ascent_share,
+                capture=capture,
             )
             for n in counts
         ]  # fmt: skip

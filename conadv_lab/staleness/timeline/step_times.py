@@ -1,6 +1,6 @@
 """What each device does in one step of a method, in seconds of a device without noise.
 
-Passes of one device follow one another (`passes`); gradients are averaged in buckets while the last one goes backward.
+Gradients are averaged in buckets while the last passes of a device go backward; `passes` says which those are.
 """
 
 from dataclasses import dataclass, replace
@@ -19,6 +19,9 @@ from conadv_lab.staleness.timeline.passes import Passes, Span
 from conadv_lab.staleness.timeline.workload import Workload
 
 PLACEMENTS = ("serial", "stream", "ranks")
+CAPTURES = ("auto", "on", "off")
+MOST_CAPTURED = 8
+"""Micro-batches of a device's step up to which ``auto`` captures, as training does."""
 BACKWARD = 2 / 3
 """Share of a training pass: forward, input gradient and weight gradient count alike (docs/semantics.md)."""
 FIRST_BUCKET = 1e6
@@ -42,6 +45,7 @@ class StepTimes:
         input_s: seconds in which a loader makes one step's images ready; 0: always in time.
         prefetch: batches that it may be ahead.
         spans: the passes of a trainer.
+        captured: whether they are replayed from a CUDA graph, so that the host launches nothing.
     """
 
     method: str
@@ -61,6 +65,7 @@ class StepTimes:
     input_s: float = 0.0
     prefetch: int = 2
     spans: tuple[Span, ...] = ()
+    captured: bool = True
 
     @property
     def attackers(self) -> int:
@@ -89,16 +94,20 @@ def step_times(
     attackers: int | None = None,
     staleness: int | None = None,
     ascent_share: float = 1.0,
+    capture: str = "auto",
 ) -> StepTimes:
     """The step of ``method``.
 
     Args:
         method: a name, also ``path/to/file.py:function``, or a method as it is.
-        placement: of conadv's attack or asyncsam's ascent: ``serial`` before the step, ``stream`` beside it on
-            the same device, ``ranks`` on other devices. Other methods have only ``serial``.
+        placement: ``serial``, each pass after the other; ``stream``, side by side on a device those that need not
+            wait for one another; ``ranks``, an attack or ascent that its step does not wait for on other devices.
         attackers: devices that attack, with ranks; None: a quarter of them, at least one.
-        staleness: τ; None: the workload's.
+        staleness: τ; None: the workload's, or the method's own.
         ascent_share: share of a batch that asyncsam's ascent looks at.
+        capture: whether a step is replayed from a CUDA graph, which takes the host no time: ``on``, ``off``, or
+            ``auto`` as training decides, on one device with few micro-batches. Where a cluster does not say what a
+            launch takes, all steps are taken to be captured.
 
     Raises:
         ValueError: an unknown name, or numbers that do not fit together.
@@ -113,7 +122,13 @@ def step_times(
     require(count <= workload.global_batch, "attackers", count, at_most)
     images = workload.global_batch / trainers
     step = Passes(cluster, workload, images)
-    step.add_step(own_method, placement)
+    captured = _captured(capture, cluster, step, devices)
+    step.add_step(
+        own_method,
+        beside="all" if placement == "stream" else "none",
+        replayed="all" if captured else "none",
+        elsewhere=placement == "ranks",
+    )
     sizes = buckets(workload.parameters * workload.bytes_each, cluster.network.bucket_mb)
     left = 1 - np.cumsum(sizes) / sizes.sum()
     rate = cluster.input.images_per_second
@@ -121,11 +136,12 @@ def step_times(
         own_method.name, placement, devices, trainers, images, step.end,
         ready=step.end - BACKWARD * step.last * left,
         reduce=np.array([all_reduce(cluster.network, one, trainers) for one in sizes]),
-        optimizer=cluster.of(workload.model).optimizer_ms / 1e3,
+        optimizer=cluster.of(workload.model, workload.precision).optimizer_ms / 1e3,
         staleness=own_method.staleness,
         input_s=0.0 if rate is None else images / rate,
         prefetch=cluster.input.prefetch,
         spans=tuple(step.spans),
+        captured=captured,
     )  # fmt: skip
     return own if count == 0 else _with_attackers(own, own_method, cluster, workload)
 
@@ -155,17 +171,37 @@ def named(name: str, workload: Workload, staleness: int | None = None, ascent_sh
     tau = own.get("staleness", workload.staleness) if staleness is None else staleness
     if name not in METHODS and not is_file_reference(name):
         raise unknown("method", name, METHODS)
-    method = method_of(resolved(Config().replace(method=name, staleness=tau)))
+    method = method_of(resolved(_with(workload.config, name, tau)))
     if name == "asyncsam":
         method.side_share = ascent_share
     return method
 
 
+def _with(config: Config, name: str, staleness: int | None) -> Config:
+    """Another method with the method's options of a recipe, wherever its attack runs and whatever the optimizer is."""
+    options = Config(method=config.method)
+    return options.replace(method=name, staleness=staleness, placement="serial", attackers=0)
+
+
+def _captured(capture: str, cluster: Cluster, step: Passes, devices: int) -> bool:
+    if capture not in CAPTURES:
+        raise unknown("capture", capture, CAPTURES)
+    known = cluster.host.launch_us is not None and step.compute.launches > 0
+    if capture == "off" and not known:
+        raise ValueError(
+            f"capture is 'off', but cluster {cluster.name} does not say what launches take; allowed: 'on', or "
+            "--set host.launch_us=… with launches of the model"
+        )
+    if capture != "auto" or not known:
+        return capture != "off"
+    return devices == 1 and step.micro_batches <= MOST_CAPTURED
+
+
 def _check(method: Method, placement: str) -> None:
     if placement not in PLACEMENTS:
         raise unknown("placement", placement, PLACEMENTS)
-    if placement != "serial" and not method.concurrent:
-        raise ValueError(f"placement is {placement!r}; allowed for {method.name}: serial")
+    if placement == "ranks" and not method.concurrent:
+        raise ValueError(f"placement is {placement!r}; allowed for {method.name}: serial, stream")
 
 
 def buckets(size: float, bucket_mb: float) -> NDArray[np.float64]:

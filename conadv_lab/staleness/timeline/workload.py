@@ -2,11 +2,11 @@
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from conadv_lab.config import Config, check
-from conadv_lab.methods import filled
 from conadv_lab.mistakes import require, unknown
+from conadv_lab.recipes import RECIPES, find
 from conadv_lab.recipes.imagenet import IMAGENET_IMAGES as IMAGENET
 
 MODELS = {"digits-cnn": 72_666, "resnet18": 11_173_962, "resnet20": 272_474, "resnet50": 25_557_032}
@@ -26,11 +26,13 @@ class Workload:
         global_batch: images of a step.
         parameters: of the model; bytes_each: of a value of its gradient on the network.
         values: of one image; the attack sends one bit for each.
-        staleness: τ of the recipe.
+        staleness: τ of the recipe; None: each method's own.
         micro_batch: images of one pass at most; None for no limit.
         joint: clean and adversarial images share one pass of twice the size, instead of one pass each. This
             package trains them apart, each through its own batch norm branch.
         fixed_steps: in place of epochs.
+        precision: of the arithmetic, bfloat16 or another; None for that of the cluster's constants.
+        config: of the recipe, from which methods take their other options.
     """
 
     name: str
@@ -41,10 +43,12 @@ class Workload:
     parameters: int
     bytes_each: int = 2
     values: int = 3 * 224**2
-    staleness: int = 1
+    staleness: int | None = None
     micro_batch: int | None = None
     joint: bool = False
     fixed_steps: int | None = None
+    precision: str | None = None
+    config: Config = field(default_factory=Config, repr=False)
 
     @property
     def steps(self) -> int:
@@ -68,17 +72,11 @@ class Workload:
         return changed
 
 
-def _imagenet(label: str, batch: int) -> Workload:
-    return Workload(
-        f"imagenet-resnet50-{label}", "resnet50", IMAGENET, 90.0, batch, MODELS["resnet50"], micro_batch=512
-    )
-
-
-WORKLOADS: Mapping[str, Workload] = {
-    one.name: one
-    for one in (_imagenet(f"{thousands}k", 1024 * thousands) for thousands in (1, 2, 4, 8, 16, 32, 64, 96))
-}
-"""ResNet-50 on ImageNet for 90 epochs, gradients in 16 bit."""
+def _workloads() -> dict[str, Workload]:
+    smallest = RECIPES["imagenet-resnet50-4k"]
+    configs = {name: recipe() for name, recipe in RECIPES.items() if name.startswith("imagenet-resnet50-")}
+    smaller = {f"imagenet-resnet50-{k}k": smallest().replace(global_batch=1024 * k) for k in (1, 2)}
+    return {name: _of_config(config, name) for name, config in (smaller | configs).items()}
 
 
 def workload_of(recipe: "str | Config | Workload") -> Workload:
@@ -93,8 +91,6 @@ def workload_of(recipe: "str | Config | Workload") -> Workload:
     if isinstance(recipe, str):
         if recipe in WORKLOADS:
             return WORKLOADS[recipe]
-        from conadv_lab.recipes import RECIPES, find
-
         if recipe not in RECIPES and ".py:" not in recipe:
             raise unknown("recipe", recipe, [*WORKLOADS, *RECIPES])
         return _of_config(find(recipe)(), recipe)
@@ -122,9 +118,11 @@ def _of_config(config: Config, name: str) -> Workload:
         MODELS[model],
         bytes_each=4,  # weights are float32, also under autocast
         values=values,
-        staleness=filled(config).method.staleness,
+        staleness=config.method.staleness,
         micro_batch=training.micro_batch,
         fixed_steps=training.steps,
+        precision=config.model.precision,
+        config=config,
     )
 
 
@@ -133,7 +131,12 @@ def _check(workload: Workload) -> None:
     for name in ("images", "global_batch", "parameters", "bytes_each", "values"):
         require(getattr(workload, name) >= 1, name, getattr(workload, name), whole)
     require(workload.epochs > 0, "epochs", workload.epochs, "above 0")
-    require(workload.staleness >= 0, "staleness", workload.staleness, "a whole number of at least 0")
+    tau = workload.staleness
+    require(tau is None or tau >= 0, "staleness", tau, "a whole number of at least 0")
     for name in ("micro_batch", "fixed_steps"):
         value = getattr(workload, name)
         require(value is None or value >= 1, name, value, whole)
+
+
+WORKLOADS: Mapping[str, Workload] = _workloads()
+"""ResNet-50 on ImageNet for 90 epochs: the recipes of that name, and the smallest of them at 1,024 and 2,048 images."""

@@ -51,8 +51,15 @@ def job(
                OPTIMIZER, attackers, loading=loading, prefetch=prefetch)  # fmt: skip
     made.staleness = 0 if method in ("vanilla", "disadv", "sam") else staleness
     if placement == "stream":
-        side, hidden = (attack(images), 0.6 * FIXED) if method == "conadv" else (training(images), FIXED)
-        made.stretch = (sum(passes) + side - hidden) / sum(passes)
+        arithmetic = EACH * images
+        made.passes = {
+            "vanilla": train,
+            "disadv": [FIXED + (2 / 3 + 1) * arithmetic, training(images)],
+            "conadv": [FIXED + (2 / 3 + 2) * arithmetic],
+            "recycled": [FIXED + 2 * arithmetic],
+            "sam": train * 2,
+            "asyncsam": [FIXED + 2 * arithmetic],
+        }[method]
     if attackers:
         theirs = batch / attackers
         made.side = attack(theirs) if method == "conadv" else training(theirs)
@@ -95,7 +102,10 @@ SERIAL = [
 ]
 PLACED = [
     ("conadv", {"devices": 6, "placement": "stream"}),
-    ("asyncsam", {"devices": 6, "placement": "stream"}),
+    *(
+        (m, {"devices": 6, "placement": "stream"})
+        for m in ("vanilla", "disadv", "recycled", "sam", "asyncsam")
+    ),
     ("conadv", {"devices": 9, "placement": "ranks", "attackers": 1, "staleness": 3}),
     ("conadv", {"devices": 9, "placement": "ranks", "attackers": 3, "staleness": 1}),
     ("conadv", {"devices": 9, "placement": "ranks", "attackers": 3, "staleness": 0}),
