@@ -6,8 +6,10 @@ Rows of the first model have the methods' bare names; those of the others carry 
 """
 
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -31,6 +33,7 @@ PLAIN: dict[str, Callable[[], nn.Module]] = {
     "digits-cnn": DigitsCNN,
 }
 BATCHES = {"resnet18": 32, "resnet20": 128, "resnet50": 16, "digits-cnn": 256}
+MICRO_BATCHES = 8
 LR, MOMENTUM, DECAY, STEPS = 0.05, 0.9, 5e-4, 1_000_000
 WARM = WARM_UPDATES + 5
 """Steps before any timing: an attack is itself only once the adversarial statistics are warm, and a captured step three
@@ -124,6 +127,23 @@ def measure(model_name: str, batch: int | None, rounds: int, suffix: str) -> lis
     return rows
 
 
+def host_part(model_name: str, folder: Path, steps: int = 200) -> Row:
+    """Microseconds of the host's part of a ConAdv step of 8 micro-batches: all but what the device runs."""
+    config = our_run(model_name, "conadv", 8 * MICRO_BATCHES, folder).config.replace(micro_batch=8)
+    run = started(config, folder / "host part")
+    run.train_step()
+    method, network, criterion = run.parts.method, run.network, run.parts.criterion
+    times = []
+    for number in range(run.step, run.step + steps):
+        begun = time.perf_counter()
+        step = run.prepared(number, run.parts.schedule(number))
+        method.begin(network, step, criterion)
+        method.kind(step)
+        method.end(step)
+        times.append(time.perf_counter() - begun)
+    return Row(f"host part, {MICRO_BATCHES} micro-batches", 1e6 * median(times), "µs")
+
+
 def _named(row: Row, name: str) -> Row:
     return Row(name, row.value, row.unit, row.peer, row.ratio, row.spread)
 
@@ -137,6 +157,8 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        rows.append(host_part(options.models[0], Path(scratch)))
     for i, name in enumerate(options.models):
         rows += measure(name, options.batch, options.rounds, "" if i == 0 else f" {name}")
     publish(rows, options.json)

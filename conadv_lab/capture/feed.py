@@ -78,8 +78,16 @@ class Feed:
     def _places(self, number: int) -> Tensor:
         """Epochs and indices of this rank's images of a step, (2, n)."""
         stream = self.stream
-        spans = (places(stream.seed, len(stream.images), *span) for span in stream.own_spans(number))
-        return torch.cat([torch.stack(pair) for pair in spans], dim=1)
+        runs: list[list[int]] = []
+        for first, last in stream.own_spans(
+            number
+        ):  # neighbours together, as every look-up costs the host its time
+            if runs and runs[-1][1] == first:
+                runs[-1][1] = last
+            else:
+                runs.append([first, last])
+        pairs = [torch.stack(places(stream.seed, len(stream.images), first, last)) for first, last in runs]
+        return torch.cat(pairs, dim=1)
 
     def _batches(self, number: int, there: Tensor) -> Iterator[Batch]:
         stream, start = self.stream, 0

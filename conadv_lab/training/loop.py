@@ -224,7 +224,7 @@ class Run:
             self._attack_step(parts.stream.step(number, parts.method.lookahead))
             return
         lr = parts.schedule(number)
-        step = self._told_to_the_device(number, lr)
+        step = self.prepared(number, lr)
         probed = (
             parts.method.probe(self.network, step, parts.criterion)
             if _due(number, training.probe_every)
@@ -260,8 +260,8 @@ class Run:
         if isinstance(placement, OtherRanks):
             placement.patience = PATIENCE
 
-    def _told_to_the_device(self, number: int, lr: float) -> Step:
-        """A step whose images and learning rates the device finds where it looks for them."""
+    def prepared(self, number: int, lr: float) -> Step:
+        """The host's part of a step: its images and learning rates are where the device looks for them."""
         parts = self.parts
         rates = learning_rates(parts.optimizer, lr)
         if not self.program.rates:

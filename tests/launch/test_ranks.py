@@ -139,8 +139,8 @@ def test_the_command_trains_over_ranks_and_prints_once(tmp_path):
         (["--placement", "ranks"], "attackers is 0; allowed with placement 'ranks': at least 1"),
         (["--attackers", "1"], "attackers is 1; allowed with placement 'serial': 0"),
         (["--placement", "ranks", "--attackers", "1"], "attackers is 1 of 1 rank; allowed: fewer"),
-        (["--method", "disadv", "--placement", "stream"], "allowed for disadv: 'serial'"),
-        (["--staleness", "0", "--placement", "stream"], "allowed for conadv with staleness 0: 'serial'"),
+        (["--method", "disadv", "--placement", "ranks"], "allowed for disadv: 'serial'"),
+        (["--staleness", "0", "--placement", "ranks"], "allowed for conadv with staleness 0: 'serial'"),
         (
             ["--placement", "stream", "--device", "cpu"],
             "placement is 'stream' on device 'cpu'; allowed: on cuda",

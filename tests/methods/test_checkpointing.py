@@ -42,6 +42,7 @@ def gradients_and_statistics(net: Net, name: str, **options) -> list[torch.Tenso
     """After two steps of two micro-batches without an optimizer's, so that nothing grows."""
     config = resolved(Config().replace(method=name, epsilon=0.1, **options))
     method, model = method_of(config), mixture_batch_norm(net.double())
+    method.attach(torch.optim.SGD(model.parameters(), lr=0.1))
     batch = round(16 * method.new_fraction)
     steps = Stream(
         image_set(50), seed=5, batch=batch, first_batch=max(16, batch), steps=4, micro_batch=batch // 2,

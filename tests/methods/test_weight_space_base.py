@@ -193,7 +193,10 @@ class _Unchecked:
             "early_method is 'recycled-equal' and late_method 'looksam'; allowed: two that take as many images",
         ),
         ({"method": "late-sam", "late_method": "msam", "momentum": 0.0}, "allowed for msam: above 0"),
-        ({"method": "sam", "placement": "stream"}, "placement is 'stream'; allowed for sam: 'serial'"),
+        (
+            {"method": "sam", "placement": "ranks"},
+            "placement is 'ranks'; allowed for sam: 'serial' or 'stream'",
+        ),
         (
             {"method": "asyncsam", "placement": "ranks", "attackers": 1},
             "placement is 'ranks'; allowed for asyncsam",
