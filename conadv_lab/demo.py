@@ -1,5 +1,6 @@
 """What ``make demo`` runs: every method on real digits at three batch sizes, and a report of what came out."""
 
+import argparse
 import json
 import math
 import sys
@@ -13,7 +14,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from conadv_lab.cli import parsed
 from conadv_lab.config import Config, resolved
 from conadv_lab.cores import cores
 from conadv_lab.methods import method_of
@@ -71,23 +71,13 @@ def cells() -> list[Cell]:
     return planned
 
 
-@dataclass(frozen=True)
-class DemoOptions:
-    """Where to, and what for."""
-
-    out: Path = Path("runs/demo")
-    """Folder of the report and the runs."""
-    tune: bool = False
-    """Measure the grid of learning rates anew (long)."""
-
-
 def main(arguments: list[str] | None = None) -> int:
-    words = sys.argv[1:] if arguments is None else arguments
-    try:
-        options = parsed(DemoOptions, words, "conadv_lab.demo", __doc__)
-    except ValueError as mistake:
-        print(f"error: {mistake}", file=sys.stderr)
-        return 2
+    parser = argparse.ArgumentParser(prog="python -m conadv_lab.demo", description=__doc__)
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/demo"), help="folder of the report and the runs"
+    )
+    parser.add_argument("--tune", action="store_true", help="measure the grid of learning rates anew (long)")
+    options = parser.parse_args(arguments)
     started = time.monotonic()
     if options.tune:
         tune(options.out.with_name("demo-grid"))

@@ -105,16 +105,15 @@ def test_others_of_fast_advprop_are_new_images(tmp_path):
     assert result["epochs_seen"] == 9 * 50 / 90
 
 
-ELSEWHERE = {"placement": "ranks", "attackers": 1}
 REFUSED = {
     "others": ({"method": "fast-advprop", "global_batch": 30}, "global_batch is 30; allowed: for fast-advprop: a mult"),
     "groups": ({"method": "fast-advprop", "micro_batch": 6}, "micro_batch is 6; allowed: for fast-advprop: a multiple"),
     "replays": ({"method": "free-at", "replays": 0}, "replays is 0; allowed: a whole number of at least 1"),
     "target": ({"method": "advprop", "attack_target": "any"}, "unknown attack_target 'any'"),
     "steps": ({"method": "advprop", "attack_steps": 0}, "attack_steps is 0; allowed: a whole number of at least 1"),
-    "fresh": ({"method": "advprop", **ELSEWHERE}, "placement is 'ranks'; allowed for advprop with stal"),
-    "no queue": ({"method": "free-at", **ELSEWHERE}, "placement is 'ranks'; allowed for free-at"),
-    "a kept gradient": ({"method": "fast-advprop", **ELSEWHERE}, "placement is 'ranks'; allowed for fast"),
+    "fresh": ({"method": "advprop", "placement": "stream"}, "placement is 'stream'; allowed for advprop with stal"),
+    "no queue": ({"method": "free-at", "placement": "stream"}, "placement is 'stream'; allowed for free-at"),
+    "a kept gradient": ({"method": "fast-advprop", "placement": "stream"}, "placement is 'stream'; allowed for fast"),
     "a step of nothing": ({"method": "fgsm-rs", "attack_step": 0.0}, "attack_step is 0.0; allowed: above 0"),
 }  # fmt: skip
 

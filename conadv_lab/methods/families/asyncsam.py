@@ -36,7 +36,7 @@ class AsyncSAM(WeightSpace):
     (2.0, 1, 2)
     """
 
-    name, label, colour, marker = "asyncsam", "AsyncSAM", "#44AA99", "X"
+    name, label, colour = "asyncsam", "AsyncSAM", "#44AA99"
     about = "B clean images, as `sam` with the ascent gradient of `--staleness` steps ago"
     source = "Jo, Lim, Lee, 2025"
     reads = (RhoOptions, PerturbationOptions, StalenessOptions)

@@ -49,7 +49,7 @@ class ConAdvSAM(ConAdv):
     (4.67, 2)
     """
 
-    name, label, colour, marker = "conadv-sam", "ConAdv with SAM", "#4B4B00", "v"
+    name, label, colour, marker = "conadv-sam", "ConAdv with SAM", "#999933", "v"
     about = "as `conadv`, with the gradient of its loss at w + ρ g/‖g‖"
     source = "ours"
     reads: tuple[type, ...] = (*ConAdv.reads, RhoOptions)
@@ -113,7 +113,7 @@ class RecycledMSAM(Recycled):
     not finite is not left out. A loop of one's own tells it the optimizer: ``method.attach(optimizer)``.
     """
 
-    name, label, colour, marker = "recycled-msam", "recycled with MSAM", "#99CCEE", "P"
+    name, label, colour, marker = "recycled-msam", "recycled with MSAM", "#6699CC", "P"
     about = "as `recycled`, with the gradient of its loss at w − ρ v/‖v‖, v the optimizer's momentum"
     source = "ours"
     reads: tuple[type, ...] = (*Recycled.reads, RhoOptions)

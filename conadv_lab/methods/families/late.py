@@ -54,7 +54,7 @@ class LateSAM(Method):
     (1.1, [9, 14, 3])
     """
 
-    name, label, colour, marker = "late-sam", "late SAM", "#661100", "<"
+    name, label, colour, marker = "late-sam", "late SAM", "#661100", "p"
     about = "as `--early-method`, and in the last `--late-share` of the steps as `--late-method`"
     source = "arXiv 2410.10373, 2024"
     reads: tuple[type, ...] = (RhoOptions, LateOptions)
@@ -130,14 +130,6 @@ class LateSAM(Method):
 
     def end(self, step: Step) -> None:
         self.at(step).end(step)
-        self._note(step)
-
-    def backward(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
-        losses = self.at(step).backward(model, step, criterion)
-        self._note(step)
-        return losses
-
-    def _note(self, step: Step) -> None:
         self._is_late = self.at(step) is self.late
         self.left_out = self.early.left_out + self.late.left_out
 

@@ -50,7 +50,7 @@ class SAMPa(WeightSpace):
     A loop of one's own tells it the optimizer, torch's SGD: ``method.attach(optimizer)``.
     """
 
-    name, label, colour, marker = "sampa", "SAMPa", "#882255", "8"
+    name, label, colour = "sampa", "SAMPa", "#882255"
     about = "B clean images, as `sam` with the ascent gradient taken a step ahead"
     source = "Xie et al., NeurIPS 2024"
     reads = (RhoOptions, SampaOptions)
