@@ -149,7 +149,8 @@ def measure(given: Options) -> tuple["pd.DataFrame", dict[str, Any]]:
 def draw(rows: "pd.DataFrame") -> Any:
     from matplotlib import pyplot as plt
 
-    from conadv_lab.plots import look_of, t_interval
+    from conadv_lab.intervals import t_interval
+    from conadv_lab.plots import look_of
 
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True, layout="constrained")
     for ax, arm in zip(axes, ("equal-epochs", "equal-arithmetic"), strict=True):

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
+from conadv_lab.checkpoints import read_checkpoint
 from conadv_lab.recipes.digits import vanilla
-from conadv_lab.runs import read_checkpoint
 from conadv_lab.training.loop import train
 
 ROOT = Path(__file__).parents[2]
