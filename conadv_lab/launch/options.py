@@ -6,6 +6,9 @@ from pathlib import Path
 from conadv_lab.launch import profiles, slurm
 from conadv_lab.launch.profiles import Profile
 
+SLURM_ALONE = ("partition", "account", "qos", "constraint", "gres")
+"""What sbatch takes as it is, and this machine without SLURM has not."""
+
 
 @dataclass(frozen=True)
 class RunOptions:
@@ -21,6 +24,14 @@ class RunOptions:
     """The data lie where the nodes alone see them: what depends on them is not checked before the runs are sent."""
     partition: str | None = None
     """SLURM partition; None: the profile's."""
+    account: str | None = None
+    """SLURM account; None: the profile's."""
+    qos: str | None = None
+    """Quality of service; None: the profile's."""
+    constraint: str | None = None
+    """Features that the nodes must have; None: the profile's."""
+    gres: str | None = None
+    """Generic resources of each node, such as gpu:h100:4; None: the profile's."""
     nodes: int | None = None
     """Nodes; None: the profile's."""
     tasks_per_node: int | None = None
@@ -46,13 +57,13 @@ class RunOptions:
         """
         chosen = profiles.load(self.profile or default_profile())
         if chosen.is_local:
-            for name in ("partition", "mem_gb", "data_on_nodes"):
+            for name in (*SLURM_ALONE, "mem_gb", "data_on_nodes"):
                 if (value := getattr(self, name)) not in (None, False):
                     why = f"profile {chosen.name} runs on this machine" + (
                         "" if self.profile else ": no SLURM here"
                     )
                     raise ValueError(f"{name} is {value!r}; allowed: only on SLURM ({why})")
-        names = ("partition", "nodes", "tasks_per_node", "cpus_per_task", "gpus_per_node", "mem_gb", "minutes",
+        names = (*SLURM_ALONE, "nodes", "tasks_per_node", "cpus_per_task", "gpus_per_node", "mem_gb", "minutes",
                  "signal_delay_s", "max_parallel")  # fmt: skip
         return chosen.replace(**{name: getattr(self, name) for name in names})
 

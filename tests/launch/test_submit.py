@@ -70,6 +70,8 @@ MISTAKES = {
     "partition": (["run", "digits-conadv", "--out", "run", "--partition", "lwo"], "unknown partition 'lwo'.*'low'"),
     "partition here": (["run", "digits-conadv", "--out", "run", "--profile", "local", "--partition", "low"],
                        "partition is 'low'; allowed: only on SLURM"),
+    "account here": (["run", "digits-conadv", "--out", "run", "--profile", "local", "--account", "mine"],
+                     "account is 'mine'; allowed: only on SLURM"),
     "nodes": (["run", "digits-conadv", "--out", "run", "--nodes", "0"], "nodes is 0; allowed"),
     "file": (["run", "digits-conadv", "--out", "run", "--model", "nowhere.py:net"], "nowhere.py does not exist"),
     "place": (["status", "nowhere"], "nowhere is no folder"),
@@ -113,6 +115,14 @@ def test_a_dry_run_writes_nothing_and_needs_no_slurm(no_slurm, capsys, tmp_path)
     assert config["method"]["weights"] == [0.5, 0.5]
     assert f"    1  {tmp_path}/s/lr=0.2\n" in out
     assert "#SBATCH --array=0-1%2\n" in out.partition("# sbatch script 1 of 1\n")[2]
+
+
+def test_what_sites_ask_for_first_are_options(fake, capsys, tmp_path):
+    wanted = {"account": "my-project", "qos": "long", "constraint": "h100", "gres": "gpu:4"}
+    words = [word for name, value in wanted.items() for word in (f"--{name}", value)]
+    _, out, _ = run(capsys, "run", "digits-conadv", "--out", tmp_path / "run", *words, "--dry-run")
+    for name, value in wanted.items():
+        assert f"#SBATCH --{name}={value}\n" in out
 
 
 def test_what_is_sent_is_what_the_dry_run_showed(fake, capsys, tmp_path):
