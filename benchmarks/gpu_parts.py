@@ -138,7 +138,7 @@ PARTS = (
     ),
     Part(
         "imagenet",
-        "a training step of every method, ResNet-50 at 224 pixels, eager",
+        "a training step of every method, ResNet-50 at 224 pixels, eager and captured",
         "-m benchmarks.imagenet_gpu --no-compile --batches 4 64 256 --rounds 5 --minutes 1.2 --json {figures}",
         seconds=100,
         small=f"{SMALL_STEPS} --device cpu",
