@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.conadv-lab
 LAB_STAMP := .venv/.conadv-lab-notebooks
+ADAPTERS_STAMP := .venv/.conadv-lab-adapters
 
 KILLS ?= 20
 
@@ -11,7 +12,7 @@ STUDIES := flatness_vs_batch accuracy_vs_batch staleness cost critical_batch eps
 UNMEASURED := neighbours
 SMOKE := runs/studies/smoke
 
-.PHONY: demo lab test test-all test-gpu test-slurm test-kills test-slow studies-smoke studies notebooks docs setup lint clean
+.PHONY: demo lab test test-all test-gpu test-slurm test-kills test-slow test-adapters studies-smoke studies notebooks docs setup lint clean
 
 demo: setup
 	$(BIN)/python -m conadv_lab.demo
@@ -27,10 +28,21 @@ $(LAB_STAMP): $(STAMP)
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
 
-test-all: test test-slow studies-smoke test-kills test-slurm
+test-all: test test-slow test-adapters studies-smoke test-kills test-slurm
 
 test-slow: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
+
+# The adapters inside the real libraries, which the extra [adapters] installs into .venv beside the same torch. Writes docs/integrations.md's table.
+test-adapters: $(ADAPTERS_STAMP)
+	CONADV_WORKS_WITH=docs/integrations.md $(BIN)/python -m pytest tests/integrations
+
+$(ADAPTERS_STAMP): $(STAMP)
+	@before=$$($(BIN)/python -c 'import torch; print(torch.__version__)') && \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[adapters]' && \
+	after=$$($(BIN)/python -c 'import torch; print(torch.__version__)') && \
+	{ [ "$$before" = "$$after" ] || { echo "the extra [adapters] changed torch from $$before to $$after"; exit 1; }; }
+	@touch $(ADAPTERS_STAMP)
 
 # What only a CUDA device can show.
 test-gpu: setup

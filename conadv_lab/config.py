@@ -75,6 +75,8 @@ class Training:
     """Test images of a PGD accuracy at each evaluation, in the ball of epsilon; 0 for none."""
     pgd_steps: int = 10
     """k: steps of that attack, each of 2.5 epsilon/k, from a random start."""
+    log_to: Literal["none", "tensorboard", "wandb", "mlflow"] = "none"
+    """Where metrics go besides the run folder; one that fails is left out with a warning."""
     probe_every: int = 0
     """Steps between two measurements of the sign agreement of stale and fresh attacks; 0 for none."""
 

@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (
     ("__main__", "train", "submit", "demo", "demo_report"),
     ("launch",),
+    ("integrations",),
     ("plan",),
     ("staleness.__main__",),
     ("staleness.report",),

@@ -60,18 +60,20 @@ def lookahead(
     for number in range(steps):
         for wanted in range(number // replays, min(number + ahead, steps - 1) // replays + 1):
             if wanted not in held:
-                held[wanted] = _shared(list(islice(source, accumulate)))
+                held[wanted] = shared(list(islice(source, accumulate)))
         held = {fresh: batches for fresh, batches in held.items() if fresh >= (number - 1) // replays}
-        yield _step_of(dict(held), number, ahead, steps - 1, replays)
+        yield step_of(dict(held), number, ahead, steps - 1, replays)
 
 
-def _shared(batches: list[Batch]) -> list[Batch]:
+def shared(batches: list[Batch]) -> list[Batch]:
     """The micro-batches of one step, their shares in proportion to their images."""
     images = sum(len(batch.labels) for batch in batches)
     return [replace(batch, share=len(batch.labels) / images) for batch in batches]
 
 
-def _step_of(held: dict[int, list[Batch]], number: int, ahead: int, last: int, replays: int) -> Step:
+def step_of(held: dict[int, list[Batch]], number: int, ahead: int, last: int, replays: int) -> Step:
+    """Step ``number`` over the micro-batches that are held, by the number of their images' step without replays."""
+
     def fetch(number: int) -> list[Batch]:
         return held[number // replays]
 
@@ -92,7 +94,7 @@ def _endless(loader: Iterable[Any], device: torch.device | str | None) -> Iterat
         for batch in loader:
             images, labels = images_and_labels(batch)
             if epoch == seen == 0:
-                _require_unit_range(images)
+                require_unit_range(images)
             if device is not None:
                 images, labels = sent(images, torch.device(device)), sent(labels, torch.device(device))
             indices = torch.arange(seen, seen + len(images), device=images.device)
@@ -169,7 +171,8 @@ def _tensor(values: Any, what: str) -> Tensor:
     )
 
 
-def _require_unit_range(images: Tensor) -> None:
+def require_unit_range(images: Tensor) -> None:
+    """Raise ``ValueError`` where images are not in [0, 1]."""
     low, high = (float(images.min()), float(images.max())) if images.numel() else (0.0, 1.0)
     if not (low >= -ROUNDING and high <= 1 + ROUNDING):
         raise ValueError(

@@ -30,7 +30,7 @@ from conadv_lab.optim.groups import learning_rates, set_learning_rate
 from conadv_lab.optim.rates import plain_state, why_not
 from conadv_lab.provenance import manifest
 from conadv_lab.runs import RunFolder
-from conadv_lab.training import growth
+from conadv_lab.training import growth, loggers
 from conadv_lab.training.build import Parts, build
 from conadv_lab.training.claim import Claim
 from conadv_lab.training.distributed import PATIENCE, AnyLater, Ranks, Spectator, join
@@ -112,6 +112,7 @@ def _prepared(
     config: Config, folder: RunFolder, resume: bool, progress: Progress, ranks: Ranks
 ) -> "Run | None":
     with ranks.agreed():
+        loggers.require_installed(config.training.log_to)
         config = reconciled(config, folder, resume)
     if ranks.told_by_first(int(folder.result() is not None)):
         return None
@@ -136,6 +137,7 @@ class Run:
         self.stop = AnyLater(self.ranks)
         self.claim = Claim(folder.path)
         self.saver = Saver(folder)
+        self.logger = loggers.Quiet(self.config.training.log_to if self.ranks.first else "none")
         self.seconds_before = 0.0
         self.ema = average_of(parts.model, self.config.model.ema)
         self.network = network_of(parts.model, self.config.model, parts.device)
@@ -177,7 +179,7 @@ class Run:
 
     def to_the_end(self) -> None:
         """Start, take every step that is left, and finish; or stop between two steps where a signal asks for it."""
-        with stop_requests() as requests, self.claim, self.ranks.failures_told(), self.saver:
+        with stop_requests() as requests, self.claim, self.ranks.failures_told(), self.saver, self.logger:
             self.start()
             while self.step < self.parts.stream.steps:
                 self.train_step()
@@ -208,6 +210,7 @@ class Run:
         else:
             self._restore(*loaded)
             self.folder.note_config(self.config)
+        self.logger.open(self.folder.path, self.config.to_dict(), self.step)
         self.bar = _bar(self.parts.stream.steps, self.step) if self.on_terminal else None
         self.logged_at = self.started, self.step
         # By then this process has trained on both branches and on a step of every size.
@@ -355,6 +358,7 @@ class Run:
             result |= parts.schedule.figures()
         self.saver.wait()
         write_json(self.folder.path / "result.json", result)
+        self.logger.log(self.step - 1, {f"final_{name}": figure for name, figure in result.items()})
         if self.bar is not None:
             self.bar.close()
         if self.lines:
@@ -439,7 +443,9 @@ class Run:
         line = {"step": number, "epoch": self._epoch(number), "lr": lr, "loss": losses.clean.item()}
         if losses.adversarial is not None:
             line["adversarial_loss"] = losses.adversarial.item()
-        self.folder.append_metrics(line | more | {"images_per_second": rate})
+        told = line | more | {"images_per_second": rate}
+        self.folder.append_metrics(told)
+        self.logger.log(number, told)
         if self.bar is not None:
             self.bar.set_postfix(loss=f"{line['loss']:.3f}", refresh=False)
         if self.lines:

@@ -18,6 +18,7 @@ CHANGES_NO_BIT = frozenset(
         "attackers",  # as long as as many ranks train
         "capture",  # on a GPU to rounding, and to the bit with deterministic
         "log_every",
+        "log_to",
         "checkpoint_every",
         "evaluate_every",
         "mirror",

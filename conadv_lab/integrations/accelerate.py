@@ -1,0 +1,35 @@
+"""Hugging Face Accelerate: the loop stays the user's, and Accelerate's checkpoints keep what is pending."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from conadv_lab.integrations.ahead import Ahead
+from conadv_lab.methods.base import Method
+
+
+def look_ahead(accelerator: Any, loader: Iterable[Any], method: Method, **options: Any) -> Ahead:
+    """Steps over a prepared loader, whose place and pending attacks ``accelerator.save_state`` saves.
+
+    Call ``ahead.done(step)`` after the optimizer's step: what is saved goes on after that one.
+
+    Args:
+        accelerator: an ``accelerate.Accelerator`` of one process, without fp16.
+        loader: as ``accelerator.prepare`` returned it.
+        method: see `Ahead`.
+        options: of `Ahead`.
+
+    Raises:
+        ValueError: several processes, or mixed precision with scaled gradients.
+    """
+    if accelerator.num_processes > 1:
+        raise ValueError(
+            f"Accelerate uses {accelerator.num_processes} processes; allowed: 1. docs/integrations.md has a script for "
+            "several, and conadv_lab.train does it by itself"
+        )
+    if accelerator.mixed_precision == "fp16":
+        raise ValueError(
+            "mixed_precision is 'fp16'; allowed: 'no' and 'bf16', as an attack's backward is not scaled"
+        )
+    ahead = Ahead(loader, method, device=accelerator.device, **options)
+    accelerator.register_for_checkpointing(ahead)
+    return ahead

@@ -1,0 +1,283 @@
+"""Look-ahead for trainers that own the loop: a loader of steps, epoch by epoch, that can be saved and resumed."""
+
+import random
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from conadv_lab.data.loader import Batch, Step
+from conadv_lab.data.lookahead import images_and_labels, require_unit_range, shared, step_of
+from conadv_lab.data.transfer import sent
+from conadv_lab.methods.base import Method
+from conadv_lab.mistakes import require
+from conadv_lab.training.weights import on_device
+
+Device = torch.device | str | None
+
+
+class Ahead:
+    """A loader whose items are steps that see the batches of later steps, as `conadv_lab.lookahead` gives them.
+
+    Iterating over it once gives the steps of one epoch, ``len(loader) // accumulate``. What was read ahead is kept for
+    the next epoch, so a shuffled loader is read once, and attacks cross the end of an epoch.
+
+    A checkpoint holds what is pending and the place in the loader, but no images: on resuming they are read again. So
+    that a shuffled loader without a seed gives the same images then, the loader runs under a random state of its own,
+    a function of (seed, epoch), and leaves torch's, NumPy's and Python's as they were. Generators of the loader and its
+    sampler are saved and restored. Images that depend on anything else come back different; the checksum in the
+    checkpoint tells, and the steps that were already attacked are then attacked anew, with a warning.
+
+    Args:
+        loader: a list or a DataLoader of ``(images, labels)`` or mappings, with a length; images in [0, 1].
+        method: decides how far to look ahead; its state is part of the checkpoint.
+        accumulate: batches of the loader in one step.
+        steps: how many steps will be trained; None where that is not known, which costs a few attacks at the end.
+        device: where the model is, or a function that says so once it is known; None leaves the batches where they are.
+        seed: of the loader's random state; None takes ``torch.initial_seed()``.
+
+    Raises:
+        ValueError: a number out of range, or a loader without a length or with too few batches.
+
+    >>> from conadv_lab import ConAdv, SignAttack
+    >>> loader = [(torch.zeros(2, 1, 2, 2), torch.zeros(2).long())] * 3
+    >>> ahead = Ahead(loader, ConAdv(SignAttack(0.1), staleness=1))
+    >>> [(step.number, step.ahead) for epoch in range(2) for step in ahead]
+    [(0, 1), (1, 1), (2, 1), (3, 1), (4, 1), (5, 1)]
+    """
+
+    def __init__(
+        self,
+        loader: Iterable[Any],
+        method: Method,
+        *,
+        accumulate: int = 1,
+        steps: int | None = None,
+        device: Device | Callable[[], Device] = None,
+        seed: int | None = None,
+    ) -> None:
+        for name, value in (("accumulate", accumulate), ("steps", 1 if steps is None else steps)):
+            require(isinstance(value, int) and value >= 1, name, value, "a whole number of at least 1")
+        self.loader, self.method, self.accumulate, self.steps = loader, method, accumulate, steps
+        self._device = device
+        self._reader = _Reader(loader, torch.initial_seed() if seed is None else seed)
+        self._held: dict[int, list[Batch]] = {}
+        self._places: dict[int, tuple[int, int]] = {}
+        self.number = self.trained = 0
+        self._per_epoch = self._steps_of_an_epoch()
+
+    def __len__(self) -> int:
+        return self._per_epoch
+
+    def __iter__(self) -> Iterator[Step]:
+        """The steps that are left of this epoch."""
+        # Counted when the first step is asked for: trainers make an iterator before they load a checkpoint.
+        for _ in range(len(self) - self.number % len(self)):
+            if self.steps is not None and self.number >= self.steps:
+                return
+            yield self._next()
+
+    @property
+    def device(self) -> Device:
+        return self._device() if callable(self._device) else self._device
+
+    def done(self, step: Step) -> None:
+        """Note that a step was trained: a checkpoint goes on after it, whatever was handed out already."""
+        self.trained = step.number + 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is pending, and where the loader was: tensors and plain values only."""
+        first = self._first(self.trained)
+        epoch, place = self._places.get(first, (self._reader.epoch, self._reader.place))
+        held = [number for number in sorted(self._held) if number >= first]
+        return {
+            "number": self.trained,
+            "seed": self._reader.seed,
+            "epoch": epoch,
+            "place": place,
+            "generators": self._reader.starts.get(epoch, []),
+            "held": held,
+            "images": self._checksum(held),
+            "method": self.method.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken, over a loader and with a method of the same arguments."""
+        self._reader = _Reader(self.loader, state["seed"])
+        self._reader.go_to(state["epoch"], state["place"], state["generators"])
+        self._held, self._places = {}, {}
+        self.number = self.trained = state["number"]
+        for number in state["held"]:
+            self._hold(number)
+        if self._checksum(state["held"]) == state["images"]:
+            device = self.device
+            own = state["method"] if device is None else on_device(state["method"], torch.device(device))
+            self.method.load_state_dict(own)
+            return
+        warnings.warn(
+            f"the loader gives other images for step {self.number} than before the stop, so what was attacked ahead is "
+            "attacked anew; images that depend on (epoch, index) or on torch's, NumPy's or Python's random state alone "
+            "come back the same"
+        )
+
+    def _next(self) -> Step:
+        number, ahead, replays = self.number, self.method.lookahead, self.method.replays
+        last = number + ahead if self.steps is None else self.steps - 1
+        for wanted in range(number // replays, min(number + ahead, last) // replays + 1):
+            if wanted not in self._held:
+                self._hold(wanted)
+        first = self._first(number)
+        self._held = {fresh: batches for fresh, batches in self._held.items() if fresh >= first}
+        # A trainer may have asked for a step more than it has trained.
+        self._places = {fresh: place for fresh, place in self._places.items() if fresh >= first - 2}
+        self.number += 1
+        return step_of(dict(self._held), number, ahead, last, replays)
+
+    def _hold(self, number: int) -> None:
+        place, batches = None, []
+        for _ in range(self.accumulate):
+            batch, where = self._reader.read(self.device)
+            place = place or where
+            batches.append(batch)
+        assert place is not None
+        self._held[number], self._places[number] = shared(batches), place
+
+    def _first(self, number: int) -> int:
+        """The earliest images that step ``number`` may ask for: those of the step before."""
+        return max(0, number - 1) // self.method.replays
+
+    def _checksum(self, numbers: list[int]) -> str:
+        digest = sha256()
+        for number in numbers:
+            for batch in self._held[number]:
+                for tensor in (batch.images, batch.labels):
+                    digest.update(
+                        tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+                    )
+        return digest.hexdigest()
+
+    def _steps_of_an_epoch(self) -> int:
+        try:
+            batches = len(self.loader)  # type: ignore[arg-type]
+        except TypeError:
+            kind = type(self.loader).__name__
+            raise ValueError(
+                f"the loader, of type {kind}, has no length; allowed: a list or a DataLoader "
+                "over a data set with a length"
+            ) from None
+        if batches < self.accumulate:
+            raise ValueError(
+                f"the loader has {batches} batches; allowed: at least {self.accumulate}, "
+                f"as accumulate is {self.accumulate}"
+            )
+        return batches // self.accumulate
+
+
+class _Reader:
+    """The batches of a loader, one epoch after another, each epoch under a random state that (seed, epoch) decide.
+
+    Attributes:
+        epoch, place: of the next batch.
+        starts: states of the loader's generators at the start of each epoch that may have to be read again.
+    """
+
+    def __init__(self, loader: Iterable[Any], seed: int) -> None:
+        self.loader, self.seed = loader, seed
+        self.epoch = self.place = self._images = 0
+        self.starts: dict[int, list[Tensor]] = {}
+        self._batches: Iterator[Any] | None = None
+        self._random = _Random(seed, 0)
+
+    def read(self, device: Device) -> tuple[Batch, tuple[int, int]]:
+        """The next batch, on the device, and its (epoch, place)."""
+        raw = self._raw()
+        images, labels = images_and_labels(raw)
+        if self.epoch == self.place == 0:
+            require_unit_range(images)
+        if device is not None:
+            images, labels = sent(images, torch.device(device)), sent(labels, torch.device(device))
+        indices = torch.arange(self._images, self._images + len(images), device=images.device)
+        where = self.epoch, self.place
+        self._images += len(images)
+        self.place += 1
+        return Batch(images, labels, torch.full_like(indices, self.epoch), indices, 1.0), where
+
+    def go_to(self, epoch: int, place: int, generators: list[Tensor]) -> None:
+        """Read an epoch again up to its batch ``place``."""
+        self.epoch, self.place, self._images = epoch, 0, 0
+        for generator, state in zip(self._generators(), generators, strict=True):
+            generator.set_state(state)
+        self._begin()
+        for _ in range(place):
+            self.read(None)
+
+    def _raw(self) -> Any:
+        if self._batches is None:
+            self._begin()
+        for _ in range(2):
+            with self._random.used():
+                for batch in self._batches or ():
+                    return batch
+            if self.place == 0:
+                break
+            self.epoch, self.place, self._images = self.epoch + 1, 0, 0
+            self._begin()
+        raise ValueError(
+            f"the loader gave no batch in epoch {self.epoch}; allowed: a list or a DataLoader, "
+            "not what can be read only once"
+        )
+
+    def _begin(self) -> None:
+        self.starts = {e: states for e, states in self.starts.items() if e >= self.epoch - 2}
+        self.starts[self.epoch] = [generator.get_state() for generator in self._generators()]
+        samplers = (getattr(self.loader, "sampler", None), getattr(self.loader, "batch_sampler", None))
+        parts: tuple[Any, ...] = (self.loader, *samplers)
+        for part in parts:
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(self.epoch)
+        self._random = _Random(self.seed, self.epoch)
+        with self._random.used():
+            self._batches = iter(self.loader)
+
+    def _generators(self) -> list[torch.Generator]:
+        """Those of the loader and of what it samples with, each once."""
+        sampler = getattr(self.loader, "sampler", None)
+        inner = getattr(getattr(self.loader, "batch_sampler", None), "sampler", None)
+        found = (getattr(part, "generator", None) for part in (self.loader, sampler, inner))
+        return list({id(one): one for one in found if isinstance(one, torch.Generator)}.values())
+
+
+class _Random:
+    """States of torch's CPU, NumPy's and Python's global generators, put in place for as long as a loader reads."""
+
+    def __init__(self, seed: int, epoch: int) -> None:
+        drawn = np.random.SeedSequence([seed % 2**64, epoch]).generate_state(3)
+        before = self._now()
+        torch.default_generator.manual_seed(int(drawn[0]))
+        np.random.seed(int(drawn[1]))  # noqa: NPY002 - data sets draw from it
+        random.seed(int(drawn[2]))
+        self._states = self._now()
+        self._set(before)
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        before = self._now()
+        self._set(self._states)
+        try:
+            yield
+        finally:
+            self._states = self._now()
+            self._set(before)
+
+    def _now(self) -> tuple[Any, Any, Any]:
+        return torch.default_generator.get_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+
+    def _set(self, states: tuple[Any, Any, Any]) -> None:
+        torch.default_generator.set_state(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        random.setstate(states[2])

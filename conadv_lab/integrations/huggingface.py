@@ -1,0 +1,162 @@
+"""Hugging Face's Trainer: a method makes the gradient of its training step.
+
+This file needs nothing of transformers until a callback is made: `TrainerMethod` is mixed into the library's class.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from conadv_lab import extras
+from conadv_lab.data.loader import Step
+from conadv_lab.integrations.ahead import Ahead
+from conadv_lab.integrations.probe import SharpnessProbe
+from conadv_lab.methods.base import Method
+from conadv_lab.methods.forwards import Criterion
+
+STATE = "conadv_lab.pt"
+"""What is pending, in each checkpoint folder of the Trainer."""
+
+
+class TrainerMethod:
+    """Mixed in before ``Trainer``: ``class ConAdvTrainer(TrainerMethod, transformers.Trainer): pass``.
+
+    All else is the Trainer's: optimizer, schedule, clipping, logging, evaluation. The model is called with images
+    alone, ``model(pixel_values)``; the criterion judges its logits. Each checkpoint folder gets a file beside the
+    Trainer's own that holds what is pending.
+
+    Args:
+        method: with its state; not to be shared with another trainer.
+        criterion: (outputs, labels) to their mean loss; None is the cross-entropy.
+        accumulate: batches of the Trainer's loader in one step, in place of ``gradient_accumulation_steps``.
+        others: of ``Trainer``, by keyword.
+
+    Raises:
+        ValueError: arguments under which the Trainer would train otherwise than the method says.
+    """
+
+    def __init__(
+        self, *, method: Method, criterion: Criterion | None = None, accumulate: int = 1, **others: Any
+    ) -> None:
+        super().__init__(**others)
+        self.method, self.accumulate = method, accumulate
+        self.criterion = criterion or nn.CrossEntropyLoss()
+        self._ahead: Ahead | None = None
+        self._checkpoint: Path | None = None
+        _require_plain(self.args)  # type: ignore[attr-defined]
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **others: Any) -> Any:
+        """As the Trainer's own; what was pending in the checkpoint is taken up again."""
+        trainer_utils = extras.load("transformers.trainer_utils", "adapters", "TrainerMethod")
+        folder = resume_from_checkpoint
+        if folder is True:
+            folder = trainer_utils.get_last_checkpoint(self.args.output_dir)  # type: ignore[attr-defined]
+        self._checkpoint = Path(folder) if folder else None
+        base: Any = super()
+        return base.train(resume_from_checkpoint=resume_from_checkpoint, **others)
+
+    def get_train_dataloader(self) -> Any:
+        base: Any = super()
+        args: Any = self.args  # type: ignore[attr-defined]
+        self._ahead = Ahead(
+            base.get_train_dataloader(), self.method, accumulate=self.accumulate, device=args.device,
+            steps=args.max_steps if args.max_steps > 0 else None,
+        )  # fmt: skip
+        trained = 0
+        if self._checkpoint is not None:
+            self._ahead.load_state_dict(_state_in(self._checkpoint))
+            trained = 0 if args.ignore_data_skip else self._ahead.number % len(self._ahead)
+        return DataLoader(_Steps(self._ahead, trained), batch_size=None)
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> Any:
+        """The next step; the Trainer would look for labels in it, to count them."""
+        step = next(epoch_iterator, None)
+        return ([] if step is None else [step]), None
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        if not isinstance(inputs, Step):
+            raise ValueError(f"the training step was given a {type(inputs).__name__}; allowed: a Step")
+        trainer: Any = self
+        model.train()
+        if inputs.number == trainer._ahead.trained == 0 or self.method.optimizer is None:
+            self.method.attach(getattr(trainer.optimizer, "optimizer", trainer.optimizer))
+        with trainer.compute_loss_context_manager():
+            losses = self.method.backward(model, inputs, self.criterion)
+        trainer._ahead.done(inputs)
+        return losses.clean
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """The Trainer's estimate for the step's images, times what the method costs."""
+        base: Any = super()
+        if not isinstance(inputs, Step):
+            return base.floating_point_ops(inputs)
+        name = getattr(self.model, "main_input_name", "input_ids")  # type: ignore[attr-defined]
+        images = sum(base.floating_point_ops({name: batch.images}) for batch in inputs.batches())
+        return round(images * self.method.gradient_evaluations)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        base: Any = super()
+        base._save_checkpoint(model, trial)
+        trainer: Any = self
+        if self._ahead is not None and trainer.args.should_save:
+            folder = Path(trainer._get_output_dir(trial=trial)) / f"checkpoint-{trainer.state.global_step}"
+            torch.save(self._ahead.state_dict(), folder / STATE)
+
+
+class _Steps(IterableDataset):
+    """Steps as the Trainer reads them: those of a resumed epoch that it passes over cost nothing."""
+
+    def __init__(self, ahead: Ahead, trained: int) -> None:
+        self.ahead, self.trained = ahead, trained
+
+    def __len__(self) -> int:
+        return len(self.ahead)
+
+    def __iter__(self) -> Iterator[Any]:
+        passed, self.trained = self.trained, 0
+        yield from [0] * passed
+        yield from self.ahead
+
+
+def _require_plain(args: Any) -> None:
+    if args.gradient_accumulation_steps != 1:
+        raise ValueError(
+            f"gradient_accumulation_steps is {args.gradient_accumulation_steps}; allowed: 1, and "
+            f"accumulate={args.gradient_accumulation_steps} of TrainerMethod, which joins batches into one step"
+        )
+    if args.world_size > 1 or args.n_gpu > 1:
+        raise ValueError(
+            f"the Trainer uses {max(args.world_size, args.n_gpu)} devices; allowed: 1. docs/integrations.md has a "
+            "script for several, and conadv_lab.train does it by itself"
+        )
+    if args.fp16:
+        raise ValueError("fp16 is True; allowed: False, or bf16=True, as an attack's backward is not scaled")
+
+
+def _state_in(folder: Path) -> dict[str, Any]:
+    if not (folder / STATE).is_file():
+        raise ValueError(
+            f"{folder} has no {STATE}, so it was not saved by a trainer with TrainerMethod; allowed: one that was"
+        )
+    return torch.load(folder / STATE, map_location="cpu", weights_only=True)
+
+
+def sharpness_callback(probe: SharpnessProbe, trainer: Any) -> Any:
+    """A callback that runs a probe after each step, for ``trainer.add_callback``; figures go to the Trainer's logs.
+
+    Raises:
+        ValueError: transformers is not installed.
+    """
+    transformers: Any = extras.load("transformers", "adapters", "the sharpness callback of the Trainer")
+
+    class Sharpness(transformers.TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+            figures = probe(model, state.global_step)
+            if figures:
+                trainer.log(figures)
+
+    return Sharpness()

@@ -1,0 +1,141 @@
+"""PyTorch Lightning: a method makes the gradient of a LightningModule's training step.
+
+This file needs nothing of Lightning until a callback is made: `LightningMethod` is mixed into a user's own module.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from conadv_lab import extras
+from conadv_lab.data.loader import Step
+from conadv_lab.integrations.ahead import Ahead
+from conadv_lab.integrations.probe import SharpnessProbe
+from conadv_lab.methods.base import Method
+from conadv_lab.methods.forwards import Criterion
+
+RANDOM = "conadv_lab_random"
+"""Random states in a checkpoint of Lightning."""
+
+
+class LightningMethod:
+    """Mixed in before ``LightningModule``: ``class Mine(LightningMethod, lightning.LightningModule)``.
+
+    The training step is `Method.backward` with manual optimisation; images go through the module's own ``forward``.
+    One optimizer; its schedulers are stepped as ``configure_optimizers`` says, but for one that waits for a metric.
+    Gradients are clipped, where wanted, in the hook ``on_before_optimizer_step``.
+
+    Pass ``trainer.fit(module, module.look_ahead(loader))``. Checkpoints keep what is pending, as state of
+    that loader. A module's own ``on_fit_start``, ``on_train_start`` and checkpoint hooks call
+    those of this class with ``super()``.
+
+    Args:
+        method: with its state; not to be shared with another module.
+        criterion: (outputs, labels) to their mean loss.
+    """
+
+    def __init__(self, method: Method, criterion: Criterion, **others: Any) -> None:
+        super().__init__(**others)
+        self.method, self.criterion = method, criterion
+        self.automatic_optimization = False
+        self._ahead: Ahead | None = None
+        self._random: dict[str, Any] | None = None
+
+    def look_ahead(self, loader: Iterable[Any], **options: Any) -> Ahead:
+        """The loader to fit with; options are those of `Ahead`, such as ``accumulate``."""
+        module: Any = self
+        self._ahead = Ahead(loader, self.method, device=lambda: module.device, **options)
+        return self._ahead
+
+    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
+        """A step is where it belongs already."""
+        base: Any = super()
+        return (
+            batch if isinstance(batch, Step) else base.transfer_batch_to_device(batch, device, dataloader_idx)
+        )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Random states, which dropout draws from and Lightning leaves to its users."""
+        base: Any = super()
+        base.on_save_checkpoint(checkpoint)
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        checkpoint[RANDOM] = {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        base: Any = super()
+        base.on_load_checkpoint(checkpoint)
+        self._random = checkpoint.get(RANDOM)
+
+    def on_train_start(self) -> None:
+        if self._random is None:
+            return
+        torch.set_rng_state(self._random["cpu"].cpu())
+        if self._random["cuda"] and torch.cuda.device_count() == len(self._random["cuda"]):
+            torch.cuda.set_rng_state_all([state.cpu() for state in self._random["cuda"]])
+        self._random = None
+
+    def on_fit_start(self) -> None:
+        """Refuse what would train otherwise than it looks."""
+        trainer = self.trainer  # type: ignore[attr-defined]
+        if trainer.world_size > 1:
+            raise ValueError(
+                f"LightningMethod runs in {trainer.world_size} processes; allowed: 1, as Lightning's wrapper takes one "
+                "backward a step. docs/integrations.md has a script for several, and conadv_lab.train does it by itself"
+            )
+        if trainer.precision in ("16-mixed", "16-true"):
+            raise ValueError(
+                f"precision is {trainer.precision!r}; allowed: '32-true', '64-true', 'bf16-mixed' and 'bf16-true', as "
+                "an attack's backward is not scaled"
+            )
+        optimizers = self.optimizers(use_pl_optimizer=False)  # type: ignore[attr-defined]
+        if isinstance(optimizers, list):
+            raise ValueError(f"configure_optimizers gives {len(optimizers)} optimizers; allowed: one")
+        self.method.attach(optimizers)
+
+    def training_step(self, step: Step, batch_idx: int) -> Tensor:
+        if not isinstance(step, Step):
+            raise ValueError(
+                f"the training step was given a {type(step).__name__}; allowed: a step of "
+                "trainer.fit(module, module.look_ahead(loader))"
+            )
+        module: Any = self
+        losses = self.method.backward(module, step, self.criterion)
+        optimizer = module.optimizers()
+        optimizer.step()
+        optimizer.zero_grad()
+        self._step_schedulers(module.trainer)
+        if self._ahead is not None:
+            self._ahead.done(step)
+        told = {"loss": losses.clean}
+        if losses.adversarial is not None:
+            told["adversarial_loss"] = losses.adversarial
+        module.log_dict(told, batch_size=step.size())
+        return losses.clean
+
+    def _step_schedulers(self, trainer: Any) -> None:
+        for config in trainer.lr_scheduler_configs:
+            due = config.interval == "step" or trainer.is_last_batch
+            count = trainer.global_step if config.interval == "step" else trainer.current_epoch + 1
+            if due and not config.reduce_on_plateau and count % config.frequency == 0:
+                config.scheduler.step()
+
+
+def sharpness_callback(probe: SharpnessProbe) -> Any:
+    """A Lightning callback that runs a probe after each training batch and logs what it finds.
+
+    Raises:
+        ValueError: Lightning is not installed.
+    """
+    lightning: Any = extras.load("lightning.pytorch", "adapters", "the sharpness callback of Lightning")
+
+    class Sharpness(lightning.Callback):
+        def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
+            figures = probe(module, trainer.global_step)
+            for name, value in figures.items():
+                trainer.callback_metrics[name] = torch.tensor(value)
+            for logger in trainer.loggers if figures else ():
+                logger.log_metrics(figures, step=trainer.global_step)
+
+    return Sharpness()

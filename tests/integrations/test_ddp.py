@@ -1,0 +1,23 @@
+"""A hand-written loop over two ranks takes the steps of our own."""
+
+import sys
+
+import pytest
+import torch
+
+from tests.integrations.conftest import assert_equal_parameters
+from tests.integrations.five_steps import converted
+from tests.training.world import World, processes
+
+
+@pytest.mark.slow
+def test_five_steps_over_two_ranks_are_those_of_our_loop(ours, batches, tmp_path):
+    torch.save(batches, tmp_path / "batches.pt")
+    command = [sys.executable, "-m", "tests.integrations.ddp_five"]
+    ranks = processes([*command, str(tmp_path / "batches.pt"), str(tmp_path / "out.pt")], 2)
+    assert World(ranks).wait() == [0, 0]
+    state = torch.load(tmp_path / "out.pt", weights_only=True)
+    model = converted()
+    assert not torch.equal(model.state_dict()["network.0.weight"], state["network.0.weight"])
+    model.load_state_dict(state)
+    assert_equal_parameters(model, ours)
