@@ -113,8 +113,11 @@ def _train(config: Config, out: Path, resume: bool) -> int:
     except AnotherRankFailed as failure:
         print(f"error: {failure}", file=sys.stderr)
         return 1
+    if run is None and _is_first():
+        print(f"{out} is finished; nothing to do", file=sys.stderr)
     try:
         if run is not None:
+            _warn_of_photographs_without_a_gpu(run.config, run.parts.device.type)
             run.to_the_end()
     except StoppedOnRequest as stop:
         if _is_first():
@@ -130,6 +133,21 @@ def _train(config: Config, out: Path, resume: bool) -> int:
     if _is_first():
         print(out)
     return 0
+
+
+def _warn_of_photographs_without_a_gpu(config: Config, device: str) -> None:
+    """Said before the first step, which may take minutes."""
+    if device != "cpu" or not config.data.source.photographs or config.data.pixels < 128 or not _is_first():
+        return
+    slower = ", and --precision float32 if this CPU has no fast bfloat16" * (
+        config.model.precision == "bfloat16"
+    )
+    print(
+        f"warning: training on photographs of {config.data.pixels} pixels without a GPU; a step may take minutes. "
+        f"Try a smaller --pixels and --global-batch{slower}; --plan predicts time on GPUs",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _tell(what: Exception) -> None:

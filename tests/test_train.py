@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,27 @@ def test_a_run_prints_its_folder_last(capsys, tmp_path):
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {"config.json", "manifest.json", "metrics.jsonl", "checkpoints", "result.json"}
     assert len(json.loads((tmp_path / "run" / "result.json").read_text())["parameters_sha256"]) == 64
+
+
+def test_resume_says_where_it_goes_on(capsys, tmp_path):
+    words = ("digits-vanilla", *SHORT, "--checkpoint-every", "1", "--out", str(tmp_path / "run"))
+    run(capsys, *words)
+    assert run(capsys, *words, "--resume")[2] == f"{tmp_path}/run is finished; nothing to do\n"
+    (tmp_path / "run" / "result.json").unlink()
+    assert run(capsys, *words, "--resume")[2] == f"{tmp_path}/run has trained all steps\n"
+    (tmp_path / "run" / "result.json").unlink()
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_00000003")
+    assert run(capsys, *words, "--resume")[2] == f"{tmp_path}/run continues at step 3 of 3\n"
+
+
+@pytest.mark.parametrize(("words", "warned"), [((), True), (("--pixels", "32"), False)])
+def test_photographs_without_a_gpu_are_warned_of(words, warned, capsys):
+    config, _, _ = train.parse(["imagenet-resnet50-4k", *words])
+    for device in ("cuda", "cpu"):
+        train._warn_of_photographs_without_a_gpu(config, device)
+        err = capsys.readouterr().err
+        assert ("a step may take minutes" in err) == (warned and device == "cpu")
+        assert ("--precision float32" in err) == bool(err)
 
 
 def test_without_out_the_folder_is_named_by_what_is_run(capsys, tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from conadv_lab.launch import beforehand, local, profiles, send, slurm
 from conadv_lab.launch import status as states
 from conadv_lab.launch.options import RunOptions
 from conadv_lab.launch.profiles import Profile
-from conadv_lab.launch.records import Record, find_runs, last, log_files, tail
+from conadv_lab.launch.records import Record, find_runs, last, log_files, short_name, tail
 from conadv_lab.launch.sweep import Planned, plan
 from conadv_lab.mistakes import writable
 
@@ -61,15 +61,16 @@ def status(words: list[str]) -> int:
         """One row a run, its state in words."""
 
         places: Folders
-        """Run folders, or folders of them."""
+        """Run folders, or folders of them, at any depth."""
 
-    paths = find_runs(list(_parsed(Status, words, "status").places))
+    places = list(_parsed(Status, words, "status").places)
+    paths = find_runs(places)
     try:
         found = states.states(paths)
     except ConnectionError as error:
         print(f"warning: {error}; what only SLURM knows is missing", file=sys.stderr)
         found = [states.state(Record(path), Record(path).events(), None) for path in paths]
-    rows = [(one.run.name, str(one), one.job) for one in found]
+    rows = [(short_name(one.run, places), str(one), one.job) for one in found]
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
     for name, words_of_it, job in rows:
         print(f"{name:{widths[0]}}  {words_of_it:{widths[1]}}  {job}".rstrip())
@@ -111,7 +112,7 @@ def cancel(words: list[str]) -> int:
         """End the runs that wait or run; they keep their checkpoints, and retry continues them."""
 
         places: Folders
-        """Run folders, or folders of them."""
+        """Run folders, or folders of them, at any depth."""
 
     found = states.states(find_runs(list(_parsed(Cancel, words, "cancel").places)))
     live = [one for one in found if one.word in ("pending", "running")]
@@ -138,7 +139,7 @@ def retry(words: list[str]) -> int:
         """Send those runs again that ended without being done; each goes on from its newest checkpoint."""
 
         places: Folders
-        """Run folders, or folders of them."""
+        """Run folders, or folders of them, at any depth."""
         failed: bool = False
         """Only those that failed (an exception, out of memory, node failure, lost), not cancelled or stopped ones."""
         profile: str | None = None
@@ -177,7 +178,7 @@ def collect(words: list[str]) -> int:
         """Configs and results as a table: what differs among the runs, and the main figures."""
 
         places: Folders
-        """Run folders, or folders of them."""
+        """Run folders, or folders of them, at any depth."""
         csv: Path | None = None
         """Write all columns to this file too."""
 
@@ -185,13 +186,14 @@ def collect(words: list[str]) -> int:
 
     asked = _parsed(Collect, words, "collect")
     writable(asked.csv)
-    frame = frame_of(str(path) for path in find_runs(list(asked.places)))
+    places = list(asked.places)
+    frame = frame_of(str(path) for path in find_runs(places))
     if frame.empty:
         print("no run has started yet")
         return 0
     if asked.csv is not None:
         frame.to_csv(asked.csv, index=False)
-    frame["run"] = [Path(run).name for run in frame["run"]]
+    frame["run"] = [short_name(Path(run), places) for run in frame["run"]]
     figures = [name for name in ("test_accuracy", "test_loss", "steps", "seconds") if name in frame]
     varied = [name for name in frame if name not in ("run", "state", "parameters_sha256", *figures)
               and frame[name].astype(str).nunique() > 1 and name in _fields()]  # fmt: skip

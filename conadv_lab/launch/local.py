@@ -4,6 +4,7 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, suppress
@@ -48,7 +49,8 @@ def run_all(
         signal_delay_s=profile.delay,
     )
     waiting: list[Path] = list(paths)
-    running: list[Any] = []
+    running: list[tuple[Path, Any, float]] = []
+    ended = 0
     try:
         while waiting or running:
             while waiting and len(running) < profile.max_parallel:
@@ -56,15 +58,25 @@ def run_all(
                 with _deaf_to_interrupts():
                     job = made.submit(work, str(path))
                 sent(path, job.job_id)
-                running.append(job)
-            running = [job for job in running if not job.done()]
+                running.append((path, job, time.monotonic()))
+                _tell(f"started {path.name}; follow it with: python -m conadv_lab.submit status {path}")
+            for one in [one for one in running if one[1].done()]:
+                running.remove(one)
+                ended += 1
+                _tell(
+                    f"ended {one[0].name} after {time.monotonic() - one[2]:.0f} s ({ended} of {len(paths)})"
+                )
             time.sleep(0.1)
     except KeyboardInterrupt:
-        for job in running:
+        for _, job, _ in running:
             job._process.send_signal(signal.SIGTERM)  # the controller hands it on to the ranks
-        for job in running:
+        for _, job, _ in running:
             job._process.wait()
         raise
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def cancel(process: int) -> None:

@@ -8,6 +8,7 @@ The name begins with a dot so that training takes a folder that was only just qu
 import json
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -72,7 +73,7 @@ def last(events: list[dict[str, Any]], *names: str) -> dict[str, Any] | None:
 
 
 def find_runs(places: list[Path]) -> list[Path]:
-    """The run folders that the places are or hold, in the order of their names.
+    """The run folders that the places are or hold, at any depth, in the order of their names.
 
     Raises:
         ValueError: a place that does not exist or holds no run.
@@ -83,11 +84,24 @@ def find_runs(places: list[Path]) -> list[Path]:
     for place in places:
         if not place.is_dir():
             raise ValueError(f"{place} is no folder; allowed: a run folder or a folder of run folders")
-        runs = [place] if is_run(place) else sorted(child for child in place.iterdir() if is_run(child))
+        runs = [place] if is_run(place) else sorted(_runs_below(place))
         if not runs:
             raise ValueError(f"{place} holds no run; allowed: a run folder or a folder of run folders")
         found |= dict.fromkeys(runs)
     return list(found)
+
+
+def _runs_below(place: Path) -> Iterator[Path]:
+    for folder, names, _ in os.walk(place):
+        runs = {name for name in names if is_run(Path(folder, name))}
+        yield from (Path(folder, name) for name in runs)
+        names[:] = [name for name in names if name not in runs and not name.startswith(".")]
+
+
+def short_name(run: Path, places: list[Path]) -> str:
+    """A run's path below the place that holds it, or the name of its folder."""
+    above = [place for place in places if place != run and run.is_relative_to(place)]
+    return str(run.relative_to(above[0])) if above else run.name
 
 
 def is_run(path: Path) -> bool:

@@ -118,7 +118,8 @@ def build_decay(section: Optimization, length: Length) -> Schedule:
     if warmup > length.steps:
         name = "warmup_epochs" if section.warmup_steps is None else "warmup_steps"
         raise ValueError(
-            f"{name} is {getattr(section, name):g}, {warmup} steps; allowed: at most the run's {length.steps}"
+            f"{name} is {getattr(section, name):g}, {warmup} steps; allowed: at most the run's {length.steps}; "
+            f"--{name.replace('_', '-')} 0 trains without a warm-up"
         )
     return Schedule(
         lr=section.lr,

@@ -210,6 +210,14 @@ class Run:
         else:
             self._restore(*loaded)
             self.folder.note_config(self.config)
+            if self.lines or self.on_terminal:
+                last = self.parts.stream.steps
+                told = (
+                    f"continues at step {self.step + 1} of {last}"
+                    if self.step < last
+                    else "has trained all steps"
+                )
+                print(f"{self.folder.path} {told}", file=sys.stderr, flush=True)
         self.logger.open(self.folder.path, self.config.to_dict(), self.step)
         self.bar = _bar(self.parts.stream.steps, self.step) if self.on_terminal else None
         self.logged_at = self.started, self.step

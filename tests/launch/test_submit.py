@@ -241,13 +241,18 @@ def test_status_answers_when_slurm_does_not(fake, capsys, tmp_path):
 def test_the_same_command_runs_here_and_can_be_repeated(no_slurm, capsys, tmp_path):
     # The second learning rate is too high for anything.
     words = ("sweep", "digits-conadv", "--out", tmp_path / "s", *SHORT, "--lr", "0.1,1e30")
-    status, out, _ = run(capsys, *words, "--max-parallel", "1")
+    status, out, err = run(capsys, *words, "--max-parallel", "1")
     assert status == 1
     done, failed = out.splitlines()
     assert re.fullmatch(rf"{tmp_path}/s/lr=0\.1 +done", done)
     assert re.match(rf"{tmp_path}/s/lr=1e\+30  failed \(.*NotFinite: the clean loss", failed)
+    assert re.search(
+        r"started lr=0\.1; follow it with: .*\nended lr=0\.1 after \d+ s \(1 of 2\)\nstarted lr=1e", err
+    )
     _, out, _ = run(capsys, "collect", tmp_path / "s", "--csv", tmp_path / "table.csv")
     assert out.split()[:2] == ["run", "state"]
+    for verb in ("status", "collect"):  # from any folder above
+        assert "s/lr=0.1 " in run(capsys, verb, tmp_path)[1]
     assert (tmp_path / "table.csv").read_text().count("\n") == 3
     chosen = tmp_path / "s" / "lr=0.1"
     manifest = json.loads((chosen / "manifest.json").read_text())

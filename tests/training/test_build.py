@@ -179,7 +179,10 @@ def test_settings_of_augmentation_and_networks_that_cannot_be_are_refused(change
     ("changes", "message"),
     [
         ({"device": "meta"}, "device is 'meta'; allowed: auto, cpu, cuda"),
-        ({"steps": 2, "warmup_epochs": 2.0}, "warmup_epochs is 2, .* steps; allowed: at most the run's 2"),
+        (
+            {"steps": 2, "warmup_epochs": 2.0},
+            "warmup_epochs is 2, .* steps; allowed: at most the run's 2; --warmup-epochs 0 trains",
+        ),
         ({"steps": 2, "warmup_steps": 3}, "warmup_steps is 3, 3 steps; allowed: at most the run's 2"),
     ],
 )

@@ -24,6 +24,8 @@ FITTED = ["step_ms", "predicted_ms", "residual", "fitted", "within"]
 
 def timeline(words: list[str]) -> int:
     """Print the table."""
+    import pandas as pd
+
     from conadv_lab.staleness.timeline import simulation as sim
     from conadv_lab.staleness.timeline.cluster import load, to_toml
     from conadv_lab.staleness.timeline.workload import workload_of
@@ -45,7 +47,10 @@ def timeline(words: list[str]) -> int:
         "capture": asked.capture,
     }  # fmt: skip
     if asked.best:
-        frame = sim.best(cluster, workload, _method_of_best(asked, devices), devices=devices[0], **options)
+        method = _method_of_best(asked, devices)
+        placed = sim.best(cluster, workload, method, devices=devices[0], **options)
+        others = sim.simulate(cluster, workload, _baselines(method), devices=devices, **options)
+        frame = pd.concat([placed, others]).sort_values("step_ms", kind="stable", ignore_index=True)
     else:
         frame = sim.simulate(
             cluster, workload, asked.method, devices=devices, placement=asked.placement,
@@ -147,6 +152,11 @@ def _method_of_best(asked: TimelineOptions, devices: Sequence[int]) -> str:
         return "conadv"
     require(len(asked.method) == 1, "method", " ".join(asked.method), "one with --best")
     return asked.method[0]
+
+
+def _baselines(method: str) -> list[str]:
+    """What `best` is shown beside: vanilla, and the method whose attack or ascent waits for nothing else."""
+    return ["vanilla", {"conadv": "disadv", "asyncsam": "sam", "sampa": "sam"}.get(method, "disadv")]
 
 
 def _number(text: str | None) -> int | float | None:

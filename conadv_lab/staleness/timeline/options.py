@@ -58,7 +58,7 @@ class TimelineOptions:
     set: tuple[str, ...] = ()
     """Other constants, such as network.card_gbs=24 stragglers.spread=0.1 failures.preemption_hours=4, but compute's."""
     best: bool = False
-    """Every placement and share of attackers of conadv (or --method asyncsam), the fastest first."""
+    """Every placement and share of attackers of conadv (or --method asyncsam) beside its baselines, fastest first."""
     calibrate: tuple[Path, ...] = ()
     """Run folders of one model: fit its compute constants to their images per second."""
     save: Path | None = None

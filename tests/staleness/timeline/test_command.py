@@ -43,7 +43,7 @@ def test_rows_of_the_table_as_json_and_csv(tmp_path, capsys):
     assert "device-hours" in printed
 
 
-def test_a_line_that_begins_with_an_option_is_one_of_timeline(tmp_path):
+def test_a_line_that_begins_with_an_option_is_one_of_timeline(tmp_path, capsys):
     saved = tmp_path / "mine.toml"
     words = [
         "--set",
@@ -57,7 +57,10 @@ def test_a_line_that_begins_with_an_option_is_one_of_timeline(tmp_path):
     assert main(words) == 0
     assert load(str(saved)).stragglers.spread == 0.3
     assert load(str(saved)).network.algorithm == "ring"
+    capsys.readouterr()
     assert main(["--cluster", str(saved), "--best", "--devices", "8"]) == 0
+    methods = [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert set(methods) == {"vanilla", "disadv", "conadv"}
 
 
 @pytest.mark.parametrize("kind", ["npy", "csv"])
