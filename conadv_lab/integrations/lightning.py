@@ -69,6 +69,13 @@ class LightningMethod:
         self._random = checkpoint.get(RANDOM)
 
     def on_train_start(self) -> None:
+        trainer: Any = self.trainer  # type: ignore[attr-defined]
+        epoch = trainer.num_training_batches if self._ahead is None else len(self._ahead)
+        if trainer.num_training_batches != epoch and not trainer.fast_dev_run:
+            raise ValueError(
+                f"limit_train_batches leaves {trainer.num_training_batches} of an epoch's {epoch} steps; allowed: "
+                "all, of a shorter loader if need be, as the next epoch is read ahead already"
+            )
         if self._random is None:
             return
         torch.set_rng_state(self._random["cpu"].cpu())

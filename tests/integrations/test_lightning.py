@@ -118,3 +118,26 @@ def test_a_loader_that_does_not_look_ahead_is_refused(tmp_path):
         ValueError, match=r"given a list; allowed: a step of trainer\.fit\(module, module\.look_ahead"
     ):
         trainer.fit(module, data())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"limit_train_batches": 3}, "limit_train_batches leaves 3 of an epoch's 4 steps; allowed: all"),
+        ({"precision": "16-true"}, "precision is '16-true'; allowed: '32-true'"),
+    ],
+)
+def test_what_trains_otherwise_than_it_looks_is_refused(options, message, tmp_path):
+    module = Shuffled(METHODS["conadv"]())
+    trainer = lightning.Trainer(
+        max_epochs=2, enable_checkpointing=False, default_root_dir=tmp_path, **QUIET, **options
+    )
+    with pytest.raises(ValueError, match=message):
+        trainer.fit(module, module.look_ahead(data()))
+
+
+def test_a_fast_development_run_takes_one_step(tmp_path):
+    module = Shuffled(METHODS["conadv"]())
+    trainer = lightning.Trainer(fast_dev_run=True, default_root_dir=tmp_path, **QUIET)
+    trainer.fit(module, module.look_ahead(data()))
+    assert trainer.global_step == 1
