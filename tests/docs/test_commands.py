@@ -6,6 +6,7 @@ A command runs as the module's ``__main__`` until its parser has read the words.
 
 import argparse
 import contextlib
+import dataclasses
 import io
 import re
 import runpy
@@ -88,8 +89,9 @@ def read(module: str, *words: str) -> Any:
                 runpy.run_module(module, run_name="__main__", alter_sys=True)
         except Parsed as parsed:
             (made,) = parsed.args
-            config = getattr(made, "config", None)
-            return resolved(config) if isinstance(config, Config) else made
+            sections = [field.name for field in dataclasses.fields(Config)]
+            whole = all(hasattr(made, name) for name in sections)
+            return resolved(Config(**{name: getattr(made, name) for name in sections})) if whole else made
         except ImportError as missing:
             raise ValueError(f"python -m {module}: {missing}") from missing
         except SystemExit as end:

@@ -54,7 +54,7 @@ class AdvProp(ConAdv):
     """
 
     name, label, colour, marker = "advprop", "AdvProp", "#8C564B", "h"
-    about = "B clean images and the same under an attack of `--attack-steps` steps"
+    about = "B clean images and the same images under an attack of `--attack-steps` steps"
     source = "Xie et al., CVPR 2020"
     reads = (RadiusOptions, AttackOptions, TargetOptions, StaleOptions, WeightOptions)
 
@@ -126,7 +126,7 @@ class FastAdvProp(Method):
     """
 
     name, label, colour, marker = "fast-advprop", "fast AdvProp", "#E377C2", "H"
-    about = "B clean images and B/4 others, which it attacks, with the weight gradient of the attack"
+    about = "B clean images and B/4 others, attacked, reusing the weight gradient of the attack's own pass"
     source = "Mei et al., ICLR 2022"
     reads = (StepOptions,)
     altered_fraction = 0.25

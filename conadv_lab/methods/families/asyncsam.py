@@ -37,7 +37,7 @@ class AsyncSAM(WeightSpace):
     """
 
     name, label, colour = "asyncsam", "AsyncSAM", "#44AA99"
-    about = "B clean images, as `sam` with the ascent gradient of `--staleness` steps ago"
+    about = "B clean images, as `sam` but with the ascent gradient from `--staleness` steps earlier"
     source = "Jo, Lim, Lee, 2025"
     reads = (RhoOptions, PerturbationOptions, StalenessOptions)
     side = "ascent"

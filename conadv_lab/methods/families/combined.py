@@ -50,7 +50,7 @@ class ConAdvSAM(ConAdv):
     """
 
     name, label, colour, marker = "conadv-sam", "ConAdv with SAM", "#999933", "v"
-    about = "as `conadv`, with the gradient of its loss at w + ρ g/‖g‖"
+    about = "as `conadv`, with its gradient taken at w + ρ g/‖g‖"
     source = "ours"
     reads: tuple[type, ...] = (*ConAdv.reads, RhoOptions)
     side = "ascent"
@@ -114,7 +114,7 @@ class RecycledMSAM(Recycled):
     """
 
     name, label, colour, marker = "recycled-msam", "recycled with MSAM", "#6699CC", "P"
-    about = "as `recycled`, with the gradient of its loss at w − ρ v/‖v‖, v the optimizer's momentum"
+    about = "as `recycled`, with its gradient taken at w − ρ v/‖v‖, where v is the optimizer's momentum"
     source = "ours"
     reads: tuple[type, ...] = (*Recycled.reads, RhoOptions)
     copies = 1

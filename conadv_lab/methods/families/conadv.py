@@ -108,7 +108,7 @@ class ConAdv(TwoBranches):
     """
 
     name, label, colour, marker = "conadv", "ConAdv", "#D55E00", "v"
-    about = "B clean images and the same attacked `--staleness` steps ago"
+    about = "B clean images and the same images, attacked `--staleness` steps earlier"
     source = "Liu et al., ICLR 2022"
     reads: tuple[type, ...] = (RadiusOptions, AttackOptions, StaleOptions, WeightOptions)
     side: Literal["", "attack", "ascent"] = "attack"
@@ -290,7 +290,7 @@ class DisAdv(ConAdv):
     """
 
     name, label, colour, marker = "disadv", "DisAdv", "#0072B2", "D"
-    about = "B clean images and the same attacked with today's weights"
+    about = "B clean images and the same images, attacked with the current weights"
     reads = (RadiusOptions, AttackOptions, WeightOptions)
     concurrent = False
 

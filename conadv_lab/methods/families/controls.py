@@ -71,7 +71,7 @@ class Noise(_Control):
     """Control: random signs of length ε in place of the attack, fixed by (seed, epoch, image)."""
 
     name, label, colour, marker = "noise", "noise", "#E69F00", "^"
-    about = "B clean images and the same moved along random signs: a control"
+    about = "B clean images and the same images plus random sign noise (control)"
     reads = (RadiusOptions, WeightOptions)
 
     def __init__(
@@ -95,7 +95,7 @@ class NoiseEqual(Noise):
     """`Noise` at equal cost, as a method of its own."""
 
     name, label = "noise-equal", "noise-equal"
-    about = "B/2 clean images and B/2 of the step before's, moved along random signs: a control"
+    about = "B/2 clean images and B/2 from the previous step plus random sign noise (control)"
 
     def __init__(self, epsilon: float, weights: Weights | None = None, seed: int = 0) -> None:
         super().__init__(epsilon, True, weights, seed)
@@ -105,7 +105,7 @@ class Copy(_Control):
     """Control: the same images once more, unchanged, through the adversarial branch."""
 
     name, label, colour, marker = "copy", "copy", "#999999", "s"
-    about = "B clean images and the same once more, unchanged: a control"
+    about = "B clean images and the same images again, unchanged (control)"
     reads = (WeightOptions,)
 
     def __init__(self, equal_cost: bool = False, weights: Weights | None = None) -> None:
@@ -123,7 +123,7 @@ class CopyEqual(Copy):
     """`Copy` at equal cost, as a method of its own."""
 
     name, label = "copy-equal", "copy-equal"
-    about = "B/2 clean images and B/2 of the step before's, unchanged: a control"
+    about = "B/2 clean images and B/2 from the previous step, unchanged (control)"
 
     def __init__(self, weights: Weights | None = None) -> None:
         super().__init__(True, weights)

@@ -58,7 +58,7 @@ class Extrap(WeightSpace):
     """
 
     name, label, colour = "extrap", "EXTRAP", "#AA4499"
-    about = "B clean images, with the gradient at w − γ̂ g, g the worker's own of the step before"
+    about = "B clean images, with the gradient at w − γ̂ g, where g is the worker's own gradient of the previous step"
     source = "Lin et al., ICML 2020, recalled"
     reads = (PerturbationOptions, ExtrapOptions)
     own_perturbation = "rank"

@@ -55,7 +55,7 @@ class LateSAM(Method):
     """
 
     name, label, colour, marker = "late-sam", "late SAM", "#661100", "p"
-    about = "as `--early-method`, and in the last `--late-share` of the steps as `--late-method`"
+    about = "as `--early-method`, then as `--late-method` for the last `--late-share` of the steps"
     source = "arXiv 2410.10373, 2024"
     reads: tuple[type, ...] = (RhoOptions, LateOptions)
 

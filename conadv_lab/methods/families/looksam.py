@@ -50,7 +50,7 @@ class LookSAM(WeightSpace):
     """
 
     name, label, colour = "looksam", "LookSAM", "#117733"
-    about = "B clean images, as `sam` in one step of `--look-every`"
+    about = "B clean images, with SAM's second gradient computed once every `--look-every` steps"
     source = "Liu et al., CVPR 2022"
     reads = (RhoOptions, LookOptions)
     side = "ascent"

@@ -34,7 +34,7 @@ class MSAM(WeightSpace):
     """
 
     name, label, colour = "msam", "MSAM", "#CC6677"
-    about = "B clean images, with the gradient at w − ρ v/‖v‖, v the optimizer's momentum"
+    about = "B clean images, with the gradient at w − ρ v/‖v‖, where v is the optimizer's momentum"
     source = "Becker et al., 2024"
     reads: tuple[type, ...] = (RhoOptions,)
     perturbations = ("global",)

@@ -32,7 +32,9 @@ class Recycled(TwoBranches):
     """
 
     name, label, colour, marker = "recycled", "recycled", "#009E73", "P"
-    about = "B clean images and the step before's, moved along the gradient that its clean pass left behind"
+    about = (
+        "B clean images and the previous batch, perturbed along the input gradient saved from its clean pass"
+    )
     reads: tuple[type, ...] = (RadiusOptions, WeightOptions)
     staleness = 1
 
@@ -141,7 +143,7 @@ class RecycledEqual(Recycled):
     """Recycled ConAdv at equal cost, as a method of its own."""
 
     name, label = "recycled-equal", "recycled-equal"
-    about = "B/2 clean images and B/2 of the step before's, moved as by `recycled`"
+    about = "B/2 clean images and B/2 from the previous step, perturbed as in `recycled`"
 
     def __init__(self, epsilon: float, weights: Weights | None = None) -> None:
         super().__init__(epsilon, True, weights)

@@ -40,7 +40,7 @@ class FGSMRS(ConAdv):
     """
 
     name, label, colour, marker = "fgsm-rs", "FGSM-RS", "#17BECF", "d"
-    about = "B images attacked by one step from a random start, and none clean"
+    about = "B images attacked by one step from a random start, and no clean ones"
     source = "Wong et al., ICLR 2020"
     reads = (StepOptions, StaleOptions)
     clean_fraction = 0.0
@@ -119,7 +119,9 @@ class FreeAT(Method):
     """
 
     name, label, colour, marker = "free-at", "FreeAT", "#BCBD22", "p"
-    about = "the same B images `--replays` times, moved by noise that the step before's backward improved"
+    about = (
+        "the same B images `--replays` times in a row, with a perturbation that each backward pass refines"
+    )
     source = "Shafahi et al., NeurIPS 2019"
     reads = (StepOptions, ReplayOptions)
     clean_fraction = 0.0

@@ -27,7 +27,7 @@ class S2SAM(WeightSpace):
     """
 
     name, label, colour = "s2sam", "S²-SAM", "#DDCC77"
-    about = "B clean images, with the gradient at w + ρ q/‖q‖, q the step before's"
+    about = "B clean images, with the gradient at w + ρ q/‖q‖, where q is the previous step's gradient"
     source = "S²-SAM, NeurIPS 2024"
     reads: tuple[type, ...] = (RhoOptions, PerturbationOptions)
     staleness = 1

@@ -73,7 +73,7 @@ class ASAM(SAM):
     """
 
     name, label, colour = "asam", "ASAM", "#88CCEE"
-    about = "B clean images, with the gradient at w + ρ T²g/‖Tg‖, T of the size of w"
+    about = "B clean images, with the gradient at w + ρ T²g/‖Tg‖, where T scales with |w|"
     source = "Kwon et al., ICML 2021"
     reads: tuple[type, ...] = (RhoOptions, PerturbationOptions, AsamOptions)
     radius = 0.5

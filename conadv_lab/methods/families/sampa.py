@@ -51,7 +51,7 @@ class SAMPa(WeightSpace):
     """
 
     name, label, colour = "sampa", "SAMPa", "#882255"
-    about = "B clean images, as `sam` with the ascent gradient taken a step ahead"
+    about = "B clean images, as `sam` but with the ascent gradient computed one step ahead"
     source = "Xie et al., NeurIPS 2024"
     reads = (RhoOptions, SampaOptions)
     side = "ascent"
