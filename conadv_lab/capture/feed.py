@@ -105,7 +105,7 @@ def _sizes(stream: Stream, number: int) -> list[int]:
 class Copies:
     """Steps whose images come from the host or from anybody's loader, copied into tensors that stay where they are.
 
-    Each size of a batch has tensors of its own, so that steps of one kind read the same ones.
+    Each layout of a batch, its shapes, types and strides, has tensors of its own, which the step names in ``layout``.
     """
 
     def __init__(self, device: torch.device, rates: int = 0) -> None:
@@ -118,17 +118,18 @@ class Copies:
         self.block.send(rates)
         if not offsets:
             return step
-        copied = {
-            step.number + offset: [
-                self._copied((offset, place), batch) for place, batch in enumerate(step.batches(offset))
-            ]
-            for offset in offsets
-        }
-        return replace(step, fetch=copied.__getitem__)
+        copied: dict[int, list[Batch]] = {}
+        layout = []
+        for offset in offsets:
+            batches = copied[step.number + offset] = []
+            for place, batch in enumerate(step.batches(offset)):
+                key = offset, place, *((v.shape, v.dtype, v.stride()) for v in _tensors(batch))
+                batches.append(self._copied(key, batch))
+                layout.append(key)
+        return replace(step, fetch=copied.__getitem__, layout=tuple(layout))
 
-    def _copied(self, place: tuple[int, int], batch: Batch) -> Batch:
+    def _copied(self, key: tuple, batch: Batch) -> Batch:
         values = _tensors(batch)
-        key = place, *((value.shape, value.dtype, value.stride()) for value in values)
         there = self._there.get(key)
         if there is None:
             images, labels, epochs, indices = (

@@ -6,13 +6,14 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from conadv_lab.capture.choice import refused
 from conadv_lab.capture.replays import Backend, CannotCapture, Replays
 from conadv_lab.data.loader import Step
 from conadv_lab.methods.attack import WARM_UPDATES
 from conadv_lab.methods.base import Losses, Method
 from conadv_lab.methods.forwards import Criterion
 from conadv_lab.models import norm
-from conadv_lab.optim.rates import bind
+from conadv_lab.optim.rates import bind, settings
 
 
 class Follows(Protocol):
@@ -59,6 +60,8 @@ class Program:
         self.criterion, self.average, self.required, self.told = criterion, average, required, told
         self.rates = rates
         self.replays = Replays(backend)
+        if backend is not None:  # a state that is loaded lies in other tensors
+            optimizer.register_load_state_dict_post_hook(lambda _: self.forget())
 
     @property
     def captures(self) -> bool:
@@ -106,6 +109,10 @@ class Program:
             self.average.count()
         return losses
 
+    def forget(self) -> None:
+        """Capture anew, as tensors that a step reads or writes were replaced."""
+        self.replays = Replays(self.replays.backend)
+
     def kind(self, step: Step) -> Hashable | None:
         """All that decides which operators a step runs; None where that is not known."""
         if not self.captures:
@@ -120,6 +127,9 @@ class Program:
         return (
             known,
             sizes,
+            step.layout,
+            self.network.training,
+            settings(self.optimizer),
             updates is not None and updates >= WARM_UPDATES,
             self.average and self.average.begun,
         )
@@ -140,17 +150,20 @@ class Program:
 
         try:
             (losses, updates), ran = self.replays(kind, counted)
-        except CannotCapture as reason:
-            self.optimizer.zero_grad()
-            norm.note_updates(self.model, before)
-            self._give_up(str(reason))
-            return part()
-        if not ran and before is not None:
-            norm.note_updates(self.model, before + updates)
-        return losses
+        except CannotCapture as error:
+            reason = str(error)
+        else:
+            if not ran and before is not None:
+                norm.note_updates(self.model, before + updates)
+            return losses
+        # Not while the error is handled, which holds all that the failed capture made: memory may be what it lacked.
+        self.optimizer.zero_grad()
+        norm.note_updates(self.model, before)
+        self._give_up(reason)
+        return part()
 
     def _give_up(self, reason: str) -> None:
         if self.required:
-            raise ValueError(f"capture is 'on', but {reason}; allowed: 'auto', 'off'")
+            raise refused(reason)
         self.replays = Replays(None)
         self.told(f"steps are not captured: {reason}")

@@ -1,6 +1,7 @@
 """Functions without arguments that are run a few times, then captured, then replayed; one capture a kind."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -79,25 +80,57 @@ class CudaGraphs:
 
     def capture(self, part: Callable[[], Result]) -> tuple[Result, Callable[[], None]]:
         graph = torch.cuda.CUDAGraph()
+        failed: list[Exception] = []
+        reason = None
         try:
-            with torch.cuda.graph(
-                graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"
-            ):
-                result = part()
-        except (RuntimeError, torch.AcceleratorError) as error:
-            raise CannotCapture(_reason(error)) from error
+            # The outer context puts the stream back, which torch does not where a capture cannot be ended.
+            with torch.cuda.stream(self.stream), _no_autocast_cache(), self._graph(graph, self.pool):
+                try:
+                    result = part()
+                except Exception as error:  # ending the capture may raise another one, which would hide it
+                    failed.append(error)
+                    raise
+        except RuntimeError as error:
+            if failed and not isinstance(failed[0], RuntimeError):
+                raise failed.pop() from None
+            reason = _reason(failed.pop() if failed else error)
+        if reason is not None:  # not above, where the error keeps alive all that the capture made
+            self._clear_up()
+            raise CannotCapture(reason)
         self.replay(graph.replay)
         return result, graph.replay
+
+    def _graph(self, graph: torch.cuda.CUDAGraph, pool: Any = None) -> torch.cuda.graph:
+        return torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local")
+
+    def _clear_up(self) -> None:
+        """After a failed capture, let what runs operator by operator have memory and random numbers as before.
+
+        Of a capture that CUDA has broken off, torch's allocator and random generator are not told that it is over.
+        """
+        with suppress(RuntimeError):  # raised where it was told
+            torch._C._cuda_endAllocateToPool(self.stream.device_index, self.pool)
+            torch._C._cuda_releasePool(self.stream.device_index, self.pool)
+        # A capture that goes well takes the generator out of the state in which it refuses numbers outside of one.
+        with suppress(RuntimeError), torch.cuda.stream(self.stream), self._graph(torch.cuda.CUDAGraph()):
+            torch.zeros(1, device=self.stream.device)
 
     def replay(self, graph: Callable[[], None]) -> None:
         self.run(graph)
 
 
-def _reason(error: BaseException) -> str:
-    # Ending a capture that went wrong raises an error of its own, which hides the first one.
-    first: BaseException = error
-    while first.__context__ is not None:
-        first = first.__context__
-    if isinstance(first, torch.OutOfMemoryError):
+@contextmanager
+def _no_autocast_cache() -> Iterator[None]:
+    """Weights are cast in the graph itself: a cached cast from before would stay what it was in all replays."""
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
+
+
+def _reason(error: RuntimeError) -> str:
+    if isinstance(error, torch.OutOfMemoryError):
         return "the GPU's memory does not suffice for a captured step"
-    return str(first).splitlines()[0]
+    return (str(error).splitlines() or [type(error).__name__])[0]

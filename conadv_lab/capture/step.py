@@ -8,15 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from conadv_lab.capture.choice import Capture, backend_of, reason_against
+from conadv_lab.capture.choice import Capture, backend_of, hooked, reason_against
 from conadv_lab.capture.feed import Copies
 from conadv_lab.capture.program import Program
 from conadv_lab.capture.replays import Backend
 from conadv_lab.data.loader import Batch, Step
-from conadv_lab.data.lookahead import images_and_labels
+from conadv_lab.data.lookahead import images_and_labels, require_unit_range
 from conadv_lab.methods.base import Losses, Method
 from conadv_lab.methods.forwards import Criterion
 from conadv_lab.methods.lanes import Streams
+from conadv_lab.optim.momenta import begin_momenta
 from conadv_lab.optim.rates import rates_on, take_over
 
 ENDLESS = 1 << 62
@@ -26,8 +27,9 @@ class CapturedStep:
     """A whole training step, gradient and update, as one CUDA graph that takes a batch a call; on a CPU a plain call.
 
     The first calls run operator by operator, then each kind of step is captured once and replayed. Learning rates may
-    change between calls, by a scheduler or by hand. A method that looks τ steps ahead trains on the batch of τ calls
-    before, so the first τ calls return None and `rest` trains on the last τ batches.
+    change between calls, by a scheduler or by hand; another setting of the optimizer that changes, another shape of the
+    images, or weights that are frozen or thawed are another kind. A method that looks τ steps ahead trains on the batch
+    of τ calls before, so the first τ calls return None and `rest` trains on the last τ batches.
 
     Args:
         model: converted by `conadv_lab.mixture_batch_norm` where the method needs it, in training mode, on its device.
@@ -35,7 +37,7 @@ class CapturedStep:
         optimizer: torch's SGD with ``fused=True``, another of torch's with ``capturable=True``, LARS or LAMB. On a CPU
             any.
         criterion: (outputs, labels) to their mean loss.
-        example: (images, labels) of an ordinary batch, as later calls bring it.
+        example: (images, labels) of an ordinary batch, as later calls bring it; it is only checked.
         capture: "auto" runs operator by operator what cannot be captured, and says so on stderr in a line; "on"
             refuses; "off" never captures.
 
@@ -63,8 +65,9 @@ class CapturedStep:
         capture: Capture = "auto",
     ) -> None:
         device = next(model.parameters()).device
-        images_and_labels(example)
-        backend, line = backend_of(capture, device, reason_against(device, optimizer))
+        images, _ = images_and_labels(example)
+        require_unit_range(images)
+        backend, line = backend_of(capture, device, reason_against(device, optimizer) or hooked(model))
         if line:
             _tell(line)
         self._begin(model, method, optimizer, criterion, device, backend, capture == "on")
@@ -84,11 +87,13 @@ class CapturedStep:
         self.rates = rates_on(optimizer, device) if backend is not None else []
         if device.type == "cuda" and backend is not None:
             method.lanes = Streams(device)
+        if isinstance(optimizer, torch.optim.SGD) and any(group["fused"] for group in optimizer.param_groups):
+            optimizer.register_step_pre_hook(begin_momenta)
         self.program = Program(
             model, model, method, optimizer, criterion,
             rates=self.rates, backend=backend, required=required, told=_tell,
         )  # fmt: skip
-        self.calls = self.seen = 0
+        self.calls = self.taken = self.seen = 0
         self.last = ENDLESS
         self._batches: dict[int, Batch] = {}
 
@@ -96,7 +101,9 @@ class CapturedStep:
         """Train on a batch, or on that of τ calls before; returns its mean losses, good until the next call.
 
         Args:
-            images: (B, …) floats in [0, 1]; labels: (B,) int64, or probabilities; both on the host or the device.
+            images: (B, …) floats in [0, 1]; labels: (B,) int64, or probabilities; both on the host or the device. They
+                are copied, from pinned memory while the call goes on already, as ``non_blocking`` does: a pinned
+                tensor must not be filled anew before the GPU has read it. A DataLoader makes new ones.
         """
         images, labels = images_and_labels((images, labels))
         indices = torch.arange(self.seen, self.seen + len(images), device=self.device)
@@ -106,20 +113,27 @@ class CapturedStep:
         self._batches[self.calls] = batch
         self.seen += len(images)
         self.calls += 1
-        number = self.calls - 1 - self.method.lookahead
-        return self._stepped(number) if number >= 0 else None
+        return self._stepped() if self.calls - self.taken > self.method.lookahead else None
 
     def rest(self) -> Iterator[Losses]:
-        """Train on the batches that are left because the method looks ahead."""
-        self.last = self.calls - 1
-        for number in range(max(0, self.calls - self.method.lookahead), self.calls):
-            yield self._stepped(number)
+        """Train on the batches that are left because the method looks ahead; a call after it begins to look ahead anew.
 
-    def _stepped(self, number: int) -> Losses:
-        held = self._batches
+        Nothing is trained on before the iterator is asked.
+        """
+        self.last = self.calls - 1
+        while self.taken < self.calls:
+            yield self._stepped()
+        self.last = ENDLESS
+
+    def _stepped(self) -> Losses:
+        number, held = self.taken, self._batches
         held.pop(number - 2, None)
         step = Step(number, self.method.lookahead, self.last, _one(held), _size(held))
+        self.taken += 1
         if self.rates:
+            groups = len(self.optimizer.param_groups)
+            if groups > len(self.rates):  # one was added since
+                self.rates += rates_on(self.optimizer, self.device)[len(self.rates) :]
             take_over(self.optimizer, self.rates)
         if self.program.captures:
             step = self.copies.load(step, self.method.offsets(step))
@@ -135,7 +149,8 @@ def _size(held: dict[int, Batch]) -> Callable[[int], list[int]]:
 
 
 def _there(values: Tensor, device: torch.device) -> Tensor:
-    return values.to(device, non_blocking=True)
+    # A copy on the same device too: the batch waits for later steps, and a loop may fill one tensor for all of them.
+    return values.to(device, non_blocking=True, copy=True)
 
 
 def _tell(sentence: str) -> None:

@@ -1,6 +1,6 @@
 """The stream of global steps: each with its own images, those of the steps ahead and those of the step before."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -41,6 +41,7 @@ class Step:
         fetch: the micro-batches of a step by its number, made when iterated over.
         counts: how many images each of those has.
         replays: how many steps in a row have the same images.
+        layout: shapes, types and strides of the batches, where steps with others lie in other tensors.
     """
 
     number: int
@@ -49,6 +50,7 @@ class Step:
     fetch: Callable[[int], Iterable[Batch]]
     counts: Callable[[int], list[int]]
     replays: int = 1
+    layout: Hashable = None
 
     def batches(self, offset: int = 0) -> Iterable[Batch]:
         """Micro-batches of step ``number + offset``; -1 is the step before."""

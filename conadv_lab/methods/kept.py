@@ -15,6 +15,9 @@ class Slots:
     One tensor for all micro-batches of a step: hundreds of small ones would lie between the activations that a CPU's
     heap frees, which then grows with their number.
 
+    Where images come that are more or of another size than before, tensors are made anew, which ``version`` tells: a
+    captured step of another version reads and writes memory that is no longer these tensors'.
+
     Args:
         count: of tensors; the first one's step comes first.
 
@@ -29,7 +32,7 @@ class Slots:
     """
 
     def __init__(self, count: int) -> None:
-        self.count, self.images = count, 0
+        self.count, self.images, self.version = count, 0, 0
         self.rows: list[Tensor] = []
 
     def reserve(self, images: int) -> None:
@@ -37,15 +40,23 @@ class Slots:
         if images <= self.images:
             return
         self.images, old = images, self.rows
+        self.version += 1
         self.rows = [rows.new_zeros(images, *rows.shape[1:]) for rows in old]
         for new, rows in zip(self.rows, old, strict=True):
             new[: len(rows)] = rows
 
     def write(self, slot: int, first: int, part: Tensor) -> None:
-        """Keep (m, …) of the images from ``first`` on; the first part ever decides shape, dtype and device of all."""
+        """Keep (m, …) of the images from ``first`` on; all of a step have one shape and dtype."""
         if not self.rows:
-            self.rows = [part.new_zeros(self.images, *part.shape[1:]) for _ in range(self.count)]
+            self.rows = [self._room(part) for _ in range(self.count)]
+            self.version += 1
+        if _kind(self.rows[slot]) != _kind(part):  # images of another size, as training resizes them
+            self.rows[slot] = self._room(part)
+            self.version += 1
         self.rows[slot][first : first + len(part)].copy_(part)
+
+    def _room(self, part: Tensor) -> Tensor:
+        return part.new_zeros(self.images, *part.shape[1:])
 
     def parts(self, slot: int, sizes: Sequence[int]) -> list[Tensor]:
         """What a slot holds of micro-batches of these sizes, as views."""
@@ -66,5 +77,13 @@ class Slots:
 
     def move_up(self) -> None:
         """Each slot gets what the one after it holds."""
-        for earlier, later in zip(self.rows, self.rows[1:], strict=False):
-            earlier.copy_(later)
+        for slot, later in enumerate(self.rows[1:]):
+            if _kind(self.rows[slot]) == _kind(later):
+                self.rows[slot].copy_(later)
+            else:
+                self.rows[slot] = later.clone()
+                self.version += 1
+
+
+def _kind(rows: Tensor) -> tuple[object, ...]:
+    return rows.shape[1:], rows.dtype, rows.device

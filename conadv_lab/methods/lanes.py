@@ -40,13 +40,15 @@ class Beside(Lanes):
 
     def beside(self, *passes: Callable[[], Any]) -> list[Any]:
         outside, returned, gathered = self._gradients, [], []
-        with self._forked(len(passes)) as lanes:
-            for lane, run in zip(lanes, passes, strict=True):
-                self._gradients = []
-                with lane:
-                    returned.append(run())
-                gathered += self._gradients
-        self._gradients = outside
+        try:
+            with self._forked(len(passes)) as lanes:
+                for lane, run in zip(lanes, passes, strict=True):
+                    self._gradients = []
+                    with lane:
+                        returned.append(run())
+                    gathered += self._gradients
+        finally:  # the list of a pass that failed would swallow the gradients of all later steps
+            self._gradients = outside
         for gradients in gathered:
             self._keep(*gradients)
         return returned
@@ -115,6 +117,8 @@ class _Fork:
         return [nullcontext(), *(torch.cuda.stream(stream) for stream in self.others)]
 
     def __exit__(self, *_: object) -> None:
-        for stream in self.others:
-            self.here.wait_stream(stream)
-        self.lanes._idle += self.others
+        try:
+            for stream in self.others:
+                self.here.wait_stream(stream)
+        finally:
+            self.lanes._idle += self.others

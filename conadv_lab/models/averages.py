@@ -128,14 +128,17 @@ class StepStatistics:
     @torch.no_grad()
     def close(self) -> None:
         """End the step, whatever became of it: averages are empty again."""
-        self.fold()
-        used = list(self.folded)
-        # Zeroed and not only outweighed: 0 · NaN of a step that went wrong would stay NaN for ever.
-        if used:
-            torch._foreach_zero_(
-                [t for one in used for t in (one.mean, one.var, one.step_mean, one.step_var)]
-            )
-        for one in used:
-            one.waiting, one.count = False, 0
-        self.folded.clear()
-        self.open = False
+        try:
+            self.fold()
+            used = list(self.folded)
+            # Zeroed and not only outweighed: 0 · NaN of a step that went wrong would stay NaN for ever.
+            if used:
+                torch._foreach_zero_(
+                    [t for one in used for t in (one.mean, one.var, one.step_mean, one.step_var)]
+                )
+        finally:  # after a failed capture every operator raises, and the step must be closed all the same
+            for one in (*self.folded, *self.seen):
+                one.waiting, one.count = False, 0
+            self.folded.clear()
+            self.seen.clear()
+            self.open = False

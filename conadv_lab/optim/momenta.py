@@ -23,6 +23,7 @@ def begin_momenta(optimizer: Optimizer, *_: Any) -> None:
     [0.71, 0.9]
     """
     for group in optimizer.param_groups:
-        for parameter in group["params"] if group["momentum"] else ():
+        # With dampening it is not, as torch does not dampen the first gradient.
+        for parameter in group["params"] if group["momentum"] and not group["dampening"] else ():
             if parameter.grad is not None and "momentum_buffer" not in optimizer.state[parameter]:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

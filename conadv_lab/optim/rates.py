@@ -1,11 +1,14 @@
 """Learning rates that an optimizer reads from the device, so that a captured step sees them change."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+
+NO_SETTINGS = ("params", "param_names", "lr", "initial_lr", "max_lr", "min_lr")
+"""Of a parameter group: what is not a setting, or what only schedulers read."""
 
 
 def why_not(optimizer: Optimizer) -> str | None:
@@ -47,6 +50,25 @@ def take_over(optimizer: Optimizer, rates: Sequence[Tensor]) -> None:
         if group["lr"] is not rate:
             rate.copy_(group["lr"]) if isinstance(group["lr"], Tensor) else rate.fill_(group["lr"])
     bind(optimizer, rates)
+
+
+def settings(optimizer: Optimizer) -> Hashable:
+    """All but the learning rates that the host decides of an optimizer's step: a captured one would not see it change.
+
+    Such as a momentum that a scheduler cycles, or weights that are frozen or thawed in the course of a training.
+    """
+    return tuple(
+        (
+            tuple(parameter.requires_grad for parameter in group["params"]),
+            # A tensor may change in place, which is seen.
+            *(
+                (n, id(v) if isinstance(v, Tensor) else repr(v))
+                for n, v in group.items()
+                if n not in NO_SETTINGS
+            ),
+        )
+        for group in optimizer.param_groups
+    )
 
 
 def plain_state(optimizer: Optimizer) -> dict[str, Any]:

@@ -43,9 +43,13 @@ class Recorder(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[Call] = []
+        self.broken = False
 
     def __torch_dispatch__(self, operator: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.broken:
+            raise RuntimeError("operation failed due to a previous error during capture")
         if operator in READS:
+            self.broken = True  # as CUDA breaks off a capture: every operator after it raises too
             raise CannotCapture(f"{operator} {READS[operator]}")
         kwargs = kwargs or {}
         returned = operator(*args, **kwargs)

@@ -14,7 +14,7 @@ from conadv_lab.data.augment import augment
 from conadv_lab.data.hashing import image_keys
 from conadv_lab.data.loader import Stream
 from conadv_lab.methods import METHODS, method_of
-from conadv_lab.methods.lanes import Beside
+from conadv_lab.methods.lanes import Beside, Lanes
 from conadv_lab.methods.weight_space import WeightSpace
 from conadv_lab.models.norm import mixture_batch_norm
 from conadv_lab.optim.groups import parameter_groups
@@ -259,9 +259,12 @@ def test_a_read_or_a_made_tensor_is_refused(kind, why):
         planted(kind).take(*range(8))
 
 
-def test_what_cannot_be_captured_runs_as_it_is_with_one_line():
+@pytest.mark.parametrize("lanes", [Lanes, Beside])
+def test_what_cannot_be_captured_runs_as_it_is_with_one_line(lanes):
+    """A pass that failed leaves nothing behind, in batch norm's step nor among the gradients."""
     said: list[str] = []
     training, eager = planted("read"), planted("read", captured=False)
+    training.method.lanes = lanes()
     training.program.required, training.program.told = False, said.append
     training.take(*range(12))
     (line,) = said

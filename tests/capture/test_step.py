@@ -1,12 +1,20 @@
 """The captured step of other people's loops, and what is said where a step cannot be captured."""
 
+import gc
+from collections.abc import Callable
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+from weakref import ref
+
 import pytest
 import torch
 from torch import nn
 
 import conadv_lab as cl
-from conadv_lab.capture.choice import backend_of, reason_against
+from conadv_lab.capture.choice import backend_of, hooked, reason_against
 from conadv_lab.capture.feed import Copies
+from conadv_lab.capture.replays import CannotCapture, CudaGraphs
 from conadv_lab.capture.step import CapturedStep
 from conadv_lab.data.loader import Batch, Step
 from conadv_lab.optim.rates import bind, plain_state, rates_on, take_over, why_not
@@ -50,6 +58,192 @@ def loop_by_hand(optimizer: str, rate_in_tensor: bool) -> nn.Module:
         updates.zero_grad()
         schedule.step()
     return model
+
+
+def recorded_and_plain(taken: Callable[[CapturedStep, nn.Module, Any], None], *, fused: bool = False) -> None:
+    """What is done with a captured step does to the weights what it does to one that runs as it is."""
+    models = []
+    for backend in (Recordings(), None):
+        model = cl.mixture_batch_norm(small_net())
+        parameters = list(model.parameters())
+        updates: Any = (
+            torch.optim.SGD(parameters, lr=0.5, momentum=0.9, fused=True)
+            if fused
+            else cl.LARS(parameters, 0.5)
+        )
+        step = CapturedStep(model, method(), updates, CRITERION, batches(1)[0])
+        if backend is not None:
+            step._begin(model, step.method, updates, CRITERION, CPU, backend, required=True)
+        taken(step, model, updates)
+        assert backend is None or backend.replayed > 0
+        models.append(model)
+    assert all(torch.equal(one, other) for one, other in zip(*(m.parameters() for m in models), strict=True))
+
+
+def small_net() -> nn.Module:
+    """Of images of any size."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4)
+        )  # fmt: skip
+
+
+def of_size(images: torch.Tensor, size: int) -> torch.Tensor:
+    return nn.functional.interpolate(images, (size, size))
+
+
+def test_images_of_another_size_are_another_kind():
+    def taken(step, _model, _updates):
+        for number, (images, labels) in enumerate(batches(36)):
+            step(of_size(images, 6 if number // 12 != 1 else 8), labels)
+
+    recorded_and_plain(taken)
+
+
+def test_a_setting_that_changes_is_seen():
+    """A momentum that is changed, weights that are frozen, and an optimizer's state that is loaded."""
+
+    def taken(step, model, updates):
+        loader = iter(batches(36))
+        for change in (
+            lambda: None,
+            lambda: updates.param_groups[0].update(momentum=0.5),
+            lambda: model[0].weight.requires_grad_(False),
+            lambda: updates.load_state_dict(updates.state_dict()),
+        ):
+            change()
+            for _ in range(9):
+                step(*next(loader))
+
+    recorded_and_plain(taken)
+
+
+def test_a_parameter_group_may_be_added():
+    def taken(step, model, updates):
+        group = updates.param_groups[0]
+        left = group["params"][-1:]
+        group["params"] = group["params"][:-1]
+        for batch in batches(10):
+            step(*batch)
+        updates.add_param_group({"params": left, "lr": 0.25})
+        for batch in batches(10):
+            step(*batch)
+
+    recorded_and_plain(taken)
+
+
+def test_fused_sgd_may_begin_a_momentum_later():
+    """Here the adversarial branch has no gradient in the first step."""
+    for later in (cl.Recycled(0.1), cl.ConAdv(cl.SignAttack(epsilon=0.1), first="clean")):
+        model, _ = made()
+        updates = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True)
+        step = CapturedStep(model, later, updates, CRITERION, batches(1)[0])
+        losses = [step(*batch) for batch in batches(4)]
+        assert losses[-1].adversarial is not None
+
+
+def test_after_the_rest_a_call_begins_to_look_ahead_anew():
+    """Each batch is trained on once, in each of two epochs."""
+    seen: list[torch.Tensor] = []
+
+    def criterion(outputs, labels):
+        seen.append(labels)
+        return CRITERION(outputs, labels)
+
+    model, updates = made()
+    step = CapturedStep(model, cl.ConAdv(cl.SignAttack(epsilon=0.1), 2), updates, criterion, batches(1)[0])
+    trained = []
+    for _ in range(2):
+        trained += [loss for batch in batches(5) if (loss := step(*batch)) is not None]
+        trained += [*step.rest(), *step.rest()]
+    assert len(trained) == step.taken == step.calls == 10
+
+
+def test_a_loop_may_fill_one_tensor_for_all_batches():
+    def weights(one_tensor: bool) -> list[torch.Tensor]:
+        model, updates = made()
+        step = CapturedStep(model, method(), updates, CRITERION, batches(1)[0])
+        room = torch.empty(8, 2, 6, 6)
+        for images, labels in batches(4):
+            step(room.copy_(images) if one_tensor else images, labels)
+        return list(model.parameters())
+
+    assert all(torch.equal(one, other) for one, other in zip(weights(True), weights(False), strict=True))
+
+
+def test_an_example_out_of_range_and_an_unknown_choice_are_refused():
+    model, updates = made()
+    images, labels = batches(1)[0]
+    with pytest.raises(ValueError, match=r"images lie in \[.*\]; allowed: \[0, 1\]"):
+        CapturedStep(model, method(), updates, CRITERION, (images * 2 - 3, labels))
+    with pytest.raises(
+        ValueError, match=r"unknown capture 'onn'; allowed: auto, off, on\. Did you mean 'on'"
+    ):
+        CapturedStep(model, method(), updates, CRITERION, (images, labels), capture="onn")
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("the first\nand more"), RuntimeError(), torch.OutOfMemoryError("x")]
+)
+def test_a_capture_that_fails_leaves_the_stream_and_holds_no_memory(monkeypatch, error):
+    """torch leaves the capture's stream the current one where a capture cannot be ended."""
+    streams = ["the current one"]
+
+    @contextmanager
+    def stream(one):
+        streams.append(one)
+        try:
+            yield
+        finally:
+            streams.pop()
+
+    class Graph:
+        def __init__(self, *_, **__):
+            pass
+
+        def __enter__(self):
+            pass
+
+        def __exit__(self, *_):
+            raise RuntimeError("the capture was invalidated")
+
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: SimpleNamespace(device=device, device_index=0))
+    monkeypatch.setattr(torch.cuda, "graph", Graph)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=None))
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    ended = []
+    for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+        monkeypatch.setattr(torch._C, name, lambda *_, name=name: ended.append(name), raising=False)
+    made: list[Any] = []
+    cached: list[bool] = []
+
+    def part():
+        large = torch.zeros(3)
+        made.append(ref(large))
+        cached.append(torch.is_autocast_cache_enabled())
+        raise error
+
+    reasons = []
+    gc.disable()
+    try:
+        try:
+            CudaGraphs(CPU).capture(part)
+        except CannotCapture as reason:
+            reasons.append(str(reason))
+        error.__traceback__ = None  # of the test's own
+        assert made[0]() is None
+    finally:
+        gc.enable()
+    assert streams == ["the current one"]
+    assert ended == ["_cuda_endAllocateToPool", "_cuda_releasePool"]
+    assert (cached, torch.is_autocast_cache_enabled()) == ([False], True)
+    assert reasons[0] in (
+        "the first",
+        "RuntimeError",
+        "the GPU's memory does not suffice for a captured step",
+    )
 
 
 @pytest.mark.parametrize("recorded", [False, True])
@@ -97,6 +291,9 @@ def test_reasons_against_a_capture():
     assert why_not(torch.optim.SGD(parameters, lr=0.1, fused=True)) is None
     assert why_not(cl.LAMB(parameters, lr=0.1)) is None
     assert why_not(torch.optim.LBFGS(parameters)).startswith("LBFGS is not known to take")
+    assert hooked(model) is None
+    model[0].weight.register_post_accumulate_grad_hook(lambda _: None)
+    assert hooked(model).startswith("0.weight has a hook on its gradient")
     line = backend_of("auto", gpu, "2 ranks")[1]
     assert line == "steps are not captured: 2 ranks"
 

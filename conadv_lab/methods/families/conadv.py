@@ -160,7 +160,7 @@ class ConAdv(TwoBranches):
         if not self.placement.here:
             return None
         now = step.number
-        slots = self.placement.slots.images
+        slots = self.placement.slots.version
         return tuple(n - now for n in self._wanted(step)), now in self.pending, self._starts_clean(now), slots
 
     def offsets(self, step: Step) -> Sequence[int]:

@@ -71,7 +71,7 @@ class Recycled(TwoBranches):
         return self.checked(model, step, criterion)
 
     def kind(self, step: Step) -> Hashable:
-        return self._is_pending(step), self._slots.images
+        return self._is_pending(step), self._slots.version
 
     def offsets(self, step: Step) -> Sequence[int]:
         return (-1, 0) if self._is_pending(step) else (0,)
