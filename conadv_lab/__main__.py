@@ -12,7 +12,7 @@ COMMANDS = {
 
 def main() -> None:
     """Print them."""
-    print("usage: python -m conadv_lab.COMMAND; --help tells a command's options\n")
+    print("usage: python -m conadv_lab.COMMAND; each lists its options with --help\n")
     for name, about in COMMANDS.items():
         print(f"  python -m conadv_lab.{name:9}  {about}")
 

@@ -34,11 +34,11 @@ class Options:
     resume: bool = False
     """Continue the run in the folder from its newest checkpoint."""
     ranks: int = 1
-    """Train with so many processes of this machine, which share every step; torchrun and submit start their own."""
+    """Train with this many processes on this machine, sharing every step; torchrun and submit start their own."""
     plan: bool = False
-    """Print memory, network and time that step and run are predicted to take on --devices, and train nothing."""
+    """Print the predicted memory, network traffic and time for --devices, and train nothing."""
     devices: int = 1
-    """How many devices share a step, attackers among them, for --plan."""
+    """Devices that share a step, attackers included, for --plan."""
 
 
 def parse_config(

@@ -36,47 +36,47 @@ else:
 
 @dataclass(frozen=True)
 class Training:
-    """Length, batch, and what is written down."""
+    """Length, batch size, evaluation and logging."""
 
     epochs: float = 20.0
     """Passes over the training set as clean images."""
     steps: int | None = None
     """Number of steps, in place of epochs."""
     global_batch: int = 256
-    """Images of a step; the clean ones, but for equal-cost forms, which take half clean and half altered."""
+    """Clean images per step; equal-cost forms take half of them clean and half altered."""
     micro_batch: int | None = None
-    """Clean images of one forward, and the ghost batch of batch norm; None: all clean images of a step."""
+    """Clean images per forward pass, also batch norm's ghost batch; None: all clean images of a step."""
     batch_norm: Literal["ghost", "sync"] = "ghost"
     """How ranks share a step: whole micro-batches each, or a slice of every one, its statistics synchronised."""
     seed: int = 0
     """Decides initial weights, order, augmentation and random starts."""
     device: str = "auto"
-    """cpu, cuda, cuda:1 …; auto takes a GPU where there is one."""
+    """cpu, cuda, cuda:1 …; auto takes a GPU if there is one."""
     threads: int | None = None
     """CPU threads of torch; results are bitwise equal for equal numbers. None: all cores that this
     process may use."""
     deterministic: bool = False
-    """Deterministic algorithms on CUDA, slower."""
+    """Use deterministic algorithms on CUDA (slower)."""
     capture: Literal["auto", "on", "off"] = "auto"
     """A whole step as one CUDA graph: auto where a rank has few micro-batches and it can be, on refuses where it
     cannot."""
     log_every: int = 10
-    """Steps between two lines of metrics."""
+    """Steps between log lines."""
     checkpoint_every: int = 200
-    """Steps between two checkpoints; the last step always has one."""
+    """Steps between checkpoints; the last step always has one."""
     evaluate_every: int = 0
-    """Steps between two evaluations on the test set; 0: at the end alone."""
+    """Steps between evaluations on the test set; 0: only at the end."""
     bn_recalibrate: int = 10_000
     """Training images, augmented as in training, on which batch norm's main statistics are re-estimated before an
     evaluation; 0 keeps the running averages."""
     mirror: bool = False
     """Also report test accuracy with mirror averaging: logits averaged over each image and its mirror image."""
     pgd_images: int = 0
-    """Test images of a PGD accuracy at each evaluation, in the ball of epsilon; 0 for none."""
+    """Test images for PGD accuracy at each evaluation, within epsilon; 0 for none."""
     pgd_steps: int = 10
-    """k: steps of that attack, each of 2.5 epsilon/k, from a random start."""
+    """k: steps of the PGD attack, each 2.5 epsilon/k long, from a random start."""
     log_to: Literal["none", "tensorboard", "wandb", "mlflow"] = "none"
-    """Where metrics go besides the run folder; one that fails is left out with a warning."""
+    """Where metrics go besides the run folder; a logger that fails is dropped with a warning."""
     probe_every: int = 0
     """Steps between two measurements of the sign agreement of stale and fresh attacks; 0 for none."""
 

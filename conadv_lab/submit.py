@@ -9,17 +9,17 @@ from conadv_lab.pipes import outlive_readers
 USAGE = """usage: python -m conadv_lab.submit VERB ...
 
   run RECIPE --out DIR [--profile NAME] [--dry-run] [--field value ...]     one run
-  sweep RECIPE --out DIR [...] [--field value,value ...]                    the product of the lists, a folder each
-  status DIR ...                       one row a run, its state in words
-  logs RUN                             the end of what the run printed
-  cancel DIR ...                       end the runs that wait or run; they keep their checkpoints
-  retry DIR ... [--failed]             send those again that ended without being done; they go on where they were
+  sweep RECIPE --out DIR [...] [--field value,value ...]                    every combination, one folder per run
+  status DIR ...                       one row per run, with its state
+  logs RUN                             the end of a run's output
+  cancel DIR ...                       cancel pending and running runs; checkpoints are kept
+  retry DIR ... [--failed]             resend runs that ended unfinished; they continue where they stopped
   collect DIR ... [--csv FILE]         configs and results as a table
   show RUN [--reproduce]               where a run came from; the command that repeats it
 
-VERB --help tells the options of a verb. RECIPE is a name or path/to/file.py:function; the function may return a list
-of configs for a sweep that is no product. Without --profile runs go to SLURM where there is one, else they run here.
-Exit status: 0 done or queued, 2 a mistake in what was asked, 1 a failure, 75 stopped on request and resumable.
+VERB --help lists the options of a verb. RECIPE is a name or path/to/file.py:function; for a sweep the function may
+return a list of configs. Without --profile, runs go to SLURM if it is installed, otherwise they run on this machine.
+Exit status: 0 finished or queued, 2 invalid arguments, 1 failure, 75 stopped on request and resumable.
 """
 
 

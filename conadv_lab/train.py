@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from conadv_lab.cli import Options
 
 USAGE = """usage: python -m conadv_lab.train RECIPE [--out DIR] [--resume] [--ranks N] [--field value ...]
-       python -m conadv_lab.train RECIPE --plan [--devices N]    what a step will take, nothing trained
-       python -m conadv_lab.train --list            the recipes, one a line; --list methods: the methods
-       python -m conadv_lab.train RECIPE --help     every field, with its default in this recipe
+       python -m conadv_lab.train RECIPE --plan [--devices N]    predict memory and time, train nothing
+       python -m conadv_lab.train --list            list the recipes; --list methods: the methods
+       python -m conadv_lab.train RECIPE --help     every option, with its default in this recipe
 
-RECIPE is a name or path/to/file.py:function. Exit status: 0 done, 2 a mistake in what was asked,
-1 a failure, 75 stopped on request and resumable, 130 stopped at once by a second Ctrl-C.
+RECIPE is a name or path/to/file.py:function. Exit status: 0 success, 2 invalid arguments,
+1 failure, 75 stopped on request (--resume continues), 130 stopped at once by a second Ctrl-C.
 """
 
 

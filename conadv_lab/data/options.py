@@ -71,16 +71,16 @@ class Demand:
 
 @dataclass(frozen=True)
 class Data:
-    """What is trained on."""
+    """The data set and its augmentation."""
 
     dataset: str = "digits"
     """One of those above, or path/to/file.py:function."""
     data_dir: str = "data"
     """Folder of the CIFAR or ImageNet archives, of their unpacked layouts, of any photographs, or of packs."""
     download: bool = False
-    """Fetch the official archive when it is not in data_dir."""
+    """Download the official archive if it is not in data_dir."""
     train_images: int | None = None
-    """Train on the first so many images of a fixed shuffle; None for all."""
+    """Train on the first N images of a fixed shuffle; None: all."""
     synthetic_images: int = 10_000
     """Size of the synthetic training set."""
     synthetic_pixels: int = 32
@@ -94,11 +94,11 @@ class Data:
     flip_rule: Literal["random", "alternating"] = "random"
     """random draws a flip for each image and epoch; alternating flips each image in every second epoch."""
     cutout: int = 0
-    """Side in pixels of the square that is blanked out; 0 for none."""
+    """Side in pixels of the square that cutout blanks out; 0 for none."""
     pixels: int = 224
     """Side of training images of photographs, cut out at random and resized."""
     crop_scale: float = 0.08
-    """Smallest share of a photograph that a random crop takes."""
+    """Smallest share of a photograph's area that a random crop takes."""
     eval_pixels: int = 224
     """Side of images of photographs in evaluation, from the middle."""
     eval_resize: int | None = None
@@ -110,11 +110,11 @@ class Data:
     erasing: float = 0.0
     """Probability of random erasing (photographs)."""
     reader: Literal["native", "dali"] = "native"
-    """Who decodes and resizes photographs: this package, or NVIDIA DALI (extra dali), on the GPU where the run is."""
+    """What decodes and resizes photographs: this package, or NVIDIA DALI (extra dali), on the run's GPU if any."""
     workers: int = 0
-    """Processes, or threads of dali, that read photographs; images are the same for any number."""
+    """Processes (or DALI threads) that read photographs; the images do not depend on the number."""
     keep_gb: float = 1.0
-    """Memory of a process in GB for images that the method needs once more; without room they are read again."""
+    """Memory per process in GB for images that the method will need again; without room they are read again."""
 
     @property
     def source(self) -> Source:

@@ -12,16 +12,16 @@ SLURM_ALONE = ("partition", "account", "qos", "constraint", "gres")
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where to, and what of the profile to change for this command"""
+    """Where runs go, and settings of the profile to override"""
 
     out: Path | None = None
     """The run folder, or the folder of the sweep's run folders."""
     profile: str | None = None
-    """A site profile (see docs/slurm.md); None: slurm where there is one, else local."""
+    """A site profile (see docs/slurm.md); None: slurm if it is installed, else local."""
     dry_run: bool = False
     """Print the config, the table of runs and the sbatch script as they would be sent, and write nothing."""
     data_on_nodes: bool = False
-    """The data lie where the nodes alone see them: what depends on them is not checked before the runs are sent."""
+    """Only the nodes can see the data: skip the checks that need them before runs are sent."""
     partition: str | None = None
     """SLURM partition; None: the profile's."""
     account: str | None = None
@@ -43,11 +43,11 @@ class RunOptions:
     mem_gb: float | None = None
     """Memory of each node in GiB; None: the profile's."""
     minutes: int | None = None
-    """Time limit of one stretch; None: the profile's."""
+    """Time limit of a job in minutes; None: the profile's."""
     signal_delay_s: int | None = None
     """Seconds before the time limit at which the run is told to save; None: the profile's."""
     max_parallel: int | None = None
-    """Runs of a sweep that may run together; None: the profile's."""
+    """Most runs of a sweep at the same time; None: the profile's."""
 
     def site(self) -> Profile:
         """The profile with the changes.

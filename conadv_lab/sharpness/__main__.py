@@ -1,6 +1,7 @@
 """Measure curvature and sharpness: ``python -m conadv_lab.sharpness RUN_OR_CHECKPOINT… --json FILE``."""
 
 import argparse
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -11,9 +12,9 @@ from conadv_lab.pipes import outlive_readers
 from conadv_lab.reading import pairs
 
 EPILOG = """A place is a run folder, a checkpoint folder of a run, or path/to/file.py:function that returns
-(model, criterion, batches) or (model, criterion, batches, facts). Exit status: 0 done, 2 a mistake in what was
-asked, 1 a failure, 130 interrupted: then the files asked for hold what was done. The default measures are the
-cheap ones; lines on standard error say how far it is."""
+(model, criterion, batches) or (model, criterion, batches, facts). Exit status: 0 success, 2 invalid
+arguments, 1 failure, 130 interrupted (the files then hold what was finished). By default only cheap measures run;
+progress goes to standard error."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -24,16 +25,22 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--json", type=Path, metavar="FILE", help="write the numbers and their conditions")
     p.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained page")
-    p.add_argument("--csv", type=Path, metavar="FILE", help="write one row a number")
+    p.add_argument("--csv", type=Path, metavar="FILE", help="write one row per number")
     p.add_argument("--figures", type=Path, metavar="DIR", help="write the figures as PNG and PDF")
     p.add_argument("--cross-check", action="store_true", help="run PyHessian on the same batches, print both")
-    p.add_argument("--measures", metavar="A,B,…", help="instead of the default ones; --list shows all")
-    p.add_argument("--also", metavar="A,B,…", help="beside the default ones, such as density,sam_worst")
-    p.add_argument("--all", action="store_true", help="all measures that have a meaning for what is measured")
-    p.add_argument("--list", action="store_true", help="the measures, one a line with a sentence")
-    p.add_argument("--examples", type=int, default=1000, help="images of a run (default: %(default)s)")
-    p.add_argument("--batch-size", type=int, default=250, help="images in a batch (default: %(default)s)")
-    p.add_argument("--split", default="train", help="of a run: train or test (default: %(default)s)")
+    p.add_argument(
+        "--measures", metavar="A,B,…", help="measure these instead of the default ones; --list shows all"
+    )
+    p.add_argument("--also", metavar="A,B,…", help="measure these too, such as density,sam_worst")
+    p.add_argument("--all", action="store_true", help="every measure that applies")
+    p.add_argument("--list", action="store_true", help="list the measures with their definitions")
+    p.add_argument(
+        "--examples", type=int, default=1000, help="images of a run to measure on (default: %(default)s)"
+    )
+    p.add_argument("--batch-size", type=int, default=250, help="images per batch (default: %(default)s)")
+    p.add_argument(
+        "--split", default="train", help="split of a run's data: train or test (default: %(default)s)"
+    )
     p.add_argument(
         "--trust", action="store_true", help="run the Python files that a run folder's config names"
     )
@@ -41,10 +48,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--bn", default="eval", help="batch norm: eval or train (default: %(default)s)")
     p.add_argument("--dtype", help="float32 or float64 (default: the model's own)")
     p.add_argument(
-        "--line-to", metavar="PLACE", help="also the loss on the straight line from each place to this one"
+        "--line-to", metavar="PLACE", help="also the loss along the straight line from each place to this one"
     )
-    p.add_argument("--seed", type=int, default=0, help="of all that is random (default: %(default)s)")
-    p.add_argument("--resume", type=Path, metavar="DIR", help="keep finished parts here and go on from them")
+    p.add_argument("--seed", type=int, default=0, help="seed of everything random (default: %(default)s)")
+    p.add_argument(
+        "--resume", type=Path, metavar="DIR", help="keep finished parts in DIR and continue from them"
+    )
     p.add_argument("--learning-rate", type=float, help="the same as --fact learning_rate=…")
     p.add_argument("--augmentation", help="the same as --fact augmentation=…")
     p.add_argument(
@@ -52,8 +61,8 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="state what a model does not: split, augmentation, learning_rate, weight_decay_inside, "
-        "label_smoothing; no file is written while one is unstated, but 'unknown' is a statement",
+        help="state what cannot be inferred: split, augmentation, learning_rate, weight_decay_inside, "
+        "label_smoothing; reports need all of them; 'unknown' is accepted",
     )
     p.add_argument(
         "--set",
@@ -92,8 +101,9 @@ def _list() -> int:
 
     for name, function in sorted(REGISTRY.items()):
         sentence = (function.__doc__ or "").strip().splitlines()[0]
-        print(f"{name:36}{'*' if name in DEFAULT else ' '} {sentence}")
-    print("* measured unless --measures says otherwise; the others by --also or --all")
+        plain = re.sub(r":\w+:(?=`)|`", "", sentence)
+        print(f"{name:36}{'*' if name in DEFAULT else ' '} {plain}")
+    print("* measured by default; add others with --also, or pass --all")
     return 0
 
 
@@ -119,7 +129,7 @@ def _measure(asked: argparse.Namespace) -> bool:
     wanted = tuple(_words(asked.measures)) or DEFAULT
     wanted += tuple(name for name in (names() if asked.all else _words(asked.also)) if name not in wanted)
     if asked.all and asked.also:
-        raise ValueError(f"--all has --also {asked.also} beside it; allowed: one of the two")
+        raise ValueError(f"--all already includes --also {asked.also}; pass one of the two")
     options: dict[str, Any] = {
         "params": _words(asked.params) or None, "bn": asked.bn, "dtype": types.get(asked.dtype), "seed": asked.seed,
     }  # fmt: skip

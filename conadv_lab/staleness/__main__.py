@@ -16,8 +16,8 @@ USAGE = """usage: python -m conadv_lab.staleness VERB ...
   dynamics   real training with stale perturbations
   theory     the bound on the quadratic problem, beside what is measured
 
-VERB --help tells the options of a verb; a line that begins with an option is one of timeline. Exit status: 0 done,
-2 a mistake in what was asked, 1 a failure.
+VERB --help lists the options of a verb; without a verb, options are those of timeline. Exit status: 0 success,
+2 invalid arguments, 1 failure.
 """
 VERBS = {
     "timeline": "timeline.commands",

@@ -94,8 +94,9 @@ def fgsm_accuracy(study: Study) -> Outcome:
 
 @register("pgd_accuracy", UNCHANGED)
 def pgd_accuracy(study: Study) -> Outcome:
-    """Accuracy in percent under ``pgd_steps`` sign steps of 2.5·ε/steps in the ε-ball from a random start (Madry et al.
-    2018): the same attack as that of a run's ``pgd_accuracy``.
+    """Accuracy in percent under PGD from a random start, ``pgd_steps`` steps of 2.5·ε/steps (Madry et al. 2018).
+
+    It is the same attack as that of a run's ``pgd_accuracy``.
 
     It depends on the function alone. The error is a standard error over examples.
     """

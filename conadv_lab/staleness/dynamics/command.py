@@ -23,7 +23,7 @@ USAGE = """usage: python -m conadv_lab.staleness dynamics [RECIPE] [--taus T ...
        python -m conadv_lab.staleness dynamics RECIPE --help     every option, with its default
 
 RECIPE is a recipe's name or path/to/file.py:function; without one, digits-conadv with 16 epochs.
-Exit status: 0 done, 2 a mistake in what was asked, 1 a failure.
+Exit status: 0 success, 2 invalid arguments, 1 failure.
 """
 PROBE_EVERY = 10
 """Steps between two comparisons of stale and fresh attacks, where a recipe has none."""
