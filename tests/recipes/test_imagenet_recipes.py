@@ -124,7 +124,7 @@ def test_a_timm_model_without_timm_names_the_extra(tree, tmp_path):
     if timm is not None:
         pytest.skip("timm is installed")
     config = small("imagenet-resnet50-4k", tree, 64, model="timm:efficientnet_b0")
-    with pytest.raises(ValueError, match=r"needs timm .*conadv-lab\[vision\]"):
+    with pytest.raises(ValueError, match=r"needs timm, .*conadv-lab\[vision\]"):
         train(config, tmp_path / "run", progress="none")
     assert not (tmp_path / "run").exists()
 
