@@ -173,8 +173,8 @@ def _shared_memory(size: int) -> Tensor:
         return torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
     except OSError as error:
         raise ValueError(
-            f"{size / 1e9:,.1f} GB to read images into cannot be had ({error.strerror}); allowed: less, by a smaller "
-            "micro_batch, keep_gb or number of workers"
+            f"could not allocate the image buffer of {size / 1e9:,.1f} GB ({error.strerror}); "
+            "reduce micro_batch, keep_gb or workers"
         ) from None
 
 

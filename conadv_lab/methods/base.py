@@ -69,6 +69,8 @@ class Method:
         together: whether clean and altered images share a forward and a backward.
         side: what has to be computed besides the training: an ``attack`` has no weight gradients, an ``ascent`` has.
         side_steps: how often, one after another; on average, where steps differ. side_share: on which share of B.
+        repeats: how many whole trainings, over clean and altered images, come before the last one, as an ascent of its
+            own loss takes.
         concurrent: whether the side may run beside the step, or on ranks of its own, once it is stale.
         staleness: τ, how many steps old the weights are that altered images or an ascent were made with.
         lookahead: how many steps ahead the stream must let it see.
@@ -92,6 +94,7 @@ class Method:
     side: Literal["", "attack", "ascent"] = ""
     side_steps: float = 1
     side_share: float = 1.0
+    repeats: int = 0
     concurrent: bool = False
     staleness: int = 0
     lookahead: int = 0
@@ -143,13 +146,14 @@ class Method:
         1.0
         """
         thirds = {"": 0, "attack": 2, "ascent": 3}[self.side] * self.side_steps * self.side_share
-        return (3 * (self.clean_fraction + self.altered_fraction) + thirds) / 3
+        return (3 * (1 + self.repeats) * (self.clean_fraction + self.altered_fraction) + thirds) / 3
 
     @cached_property
     def depth(self) -> float:
         """Gradient computations of a step that must follow one another; an average where steps differ."""
         beside = self.side_steps if self.side else 0
-        return max(1, beside) if self.concurrent and self.staleness else 1 + beside
+        stale = self.concurrent and self.staleness
+        return (max(1, beside) if stale else 1 + beside) + self.repeats
 
     def step_cost(self, number: int, steps: int) -> tuple[float, float]:
         """(gradient evaluations, depth) of step ``number`` of a run of so many steps."""

@@ -352,7 +352,10 @@ def test_erasing_is_that_of_a_slow_rendering(tree):
     [
         ({"train_images": 25}, "train_images is 25; allowed: 1 to 24"),
         ({"data_dir": "/nowhere"}, "no ImageNet train images in /nowhere"),
-        ({"micro_batch": 10**11}, r"GB to read images into cannot be had .* a smaller micro_batch"),
+        (
+            {"global_batch": 10**11, "micro_batch": 10**11},
+            r"could not allocate the image buffer of .* reduce micro_batch",
+        ),
     ],
 )
 def test_impossible_sets(tree, changes, message):

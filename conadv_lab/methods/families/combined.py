@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from contextlib import nullcontext
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from conadv_lab.methods.attack import Attack, attack_of
@@ -53,8 +52,7 @@ class ConAdvSAM(ConAdv):
     about = "as `conadv`, with its gradient taken at w + ρ g/‖g‖"
     source = "ours"
     reads: tuple[type, ...] = (*ConAdv.reads, RhoOptions)
-    side = "ascent"
-    concurrent = False
+    repeats = 1
     copies = 2
 
     def __init__(
@@ -70,8 +68,6 @@ class ConAdvSAM(ConAdv):
             isinstance(rho, (int, float)) and 0 <= rho < float("inf"), "rho", rho, "a number of at least 0"
         )
         self.rho = rho
-        # The ascent over clean and adversarial images, and the attack, two thirds of a pass for each of its steps.
-        self.side_steps = 2 + 2 / 3 * attack.steps
 
     @classmethod
     def of(cls, config: Config) -> Method:
@@ -82,10 +78,6 @@ class ConAdvSAM(ConAdv):
     @classmethod
     def filled(cls, config: Config) -> dict[str, Any]:
         return {"rho": SAM.radius}
-
-    @cached_property
-    def depth(self) -> float:
-        return 2 if self.staleness else 2 + self.attack.steps
 
     def kind(self, step: Step) -> Hashable | None:
         return None

@@ -105,17 +105,18 @@ class Passes:
         after an ascent everything waits, as it moves them.
         """
         train = self._training(method)
+        again = method.repeats
         side = [self.side_pass(method)] if method.side and not elsewhere else []
         if beside == "none":
-            return [[[one]] for one in (*side, *train)]
+            return [[[one]] for one in (*side, *(1 + again) * train)]
         apart: Stage = [[one] for one in train]
         if not side:
-            return [apart]
+            return (1 + again) * [apart]
         if method.concurrent and method.staleness:
-            return [[side, train] if beside == "attack" else [side, *apart]]
+            return [[side, train] if beside == "attack" else [side, *apart], *again * [apart]]
         if method.side == "attack" and len(train) > 1:
-            return [[side, [train[0]]], [[train[1]]]]
-        return [[side], apart]
+            return [[side, [train[0]]], [[train[1]]], *again * [apart]]
+        return [[side], *(1 + again) * [apart]]
 
     def side_pass(self, method: Method) -> Pass:
         """The attack or ascent over the device's images."""
