@@ -111,9 +111,9 @@ REFUSED = {
     "replays": ({"method": "free-at", "replays": 0}, "replays is 0; allowed: a whole number of at least 1"),
     "target": ({"method": "advprop", "attack_target": "any"}, "unknown attack_target 'any'"),
     "steps": ({"method": "advprop", "attack_steps": 0}, "attack_steps is 0; allowed: a whole number of at least 1"),
-    "fresh": ({"method": "advprop", "placement": "stream"}, "placement is 'stream'; allowed for advprop with stal"),
-    "no queue": ({"method": "free-at", "placement": "stream"}, "placement is 'stream'; allowed for free-at"),
-    "a kept gradient": ({"method": "fast-advprop", "placement": "stream"}, "placement is 'stream'; allowed for fast"),
+    "fresh": ({"method": "advprop", "placement": "ranks"}, "placement is 'ranks'; allowed for advprop with stal"),
+    "no queue": ({"method": "free-at", "placement": "ranks"}, "placement is 'ranks'; allowed for free-at"),
+    "a kept gradient": ({"method": "fast-advprop", "placement": "ranks"}, "placement is 'ranks'; allowed for fast"),
     "a step of nothing": ({"method": "fgsm-rs", "attack_step": 0.0}, "attack_step is 0.0; allowed: above 0"),
 }  # fmt: skip
 

@@ -50,7 +50,7 @@ def test_without_communication_and_noise_a_step_is_its_passes(devices):
         "vanilla": train, "disadv": attack + 2 * train, "conadv": attack + 2 * train, "recycled": 2 * train,
         "noise": 2 * train, "copy": 2 * train, "recycled-equal": train, "noise-equal": train, "copy-equal": train,
         "sam": 2 * train, "asam": 2 * train, "asyncsam": 2 * train, "sampa": 2 * train, "looksam": 1.2 * train,
-        "conadv-sam": 14 / 3 * train, "recycled-msam": 2 * train,
+        "conadv-sam": attack + 4 * train, "recycled-msam": 2 * train,
         "late-sam": 1.1 * train, "msam": train, "s2sam": train, "extrap": train,
         "advprop": 5 * attack + 2 * train, "fgsm-rs": attack + train,
         "fast-advprop": train + 2 * (a + c * b / 4), "free-at": train,
