@@ -80,7 +80,7 @@ def figure_against_batch(
             **look_of(method, rows),
         )
     axes.set_xticks(range(len(batches)), [f"{batch:,}" for batch in batches])
-    axes.set_xlabel(f"global batch (images); n = {_seeds(rows)} seeds, bars {BARS[spread]}")
+    axes.set_xlabel(f"global batch (images)\nn = {_seeds(rows)} seeds, bars {BARS[spread]}")
     axes.set_ylabel(label)
     if log:
         axes.set_yscale("log")
@@ -168,11 +168,19 @@ def points(
     from matplotlib import pyplot as plt
 
     axes = ax if ax is not None else plt.gca()
-    kinds = 1 if hue is None else rows[hue].nunique()
-    look: dict[str, Any] = {"dodge": 0.12 * (kinds - 1), "palette": "colorblind"} if hue else {}
+    look: dict[str, Any] = {"markers": "o"}
+    if hue is not None:
+        looks = _looks(rows[hue])
+        look = {
+            "hue_order": list(looks),
+            "palette": {kind: own["color"] for kind, own in looks.items()},
+            "markers": [own["marker"] for own in looks.values()],
+            "linestyles": [own["linestyle"] for own in looks.values()],
+            "dodge": 0.12 * (len(looks) - 1),
+        }
     seaborn.pointplot(
         rows, x=x, y=y, hue=hue, errorbar=t_interval, capsize=0.08, linewidth=1.2, markersize=5,
-        markers=list(MARKERS[:kinds]), ax=axes, log_scale=log or None, **look, **more,
+        ax=axes, log_scale=log or None, **look, **more,
     )  # fmt: skip
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
@@ -199,11 +207,13 @@ def curves(
     from matplotlib import pyplot as plt
 
     axes = ax if ax is not None else plt.gca()
-    kinds = rows[hue].nunique()
+    looks = _looks(rows[hue])
     seaborn.lineplot(
-        rows.reset_index(drop=True), x=x, y=y, hue=hue, style=hue, markers=list(MARKERS[:kinds]), dashes=False,
-        linewidth=1.2, palette=seaborn.color_palette("colorblind", kinds), errorbar=t_interval, err_style="bars",
-        err_kws={"capsize": 2.5}, ax=axes, **more,
+        rows.reset_index(drop=True), x=x, y=y, hue=hue, style=hue, hue_order=list(looks), style_order=list(looks),
+        palette={kind: own["color"] for kind, own in looks.items()},
+        markers={kind: own["marker"] for kind, own in looks.items()},
+        dashes={kind: "" if own["linestyle"] == "-" else (3, 2) for kind, own in looks.items()},
+        linewidth=1.2, errorbar=t_interval, err_style="bars", err_kws={"capsize": 2.5}, ax=axes, **more,
     )  # fmt: skip
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
@@ -217,6 +227,33 @@ def curves(
         axes.set_yscale("log")
         _plain_ticks(axes.yaxis)
     return _plain(axes)
+
+
+def _looks(values: "pd.Series") -> dict[Any, dict[str, str]]:
+    """Colour, marker and line of each value, in their order of appearance; methods keep those of all figures.
+
+    >>> import pandas as pd
+    >>> {name: look["marker"] for name, look in _looks(pd.Series(["conadv", "vanilla"])).items()}
+    {'conadv': 'v', 'vanilla': 'o'}
+    """
+    import seaborn
+
+    kinds = list(dict.fromkeys(values))
+    if all(kind in METHODS for kind in kinds):
+        found = {kind: look_of(kind) for kind in kinds}
+        return {
+            kind: {
+                "color": look["color"],
+                "marker": look["marker"],
+                "linestyle": "--" if look["fillstyle"] == "none" else "-",
+            }
+            for kind, look in found.items()
+        }
+    colours = seaborn.color_palette("colorblind", len(kinds)).as_hex()
+    return {
+        kind: {"color": colours[place], "marker": MARKERS[place % len(MARKERS)], "linestyle": "-"}
+        for place, kind in enumerate(kinds)
+    }
 
 
 def _plain_ticks(axis: Any) -> None:

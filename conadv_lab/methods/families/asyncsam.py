@@ -36,7 +36,7 @@ class AsyncSAM(WeightSpace):
     (2.0, 1, 2)
     """
 
-    name, label, colour = "asyncsam", "AsyncSAM", "#44AA99"
+    name, label, colour, marker = "asyncsam", "AsyncSAM", "#44AA99", "X"
     about = "B clean images, as `sam` but with the ascent gradient from `--staleness` steps earlier"
     source = "Jo, Lim, Lee, 2025"
     reads = (RhoOptions, PerturbationOptions, StalenessOptions)

@@ -48,7 +48,7 @@ class ConAdvSAM(ConAdv):
     (4.67, 2)
     """
 
-    name, label, colour, marker = "conadv-sam", "ConAdv with SAM", "#999933", "v"
+    name, label, colour, marker = "conadv-sam", "ConAdv with SAM", "#4B4B00", "v"
     about = "as `conadv`, with its gradient taken at w + ρ g/‖g‖"
     source = "ours"
     reads: tuple[type, ...] = (*ConAdv.reads, RhoOptions)
@@ -105,7 +105,7 @@ class RecycledMSAM(Recycled):
     not finite is not left out. A loop of one's own tells it the optimizer: ``method.attach(optimizer)``.
     """
 
-    name, label, colour, marker = "recycled-msam", "recycled with MSAM", "#6699CC", "P"
+    name, label, colour, marker = "recycled-msam", "recycled with MSAM", "#99CCEE", "P"
     about = "as `recycled`, with its gradient taken at w − ρ v/‖v‖, where v is the optimizer's momentum"
     source = "ours"
     reads: tuple[type, ...] = (*Recycled.reads, RhoOptions)

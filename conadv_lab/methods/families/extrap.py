@@ -57,7 +57,7 @@ class Extrap(WeightSpace):
     A loop of one's own tells it the optimizer: ``method.attach(optimizer)``.
     """
 
-    name, label, colour = "extrap", "EXTRAP", "#AA4499"
+    name, label, colour, marker = "extrap", "EXTRAP", "#AA4499", "H"
     about = "B clean images, with the gradient at w − γ̂ g, where g is the worker's own gradient of the previous step"
     source = "Lin et al., ICML 2020, recalled"
     reads = (PerturbationOptions, ExtrapOptions)

@@ -54,7 +54,7 @@ class LateSAM(Method):
     (1.1, [9, 14, 3])
     """
 
-    name, label, colour, marker = "late-sam", "late SAM", "#661100", "p"
+    name, label, colour, marker = "late-sam", "late SAM", "#661100", "<"
     about = "as `--early-method`, then as `--late-method` for the last `--late-share` of the steps"
     source = "arXiv 2410.10373, 2024"
     reads: tuple[type, ...] = (RhoOptions, LateOptions)

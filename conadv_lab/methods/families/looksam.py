@@ -49,7 +49,7 @@ class LookSAM(WeightSpace):
     (1.2, 1.2, (2.0, 2), (1.0, 1))
     """
 
-    name, label, colour = "looksam", "LookSAM", "#117733"
+    name, label, colour, marker = "looksam", "LookSAM", "#117733", ">"
     about = "B clean images, with SAM's second gradient computed once every `--look-every` steps"
     source = "Liu et al., CVPR 2022"
     reads = (RhoOptions, LookOptions)

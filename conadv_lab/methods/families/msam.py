@@ -33,7 +33,7 @@ class MSAM(WeightSpace):
     A loop of one's own tells it the optimizer: ``method.attach(optimizer)``.
     """
 
-    name, label, colour = "msam", "MSAM", "#CC6677"
+    name, label, colour, marker = "msam", "MSAM", "#CC6677", "*"
     about = "B clean images, with the gradient at w − ρ v/‖v‖, where v is the optimizer's momentum"
     source = "Becker et al., 2024"
     reads: tuple[type, ...] = (RhoOptions,)

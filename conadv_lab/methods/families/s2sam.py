@@ -26,7 +26,7 @@ class S2SAM(WeightSpace):
     The first step does not move. One gradient. ρ = 0.05 is SAM's.
     """
 
-    name, label, colour = "s2sam", "S²-SAM", "#DDCC77"
+    name, label, colour, marker = "s2sam", "S²-SAM", "#DDCC77", "d"
     about = "B clean images, with the gradient at w + ρ q/‖q‖, where q is the previous step's gradient"
     source = "S²-SAM, NeurIPS 2024"
     reads: tuple[type, ...] = (RhoOptions, PerturbationOptions)

@@ -32,7 +32,7 @@ class SAM(WeightSpace):
     (2.0, 2)
     """
 
-    name, label, colour = "sam", "SAM", "#332288"
+    name, label, colour, marker = "sam", "SAM", "#332288", "p"
     about = "B clean images, with the gradient at w + ρ g/‖g‖"
     source = "Foret et al., ICLR 2021"
     reads: tuple[type, ...] = (RhoOptions, PerturbationOptions)
@@ -72,7 +72,7 @@ class ASAM(SAM):
     and here. η = 0.01 is their class's default (their script passes 0), ρ = 0.5 is the paper's for CIFAR-10.
     """
 
-    name, label, colour = "asam", "ASAM", "#88CCEE"
+    name, label, colour, marker = "asam", "ASAM", "#88CCEE", "<"
     about = "B clean images, with the gradient at w + ρ T²g/‖Tg‖, where T scales with |w|"
     source = "Kwon et al., ICML 2021"
     reads: tuple[type, ...] = (RhoOptions, PerturbationOptions, AsamOptions)

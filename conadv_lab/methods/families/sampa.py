@@ -50,7 +50,7 @@ class SAMPa(WeightSpace):
     A loop of one's own tells it the optimizer, torch's SGD: ``method.attach(optimizer)``.
     """
 
-    name, label, colour = "sampa", "SAMPa", "#882255"
+    name, label, colour, marker = "sampa", "SAMPa", "#882255", "8"
     about = "B clean images, as `sam` but with the ascent gradient computed one step ahead"
     source = "Xie et al., NeurIPS 2024"
     reads = (RhoOptions, SampaOptions)
