@@ -1,4 +1,4 @@
-"""What ``make demo`` runs: every method on real digits at three batch sizes, and a report of what came out."""
+"""What ``make demo`` runs: every method on real digits at a small and a large batch size, and a report."""
 
 import argparse
 import json
@@ -20,7 +20,9 @@ from conadv_lab.methods import method_of
 from conadv_lab.pipes import outlive_readers
 from conadv_lab.recipes import digits
 
-BATCHES = (64, 256, 898)
+BATCHES = (64, 898)
+MORE_BATCHES = (256,)
+"""Of the full demo, beside the others."""
 EPOCHS = 16
 WARMUP_EPOCHS = 2
 LEARNING_RATES = (0.1, 0.2, 0.4, 0.8)
@@ -57,14 +59,14 @@ class Cell:
         )
 
 
-def cells() -> list[Cell]:
-    """All cells of the demo: equal epochs, equal steps at equal cost, and equal arithmetic at the largest batch."""
+def cells(full: bool = True) -> list[Cell]:
+    """The demo's cells: equal epochs, equal steps at equal cost, and equal arithmetic at the largest batch."""
     planned = []
-    for batch in BATCHES:
+    for batch in sorted((*BATCHES, *MORE_BATCHES)) if full else BATCHES:
         steps = _steps(EPOCHS, batch)
         planned += [Cell(method, "equal-epochs", batch, steps) for method in PAIRED]
         planned += [Cell(method, "equal-steps", batch, steps) for method in ("vanilla", *EQUAL_COST)]
-    largest = BATCHES[-1]
+    largest = max(BATCHES)
     planned.append(
         Cell("vanilla", "equal-arithmetic", largest, round(EQUAL_ARITHMETIC * _steps(EPOCHS, largest)))
     )
@@ -76,14 +78,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, default=Path("runs/demo"), help="folder of the report and the runs"
     )
-    parser.add_argument("--tune", action="store_true", help="measure the grid of learning rates anew (long)")
+    parser.add_argument(
+        "--full", action="store_true", help="a third batch size too, for half as many runs again"
+    )
+    parser.add_argument("--tune", action="store_true", help="tune the learning rates again (long)")
     options = parser.parse_args(arguments)
     started = time.monotonic()
     if options.tune:
         tune(options.out.with_name("demo-grid"))
         return 0
     best = best_learning_rates()
-    jobs = {cell: [(cell, best[_key(cell)], seed) for seed in SEEDS] for cell in cells()}
+    jobs = {cell: [(cell, best[_key(cell)], seed) for seed in SEEDS] for cell in cells(options.full)}
     results = run_all((job for own in jobs.values() for job in own), options.out / "runs", train_and_measure)
     rows = [_row(cell, best[_key(cell)], [results[job] for job in own]) for cell, own in jobs.items()]
     summary = {"seconds": round(time.monotonic() - started, 1), "rows": rows}
@@ -109,7 +114,8 @@ def run_all(jobs: Iterable[Job], folder: Path, work: Callable[[Job, Path], Figur
     workers = max(1, min(len(todo), cores()))
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         futures = {pool.submit(work, job, path): path for path, job in todo}
-        figures = {futures[done]: done.result() for done in _progress(as_completed(futures), len(futures))}
+        prices = {future: _price(job) for future, (_, job) in zip(futures, todo, strict=True)}
+        figures = {futures[done]: done.result() for done in _progress(as_completed(futures), prices)}
     return {job: figures[path] for job, path in folders.items()}
 
 
@@ -238,16 +244,28 @@ def _folder_name(job: Job) -> str:
     return f"{cell.method}-b{cell.global_batch}-{cell.steps}steps-lr{lr:g}-s{seed}-{digest}"
 
 
-def _progress(done: Iterable[Any], total: int) -> Iterator[Any]:
-    """A bar on a terminal, a line every tenth of the way elsewhere."""
-    from tqdm import tqdm
+def _progress(done: Iterable[Any], prices: dict[Any, float]) -> Iterator[Any]:
+    """One bar with the time left on a terminal and in a notebook; a line every tenth of the runs elsewhere."""
+    from tqdm.auto import tqdm
 
-    if sys.stderr.isatty():
-        yield from tqdm(done, total=total, unit="run")
+    from conadv_lab.displays import in_notebook
+    from conadv_lab.sharpness.measures.progress import duration
+
+    total = sum(prices.values())
+    if sys.stderr.isatty() or in_notebook():
+        shape = "{desc} {percentage:3.0f}% {bar} {elapsed}, about {remaining} left"
+        with tqdm(total=total, desc="training and measuring", bar_format=shape) as bar:
+            for item in done:
+                bar.update(prices[item])
+                yield item
         return
+    began, paid = time.monotonic(), 0.0
     for count, item in enumerate(done, 1):
-        if count * 10 // total > (count - 1) * 10 // total:
-            print(f"{count} of {total} runs", flush=True)
+        paid += prices[item]
+        if count * 10 // len(prices) > (count - 1) * 10 // len(prices):
+            left = (time.monotonic() - began) * (total / paid - 1) if count < len(prices) else 0.0
+            more = f", about {duration(left)} left" if left else ""
+            print(f"{count} of {len(prices)} runs{more}", flush=True)
         yield item
 
 

@@ -6,23 +6,31 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import pandas as pd
+from matplotlib.figure import Figure
 
 from conadv_lab.pages import neutral, render, svg, write
 from conadv_lab.plots import figure_against_batch
 
 ARMS = {
-    "equal-epochs": "Equal epochs: what does a method do at a given number of passes over the data?",
-    "equal-steps": "Equal steps at equal cost: of a batch half is new and half altered, a vanilla step's price",
-    "equal-arithmetic": "Equal arithmetic: vanilla with the 2.67-fold steps that ConAdv's attack would pay for",
+    "equal-epochs": "Equal epochs: every method makes the same number of passes over the data",
+    "equal-steps": "Equal steps at equal cost: half of each batch is new, half is altered, as cheap as a vanilla step",
+    "equal-arithmetic": "Equal arithmetic: vanilla with 2.67 times the steps, which cost what ConAdv's steps cost",
 }
 FIGURES = (
     ("test_accuracy", "test accuracy (%)", False),
     ("train_test_gap", "train − test accuracy (points)", False),
     ("top_eigenvalue", "top Hessian eigenvalue λ", True),
-    ("lr_times_eigenvalue", "lr · λ", True),
+    ("lr_times_eigenvalue", "learning rate · λ", True),
 )
+PAIRS = (
+    (("conadv", "equal-epochs"), ("vanilla", "equal-epochs")),
+    (("conadv", "equal-epochs"), ("copy", "equal-epochs")),
+    (("recycled-equal", "equal-steps"), ("vanilla", "equal-steps")),
+    (("recycled-equal", "equal-steps"), ("copy-equal", "equal-steps")),
+)
+AT_EQUAL_ARITHMETIC = (("conadv", "equal-epochs"), ("vanilla", "equal-arithmetic"))
+"""Method and arm, and those it is compared with."""
 
 
 def frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
@@ -54,11 +62,20 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 def write_report(path: Path, summary: dict[str, Any], grid: list[dict[str, Any]]) -> None:
     """Write the page; a reader never sees half of it."""
     rows = summary["rows"]
+    flat = frame(rows)
     page = render(
         "demo_report.html",
+        lead=lead(rows),
+        first=_picture(flat, "equal-epochs", *FIGURES[0], size=(5.6, 3.9)),
+        differences=differences(rows),
+        pictures=[
+            {
+                "title": ARMS[arm],
+                "svgs": [_picture(flat, arm, *figure) for figure in FIGURES[arm == "equal-epochs" :]],
+            }
+            for arm in ("equal-epochs", "equal-steps")
+        ],
         arms=[{"name": arm, "title": ARMS[arm], "rows": own} for arm, own in _by_arm(rows)],
-        findings=findings(rows),
-        pictures=list(_pictures(frame(rows))),
         grid=_grid_table(grid),
         seconds=summary["seconds"],
         seeds=rows[0]["seeds"],
@@ -67,38 +84,46 @@ def write_report(path: Path, summary: dict[str, Any], grid: list[dict[str, Any]]
     write(path, page)
 
 
-def findings(rows: list[dict[str, Any]]) -> list[str]:
-    """Differences that the rows hold, each with its standard error, and a word on whether it stands out of it."""
-    largest = max(row["global_batch"] for row in rows)
-    sentences = []
-    for batch in sorted({row["global_batch"] for row in rows}):
-        for method, rival, arm in (
-            ("conadv", "vanilla", "equal-epochs"),
-            ("recycled-equal", "vanilla", "equal-steps"),
-            ("recycled-equal", "copy-equal", "equal-steps"),
-        ):
-            sentences.append(_difference(rows, batch, (method, arm), (rival, arm)))
-    pair = (("conadv", "equal-epochs"), ("vanilla", "equal-arithmetic"))
-    return [*sentences, _difference(rows, largest, *pair)]
+def lead(rows: list[dict[str, Any]]) -> str:
+    """What came out, in one sentence."""
+    batch = max(row["global_batch"] for row in rows)
 
+    def accuracy(method: str, arm: str) -> str:
+        return f"{_find(rows, method, arm, batch)['test_accuracy']['mean']:.2f} %"
 
-def _difference(rows: list[dict[str, Any]], batch: int, one: tuple[str, str], other: tuple[str, str]) -> str:
-    def find(method: str, arm: str) -> dict[str, Any]:
-        return next(r for r in rows if (r["method"], r["arm"], r["global_batch"]) == (method, arm, batch))
-
-    a, b = find(*one), find(*other)
-    means = a["test_accuracy"]["mean"] - b["test_accuracy"]["mean"]
-    error = math.sqrt((a["test_accuracy"]["std"] ** 2 + b["test_accuracy"]["std"] ** 2) / a["seeds"])
-    clear = (
-        "more than twice its standard error" if abs(means) > 2 * error else "within twice its standard error"
-    )
-    flat = a["top_eigenvalue"]["mean"] / max(b["top_eigenvalue"]["mean"], 1e-12)
-    arithmetic = " at equal arithmetic" if other[1] == "equal-arithmetic" else ""
     return (
-        f"Batch {batch}: {one[0]} against {other[0]}{arithmetic}, {means:+.2f} points of test accuracy "
-        f"(standard error {error:.2f}; {clear}); top eigenvalue {flat:.2f} times as large, "
-        f"at learning rates {a['lr']:g} and {b['lr']:g}."
+        f"With all {batch} training images in one batch, ConAdv reaches {accuracy('conadv', 'equal-epochs')} test "
+        f"accuracy and vanilla {accuracy('vanilla', 'equal-epochs')}; vanilla with as much arithmetic as ConAdv "
+        f"reaches {accuracy('vanilla', 'equal-arithmetic')}."
     )
+
+
+def differences(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Pairs of methods: points of test accuracy between them, its standard error, and the eigenvalues' ratio."""
+    batches = sorted({row["global_batch"] for row in rows})
+    pairs = [(batch, *pair) for batch in batches for pair in PAIRS]
+    return [_difference(rows, *pair) for pair in [*pairs, (batches[-1], *AT_EQUAL_ARITHMETIC)]]
+
+
+def _difference(
+    rows: list[dict[str, Any]], batch: int, one: tuple[str, str], other: tuple[str, str]
+) -> dict[str, Any]:
+    a, b = _find(rows, *one, batch), _find(rows, *other, batch)
+    spreads = a["test_accuracy"]["std"] ** 2 + b["test_accuracy"]["std"] ** 2
+    points, error = a["test_accuracy"]["mean"] - b["test_accuracy"]["mean"], math.sqrt(spreads / a["seeds"])
+    return {
+        "batch": batch,
+        "pair": f"{one[0]} − {other[0]}",
+        "arm": other[1].replace("-", " "),
+        "points": points,
+        "error": error,
+        "clear": abs(points) > 2 * error,
+        "eigenvalues": a["top_eigenvalue"]["mean"] / max(b["top_eigenvalue"]["mean"], 1e-12),
+    }
+
+
+def _find(rows: list[dict[str, Any]], method: str, arm: str, batch: int) -> dict[str, Any]:
+    return next(r for r in rows if (r["method"], r["arm"], r["global_batch"]) == (method, arm, batch))
 
 
 def _by_arm(rows: list[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
@@ -106,19 +131,15 @@ def _by_arm(rows: list[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str, An
         yield arm, [row for row in rows if row["arm"] == arm]
 
 
-def _pictures(rows: pd.DataFrame) -> Iterator[dict[str, str]]:
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    for arm in ("equal-epochs", "equal-steps"):
-        figure, axes = plt.subplots(2, 2, figsize=(9.5, 6.6), layout="constrained")
-        own = rows[rows["arm"] == arm]
-        for ax, (name, label, log) in zip(axes.flat, FIGURES, strict=True):
-            figure_against_batch(own, name, label, log=log, ax=ax)
-        handles, labels = axes.flat[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=6, frameon=False)
-        yield {"title": ARMS[arm], "svg": svg(neutral(figure))}
-        plt.close(figure)
+def _picture(
+    rows: pd.DataFrame, arm: str, name: str, label: str, log: bool, size: tuple[float, float] = (5.2, 3.7)
+) -> str:
+    """One figure of one arm against the batch, as SVG that can be read on a phone."""
+    drawn = Figure(figsize=size, layout="constrained")
+    axes = figure_against_batch(rows[rows["arm"] == arm], name, label, log=log, ax=drawn.add_subplot())
+    handles, labels = axes.get_legend_handles_labels()
+    drawn.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=9)
+    return svg(neutral(drawn))
 
 
 def _grid_table(grid: list[dict[str, Any]]) -> dict[str, Any]:

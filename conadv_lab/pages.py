@@ -54,13 +54,14 @@ def neutral(figure: "Figure") -> "Figure":
 
 
 def svg(figure: "Figure") -> str:
-    """The figure as SVG for a page: no size of its own, text in the page's colour."""
+    """The figure as SVG for a page: no size of its own; what is neutral or black has the colour of the page's text."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     text = buffer.getvalue()
-    text = text[text.index("<svg") :].replace(NEUTRAL, "currentColor")
+    text = text[text.index("<svg") :].replace(NEUTRAL, "currentColor").replace("#000000", "currentColor")
     opening, closing, rest = text.partition(">")
-    return re.sub(r' (width|height)="[^"]*"', "", opening) + closing + rest
+    # Black is not written where something is filled with it, so the root says what is meant.
+    return re.sub(r' (width|height)="[^"]*"', "", opening) + ' fill="currentColor"' + closing + rest
 
 
 def save(figure: "Figure", folder: Path, name: str) -> None:

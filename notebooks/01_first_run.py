@@ -1,11 +1,13 @@
 # %% [markdown]
 # # A first ConAdv run, step by step
 #
+# **You will see** twenty ConAdv steps written out by hand, what its attack does to an image, and a whole run of
+# ConAdv beside vanilla training, with losses and accuracies.
+#
 # **Needs** this package on a CPU; the digits come with scikit-learn. **Takes** about a minute on one core.
 # **Change** `METHOD`, `EPSILON`, `BATCH` and `EPOCHS` below.
 #
-# ConAdv trains each step on clean images and on adversarial ones that were made τ steps ago. First we look at
-# such images, then at one step of the method, and then we let the package do a whole run.
+# ConAdv trains each step on clean images and on adversarial ones that were made with the weights of τ steps ago.
 
 # %%
 import os
@@ -46,8 +48,8 @@ print(sum(parameter.numel() for parameter in model.parameters()), "parameters")
 # %% [markdown]
 # ## Twenty steps by hand
 #
-# `lookahead` makes a stream of steps that can see ahead: at step t the batch of step t + τ is attacked with
-# today's weights, and kept until its turn. Nothing in a step waits for its own attack.
+# `lookahead` gives steps that can see ahead: at step t the batch of step t + τ is attacked with today's weights,
+# and the result is kept until its turn. No step waits for its own attack.
 
 # %%
 attack = cl.SignAttack(epsilon=EPSILON)
@@ -67,7 +69,7 @@ print(
 # %% [markdown]
 # ## What the attack does
 #
-# Each pixel moves by at most ε along the sign of the loss's gradient: one bit a pixel is all that is kept.
+# Each pixel moves by at most ε along the sign of the loss's gradient, so one bit per pixel is all that is kept.
 
 # %%
 batch = next(iter(step.batches()))
@@ -117,6 +119,9 @@ curves(
 plt.show()
 
 # %% [markdown]
-# **What this shows.** That it runs, and what a step is made of. One seed of an easy set says nothing about
+# **What this shows.** That it runs, and what a step is made of. One seed of an easy data set says nothing about
 # which method is better: notebook 02 and the studies in `analysis/` ask that with seeds, tuned learning rates
 # and controls.
+#
+# **What to try next.** `METHOD = "recycled"` or `"disadv"`; a larger `EPSILON`; the whole set as one batch
+# (`BATCH = 898`). Notebook 07 does the same with a model and data of your own.

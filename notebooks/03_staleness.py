@@ -1,12 +1,14 @@
 # %% [markdown]
 # # Staleness: how old may an attack be?
 #
-# **Needs** this package on a CPU. **Takes** about two minutes on one core. **Change** `TAUS`, `BATCH`, `RATES` and
-# `STEPS`.
+# **You will see** how quickly an attack goes stale: the share of its signs that a fresh attack would choose too, along
+# training and against the staleness τ, and what that does to the test accuracy.
 #
-# ConAdv trains on images that were attacked with the weights of τ steps ago. We train with several τ, and on the way
-# ask how many of the stale attack's signs a fresh attack would have chosen. A step of a small learning rate moves the
-# weights less, so τ is expected to matter through τ times the learning rate.
+# **Needs** this package on a CPU. **Takes** up to two minutes on one core. **Change** `TAUS`, `BATCH`, `RATES`
+# and `STEPS`.
+#
+# ConAdv trains on images that were attacked with the weights of τ steps ago. A step with a small learning rate moves
+# the weights less, so τ should matter through τ times the learning rate.
 
 # %%
 import os
@@ -25,14 +27,14 @@ from conadv_lab.training.loop import train
 FAST = os.environ.get("CONADV_LAB_FAST") == "1"
 TAUS = (1, 4) if FAST else (1, 2, 4, 8, 16)
 RATES = (0.2,) if FAST else (0.05, 0.2)
-STEPS, BATCH = (12 if FAST else 56), 128
+STEPS, BATCH = (12 if FAST else 40), 128
 torch.set_num_threads(1)
 
 # %% [markdown]
 # ## Train with every τ
 #
-# `probe_every` makes the run compare its pending attack with a fresh one; the share of equal signs is in
-# `metrics.jsonl`. One sign in two agrees by chance.
+# With `probe_every` the run compares its pending attack with a fresh one, and writes the share of equal signs to
+# `metrics.jsonl`. By chance half of the signs agree.
 
 # %%
 folder = Path(tempfile.mkdtemp())
@@ -83,6 +85,8 @@ points(
 plt.show()
 
 # %% [markdown]
-# **What this shows.** Signs go stale within a few steps; how much of the attack's effect goes with them is another
-# question. One seed cannot tell the accuracies apart: `python -m analysis.staleness` has seeds, three batch sizes,
-# sharpness and the gain ratio.
+# **What this shows.** Signs go stale within a few steps; how much of the attack's effect is lost with them is another
+# question. One seed cannot tell the accuracies apart.
+#
+# **What to try next.** A larger `BATCH`, where a step moves the weights further; `first="clean"` in the config. `python
+# -m analysis.staleness` has seeds, three batch sizes, sharpness and the ratio of the attacks' gains.

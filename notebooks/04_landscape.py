@@ -1,12 +1,15 @@
 # %% [markdown]
 # # The landscape between a small-batch and a large-batch solution
 #
+# **You will see** the loss on the straight line from a small-batch solution to a large-batch one, and around each of
+# the two on a scale that allows a comparison.
+#
 # **Needs** this package on a CPU. **Takes** about a minute on one core. **Change** `SMALL`, `LARGE`, the
 # learning rates and `METHOD`.
 #
-# Keskar et al. (2017) walked from a small-batch solution to a large-batch one in a straight line: the loss
-# looked flat around the first and sharp around the second. We do that walk, and put each solution on a scale
-# of its own beside it, because a line's width depends on how long the weights are.
+# Keskar et al. (2017) drew such a line: the loss looked flat around the small-batch solution and sharp around the
+# large-batch one. But how wide a valley looks depends on the norm of the weights, so the second figure measures
+# distances in units of each filter's norm.
 
 # %%
 import os
@@ -51,8 +54,8 @@ for label, (batch, lr) in {"small batch": SMALL, "large batch": LARGE}.items():
 # %% [markdown]
 # ## The line from one to the other
 #
-# Position 0 is the small-batch solution, 1 the large-batch one; the running statistics go along, which is why
-# the walk ends at 1.05: further on, extrapolated variances would be negative.
+# Position 0 is the small-batch solution, 1 the large-batch one. Running statistics are interpolated too, which is why
+# the line ends at 1.05: beyond, extrapolated variances would be negative.
 
 # %%
 positions = np.arange(-0.2, 1.051, 0.1 if FAST else 0.05)
@@ -72,8 +75,8 @@ plt.show()
 # %% [markdown]
 # ## Around each solution, on its own scale
 #
-# Along a random direction with every filter as long as the weights' (Li et al. 2018), a rescaling of the
-# layers changes nothing, so the two widths can be compared.
+# Along a random direction whose filters have the norms of the weights' filters (Li et al. 2018), rescaling the layers
+# changes nothing, so the two widths can be compared.
 
 # %%
 around = np.linspace(-1, 1, POINTS)
@@ -93,3 +96,6 @@ plt.show()
 # **What this shows.** One line and one direction of two runs. Between the two lies a barrier, so they are
 # different solutions; that one side of a line looks narrower is not yet a statement about generalisation
 # (Dinh et al. 2017).
+#
+# **What to try next.** `METHOD = "conadv"`; other seeds for the two solutions; a plane instead of a line with
+# `landscape(problem, [first, second], [around, around])`.

@@ -1,6 +1,9 @@
 # %% [markdown]
 # # Planning a 96K run on a cluster
 #
+# **You will see** predicted step times and speed-ups from 128 to 4,096 devices, the cost of the whole run, and which
+# placement of the attack is the fastest.
+#
 # **Needs** this package on a CPU, no cluster. **Takes** seconds. **Change** `CLUSTER` (a built-in name, or a
 # TOML file with the constants of yours), `DEVICES` and `RECIPE`.
 #
@@ -90,7 +93,7 @@ best = staleness.best(CLUSTER, RECIPE, devices=max(DEVICES), staleness=4, steps=
 best[["placement", "attackers", "step_ms", "tau_mean", "device_hours"]].head(5).round(2)
 
 # %% [markdown]
-# **What to do next.** Measure a few steps of vanilla on your devices, fit the constants (`python -m
+# **What to try next.** Measure a few steps of vanilla on your devices, fit the constants (`python -m
 # conadv_lab.staleness timeline --calibrate RUN …`), and plan again. Whether 96K keeps its accuracy is another
 # question; the paper reports 75.3 % with ConAdv alone and 76.2 % with data augmentation (Liu et al. 2022,
 # abstract).

@@ -1,10 +1,13 @@
 # %% [markdown]
 # # From a sweep to a figure
 #
-# **Needs** this package on a CPU; on a machine with SLURM the same cells send the runs to the cluster.
+# **You will see** one command send a sweep of two methods, three learning rates and two seeds, its table, and a figure
+# of it.
+#
+# **Needs** this package on a CPU; on a machine with SLURM the same cells submit the runs to the cluster.
 # **Takes** about a minute on two cores. **Change** the lists of the sweep.
 #
-# A sweep is a command, its runs are folders, and `collect` reads them into a table: no server, no data base.
+# A sweep is a command, its runs are folders, and `collect` reads them into a table: no server, no database.
 
 # %%
 import os
@@ -25,9 +28,8 @@ epochs = "2" if FAST else "8"
 # %% [markdown]
 # ## Send
 #
-# A value with commas is a list, several lists are a product: two methods, three learning rates, two seeds are
-# twelve runs. `--dry-run` shows the plan and writes nothing. Sent again, the command queues only what is not
-# done.
+# A value with commas is a list, and several lists make a grid: two methods, three learning rates and two seeds are
+# twelve runs. `--dry-run` shows the plan and writes nothing. Repeating the command submits only what is not done yet.
 
 # %%
 words = ["digits-vanilla", "--method", "vanilla,conadv", "--lr", "0.1,0.4" if FAST else "0.1,0.2,0.4"]
@@ -61,5 +63,5 @@ points(runs, "lr", "train_test_gap", label, "train − test accuracy (points)", 
 plt.show()
 
 # %% [markdown]
-# **What to do next.** What is no product comes from a Python file that returns a list of configs: the studies
-# in `analysis/` are such lists. `python -m conadv_lab.submit status DIR` says what became of each run.
+# **What to try next.** A sweep that is not a grid comes from a Python file that returns a list of configs, as the
+# studies in `analysis/` do. `python -m conadv_lab.submit status DIR` shows the state of each run.

@@ -1,29 +1,43 @@
 """The demo in small: every cell, the fixed form of its summary, a page that opens offline."""
 
+import contextlib
+import io
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 
 from conadv_lab import demo, demo_report
 
 
-@pytest.fixture
-def small(monkeypatch):
-    """One batch, two steps, one seed, run in this process."""
+@contextlib.contextmanager
+def small():
+    """One batch, two seeds, a few steps, run in this process."""
 
     def in_this_process(jobs, folder, work):
         return {job: work(job, folder / demo._folder_name(job)) for job in jobs}
 
-    monkeypatch.setattr(demo, "run_all", in_this_process)
-    monkeypatch.setattr(demo, "BATCHES", (898,))
-    monkeypatch.setattr(demo, "EPOCHS", 3)
-    monkeypatch.setattr(demo, "SEEDS", (0, 1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "run_all", in_this_process)
+        patch.setattr(demo, "BATCHES", (898,))
+        patch.setattr(demo, "EPOCHS", 3)
+        patch.setattr(demo, "SEEDS", (0, 1))
+        yield
 
 
-def test_the_demo_leaves_summary_report_and_run_folders(small, tmp_path, capsys):
-    assert demo.main(["--out", str(tmp_path / "demo")]) == 0
-    summary = json.loads((tmp_path / "demo" / "summary.json").read_text())
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """(folder, what was printed) of one small demo."""
+    folder, printed = tmp_path_factory.mktemp("demo"), io.StringIO()
+    with small(), contextlib.redirect_stdout(printed):
+        assert demo.main(["--out", str(folder)]) == 0
+    return folder, printed.getvalue()
+
+
+def test_the_demo_leaves_summary_report_and_run_folders(made):
+    folder, printed = made
+    summary = json.loads((folder / "summary.json").read_text())
     assert summary["seconds"] > 0
     rows = summary["rows"]
     cells = {(row["method"], row["arm"], row["global_batch"]) for row in rows}
@@ -45,30 +59,32 @@ def test_the_demo_leaves_summary_report_and_run_folders(small, tmp_path, capsys)
     assert epochs["vanilla"] == 3
     assert epochs["recycled-equal"] == pytest.approx(2)
     assert next(row["steps"] for row in rows if row["arm"] == "equal-arithmetic") == 8
-    printed = capsys.readouterr().out
     assert all(
         re.search(rf"^{method} +898", printed, re.MULTILINE) for method in {*demo.PAIRED, *demo.EQUAL_COST}
     )
-    runs = list((tmp_path / "demo" / "runs").iterdir())
+    runs = list((folder / "runs").iterdir())
     assert len(runs) == 2 * 10  # vanilla stands in two arms and is run once
     assert all((run / "sharpness.json").exists() for run in runs)
 
 
-def test_a_second_demo_runs_nothing_anew(small, tmp_path):
-    demo.main(["--out", str(tmp_path)])
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.json")}
-    demo.main(["--out", str(tmp_path)])
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.json")} == before
+def test_a_second_demo_runs_nothing_anew(made):
+    folder, _ = made
+    before = {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*.json")}
+    with small():
+        demo.main(["--out", str(folder)])
+    assert {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*.json")} == before
 
 
-def test_the_page_stands_alone(small, tmp_path):
-    demo.main(["--out", str(tmp_path)])
-    page = (tmp_path / "report.html").read_text()
-    assert page.count("<svg") == 2
+def test_the_page_stands_alone(made):
+    folder, _ = made
+    page = (folder / "report.html").read_text()
+    assert page.count("<svg") == 8
     assert not re.findall(r"""(?:src|href)\s*=\s*["'](?!data:|#)""", page)
     assert "http" not in re.sub(r"http://(www\.w3\.org|creativecommons|purl)[^\"]*", "", page)
-    assert "does not show that flatness" in " ".join(page.split())
-    summary = json.loads((tmp_path / "summary.json").read_text())
+    words = " ".join(page.split())
+    assert "does not show that flatness" in words
+    assert words.index('class="lead"') < words.index("<svg") < words.index("<table")
+    summary = json.loads((folder / "summary.json").read_text())
     for row in summary["rows"]:
         accuracy = row["test_accuracy"]
         assert f"{accuracy['mean']:.2f} ± {accuracy['std']:.2f}" in page
@@ -92,31 +108,62 @@ def test_the_best_rate_wins_and_of_equals_the_smaller(monkeypatch):
     assert demo.best_learning_rates() == {("vanilla", "a", 8): 0.2}
 
 
-def test_findings_say_what_the_rows_hold():
-    def row(method, arm, accuracy, top):
-        return {
-            "method": method,
-            "arm": arm,
-            "global_batch": 898,
-            "seeds": 4,
-            "lr": 0.1,
-            "test_accuracy": {"mean": accuracy, "std": 0.2},
-            "top_eigenvalue": {"mean": top, "std": 1.0},
-        }
+def cell(method, arm, accuracy, top):
+    return {
+        "method": method,
+        "arm": arm,
+        "global_batch": 898,
+        "seeds": 4,
+        "lr": 0.1,
+        "test_accuracy": {"mean": accuracy, "std": 0.2},
+        "top_eigenvalue": {"mean": top, "std": 1.0},
+    }
 
-    rows = [
-        row("conadv", "equal-epochs", 99.0, 5.0),
-        row("vanilla", "equal-epochs", 98.0, 10.0),
-        row("vanilla", "equal-steps", 98.0, 10.0),
-        row("vanilla", "equal-arithmetic", 99.1, 2.5),
-        row("copy-equal", "equal-steps", 98.4, 10.0),
-        row("recycled-equal", "equal-steps", 98.5, 10.0),
+
+ROWS = [
+    cell("conadv", "equal-epochs", 99.0, 5.0),
+    cell("vanilla", "equal-epochs", 98.0, 10.0),
+    cell("copy", "equal-epochs", 98.9, 10.0),
+    cell("vanilla", "equal-steps", 98.0, 10.0),
+    cell("vanilla", "equal-arithmetic", 99.1, 2.5),
+    cell("copy-equal", "equal-steps", 98.4, 10.0),
+    cell("recycled-equal", "equal-steps", 98.5, 10.0),
+]
+
+
+def test_differences_say_what_the_rows_hold():
+    found = {(row["pair"], row["arm"]): row for row in demo_report.differences(ROWS)}
+    first = found["conadv − vanilla", "equal epochs"]
+    assert (round(first["points"], 6), round(first["error"], 3), first["clear"]) == (1.0, 0.141, True)
+    assert first["eigenvalues"] == 0.5
+    assert not found["conadv − copy", "equal epochs"]["clear"]
+    assert found["recycled-equal − vanilla", "equal steps"]["points"] == 0.5
+    last = found["conadv − vanilla", "equal arithmetic"]
+    assert round(last["points"], 6) == -0.1
+    assert last["eigenvalues"] == 2
+
+
+def test_the_page_begins_with_one_sentence_and_one_figure():
+    assert demo_report.lead(ROWS) == (
+        "With all 898 training images in one batch, ConAdv reaches 99.00 % test accuracy and vanilla 98.00 %; "
+        "vanilla with as much arithmetic as ConAdv reaches 99.10 %."
+    )
+
+
+def test_fewer_runs_unless_all_are_asked_for():
+    assert {cell.global_batch for cell in demo.cells(full=False)} == {64, 898}
+    assert {cell.global_batch for cell in demo.cells()} == {64, 256, 898}
+    assert {(cell.method, cell.arm) for cell in demo.cells(full=False)} == {
+        (cell.method, cell.arm) for cell in demo.cells()
+    }
+
+
+def test_where_nobody_sees_a_bar_lines_say_how_far_it_is(monkeypatch, capsys):
+    moments = iter([0.0, 30.0, 45.0])
+    monkeypatch.setattr(demo, "time", SimpleNamespace(monotonic=lambda: next(moments)))
+    assert list(demo._progress(["a", "b", "c"], {"a": 2.0, "b": 1.0, "c": 1.0})) == ["a", "b", "c"]
+    assert capsys.readouterr().out.splitlines() == [
+        "1 of 3 runs, about 30 s left",
+        "2 of 3 runs, about 15 s left",
+        "3 of 3 runs",
     ]
-    first, second, third, last = demo_report.findings(rows)
-    assert "conadv against vanilla, +1.00 points" in first
-    assert "standard error 0.14; more than twice its standard error" in first
-    assert "0.50 times as large" in first
-    assert "+0.50" in second
-    assert "within twice its standard error" in third
-    assert "at equal arithmetic, -0.10 points" in last
-    assert "2.00 times as large" in last

@@ -20,8 +20,8 @@ def committed(source: Path):
     return nbformat.read(source.with_suffix(".ipynb"), as_version=4)
 
 
-def test_all_six_are_there():
-    assert [source.stem[:2] for source in SOURCES] == ["01", "02", "03", "04", "05", "06"]
+def test_all_seven_are_there():
+    assert [source.stem[:2] for source in SOURCES] == ["01", "02", "03", "04", "05", "06", "07"]
 
 
 @pytest.mark.slow
@@ -63,8 +63,9 @@ def test_the_committed_copy_was_executed_and_is_small(source):
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
 def test_tells_what_it_needs_and_no_place_on_the_machine(source):
-    head = committed(source).cells[0].source
-    for word in ("**Needs**", "**Takes**", "**Change**"):
-        assert word in head
+    first, *_, last = committed(source).cells
+    for word in ("**You will see**", "**Needs**", "**Takes**", "**Change**"):
+        assert word in first.source
+    assert "**What to try next.**" in last.source
     text = source.with_suffix(".ipynb").read_text()
     assert not re.search(r"/(tmp|home|root|work|Users)/", text)

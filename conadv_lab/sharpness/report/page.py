@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from conadv_lab import outputs
+from conadv_lab.displays import number
 from conadv_lab.pages import render, svg
 from conadv_lab.sharpness.measures.results import CONDITIONS, Measure, Report
-from conadv_lab.sharpness.report.comparison import correlations
+from conadv_lab.sharpness.report.comparison import compare, correlations
 from conadv_lab.sharpness.report.figures import pictures
 
 Named = tuple[str, Report]
@@ -97,8 +98,22 @@ def page(reports: Sequence[Named], checks: Sequence[tuple[str, Sequence[tuple[st
         subjects=subjects,
         pictures=drawn,
         checks=checks,
+        compared=_compared(reports) if len(reports) > 1 else None,
         correlations=correlations([r for _, r in reports]),
     )
+
+
+def _compared(reports: Sequence[Named]) -> dict[str, Any]:
+    """Measures × runs, as text."""
+    frame = compare(reports)
+    rows = [
+        {
+            "name": name.replace("_", " "),
+            "cells": [number(None if value != value else value) for value in row],
+        }
+        for name, row in zip(frame.index, frame.to_numpy().tolist(), strict=True)
+    ]
+    return {"runs": list(frame.columns), "rows": rows}
 
 
 def _plain(value: Any) -> str:
