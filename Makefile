@@ -31,7 +31,7 @@ test: setup
 test-all: test test-slow test-adapters studies-smoke test-kills test-slurm
 
 test-slow: setup
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 # The adapters inside the real libraries, which the extra [adapters] installs into .venv beside the same torch. Writes docs/integrations.md's table.
 test-adapters: $(ADAPTERS_STAMP)

@@ -1,6 +1,5 @@
 """What ``make demo`` runs: every method on real digits at a small and a large batch size, and a report."""
 
-import argparse
 import json
 import math
 import sys
@@ -14,6 +13,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from conadv_lab.cli import parsed
 from conadv_lab.config import Config, resolved
 from conadv_lab.cores import cores
 from conadv_lab.methods import method_of
@@ -73,16 +73,25 @@ def cells(full: bool = True) -> list[Cell]:
     return planned
 
 
+@dataclass(frozen=True)
+class DemoOptions:
+    """Where to, and how much."""
+
+    out: Path = Path("runs/demo")
+    """Folder of the report and the runs."""
+    full: bool = False
+    """Train at a third batch size too, for half as many runs again."""
+    tune: bool = False
+    """Tune the learning rates again (long)."""
+
+
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m conadv_lab.demo", description=__doc__)
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/demo"), help="folder of the report and the runs"
-    )
-    parser.add_argument(
-        "--full", action="store_true", help="a third batch size too, for half as many runs again"
-    )
-    parser.add_argument("--tune", action="store_true", help="tune the learning rates again (long)")
-    options = parser.parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    try:
+        options = parsed(DemoOptions, words, "conadv_lab.demo", __doc__)
+    except ValueError as mistake:
+        print(f"error: {mistake}", file=sys.stderr)
+        return 2
     started = time.monotonic()
     if options.tune:
         tune(options.out.with_name("demo-grid"))

@@ -67,6 +67,7 @@ def test_the_demo_leaves_summary_report_and_run_folders(made):
     assert all((run / "sharpness.json").exists() for run in runs)
 
 
+@pytest.mark.slow
 def test_a_second_demo_runs_nothing_anew(made):
     folder, _ = made
     before = {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*.json")}

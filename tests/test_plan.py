@@ -176,8 +176,15 @@ def test_a_step_takes_the_memory_that_was_predicted(tmp_path):
     assert 1.5 < rows["adversarial loss"]["value"] < 4
 
 
-@pytest.mark.parametrize("method", ["disadv", "conadv"])
-@pytest.mark.parametrize("recipe", ["imagenet-resnet50-4k", "imagenet-resnet50-32k", "imagenet-resnet50-96k"])
+@pytest.mark.parametrize("method", [pytest.param("disadv", marks=pytest.mark.slow), "conadv"])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        pytest.param("imagenet-resnet50-4k", marks=pytest.mark.slow),
+        pytest.param("imagenet-resnet50-32k", marks=pytest.mark.slow),
+        "imagenet-resnet50-96k",
+    ],
+)
 def test_the_plan_and_the_timeline_print_the_same_step_time(recipe, method, capsys, tmp_path):
     """Micro-batch, gradients and precision come from the recipe, wherever it is asked of."""
     assert train.main([recipe, "--method", method, "--plan", "--devices", "64"]) == 0

@@ -130,7 +130,7 @@ def _no_autocast_cache() -> Iterator[None]:
         torch.set_autocast_cache_enabled(before)
 
 
-def _reason(error: RuntimeError) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, torch.OutOfMemoryError):
         return "the GPU's memory does not suffice for a captured step"
     return (str(error).splitlines() or [type(error).__name__])[0]

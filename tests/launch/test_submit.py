@@ -287,6 +287,7 @@ def test_gpus_of_this_machine_are_not_hidden(monkeypatch, tmp_path):
     assert "unset CUDA_VISIBLE_DEVICES" in local.python(load("local"), tmp_path)
 
 
+@pytest.mark.slow
 def test_interrupted_here_a_run_saves_and_can_be_continued(no_slurm, own, tmp_path, capsys, monkeypatch):
     out = tmp_path / "run"
     command = [sys.executable, "-m", "conadv_lab.submit", "run", f"{own}:recipe", "--out", str(out)]

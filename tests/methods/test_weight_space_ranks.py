@@ -21,6 +21,9 @@ CASES = {
 RESUMED = {"again-asyncsam": "asyncsam", "again-extrap": "extrap"}
 
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # worlds of two and three processes
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")

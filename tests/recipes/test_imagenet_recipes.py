@@ -66,7 +66,7 @@ def digests(config: Config, tmp_path: Path, monkeypatch) -> list[str]:
     return [folder.result()["parameters_sha256"] for folder in folders]
 
 
-QUICK = ("imagenet-resnet50-16k", "imagenet-resnet50-96k")
+QUICK = ("imagenet-resnet50-96k",)
 EACH = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in RECIPES]
 
 

@@ -116,6 +116,7 @@ def wait_for_lines(folder: RunFolder, count: int, process: subprocess.Popen) -> 
         time.sleep(0.002)
 
 
+@pytest.mark.slow
 def test_killed_and_signalled_processes_resume_bitwise(tmp_path):
     config = digits.conadv().replace(
         train_images=90, global_batch=16, steps=100, log_every=1, checkpoint_every=7, warmup_epochs=0

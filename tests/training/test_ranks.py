@@ -111,6 +111,9 @@ def alone(changes: dict) -> Config:
     return config(**{k: v for k, v in changes.items() if k not in ("placement", "attackers", "batch_norm")})
 
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # worlds of two and three processes
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
     """The folders of all cases, trained over ranks."""
