@@ -152,7 +152,7 @@ class Method:
     def depth(self) -> float:
         """Gradient computations of a step that must follow one another; an average where steps differ."""
         beside = self.side_steps if self.side else 0
-        stale = self.concurrent and self.staleness
+        stale = (self.concurrent or self.repeats) and self.staleness
         return (max(1, beside) if stale else 1 + beside) + self.repeats
 
     def step_cost(self, number: int, steps: int) -> tuple[float, float]:

@@ -52,6 +52,7 @@ class ConAdvSAM(ConAdv):
     about = "as `conadv`, with its gradient taken at w + ρ g/‖g‖"
     source = "ours"
     reads: tuple[type, ...] = (*ConAdv.reads, RhoOptions)
+    concurrent = False  # its attack has no ranks of its own
     repeats = 1
     copies = 2
 

@@ -112,7 +112,7 @@ class Passes:
         apart: Stage = [[one] for one in train]
         if not side:
             return (1 + again) * [apart]
-        if method.concurrent and method.staleness:
+        if (method.concurrent or again) and method.staleness:
             return [[side, train] if beside == "attack" else [side, *apart], *again * [apart]]
         if method.side == "attack" and len(train) > 1:
             return [[side, [train[0]]], [[train[1]]], *again * [apart]]
