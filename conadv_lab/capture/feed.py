@@ -30,7 +30,8 @@ class Block:
     def send(self, rates: Sequence[float]) -> None:
         """Write what ``numbers`` holds, and the learning rates, where the device reads them."""
         for place, rate in enumerate(rates):
-            self._rates[place] = rate
+            # As float64 first: beyond float32 it becomes infinite, which the next loss tells, and raises nothing.
+            self._rates[place] = torch.tensor(rate, dtype=torch.float64, device="cpu")
         # Pinned anew each time: the copy of the step before may not have begun yet.
         values = self.host.pin_memory() if self.there.is_cuda else self.host
         self.there.copy_(values, non_blocking=True)

@@ -324,3 +324,11 @@ def test_copies_stay_where_they_are_for_each_size():
         places.append(copied.images.data_ptr())
     assert len(set(places)) == 2
     assert len(set(places[:4])) == 1
+
+
+def test_a_learning_rate_beyond_float32_becomes_infinite_and_raises_nothing():
+    from conadv_lab.capture.feed import Block
+
+    block = Block(1, 2, torch.device("cpu"))
+    block.send([1e200, 0.1])
+    assert [float(rate) for rate in block.rates] == [float("inf"), pytest.approx(0.1)]
