@@ -25,6 +25,17 @@ def trained(config: Config, path: Path) -> dict[str, Any]:
     return train(config, path, resume=True, progress="none").result() or {}
 
 
+def attempted(config: Config, path: Path) -> dict[str, Any]:
+    """As `trained`; a run that diverges has nothing right, and a loss that no other run has."""
+    from conadv_lab.training.loop import NotFinite
+
+    try:
+        return trained(config, path)
+    except NotFinite:
+        none = {"test_accuracy": 0.0, "train_accuracy": 0.0, "test_loss": 1e9, "train_loss": 1e9}
+        return none | {"steps": config.training.steps, "diverged": True}
+
+
 def measured(config: Config, path: Path) -> dict[str, Any]:
     """Train and measure the flatness of the training loss on its first 256 images, without augmentation."""
     figures = trained(config, path)

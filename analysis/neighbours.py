@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.arms import ATTACK_COST, Cell
 from analysis.estimates import Estimate, cell_mean, difference
-from analysis.measuring import measured, trained
+from analysis.measuring import attempted, measured
 from analysis.study import Figures, Options, Study, run_all
 from conadv_lab.config import Config
 from conadv_lab.methods import METHODS, method_of
@@ -109,7 +109,7 @@ def tuned(given: Options) -> dict[Cell, Trial]:
         (cell, trial, fold): cell.tuning(trial.lr, fold).replace(**trial.changes)
         for cell in cells(scale) for trial in trials(cell.method, scale.rates) for fold in scale.folds
     }  # fmt: skip
-    found = run_all(configs.values(), given, trained)
+    found = run_all(configs.values(), given, attempted)
 
     def judged(cell: Cell, trial: Trial) -> tuple[float, float]:
         runs: list[Figures] = [found[configs[cell, trial, fold]] for fold in scale.folds]

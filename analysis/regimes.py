@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis import folds
-from analysis.measuring import trained
+from analysis.measuring import attempted, trained
 from analysis.study import RESULTS, SCALES, Figures, Options, Work, run_all, save
 from analysis.tuning import Candidate, Trial, affordable, candidates, search
 from conadv_lab.config import Config, resolved
@@ -289,17 +289,6 @@ def pending() -> list[Config]:
             else [c for c in [cell.config(tuned.best, seed)] if c not in run_all([c], how, trained)]
         )
     return list(dict.fromkeys(wanted))
-
-
-def attempted(config: Config, path: Path) -> Figures:
-    """The figures of a run; one that diverges has none right, and a loss that no other has."""
-    from conadv_lab.training.loop import NotFinite
-
-    try:
-        return trained(config, path)
-    except NotFinite:
-        none = {"test_accuracy": 0.0, "train_accuracy": 0.0, "test_loss": 1e9, "train_loss": 1e9}
-        return none | {"steps": config.training.steps, "diverged": True}
 
 
 class OutOfTime(Exception):
