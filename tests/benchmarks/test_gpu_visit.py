@@ -283,7 +283,7 @@ def test_all_parts_in_small_on_a_cpu(tmp_path, monkeypatch):
     assert {part["status"] for part in found} == {"finished"}
     assert all(part["figures"] for part in found)
     text = (out / "gpu.md").read_text()
-    for words in ("plain loop, test accuracy", "PyHessian", "| skipped |", "conadv serial", "lars B"):
+    for words in ("plain loop, test accuracy", "PyHessian", "| skipped |", "times vanilla", "lars B"):
         assert words in text
 
 
