@@ -4,6 +4,8 @@ A GPU is hidden from the tests, which ask for the same bits, but from those that
 """
 
 import os
+from collections.abc import Iterable
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +24,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and make test-gpu"))
+
+
+def rest_slow(cases: Iterable[Any], *quick: Any) -> list[Any]:
+    """Cases of a parametrised test, those that are not named as quick left to ``make test-slow``."""
+    return [case if case in quick else pytest.param(case, marks=pytest.mark.slow) for case in cases]
 
 
 @pytest.fixture(autouse=True)

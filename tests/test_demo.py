@@ -35,6 +35,7 @@ def made(tmp_path_factory):
     return folder, printed.getvalue()
 
 
+@pytest.mark.slow
 def test_the_demo_leaves_summary_report_and_run_folders(made):
     folder, printed = made
     summary = json.loads((folder / "summary.json").read_text())
@@ -76,6 +77,7 @@ def test_a_second_demo_runs_nothing_anew(made):
     assert {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*.json")} == before
 
 
+@pytest.mark.slow
 def test_the_page_stands_alone(made):
     folder, _ = made
     page = (folder / "report.html").read_text()

@@ -166,6 +166,7 @@ def test_the_command_prints_the_time_of_a_step_and_of_the_run(capsys):
     assert train.main([*words, "--plan"]) == 2
 
 
+@pytest.mark.slow
 def test_a_step_takes_the_memory_that_was_predicted(tmp_path):
     """The benchmark in small; at batch 98,304 it is run by hand, and must keep within 10 %."""
     words = ["--batch", "24", "--micro-batch", "12", "--threads", "1", "--json", str(tmp_path / "rows.json")]

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import rest_slow
+
 ROOT = Path(__file__).parents[1]
 CHECKS = {
     "lint": ["ruff", "check", "."],
@@ -15,7 +17,7 @@ CHECKS = {
 }
 
 
-@pytest.mark.parametrize("name", CHECKS)
+@pytest.mark.parametrize("name", rest_slow(CHECKS, "lint", "format", "spelling"))
 def test_style(name):
     run = subprocess.run(
         [sys.executable, "-m", *CHECKS[name]], cwd=ROOT, capture_output=True, text=True, check=False

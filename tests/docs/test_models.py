@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from docs import models
+from tests.conftest import rest_slow
 from tests.sharpness.oracle import difference_hessian
 
 
@@ -24,7 +25,9 @@ def test_a_stale_table_is_found_and_written_anew(tmp_path, monkeypatch):
     assert re.search(r"before.*\| Tied weights \| estimated \|.*after", page.read_text(), re.DOTALL)
 
 
-@pytest.mark.parametrize("name", models.KINDS)
+@pytest.mark.parametrize(
+    "name", rest_slow(models.KINDS, *(kind for kind in models.KINDS if "compile" not in kind))
+)
 def test_a_number_is_that_of_differences_and_a_refusal_one_sentence(name):
     make, criterion, batches, options = models.KINDS[name]
     found = models.measured(name)

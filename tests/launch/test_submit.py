@@ -211,6 +211,7 @@ def test_retry_sends_what_ended_and_with_failed_only_what_failed(fake, capsys, t
     assert [len(Record(tmp_path / "s" / f"lr={n}").events()) for n in range(1, 5)] == [3, 3, 1, 1]
 
 
+@pytest.mark.slow
 def test_retry_tells_of_each_run_by_the_profile_it_was_sent_with(fake, capsys, tmp_path):
     """One on SLURM and one on this machine, where it fails once more: the exit status is the failure's."""
     wrong = (*SHORT, "--lr", "1e30")
@@ -308,6 +309,7 @@ def test_interrupted_here_a_run_saves_and_can_be_continued(no_slurm, own, tmp_pa
     assert told.startswith("run  stopped (stopped by SIG")
 
 
+@pytest.mark.slow
 def test_new_code_is_the_users_file_as_it_is_now(no_slurm, capsys, tmp_path):
     """A run that failed by a mistake in a file of the user's own, which is mended then."""
     own = tmp_path / "mine.py"

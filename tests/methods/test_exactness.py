@@ -19,7 +19,7 @@ from conadv_lab.methods.families.conadv import ConAdv, DisAdv
 from conadv_lab.methods.families.controls import Copy, Noise
 from conadv_lab.methods.families.recycled import Recycled
 from conadv_lab.models.norm import branch_of, mixture_batch_norm, one_update
-from tests.conftest import image_set, small_cnn
+from tests.conftest import image_set, rest_slow, small_cnn
 
 STEPS, BATCH, EPSILON = 20, 16, 0.1
 CRITERION = nn.CrossEntropyLoss(label_smoothing=0.1)
@@ -95,7 +95,7 @@ def assert_same(one: nn.Module, other: nn.Module) -> None:
         assert torch.equal(value, other.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("micro_batch", [16, 4])
+@pytest.mark.parametrize("micro_batch", rest_slow([16, 4], 16))
 @pytest.mark.parametrize("tau", [0, 1, 3])
 @pytest.mark.parametrize(
     ("first", "weights", "random_start"),

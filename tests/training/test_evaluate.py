@@ -28,6 +28,7 @@ def judged(tmp_path_factory) -> list[dict]:
     return [json.loads((folder / f"judged-{rank}.json").read_text()) for rank in (0, 1)] + [alone]
 
 
+@pytest.mark.slow
 def test_over_ranks_figures_and_statistics_are_those_of_one_rank_bit_for_bit(judged):
     for one in judged[:2]:
         assert one["statistics"] == judged[2]["statistics"]
@@ -35,6 +36,7 @@ def test_over_ranks_figures_and_statistics_are_those_of_one_rank_bit_for_bit(jud
     assert len(judged[2]["figures"]) == 7
 
 
+@pytest.mark.slow
 def test_each_rank_takes_its_share_of_the_images(judged):
     """Of 9 groups one rank has 5 and the other 4, and nobody looks at an image that another one has."""
     (first, *_), (second, *_), (alone, *_) = (one["images"] for one in judged)

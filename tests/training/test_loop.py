@@ -21,6 +21,7 @@ from conadv_lab.runs import RunFolder
 from conadv_lab.training import loop
 from conadv_lab.training.loop import NotFinite, StoppedOnRequest, train
 from conadv_lab.training.restore import restore
+from tests.conftest import rest_slow
 
 METHODS = ["vanilla", "disadv", "conadv", "recycled", "recycled-equal", "noise-equal", "copy"]
 
@@ -60,7 +61,7 @@ def train_killed_before(step: int, config: Config, out: Path, monkeypatch) -> No
             train(config, out, resume=True, progress="none")
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", rest_slow(METHODS, "conadv", "recycled-equal"))
 def test_resumed_is_bitwise_as_if_never_stopped(method, tmp_path, monkeypatch):
     config = tiny(method=method, staleness=3, ema=0.9, evaluate_every=3, pgd_images=20, micro_batch=8, crop=1)
     whole = train(config, tmp_path / "whole", progress="none")

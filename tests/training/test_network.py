@@ -15,7 +15,7 @@ from conadv_lab.methods.families.recycled import Recycled
 from conadv_lab.models.norm import mixture_batch_norm
 from conadv_lab.training.loop import prepare
 from conadv_lab.training.network import Autocast, begin_step, network_of
-from tests.conftest import image_set, small_cnn
+from tests.conftest import image_set, rest_slow, small_cnn
 
 STEPS = 13
 
@@ -55,8 +55,8 @@ def trained(
     return model
 
 
-@pytest.mark.parametrize("micro_batch", [16, 4])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("micro_batch", rest_slow([16, 4], 4))
+@pytest.mark.parametrize("name", rest_slow(CASES, "conadv", "recycled-equal"))
 def test_no_forward_is_compiled_twice(name, micro_batch):
     make, kinds = CASES[name]
     torch.compiler.reset()

@@ -9,6 +9,8 @@ from conadv_lab.launch.ranks import _free_port
 from conadv_lab.runs import RunFolder
 from tests.training import world
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory) -> Path:

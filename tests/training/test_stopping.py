@@ -62,6 +62,7 @@ def begun(tmp_path: Path, seconds: float) -> subprocess.Popen:
     return process
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_the_command_at_once(tmp_path):
     process = begun(tmp_path, 300)
     process.send_signal(signal.SIGINT)
