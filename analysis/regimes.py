@@ -9,11 +9,16 @@ A cell is a method at one global batch and one number of epochs, read in one of 
 Learning rate, weight decay and, where a method moves images, ε are tuned for every cell (`analysis.tuning`): the
 budget is counted in gradient evaluations of a vanilla run of the cell and is the same for all, so vanilla tries more
 settings of fewer kinds. Tuning sees held-out folds alone. A run whose loss is no number any more counts as 0 %. Cells
-are independent; what is needed for a first look at the whole map comes first, then more seeds, then more methods, so
-that a stop at any time leaves a balanced picture.
+are independent and come in groups: vanilla and ConAdv at equal epochs, vanilla's other readings, then more methods.
+A group is tuned rung by rung, then run seed by seed, so that a stop at any time leaves a balanced picture.
+
+The small scale is a part of the map for two cores: 2,560 training images, batches of 160, 640 and 2,560, 6 and 24
+epochs. Batch and epochs both step by a factor of four, so cells along a diagonal take equally many steps: 96 at
+(160, 6) and (640, 24), 24 at (640, 6) and (2,560, 24). Its tuning budget is six vanilla runs a cell: vanilla tries four
+settings, on one fold and the better two on a second one; ConAdv tries two, on one fold.
 
     python -m analysis.regimes --scale smoke                        seconds, digits
-    python -m analysis.regimes --scale small --data-dir DIR         hours on two cores, a part of CIFAR-10
+    python -m analysis.regimes --scale small --data-dir DIR --processes 2   hours on two cores, a part of CIFAR-10
     python -m analysis.regimes --scale full --data-dir DIR --minutes 9      again and again: it goes on where it was
     python -m analysis.regimes --scale small --method own.py:method  one more method, of one's own
     python -m conadv_lab.submit sweep analysis/regimes.py:pending --out runs/studies/regimes
@@ -23,19 +28,21 @@ Not measured yet. ``regimes.csv`` has one row a run, ``regimes_tuning.csv`` one 
 """
 
 import argparse
+import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis import folds
-from analysis.measuring import attempted, trained
-from analysis.study import RESULTS, SCALES, Figures, Options, Work, run_all, save
+from analysis.measuring import attempted
+from analysis.study import RESULTS, SCALES, Figures, Options, Work, existing, run_all, save
 from analysis.tuning import Candidate, Trial, affordable, candidates, search
 from conadv_lab.config import Config, resolved
+from conadv_lab.launch.sweep import identity
 from conadv_lab.methods import METHODS, method_of
 from conadv_lab.methods.attack import RadiusOptions
 from conadv_lab.recipes import cifar, digits
@@ -47,6 +54,8 @@ NAME = "regimes"
 ATTACK_COST = 8 / 3
 TUNING_SEED = 100
 RUNS = Path("runs/studies/regimes")
+Known = Callable[[Config], Figures | None]
+"""From a config to the final figures of its run, None where it is not done."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +65,7 @@ class Scale:
     Attributes:
         recipe: what is trained; images: of its training set.
         fold: the set for tuning; whole: whether a fold leaves the training set smaller, as the batch then is.
-        methods: in groups, the most wanted first.
+        methods: in groups, the most wanted first; vanilla's other readings follow the first.
         budget: of a cell's tuning, in gradient evaluations of a vanilla run of the cell.
     """
 
@@ -72,12 +81,12 @@ class Scale:
 
 
 FIRST = ("vanilla", "conadv")
-CONTROLS = ("disadv", "recycled", "recycled-equal", "noise", "copy")
-PART = 10_000
+GROUPS = (FIRST, ("recycled", "noise"), ("disadv", "recycled-equal", "copy"))
+PART = 2_560
 
 
 def _part() -> Config:
-    return cifar.fast_cpu().replace(train_images=PART, micro_batch=512)
+    return cifar.fast_cpu().replace(train_images=PART, micro_batch=640, threads=1)
 
 
 def _whole() -> Config:
@@ -86,12 +95,10 @@ def _whole() -> Config:
 
 MAP = {
     "smoke": Scale(digits.vanilla, 898, folds.DIGITS, True, (256, 898), (2.0, 4.0), (FIRST,), 2, 3.0),
-    "small": Scale(
-        _part, PART, folds.CIFAR10_PART, False, (512, 2_048, 10_000), (8.0, 32.0), (FIRST, CONTROLS), 3, 12.0
-    ),
+    "small": Scale(_part, PART, folds.CIFAR10_PART, False, (160, 640, 2_560), (6.0, 24.0), GROUPS, 3, 6.0),
     "full": Scale(
         _whole, 50_000, folds.CIFAR10, True, (512, 2_048, 8_192, 50_000), (5.0, 10.0, 20.0, 40.0, 80.0),
-        (FIRST, CONTROLS), 3, 16.0,
+        GROUPS, 3, 16.0,
     ),
 }  # fmt: skip
 
@@ -173,18 +180,19 @@ class Cell:
 
 def cells(scale: Scale, more: Sequence[str] = (), data_dir: str = "data") -> list[list[Cell]]:
     """The map's cells in groups, the most wanted group first, in a group the map's corners first."""
-    groups = []
-    for number, methods in enumerate((*scale.methods, tuple(more))):
-        group = []
-        for batch in scale.batches:
-            for epochs in scale.epochs:
-                group += [Cell(scale, method, batch, epochs, data_dir=data_dir) for method in methods]
-                if number == 0:
-                    group.append(Cell(scale, "vanilla", batch, epochs, "arithmetic", data_dir))
-                    if batch * ATTACK_COST <= scale.images:
-                        group.append(Cell(scale, "vanilla", batch, epochs, "depth", data_dir))
-        groups.append(sorted(group, key=lambda cell: _from_corner(scale, cell)))
-    return groups
+    places = [(batch, epochs) for batch in scale.batches for epochs in scale.epochs]
+    groups = [
+        [Cell(scale, method, *place, data_dir=data_dir) for place in places for method in methods]
+        for methods in (*scale.methods, tuple(more))
+    ]
+    others = [
+        Cell(scale, "vanilla", *place, equal, data_dir)
+        for place in places
+        for equal in ("arithmetic", "depth")
+        if equal == "arithmetic" or place[0] * ATTACK_COST <= scale.images
+    ]
+    groups.insert(1, others)
+    return [sorted(group, key=partial(_from_corner, scale)) for group in groups]
 
 
 def _from_corner(scale: Scale, cell: Cell) -> int:
@@ -194,32 +202,23 @@ def _from_corner(scale: Scale, cell: Cell) -> int:
     return sum(min(place, size - 1 - place) for place, size in zip(places, sizes, strict=True))
 
 
-def order(groups: Sequence[Sequence[Cell]], seeds: int) -> Iterator[tuple[Cell, int]]:
-    """Each cell once, then again with the next seed, and only then the next group."""
-    for group in groups:
-        for seed in range(seeds):
-            yield from ((cell, seed) for cell in group)
-
-
 class Search:
-    """A cell's tuning as far as its runs are there."""
+    """A cell's tuning as far as its runs are there; ``best`` is None as long as ``next`` has to be tried."""
 
-    def __init__(self, cell: Cell, figures: Callable[[list[Config]], dict[Config, Figures]]) -> None:
+    def __init__(self, cell: Cell, known: Known) -> None:
         self.cell, self.drawn = cell, cell.candidates()
         self.trials: dict[Trial, Figures] = {}
+        self.next: list[Trial] = []
         self.best: Candidate | None = None
-        while True:
+        while not self.next:
             scores = {trial: (f["test_accuracy"], f["test_loss"]) for trial, f in self.trials.items()}
-            self.next, best = search(len(self.drawn), scores)
+            wanted, best = search(len(self.drawn), scores)
             if best is not None:
                 self.best = self.drawn[best]
                 return
-            wanted = {trial: self.config(trial) for trial in self.next}
-            found = figures(list(wanted.values()))
-            self.trials |= {trial: found[config] for trial, config in wanted.items() if config in found}
-            if any(config not in found for config in wanted.values()):
-                self.next = [trial for trial, config in wanted.items() if config not in found]
-                return
+            found = {trial: known(self.config(trial)) for trial in wanted}
+            self.trials |= {trial: f for trial, f in found.items() if f is not None}
+            self.next = [trial for trial, f in found.items() if f is None]
 
     def config(self, trial: Trial) -> Config:
         return self.cell.trial(self.drawn[trial[0]], trial[1])
@@ -250,44 +249,62 @@ def _settings(config: Config) -> dict[str, Any]:
     return {"lr": section.lr, "weight_decay": section.weight_decay, "epsilon": config.method.epsilon}
 
 
+def figures_in(runs: Path) -> Known:
+    """What the run folders below ``runs`` hold now, those of ``submit sweep`` too."""
+    folders = existing(runs)
+
+    @cache
+    def known(config: Config) -> Figures | None:
+        folder = folders.get(identity(resolved(config)))
+        files = [folder / name for name in ("figures.json", "result.json")] if folder else []
+        return next((json.loads(file.read_text()) for file in files if file.exists()), None)
+
+    return known
+
+
 def tables(
-    groups: Sequence[Sequence[Cell]], scale: Scale, how: Options
+    groups: Sequence[Sequence[Cell]], scale: Scale, known: Known
 ) -> tuple["pd.DataFrame", "pd.DataFrame"]:
     """(one row a reported run, one row a trial) of what is there; whatever the order in which it was made."""
     import pandas as pd
 
-    def there(configs: list[Config]) -> dict[Config, Figures]:
-        return run_all(configs, how, trained)
-
     rows, log = [], []
     for cell in (cell for group in groups for cell in group):
-        tuned = Search(cell, there)
+        tuned = Search(cell, known)
         log += tuned.rows()
         if tuned.best is None:
             continue
-        configs = {seed: cell.config(tuned.best, seed) for seed in range(scale.seeds)}
-        found = there(list(configs.values()))
-        for seed, config in configs.items():
-            if config in found:
+        for seed in range(scale.seeds):
+            config = cell.config(tuned.best, seed)
+            found = known(config)
+            if found is not None:
                 names = ("test_accuracy", "train_accuracy", "test_loss", "train_loss", "steps")
-                figures = {name: found[config][name] for name in names}
                 own = _settings(config)
                 head = _named(cell) | {"seed": seed, "lr": own.pop("lr")}
-                rows.append(head | figures | own | {"gradient_evaluations": cell.cost()})
+                rows.append(
+                    head | {name: found[name] for name in names} | own | {"gradient_evaluations": cell.cost()}
+                )
     return pd.DataFrame(rows), pd.DataFrame(log)
+
+
+def runnable(group: Sequence[Cell], seeds: int, known: Known) -> list[Config]:
+    """What a group lacks and can run now: the next rungs of tuning; of tuned cells the lowest missing seed."""
+    searches = [Search(cell, known) for cell in group]
+    trials = [tuned.config(trial) for tuned in searches for trial in tuned.next]
+    if trials:
+        return trials
+    for seed in range(seeds):
+        runs = [tuned.cell.config(tuned.best, seed) for tuned in searches if tuned.best]
+        missing = [run for run in runs if known(run) is None]
+        if missing:
+            return missing
+    return []
 
 
 def pending() -> list[Config]:
     """What can be run now of the full map, in its order, for ``submit sweep``: again once these are done."""
-    how = Options("full", RESULTS, RESULTS, RUNS, 1, from_results=False, finished=True)
-    scale, wanted = MAP["full"], []
-    for cell, seed in order(cells(scale), scale.seeds):
-        tuned = Search(cell, lambda configs: run_all(configs, how, trained))
-        wanted += (
-            [tuned.config(trial) for trial in tuned.next]
-            if tuned.best is None
-            else [c for c in [cell.config(tuned.best, seed)] if c not in run_all([c], how, trained)]
-        )
+    scale, known = MAP["full"], figures_in(RUNS)
+    wanted = [config for group in cells(scale) for config in runnable(group, scale.seeds, known)]
     return list(dict.fromkeys(wanted))
 
 
@@ -295,23 +312,23 @@ class OutOfTime(Exception):
     """No further run is begun."""
 
 
+def timely(config: Config, path: Path, until: float, work: Work) -> Figures:
+    """What ``work`` gives if it is not later than ``until``, a time as `time.time` has it."""
+    if time.time() >= until:
+        raise OutOfTime
+    return work(config, path)
+
+
 def work_through(
     groups: Sequence[Sequence[Cell]], scale: Scale, how: Options, until: float, work: Work = attempted
 ) -> bool:
     """Run what is missing, in order; False where the time ended before."""
-
-    def timely(config: Config, path: Path) -> Figures:
-        if time.monotonic() >= until:
-            raise OutOfTime
-        return work(config, path)
-
-    try:
-        for cell, seed in order(groups, scale.seeds):
-            best = Search(cell, lambda configs: run_all(configs, how, timely)).best
-            assert best is not None
-            run_all([cell.config(best, seed)], how, timely)
-    except OutOfTime:
-        return False
+    for group in groups:
+        while todo := runnable(group, scale.seeds, figures_in(how.runs)):
+            try:
+                run_all(todo, how, partial(timely, until=until, work=work))
+            except OutOfTime:
+                return False
     return True
 
 
@@ -327,19 +344,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data-dir", default="data", help="folder of the CIFAR-10 archive")
     parser.add_argument("--runs", type=Path, default=RUNS)
     parser.add_argument("--out", type=Path, help="folder of the tables")
+    parser.add_argument("--processes", type=int, default=1, help="runs at a time")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="no run is begun after this")
     given = parser.parse_args(arguments)
     out = given.out or (RESULTS if given.scale == "full" else Path("runs/studies") / given.scale)
-    how = Options(given.scale, out, out, given.runs, 1, from_results=False, finished=False)
+    how = Options(given.scale, out, out, given.runs, given.processes, from_results=False, finished=False)
     scale = MAP[given.scale]
     try:
         groups = cells(scale, given.method, given.data_dir)
-        done = work_through(groups, scale, how, time.monotonic() + 60 * given.minutes)
+        done = work_through(groups, scale, how, time.time() + 60 * given.minutes)
     except (ValueError, FileNotFoundError) as mistake:
         print(f"error: {mistake}", file=sys.stderr)
         return 2
-    there = Options(given.scale, out, out, given.runs, 1, from_results=False, finished=True)
-    rows, log = tables(groups, scale, there)
+    rows, log = tables(groups, scale, figures_in(given.runs))
     save(NAME, out, rows, given.scale, runs=len(rows), complete=done)
     save(f"{NAME}_tuning", out, log, given.scale, trials=len(log), complete=done)
     print(f"{len(rows)} runs and {len(log)} trials, {'all' if done else 'more to come'}: {out / NAME}.csv")

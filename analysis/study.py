@@ -3,14 +3,17 @@
 import argparse
 import importlib
 import json
+import os
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from multiprocessing import get_context
+from functools import partial
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,9 +110,8 @@ def run_all(
             figures[found] = json.loads((places[found] / known).read_text())
         elif not given.finished:
             todo[found] = config
-    for found, made in _work(todo, places, work, given.processes):
-        write_json(places[found] / known, made)
-        figures[found] = made
+    keeping = partial(_kept, work=work, known=known)
+    figures |= dict(_work(todo, places, keeping, given.processes))
     return {config: figures[found] for config, found in wanted.items() if found in figures}
 
 
@@ -125,6 +127,25 @@ def commits_of(configs: Iterable[Config], runs: Path) -> str:
     return ", ".join(sorted({str(RunFolder(folders[found]).manifest()["commit"]) for found in wanted}))
 
 
+def _kept(config: Config, path: Path, work: Work, known: str) -> Figures:
+    """Written where it is made, so that nothing is lost where another run ends them all."""
+    made = work(config, path)
+    write_json(path / known, made)
+    return made
+
+
+def _end_with_parent() -> None:
+    """Nobody would take the results of a pool whose parent was killed, and the next one waits for its folders."""
+
+    def watch() -> None:
+        parent = parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _work(
     todo: dict[str, Config], places: dict[str, Path], work: Work, processes: int
 ) -> Iterator[tuple[str, Figures]]:
@@ -136,7 +157,9 @@ def _work(
             yield found, work(config, places[found])
             bar.update()
         return
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(
+        processes, mp_context=get_context("spawn"), initializer=_end_with_parent
+    ) as pool:
         futures = {pool.submit(work, config, places[found]): found for found, config in todo.items()}
         for done in as_completed(futures):
             yield futures[done], done.result()
@@ -145,7 +168,8 @@ def _work(
 
 def _folder_name(config: Config) -> str:
     training = config.training
-    return f"{config.method.method}-b{training.global_batch}-lr{config.optimization.lr:g}-s{training.seed}"
+    method = config.method.method.rpartition("/")[2]  # of a file its name: runs lie side by side
+    return f"{method}-b{training.global_batch}-lr{config.optimization.lr:g}-s{training.seed}"
 
 
 def save(name: str, out: Path, rows: "pd.DataFrame", scale: str, **facts: Any) -> None:

@@ -2,12 +2,13 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 
 from analysis import regimes
-from analysis.regimes import MAP, Cell, cells, order, tables, work_through
+from analysis.regimes import MAP, Cell, cells, figures_in, tables, work_through
 from analysis.study import Options
 from analysis.tuning import Candidate, affordable, candidates, rungs, search
 from conadv_lab.config import resolved
@@ -16,8 +17,8 @@ from conadv_lab.runs import write_json
 SMOKE = MAP["smoke"]
 
 
-def options(folder, finished=False) -> Options:
-    return Options("smoke", folder, folder, folder / "runs", 1, from_results=False, finished=finished)
+def options(folder, processes=1) -> Options:
+    return Options("smoke", folder, folder, folder / "runs", processes, from_results=False, finished=False)
 
 
 def made_up(config, path):
@@ -73,16 +74,40 @@ def test_draws_are_shared_and_halving_keeps_the_best():
     assert affordable(1, 100) == 1  # the default needs no trial
 
 
-def test_a_stop_at_any_time_leaves_a_balanced_picture():
-    planned = list(order(cells(MAP["small"]), MAP["small"].seeds))
-    assert len(planned) == len(set(planned))
-    seen: Counter = Counter()
-    for cell, _ in planned:
-        seen[cell] += 1
-        first = [seen[c] for c in cells(MAP["small"])[0]]
-        assert max(first) - min(first) <= 1
-    corners = {(cell.global_batch, cell.epochs) for cell, _ in planned[:8]}
-    assert corners <= {(batch, epochs) for batch in (512, 10_000) for epochs in (8.0, 32.0)}
+def test_a_stop_at_any_time_leaves_a_balanced_picture(tmp_path):
+    scale = replace(SMOKE, methods=(("vanilla", "conadv"), ("noise",)))
+    ran = []
+
+    def recorded(config, path):
+        ran.append((config.training.seed, config.method.method, config.training.global_batch))
+        return made_up(config, path)
+
+    assert work_through(cells(scale), scale, options(tmp_path), math.inf, recorded)
+    first, readings, noise = cells(scale)[:3]
+    tuning = sum(sum(rungs(cell.count())) for cell in first)
+    assert all(seed >= regimes.TUNING_SEED for seed, *_ in ran[:tuning])
+    for seed in range(scale.seeds):
+        own = ran[tuning + seed * len(first) : tuning + (seed + 1) * len(first)]
+        assert {number for number, *_ in own} == {seed}
+        assert {batch for *_, batch in own[:4]} <= set(scale.batches)
+    assert {cell.equal for cell in first} == {"epochs"}
+    assert {cell.equal for cell in readings} == {"arithmetic", "depth"}
+    assert (
+        {cell.method for cell in noise}
+        == {method for _, method, _ in ran[-scale.seeds * len(noise) :]}
+        == {"noise"}
+    )
+
+
+def test_cells_of_the_small_scale_along_a_diagonal_take_equal_steps():
+    steps = {
+        (b, e): Cell(MAP["small"], "vanilla", b, e).config(Candidate(1.0, 1.0, 1.0), 0).training.steps
+        for b in MAP["small"].batches
+        for e in MAP["small"].epochs
+    }
+    assert steps[160, 6.0] == steps[640, 24.0] == 96
+    assert steps[640, 6.0] == steps[2_560, 24.0] == 24
+    assert [Cell(MAP["small"], m, 640, 6.0).count() for m in ("vanilla", "conadv")] == [4, 2]
 
 
 def test_killed_at_any_run_it_ends_with_the_same_table(tmp_path):
@@ -92,7 +117,7 @@ def test_killed_at_any_run_it_ends_with_the_same_table(tmp_path):
         """Stands for a kill."""
 
     def finished_tables(folder):
-        return tables(groups, SMOKE, options(folder, finished=True))
+        return tables(groups, SMOKE, figures_in(folder / "runs"))
 
     assert work_through(groups, SMOKE, options(tmp_path / "whole"), math.inf, made_up)
     whole = finished_tables(tmp_path / "whole")
