@@ -210,7 +210,8 @@ def momenta(optimizer: Optimizer, weights: Weights) -> list[Tensor]:
     def found(parameter: Tensor) -> Tensor:
         state = optimizer.state.get(parameter, {})
         buffers = (state.get(name) for name in BUFFERS)
-        return next((one for one in buffers if one is not None), torch.zeros_like(parameter))
+        there = next((one for one in buffers if one is not None), None)
+        return torch.zeros_like(parameter) if there is None else there
 
     with torch.no_grad():
         return [found(p) for p in weights.parameters]

@@ -100,6 +100,8 @@ class WeightSpace(Method):
         self.rho, self.perturbation = rho, perturbation
         self._weights: Weights | None = None
         self._kept: list[list[list[Tensor]]] = []  # by part, by age, by weight
+        self._version = 0  # of its tensors, which a captured step reads and writes
+        self._left_out: Step | None = None
 
     @classmethod
     def of(cls, config: Config) -> Method:
@@ -124,7 +126,7 @@ class WeightSpace(Method):
         return optimizer_of(self)
 
     def advance(self, step: Step) -> None:
-        """Note that a step was not left out."""
+        """Note on the host that a step was not left out."""
 
     def of_part(self, part: Part, step: Step) -> tuple[Losses, list[Tensor] | None]:
         """Give the part's gradient; returns its losses, and what is to be kept for later steps."""
@@ -144,6 +146,7 @@ class WeightSpace(Method):
         assert self._weights is not None
         for _ in range(parts - len(self._kept)):
             self._kept.append([self._weights.zeros() for _ in range(self.keeps)])
+            self._version += 1
 
     def forget(self) -> None:
         """Begin anew: nothing is kept of earlier steps."""
@@ -164,13 +167,18 @@ class WeightSpace(Method):
         except _NotFinite:
             weights.taken()
             self.left_out += 1
+            self._left_out = step
         else:
             for _, gradient, kept in found:
                 if gradient is not None:
                     moving.shift(kept, gradient)
-            self.advance(step)
         weights.give(before)
         return _sum([losses for losses, _, _ in found])
+
+    def end(self, step: Step) -> None:
+        if self._left_out is not step:
+            self.advance(step)
+        self._left_out = None
 
     def _parts(self, model: nn.Module, step: Step, criterion: Criterion) -> Iterator[Part]:
         """The step's parts, one after another."""
@@ -211,7 +219,7 @@ class WeightSpace(Method):
                 raise _NotFinite
 
     def kind(self, step: Step) -> Hashable | None:
-        return None if self.perturbation == "micro-batch" else self.name
+        return self.name, self._version
 
     def offsets(self, step: Step) -> Sequence[int]:
         return (0,)
@@ -227,6 +235,7 @@ class WeightSpace(Method):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         found = state.get("shared") or state.get("own") or {}
         self._kept = [[list(tensors) for tensors in part] for part in found.get("kept", [])]
+        self._version += 1
         self.left_out = found.get("left_out", 0)
 
     def stale_move(self, part: Part, step: Step) -> Move | None:

@@ -80,14 +80,22 @@ class ConAdvSAM(ConAdv):
     def filled(cls, config: Config) -> dict[str, Any]:
         return {"rho": SAM.radius}
 
-    def kind(self, step: Step) -> Hashable | None:
-        return None
+    def _attacked_and_trained(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
+        now = step.number
+        waits = now in self._wanted(step)  # for the attack of its own images
+        pending = self._attack(model, step, criterion)[now] if waits else self.pending.get(now)
 
-    def _trained(self, model: nn.Module, step: Step, criterion: Criterion, *pending: Any) -> Losses:
-        train = super()._trained
-        part = _part(self, model, lambda: train(model, step, criterion, *pending))
+        def train() -> Losses:
+            return self._trained(model, step, criterion, pending)
+
+        def first(_counted: bool) -> Losses:
+            if waits:
+                return train()
+            return self.lanes.beside(lambda: self._attack(model, step, criterion), train)[1]
+
+        part = _part(self, model, train)
         before = part.weights.taken()
-        losses, ascent = part.here(counted=True)
+        losses, ascent = part.here(counted=True, run=first)
         _, gradient = part.at(moving.along(ascent, self.rho), counted=False)
         part.give(gradient)
         part.weights.give(before)
@@ -130,8 +138,8 @@ class RecycledMSAM(Recycled):
     def check(self, config: Config) -> None:
         require_momentum(self, config)
 
-    def kind(self, step: Step) -> Hashable | None:
-        return None
+    def kind(self, step: Step) -> Hashable:
+        return super().kind(step), len(optimizer_of(self).state)  # weights that have a momentum
 
     def _trained(self, model: nn.Module, step: Step, criterion: Criterion, *kept: Any) -> Losses:
         train = super()._trained

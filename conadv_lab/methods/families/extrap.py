@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -12,10 +11,11 @@ from conadv_lab.methods.weight_space import PerturbationOptions, WeightSpace, Wh
 from conadv_lab.mistakes import require, unknown
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from conadv_lab.config import Config
     from conadv_lab.data.loader import Step
+    from conadv_lab.methods.forwards import Criterion
     from conadv_lab.methods.moving import Move, Part
 
 Direction = Literal["gradient", "noise"]
@@ -79,6 +79,7 @@ class Extrap(WeightSpace):
         if along not in ("gradient", "noise"):
             raise unknown("direction", str(along), ("gradient", "noise"))
         self.extrapolation, self.along, self.seed = extrapolation, along, seed
+        self._number: Tensor | None = None  # of the step, where the device reads it
 
     @classmethod
     def of(cls, config: Config) -> Method:
@@ -91,8 +92,14 @@ class Extrap(WeightSpace):
                 f"optimizer is 'lamb'; allowed for {self.name}: 'sgd' or 'lars', the two forms that it has"
             )
 
-    def kind(self, step: Step) -> Hashable | None:
-        return None  # the learning rate is a number that changes
+    def begin(self, model: nn.Module, step: Step, criterion: Criterion) -> Criterion:
+        criterion = super().begin(model, step, criterion)
+        if self.along == "noise":
+            if self._number is None:
+                device = next(model.parameters()).device
+                self._number = torch.empty((), dtype=torch.int64, device=device)
+            self._number.fill_(step.number)
+        return criterion
 
     def of_part(self, part: Part, step: Step) -> tuple[Losses, list[Tensor] | None]:
         move = self.stale_move(part, step)
@@ -104,20 +111,21 @@ class Extrap(WeightSpace):
     def stale_move(self, part: Part, step: Step) -> Move | None:
         direction = part.kept[0]
         if self.along == "noise":
-            direction = self._noise(part, step.number)
+            direction = self._noise(part)
         with torch.no_grad():
             steps = moving.rates(self.needed_optimizer(), part.weights, part.kept[0])
             ahead = [one * rate for one, rate in zip(direction, steps, strict=True)]
-            return moving.Move(ahead, ahead[0].new_tensor(-self.extrapolation))
+            return moving.Move(ahead, ahead[0].new_full((), -self.extrapolation))
 
-    def _noise(self, part: Part, number: int) -> list[Tensor]:
+    def _noise(self, part: Part) -> list[Tensor]:
         """For each weight random signs times ‖g‖/√n of its own gradient, the same on any machine."""
+        assert self._number is not None
         last = part.kept[0]
-        step, places = torch.tensor(number), torch.arange(len(last))
-        keys = hashing.image_keys(self.seed, f"extrapolation {part.number}", step, places)
+        places = torch.arange(len(last), device=self._number.device)
+        keys = hashing.image_keys(self.seed, f"extrapolation {part.number}", self._number, places)
         with torch.no_grad():
             drawn = []
-            for key, one in zip(keys.to(last[0].device).split(1), last, strict=True):
+            for key, one in zip(keys.split(1), last, strict=True):
                 signs = hashing.signs(key, one.numel()).to(one.dtype).view(one.shape)
                 drawn.append(signs * (one.norm() / one.numel() ** 0.5))
             return drawn

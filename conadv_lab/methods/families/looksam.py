@@ -75,7 +75,7 @@ class LookSAM(WeightSpace):
         return number % self.every == 0
 
     def kind(self, step: Step) -> Hashable | None:
-        return self.name, self._looks(step.number)
+        return super().kind(step), self._looks(step.number)
 
     def of_part(self, part: Part, step: Step) -> tuple[Losses, list[Tensor] | None]:
         losses, gradient = part.here(counted=True)

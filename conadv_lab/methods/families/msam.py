@@ -49,7 +49,7 @@ class MSAM(WeightSpace):
         require_momentum(self, config)
 
     def kind(self, step: Step) -> Hashable | None:
-        return self.name, bool(self.needed_optimizer().state)  # before the first step there is no momentum
+        return super().kind(step), len(self.needed_optimizer().state)  # weights that have a momentum
 
     def of_part(self, part: Part, step: Step) -> tuple[Losses, list[Tensor] | None]:
         losses, gradient = at_momentum(part, self.needed_optimizer(), self.rho)

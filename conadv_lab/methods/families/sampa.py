@@ -87,7 +87,8 @@ class SAMPa(WeightSpace):
         return (0, 1) if step.number < step.last else (0,)
 
     def kind(self, step: Step) -> Hashable | None:
-        return None  # the learning rate is a number that changes
+        momenta = len(self.needed_optimizer().state)
+        return super().kind(step), self._for == step.number, step.number < step.last, momenta
 
     def runs(self, model: nn.Module, step: Step, criterion: Criterion) -> Any:
         self._ahead = None
