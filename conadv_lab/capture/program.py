@@ -12,6 +12,7 @@ from conadv_lab.data.loader import Step
 from conadv_lab.methods.attack import WARM_UPDATES
 from conadv_lab.methods.base import Losses, Method
 from conadv_lab.methods.forwards import Criterion
+from conadv_lab.methods.lanes import Beside, Lanes
 from conadv_lab.models import norm
 from conadv_lab.optim.rates import bind, settings
 
@@ -59,6 +60,9 @@ class Program:
         self.model, self.network, self.method, self.optimizer = model, network, method, optimizer
         self.criterion, self.average, self.required, self.told = criterion, average, required, told
         self.rates = rates
+        self.modules = list(
+            network.modules()
+        )  # going through the tree in every step would cost the host 0.7 ms
         self.replays = Replays(backend)
         if backend is not None:  # a state that is loaded lies in other tensors
             optimizer.register_load_state_dict_post_hook(lambda _: self.forget())
@@ -128,7 +132,7 @@ class Program:
             known,
             sizes,
             step.layout,
-            self.network.training,
+            tuple([module.training for module in self.modules]),
             settings(self.optimizer),
             updates is not None and updates >= WARM_UPDATES,
             self.average and self.average.begun,
@@ -152,6 +156,13 @@ class Program:
             (losses, updates), ran = self.replays(kind, counted)
         except CannotCapture as error:
             reason = str(error)
+        except RuntimeError as error:
+            if not (
+                self.captures and isinstance(self.method.lanes, Beside) and "use_reentrant" in str(error)
+            ):
+                raise
+            reason = "the model's checkpointing is reentrant; give torch.utils.checkpoint use_reentrant=False"
+            self.method.lanes = Lanes()  # whose .backward() reentrant checkpointing needs
         else:
             if not ran and before is not None:
                 norm.note_updates(self.model, before + updates)

@@ -133,4 +133,7 @@ def _no_autocast_cache() -> Iterator[None]:
 def _reason(error: Exception) -> str:
     if isinstance(error, torch.OutOfMemoryError):
         return "the GPU's memory does not suffice for a captured step"
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    if "stream is capturing" in first:
+        return f"the model, the loss or the method does what a graph cannot hold, such as .item() ({first})"
+    return first

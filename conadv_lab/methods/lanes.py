@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 from conadv_lab.methods.later import torch
@@ -116,9 +116,11 @@ class _Fork:
             stream.wait_stream(self.here)
         return [nullcontext(), *(torch.cuda.stream(stream) for stream in self.others)]
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
+        # In a capture that a pass has broken off, waiting raises too, and would hide why.
         try:
-            for stream in self.others:
-                self.here.wait_stream(stream)
+            with suppress(RuntimeError) if failed else nullcontext():
+                for stream in self.others:
+                    self.here.wait_stream(stream)
         finally:
             self.lanes._idle += self.others

@@ -102,13 +102,14 @@ def test_images_of_another_size_are_another_kind():
 
 
 def test_a_setting_that_changes_is_seen():
-    """A momentum that is changed, weights that are frozen, and an optimizer's state that is loaded."""
+    """A momentum that is changed, a norm in eval mode, weights that are frozen, an optimizer's state that is loaded."""
 
     def taken(step, model, updates):
-        loader = iter(batches(36))
+        loader = iter(batches(45))
         for change in (
             lambda: None,
             lambda: updates.param_groups[0].update(momentum=0.5),
+            lambda: model[1].eval(),
             lambda: model[0].weight.requires_grad_(False),
             lambda: updates.load_state_dict(updates.state_dict()),
         ):
