@@ -86,8 +86,8 @@ def draw(rows: "pd.DataFrame") -> Any:
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     chosen = compared(rows)
     for ax, column, label in (
-        (axes[0], "test_accuracy", "test accuracy (%), a point a seed"),
-        (axes[1], "lr", "learning rate, a point a seed"),
+        (axes[0], "test_accuracy", "test accuracy (%), one point per seed"),
+        (axes[1], "lr", "learning rate, one point per seed"),
     ):
         seaborn.lineplot(chosen, x="global_batch", y=column, hue="schedule", errorbar=None, palette="colorblind",
                          legend=False, ax=ax)  # fmt: skip
@@ -97,7 +97,8 @@ def draw(rows: "pd.DataFrame") -> Any:
         ax.set_xticks(sorted(chosen["global_batch"].unique()), sorted(chosen["global_batch"].unique()))
         ax.minorticks_off()
         ax.legend(frameon=False, fontsize="small")
-    axes[1].set_yscale("log")
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[1].set(yscale="log", yticks=(rates := (0.1, 0.2, 0.5, 1)), yticklabels=rates)
     return figure
 
 

@@ -181,7 +181,7 @@ def draw(rows: "pd.DataFrame") -> Any:
     label = f"steps to {TARGET:g} % test accuracy; bars: 95 % t intervals"
     curves(best, "global_batch", "steps", f"global batch (images); n = {best['seed'].nunique()} seeds", label,
            hue="method", logx=True, logy=True, ax=axes[1])  # fmt: skip
-    axes[1].set_title("digits, own best learning rate")
+    axes[1].set_title("digits, best learning rate per batch")
     public = pd.read_csv(MLPERF)
     public["steps"] = public["epochs_to_target"] * IMAGENET_IMAGES / public["global_batch"]
     public["source"] = "MLPerf reference points"
