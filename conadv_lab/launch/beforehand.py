@@ -1,4 +1,4 @@
-"""The same check as `train`'s, before anything is written or sent; what only the nodes can see is told."""
+"""The checks that `train` makes, run before anything is written or sent; reports what only the nodes can check."""
 
 import sys
 from collections.abc import Sequence
@@ -8,15 +8,15 @@ from conadv_lab.launch.profiles import Profile
 
 
 def check(configs: Sequence[Config], profile: Profile, data_here: bool = True) -> None:
-    """Look at each config as `train` would with the profile's ranks.
+    """Check each config as `train` would with the profile's ranks.
 
     Args:
         configs: resolved.
         profile: where they will run.
-        data_here: whether this machine sees the data.
+        data_here: whether the data are visible from this machine.
 
     Raises:
-        ValueError: `train` would refuse one; nothing is sent then.
+        ValueError: `train` would reject one of them; nothing is sent then.
     """
     from conadv_lab.training.beforehand import Beforehand
 

@@ -21,27 +21,29 @@ from conadv_lab.mistakes import writable
 
 Kind = TypeVar("Kind")
 UNUSABLE = ("%", ":", "'", '"', "\\", "\n")
-"""In a path: SLURM fills in what follows a %, PYTHONPATH ends at a colon, #SBATCH lines have quotes of their own."""
+"""Not usable in a path: SLURM expands %, PYTHONPATH splits at colons, and #SBATCH lines interpret quotes."""
 Folders = tyro.conf.Positional[tuple[Path, ...]]
 Folder = tyro.conf.Positional[Path]
 
 
 def run(words: list[str]) -> int:
-    """Send one run."""
+    """Submit one run."""
     recipe = _recipe("run", words)
     planned, options = plan(recipe, words[1:], RunOptions(), verb="run")
     if len(planned) > 1:
-        raise ValueError(f"{recipe} returns {len(planned)} configs; allowed: one. Lists are for sweep")
+        raise ValueError(
+            f"{recipe} returns {len(planned)} configs; allowed: one. Use submit sweep for a list"
+        )
     out = _out(options)
     if out.is_dir() and any(out.iterdir()):
         raise ValueError(
-            f"{out} exists already; submit retry {out} continues a run that ended, or pass another --out"
+            f"{out} already exists; continue an ended run with submit retry {out}, or pass another --out"
         )
     return _send(out, [(out, planned[0])], recipe, options)
 
 
 def sweep(words: list[str]) -> int:
-    """Send the product of the lists."""
+    """Submit every combination of the listed values."""
     recipe = _recipe("sweep", words)
     planned, options = plan(recipe, words[1:], RunOptions())
     out = _out(options)
@@ -49,16 +51,16 @@ def sweep(words: list[str]) -> int:
         raise ValueError(f"{out} is a run; allowed: a folder for many runs")
     todo = send.not_yet_sent(out, planned)
     if len(todo) < len(planned):
-        print(f"{len(planned) - len(todo)} of {len(planned)} runs were sent before")
+        print(f"{len(planned) - len(todo)} of {len(planned)} runs were already sent")
     return _send(out, todo, recipe, options) if todo else 0
 
 
 def status(words: list[str]) -> int:
-    """Print a row a run."""
+    """Print one row per run."""
 
     @dataclass(frozen=True)
     class Status:
-        """One row a run, its state in words."""
+        """One row per run, with its state in words."""
 
         places: Folders
         """Run folders, or folders of them, at any depth."""
@@ -68,7 +70,7 @@ def status(words: list[str]) -> int:
     try:
         found = states.states(paths)
     except ConnectionError as error:
-        print(f"warning: {error}; what only SLURM knows is missing", file=sys.stderr)
+        print(f"warning: {error}; queue states are unknown", file=sys.stderr)
         found = [states.state(Record(path), Record(path).events(), None) for path in paths]
     rows = [(short_name(one.run, places), str(one), one.job) for one in found]
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
@@ -85,19 +87,19 @@ def logs(words: list[str]) -> int:
 
     @dataclass(frozen=True)
     class Logs:
-        """The end of what a run printed, of its newest job."""
+        """The end of a run's output, from its latest job."""
 
         run: Folder
         """The run folder."""
         rank: int = 0
-        """The rank whose output it is."""
+        """Which rank's output to show."""
         lines: int = 40
-        """Lines of each of standard output and standard error."""
+        """How many lines to show of standard output and of standard error."""
 
     asked = _parsed(Logs, words, "logs")
     sent = last(Record(asked.run).events(), "submitted")
     if sent is None:
-        raise ValueError(f"{asked.run} has no logs: it was never sent by submit")
+        raise ValueError(f"{asked.run} has no logs: it was not sent with submit")
     for file in log_files(Path(sent["jobs"]), sent["job"], asked.rank):
         print(f"--- {file}")
         print("\n".join(tail(file, 400 * asked.lines).splitlines()[-asked.lines :]))
@@ -105,11 +107,11 @@ def logs(words: list[str]) -> int:
 
 
 def cancel(words: list[str]) -> int:
-    """End what waits or runs."""
+    """Cancel pending and running runs."""
 
     @dataclass(frozen=True)
     class Cancel:
-        """End the runs that wait or run; they keep their checkpoints, and retry continues them."""
+        """Cancel pending and running runs. They keep their checkpoints, and `retry` continues them."""
 
         places: Folders
         """Run folders, or folders of them, at any depth."""
@@ -132,22 +134,22 @@ def cancel(words: list[str]) -> int:
 
 
 def retry(words: list[str]) -> int:
-    """Send again what ended without being done."""
+    """Resubmit runs that ended before they were done."""
 
     @dataclass(frozen=True)
     class Retry:
-        """Send those runs again that ended without being done; each goes on from its newest checkpoint."""
+        """Resubmit runs that ended before they were done; each continues from its latest checkpoint."""
 
         places: Folders
         """Run folders, or folders of them, at any depth."""
         failed: bool = False
-        """Only those that failed (an exception, out of memory, node failure, lost), not cancelled or stopped ones."""
+        """Only runs that failed (exception, out of memory, node failure, lost), not cancelled or stopped ones."""
         profile: str | None = None
-        """Another profile than the one they were sent with."""
+        """Use this profile instead of the one they were sent with."""
         new_code: bool = False
-        """With the code as it is now, in place of the copy that they were sent with."""
+        """Use the current code instead of the copy they were sent with."""
         dry_run: bool = False
-        """Print which, and send nothing."""
+        """List the runs without sending anything."""
 
     asked = _parsed(Retry, words, "retry")
     profile = profiles.load(asked.profile) if asked.profile else None
@@ -160,7 +162,9 @@ def retry(words: list[str]) -> int:
         return 0
     batches = send.again([one.run for one in chosen], profile, asked.new_code)
     for batch in batches:
-        if profile is not None:  # perhaps of more ranks than can share a step; the data were looked at before
+        if (
+            profile is not None
+        ):  # it may have more ranks than can share a step; the data were checked at first sending
             configs = [Config.from_dict(Record(path).job["config"]) for path in batch.paths]
             beforehand.check(configs, batch.profile, data_here=False)
         batch.check()
@@ -171,16 +175,16 @@ def retry(words: list[str]) -> int:
 
 
 def collect(words: list[str]) -> int:
-    """Print configs and results as a table."""
+    """Print a table of configs and results."""
 
     @dataclass(frozen=True)
     class Collect:
-        """Configs and results as a table: what differs among the runs, and the main figures."""
+        """A table of the settings in which the runs differ and their main metrics."""
 
         places: Folders
         """Run folders, or folders of them, at any depth."""
         csv: Path | None = None
-        """Write all columns to this file too."""
+        """Also write all columns to this file."""
 
     from conadv_lab.frames import frame_of
 
@@ -194,24 +198,24 @@ def collect(words: list[str]) -> int:
     if asked.csv is not None:
         frame.to_csv(asked.csv, index=False)
     frame["run"] = [short_name(Path(run), places) for run in frame["run"]]
-    figures = [name for name in ("test_accuracy", "test_loss", "steps", "seconds") if name in frame]
-    varied = [name for name in frame if name not in ("run", "state", "parameters_sha256", *figures)
+    metrics = [name for name in ("test_accuracy", "test_loss", "steps", "seconds") if name in frame]
+    varied = [name for name in frame if name not in ("run", "state", "parameters_sha256", *metrics)
               and frame[name].astype(str).nunique() > 1 and name in _fields()]  # fmt: skip
-    print(frame[["run", "state", *varied, *figures]].to_string(index=False))
+    print(frame[["run", "state", *varied, *metrics]].to_string(index=False))
     return 0
 
 
 def show(words: list[str]) -> int:
-    """Print where a run came from."""
+    """Print a run's provenance."""
 
     @dataclass(frozen=True)
     class Show:
-        """Where a run came from and what became of it."""
+        """A run's config, provenance, result and history."""
 
         run: Folder
         """The run folder."""
         reproduce: bool = False
-        """Print only the command that repeats it."""
+        """Print only the command that reproduces the run."""
 
     from conadv_lab.launch.reproduce import command
 
@@ -245,7 +249,7 @@ def _send(root: Path, runs: list[tuple[Path, Planned]], recipe: str, options: Ru
     try:
         order.send()
     except KeyboardInterrupt:
-        print("stopped; submit retry continues", file=sys.stderr)
+        print("stopped; continue with submit retry", file=sys.stderr)
         return 75
     return _told([path for path, _ in runs], profile)
 
@@ -268,7 +272,7 @@ def _print_dry(order: send.New) -> None:
 
 
 def _told(paths: list[Path], profile: Profile) -> int:
-    """What became of runs that were sent, and with that the exit status."""
+    """Print how the runs that were sent ended, or their job ids; return the exit status."""
     if not profile.is_local:
         jobs = Counter(str(last(Record(path).events(), "submitted")["job"]).split("_")[0] for path in paths)  # type: ignore[index]
         for job, count in jobs.items():
@@ -287,20 +291,22 @@ def _recipe(verb: str, words: list[str]) -> str:
     if words and words[0] in ("-h", "--help"):
         words[0:1] = ["digits-conadv", "--help"]
     if not words or words[0].startswith("-"):
-        raise ValueError(f"submit {verb} needs a recipe first; python -m conadv_lab.train --list names them")
+        raise ValueError(
+            f"submit {verb} needs a recipe first; list them with python -m conadv_lab.train --list"
+        )
     return words[0]
 
 
 def _out(options: RunOptions) -> Path:
     if options.out is None:
-        raise ValueError("--out is missing; allowed: a folder that all nodes see")
+        raise ValueError("--out is missing; allowed: a folder that all nodes can see")
     if options.out.exists() and not options.out.is_dir():
-        raise ValueError(f"--out is {options.out}, a file; allowed: a folder that all nodes see")
+        raise ValueError(f"--out is {options.out}, a file; allowed: a folder that all nodes can see")
     out = options.out.absolute()
     if found := [character for character in UNUSABLE if character in str(out)]:
         raise ValueError(
-            f"--out is {str(out)!r}; allowed: a path without {found[0]!r}, which SLURM or PYTHONPATH would take for "
-            "something else"
+            f"--out is {str(out)!r}; allowed: a path without {found[0]!r}, which SLURM or PYTHONPATH would "
+            "misread"
         )
     return out
 

@@ -1,4 +1,4 @@
-"""Which files a user's own file needs: the modules of the user's own that it imports, found without running it."""
+"""Finds the user's own modules that a user's file imports, without running it."""
 
 import ast
 import importlib
@@ -7,14 +7,14 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 SUFFIXES = {".py", ".html", ".csv", ".toml", ".typed"}
-"""Of the files of a package that are copied with it."""
+"""Suffixes of the files that are copied with a package."""
 
 
 def with_own_modules(path: Path, start: Path) -> dict[str, Path]:
-    """The file and what it imports from its own folder or from ``start``, directly or not: relative path to source.
+    """The file and its direct and indirect imports from its own folder or ``start``: relative path to source.
 
-    A package is taken whole. What is imported by a computed name, as with ``importlib``, is not seen; and installed
-    packages, like what PYTHONPATH names, are the environment's, which a run on the cluster has too.
+    A package is taken whole. Imports by a computed name, as with ``importlib``, are not found. Installed packages and
+    what is on PYTHONPATH are left out: the environment provides them on the cluster too.
     """
     importlib.invalidate_caches()
     folders = [path.parent.resolve(), start.resolve()]
@@ -30,7 +30,7 @@ def with_own_modules(path: Path, start: Path) -> dict[str, Path]:
 
 
 def sources(folder: Path) -> list[Path]:
-    """The files below a folder that are copied with it."""
+    """The files below a folder to copy with it."""
     return [
         file
         for file in sorted(folder.rglob("*"))
@@ -39,10 +39,10 @@ def sources(folder: Path) -> list[Path]:
 
 
 def _imported(file: Path) -> set[str]:
-    """Top-level names of what a file imports, anywhere in it; a file that is no Python imports nothing."""
+    """Top-level names of what a file imports, anywhere in it; a file that is not valid Python imports nothing."""
     try:
         tree = ast.parse(file.read_bytes())
-    except (SyntaxError, ValueError):  # whoever runs it is told
+    except (SyntaxError, ValueError):  # running the file reports it
         return set()
     names = set()
     for node in ast.walk(tree):
@@ -63,5 +63,5 @@ def _own_files(name: str, folders: list[Path]) -> dict[str, Path]:
         return {file.name: file} if file.suffix == ".py" and file.parent in folders else {}
     roots = [root for root in map(Path, spec.submodule_search_locations) if root.parent in folders]
     files = {f"{name}/{file.relative_to(root)}": file for root in roots for file in sources(root)}
-    # Without __init__.py any folder is a package, one of data too.
+    # Without requiring __init__.py any folder would count as a package, a data folder too.
     return files if any(relative.endswith(".py") for relative in files) else {}

@@ -1,4 +1,4 @@
-"""The same runs on this machine, through submitit's local executor, a few at a time, until they are done."""
+"""Runs on this machine, through submitit's local executor, a few at a time, until all are done."""
 
 import os
 import shlex
@@ -19,7 +19,7 @@ from conadv_lab.launch.worker import work
 
 
 def python(profile: Profile, code: Path) -> str:
-    """The words that start Python for a run, in the environment that it needs."""
+    """The command that starts Python for a run, in the environment that it needs."""
     lines = [*profile.setup, *environment_lines(code)]
     if profile.gpus_per_node is None:  # submitit would hide all GPUs
         seen = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -29,7 +29,7 @@ def python(profile: Profile, code: Path) -> str:
             else f"export CUDA_VISIBLE_DEVICES={shlex.quote(seen)}"
         )
     lines.append(f'exec {python_words(profile)} "$@"')
-    # submitit starts what it is told without a shell, and with setup lines of its own loses the process's number.
+    # submitit starts its command without a shell, and with its own setup lines it loses the process id.
     return f"bash -c {shlex.quote(' && '.join(lines))} run"
 
 
@@ -38,7 +38,7 @@ def run_all(
 ) -> None:
     """Run the folders ``paths``, at most ``max_parallel`` at a time; returns when all have ended.
 
-    ``sent`` is called with each folder and its job id, the process's number, once it runs. Ctrl-C asks the running
+    ``sent`` is called with each folder and its job id, which is the process id, once it runs. Ctrl-C tells the running
     ones to save and stop, waits for them, and starts no more.
     """
     made = submitit.LocalExecutor(jobs, python=python(profile, code))
@@ -80,13 +80,13 @@ def _tell(line: str) -> None:
 
 
 def cancel(process: int) -> None:
-    """Ask a run's controller to save and stop; one that has ended is passed over."""
+    """Tell a run's controller to save and stop; one that has already ended is ignored."""
     with suppress(ProcessLookupError):
         os.kill(process, signal.SIGTERM)
 
 
 def is_alive(process: int, jobs: Path) -> bool:
-    """Whether the controller of a run below ``jobs`` still runs, and not a later process with its number."""
+    """Whether this process is still the controller of a run below ``jobs``, and not a later one with the same id."""
     shown = subprocess.run(
         ["ps", "-o", "stat=,command=", "-p", str(process)], capture_output=True, text=True, check=False
     ).stdout
@@ -95,7 +95,7 @@ def is_alive(process: int, jobs: Path) -> bool:
 
 @contextmanager
 def _deaf_to_interrupts() -> Any:
-    """What is started inside does not hear the terminal's Ctrl-C, of which submitit's controller would die at once."""
+    """Processes started inside ignore the terminal's Ctrl-C, which would kill submitit's controller at once."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield

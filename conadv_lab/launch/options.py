@@ -1,4 +1,4 @@
-"""The options of ``submit run`` and ``sweep`` beside the config's fields."""
+"""The options of ``submit run`` and ``sweep`` besides the config's fields."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,21 +7,21 @@ from conadv_lab.launch import profiles, slurm
 from conadv_lab.launch.profiles import Profile
 
 SLURM_ALONE = ("partition", "account", "qos", "constraint", "gres")
-"""What sbatch takes as it is, and this machine without SLURM has not."""
+"""Passed on to sbatch unchanged; without SLURM there is no such thing."""
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where runs go, and settings of the profile to override"""
+    """Where the runs go, and overrides of the profile"""
 
     out: Path | None = None
-    """The run folder, or the folder of the sweep's run folders."""
+    """The run folder, or the folder that will hold the sweep's runs."""
     profile: str | None = None
-    """A site profile (see docs/slurm.md); None: slurm if it is installed, else local."""
+    """Site profile (see docs/slurm.md); None: slurm if it is installed, else local."""
     dry_run: bool = False
-    """Print the config, the table of runs and the sbatch script as they would be sent, and write nothing."""
+    """Print the config, the runs and the sbatch script exactly as they would be sent; write nothing."""
     data_on_nodes: bool = False
-    """Only the nodes can see the data: skip the checks that need them before runs are sent."""
+    """The data are visible on the nodes only: skip the checks that need them."""
     partition: str | None = None
     """SLURM partition; None: the profile's."""
     account: str | None = None
@@ -29,28 +29,28 @@ class RunOptions:
     qos: str | None = None
     """Quality of service; None: the profile's."""
     constraint: str | None = None
-    """Features that the nodes must have; None: the profile's."""
+    """Node features to require; None: the profile's."""
     gres: str | None = None
-    """Generic resources of each node, such as gpu:h100:4; None: the profile's."""
+    """Generic resources per node, such as gpu:h100:4; None: the profile's."""
     nodes: int | None = None
-    """Nodes; None: the profile's."""
+    """Number of nodes; None: the profile's."""
     tasks_per_node: int | None = None
-    """Ranks on each node; None: the profile's."""
+    """Ranks per node; None: the profile's."""
     cpus_per_task: int | None = None
-    """CPUs of each rank; None: the profile's."""
+    """CPUs per rank; None: the profile's."""
     gpus_per_node: int | None = None
-    """GPUs on each node; None: the profile's."""
+    """GPUs per node; None: the profile's."""
     mem_gb: float | None = None
-    """Memory of each node in GiB; None: the profile's."""
+    """Memory per node in GiB; None: the profile's."""
     minutes: int | None = None
-    """Time limit of a job in minutes; None: the profile's."""
+    """Time limit per job in minutes; None: the profile's."""
     signal_delay_s: int | None = None
-    """Seconds before the time limit at which the run is told to save; None: the profile's."""
+    """How many seconds before the time limit the run is told to save; None: the profile's."""
     max_parallel: int | None = None
-    """Most runs of a sweep at the same time; None: the profile's."""
+    """How many runs of a sweep may run at once; None: the profile's."""
 
     def site(self) -> Profile:
-        """The profile with the changes.
+        """The profile with the overrides applied.
 
         Raises:
             ValueError: an unknown profile or an impossible value.
@@ -69,5 +69,5 @@ class RunOptions:
 
 
 def default_profile() -> str:
-    """``slurm`` where this machine can send to one, else ``local``."""
+    """``slurm`` where this machine can submit to SLURM, else ``local``."""
     return "slurm" if slurm.is_here() else "local"

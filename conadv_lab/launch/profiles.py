@@ -1,8 +1,8 @@
-"""Site profiles: what a cluster wants to be told, in one small TOML file a site.
+"""Site profiles: a cluster's settings, in one small TOML file per site.
 
-``--profile NAME`` is looked for as NAME.toml in ``$CONADV_PROFILES``, ``~/.config/conadv_lab/profiles`` and, in a
-checkout, ``slurm/profiles``; a path to a TOML file is taken as it is. Two need no file: ``local``, this machine
-through submitit's local executor, and ``slurm``, the cluster's default partition.
+``--profile NAME`` looks for NAME.toml in ``$CONADV_PROFILES``, ``~/.config/conadv_lab/profiles`` and, in a
+checkout, ``slurm/profiles``; it also takes the path of a TOML file. Two profiles need no file: ``local``, this
+machine through submitit's local executor, and ``slurm``, the cluster's default partition.
 """
 
 import dataclasses
@@ -20,11 +20,11 @@ BUILT_IN = ("local", "slurm")
 
 @dataclass(frozen=True)
 class Profile:
-    """One site. Times are minutes or seconds as named, memory is GiB a node; None leaves it to the site."""
+    """One site. Times are in minutes or seconds as named, memory in GiB per node; None leaves it to the site."""
 
     name: str = "slurm"
     executor: str = "slurm"
-    """slurm, or local for this machine."""
+    """slurm, or local: this machine."""
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
@@ -32,25 +32,25 @@ class Profile:
     gres: str | None = None
     nodes: int = 1
     tasks_per_node: int = 1
-    """Ranks on each node."""
+    """Ranks per node."""
     cpus_per_task: int = 1
-    """CPUs of each rank; the worker refuses to run with fewer."""
+    """CPUs per rank; the worker refuses to run with fewer."""
     gpus_per_node: int | None = None
     mem_gb: float | None = None
     minutes: int = 60
-    """Time limit of one stretch; a run that reaches it saves, is queued again, and goes on."""
+    """Time limit of one attempt; a run that reaches it saves, is requeued, and continues."""
     signal_delay_s: int | None = None
-    """Seconds before the limit at which the run is told; None: a quarter of the limit, at most 120."""
+    """How many seconds before the limit the run is told to save; None: a quarter of the limit, at most 120."""
     max_parallel: int = 64
-    """Runs of one sweep that may run at the same time."""
+    """How many runs of a sweep may run at once."""
     max_array: int | None = None
-    """Longest array of the site; None: asked from SLURM, or 1001 where there is none."""
+    """Largest job array the site allows; None: what SLURM reports, or 1001 without SLURM."""
     setup: tuple[str, ...] = ()
     """Shell lines before the run, such as ``module load cuda``."""
     container: str | None = None
-    """Words before python, such as ``apptainer exec --nv image.sif``."""
+    """Command to put before python, such as ``apptainer exec --nv image.sif``."""
     python: str | None = None
-    """The Python on the nodes; None: the one that submits."""
+    """Python to use on the nodes; None: the one that submits."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Any further sbatch options, such as ``{reservation = "maintenance"}``."""
 
@@ -64,7 +64,7 @@ class Profile:
         return self.signal_delay_s if self.signal_delay_s is not None else min(120, self.minutes * 15)
 
     def replace(self, **changes: Any) -> "Profile":
-        """A checked copy with other values; those that are None stay as they are."""
+        """A validated copy with these values; None leaves a value unchanged."""
         given = {key: value for key, value in changes.items() if value is not None}
         return _checked(dataclasses.replace(self, **given))
 
@@ -73,7 +73,7 @@ _LOCAL = Profile(name="local", executor="local", minutes=525_600)
 
 
 def load(name: str) -> Profile:
-    """The profile of a name or of a TOML file.
+    """Load the profile with this name or from this TOML file.
 
     Raises:
         ValueError: no such profile, an unknown key in it, or an impossible value.
@@ -92,12 +92,12 @@ def load(name: str) -> Profile:
 
 
 def names() -> list[str]:
-    """All profiles that can be named here."""
+    """The names of all profiles available here."""
     return sorted({*BUILT_IN, *(file.stem for folder in folders() for file in folder.glob("*.toml"))})
 
 
 def folders() -> Iterator[Path]:
-    """Where profiles are looked for, the first first."""
+    """Where profiles are looked up, in this order."""
     if own := os.environ.get("CONADV_PROFILES"):
         yield Path(own).expanduser()
     yield Path("~/.config/conadv_lab/profiles").expanduser()
@@ -105,7 +105,7 @@ def folders() -> Iterator[Path]:
 
 
 def from_dict(values: Mapping[str, Any], where: str) -> Profile:
-    """The checked profile of plain values, as from TOML or JSON; ``where`` names them in errors."""
+    """A validated profile from plain values, such as TOML or JSON; ``where`` names their source in errors."""
     return _checked(reading.read(Profile, values, where))
 
 

@@ -1,4 +1,4 @@
-"""The ranks of a job get to know one another, in the words of torchrun's environment; or are started here."""
+"""How the ranks of a job find each other, through torchrun's environment variables; or starts them on this machine."""
 
 import ctypes
 import json
@@ -16,24 +16,24 @@ from typing import Any
 MEETING = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 PATIENCE = 120
 GRACE = 15
-"""Seconds that the other ranks have to end by themselves once one has failed."""
+"""Seconds the other ranks get to exit on their own once one has failed."""
 
 
 def introduce(environment: Any, folder: Path) -> None:
-    """Set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, unless there is one rank or all are set.
+    """Set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, unless there is only one rank or all are set.
 
-    One alone, inherited from where the job was sent, would let every rank take itself for the only one.
+    A single inherited variable does not count: every rank would take itself for the only one.
 
-    Rank 0 looks for a free port and tells the others in a file of the run's, so that two jobs on a node never
-    meet on one port. CUDA_VISIBLE_DEVICES stays as SLURM set it.
+    Rank 0 picks a free port and announces it to the others in a file in the run folder, so two jobs on one node
+    never share a port. CUDA_VISIBLE_DEVICES stays as SLURM set it.
 
     Raises:
-        TimeoutError: rank 0 told no port within two minutes.
+        TimeoutError: rank 0 announced no port within two minutes.
     """
     if environment.num_tasks == 1 or all(name in os.environ for name in MEETING):
         return
-    stretch = f"{environment.job_id}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"
-    meeting = folder / f"meeting-{stretch}.json"
+    attempt = f"{environment.job_id}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"
+    meeting = folder / f"meeting-{attempt}.json"
     if environment.global_rank == 0:
         _announce(meeting)
     address, port = _wait_for(meeting)
@@ -47,13 +47,13 @@ def introduce(environment: Any, folder: Path) -> None:
 
 
 def part(folder: Path) -> None:
-    """Forget the meeting: the next stretch of the same job must not look for rank 0 where this one was."""
+    """Delete the announced address: the next attempt of the same job must not look for rank 0 there."""
     for old in folder.glob("meeting-*.json"):
         old.unlink(missing_ok=True)
 
 
 def start(command: Sequence[str], count: int) -> int:
-    """Run the command as ``count`` ranks of this machine and return their exit status; one that dies ends all.
+    """Run the command as ``count`` ranks on this machine and return their exit status; if one dies, all end.
 
     Stop signals are passed on to every rank; a second INT kills them all. The status is that of the first rank that
     failed.
@@ -73,7 +73,7 @@ def start(command: Sequence[str], count: int) -> int:
     try:
         for rank in range(count):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            # In a session of its own a rank hears the terminal's Ctrl-C once, from here.
+            # In its own session a rank gets the terminal's Ctrl-C only once, from here.
             children.append(
                 subprocess.Popen(
                     command,
@@ -91,7 +91,7 @@ def start(command: Sequence[str], count: int) -> int:
 
 
 def _status_of(children: list[subprocess.Popen]) -> int:
-    """Wait for all ranks; from the first failure on, for `GRACE` seconds at most."""
+    """Wait for all ranks; after the first failure for at most `GRACE` seconds."""
     first: int | None = None
     until = float("inf")
     while any(child.poll() is None for child in children) and time.monotonic() < until:
@@ -115,13 +115,13 @@ def _status_of(children: list[subprocess.Popen]) -> int:
 
 
 def _end_with_parent() -> None:
-    """In a child, before it becomes a rank: be killed when the process that started it is, where Linux offers that."""
+    """Called in a child before it becomes a rank: have it killed when its parent dies, on Linux."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _announce(meeting: Path) -> None:
-    # The node that srun was started on is the first, which rank 0 runs on; its number needs no name server.
+    # srun starts on the first node, where rank 0 runs; its IP address needs no DNS.
     address = os.environ.get("SLURM_LAUNCH_NODE_IPADDR")
     if address is None:
         address = "127.0.0.1" if os.environ.get("SUBMITIT_EXECUTOR") == "local" else socket.gethostname()
@@ -136,7 +136,7 @@ def _wait_for(meeting: Path) -> tuple[str, int]:
     until = time.monotonic() + PATIENCE
     while not meeting.exists():
         if time.monotonic() > until:
-            raise TimeoutError(f"rank 0 told no address in {meeting} within {PATIENCE} s")
+            raise TimeoutError(f"rank 0 wrote no address to {meeting} within {PATIENCE} s")
         time.sleep(0.1)
     address, port = json.loads(meeting.read_text())
     return address, port

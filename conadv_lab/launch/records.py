@@ -1,8 +1,7 @@
-"""What launching writes in a run folder, below ``.launch/``.
+"""The launch records of a run folder, in ``.launch/``.
 
-``job.json`` what was sent · ``events.jsonl`` what became of it: submitted, started, stopped, failed, finished,
-cancelled.
-The name begins with a dot so that training takes a folder that was only just queued for an empty one.
+``job.json``: what was sent · ``events.jsonl``: its history: submitted, started, stopped, failed, finished, cancelled.
+The name begins with a dot so that training treats a folder that was only queued as empty.
 """
 
 import json
@@ -59,7 +58,7 @@ class Record:
             os.close(handle)
 
     def events(self) -> list[dict[str, Any]]:
-        """All events, the oldest first; a line that a kill cut short is left out."""
+        """All events, oldest first; a line cut short by a kill is skipped."""
         try:
             text = (self.folder / "events.jsonl").read_text()
         except FileNotFoundError:
@@ -68,25 +67,25 @@ class Record:
 
 
 def last(events: list[dict[str, Any]], *names: str) -> dict[str, Any] | None:
-    """The newest event of these names, or None."""
+    """The latest event with one of these names, or None."""
     return next((event for event in reversed(events) if event["event"] in names), None)
 
 
 def find_runs(places: list[Path]) -> list[Path]:
-    """The run folders that the places are or hold, at any depth, in the order of their names.
+    """All run folders among and below the given folders, at any depth, sorted by name.
 
     Raises:
-        ValueError: a place that does not exist or holds no run.
+        ValueError: a folder does not exist or contains no run.
     """
     found: dict[Path, None] = {}
     if not places:
-        raise ValueError("no folder is named; allowed: run folders, or folders of them")
+        raise ValueError("no folder given; allowed: run folders, or folders that contain them")
     for place in places:
         if not place.is_dir():
-            raise ValueError(f"{place} is no folder; allowed: a run folder or a folder of run folders")
+            raise ValueError(f"{place} is not a folder; allowed: a run folder or a folder of run folders")
         runs = [place] if is_run(place) else sorted(_runs_below(place))
         if not runs:
-            raise ValueError(f"{place} holds no run; allowed: a run folder or a folder of run folders")
+            raise ValueError(f"{place} contains no run; allowed: a run folder or a folder of run folders")
         found |= dict.fromkeys(runs)
     return list(found)
 
@@ -99,7 +98,7 @@ def _runs_below(place: Path) -> Iterator[Path]:
 
 
 def short_name(run: Path, places: list[Path]) -> str:
-    """A run's path below the place that holds it, or the name of its folder."""
+    """A run's path relative to the given folder that contains it, or the name of its folder."""
     above = [place for place in places if place != run and run.is_relative_to(place)]
     return str(run.relative_to(above[0])) if above else run.name
 
@@ -115,7 +114,7 @@ def log_files(jobs: Path, job_id: str, rank: int = 0) -> tuple[Path, Path]:
 
 
 def tail(file: Path, size: int = 8192) -> str:
-    """The last ``size`` bytes of a text file, from a line's beginning; empty where there is no file."""
+    """The last ``size`` bytes of a text file, starting at a line; empty if there is no file."""
     try:
         with file.open("rb") as opened:
             start = max(0, opened.seek(0, os.SEEK_END) - size)

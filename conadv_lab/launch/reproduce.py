@@ -1,4 +1,4 @@
-"""The command that repeats a run."""
+"""The command that reproduces a run."""
 
 import shlex
 from pathlib import Path
@@ -10,10 +10,10 @@ from conadv_lab.runs import RunFolder
 
 
 def command(run: Path) -> str:
-    """A shell command that trains the run's config once more beside it, with the copy of the code that it ran with.
+    """A shell command that trains the run's config again, into a folder beside it, with the code it ran with.
 
     Raises:
-        ValueError: the folder is no run, or was never started.
+        ValueError: the folder is not a run, or was never started.
     """
     record, folder = Record(run.absolute()), RunFolder(run)
     config = folder.config() if (run / "config.json").is_file() else Config.from_dict(record.job["config"])
@@ -30,7 +30,9 @@ def command(run: Path) -> str:
     lines = []
     if (run / "manifest.json").is_file():
         manifest = folder.manifest()
-        if (count := manifest.get("ranks", 1)) > 1:  # attackers need them, and bits depend on how many train
+        if (
+            count := manifest.get("ranks", 1)
+        ) > 1:  # attackers need them, and the number of trainers changes bits
             words += ["--ranks", str(count)]
         packages = " ".join(f"{name}=={version}" for name, version in manifest["packages"].items() if version)
         lines = [f"# recipe {recipe}, commit {manifest['commit']}, data {manifest['data']}",
@@ -42,7 +44,7 @@ def command(run: Path) -> str:
 
 
 def options(config: Config) -> list[str]:
-    """Every field of a config as words of the command line, so that no recipe's defaults matter."""
+    """Every field of a config as command-line options, so that no recipe's defaults matter."""
     words: list[str] = []
     for section in config.to_dict().values():
         for name, value in section.items():

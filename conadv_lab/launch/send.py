@@ -1,4 +1,4 @@
-"""Sending runs: the folders are written, the code is copied, SLURM or this machine gets them, and all is noted."""
+"""Sends runs: writes the folders, copies the code, hands them to SLURM or this machine, and records it."""
 
 import dataclasses
 import json
@@ -19,19 +19,19 @@ from conadv_lab.launch.sweep import Planned
 
 @dataclass(frozen=True)
 class Array:
-    """A part of a sweep that SLURM takes as one array: runs ``start`` to ``stop``, ``parallel`` at a time."""
+    """A part of a sweep sent to SLURM as one job array: runs ``start`` to ``stop``, ``parallel`` at a time."""
 
     start: int
     stop: int
     parallel: int
     after: int | None
-    """The number of the array that must have ended before."""
+    """The index of the array that must end first."""
 
 
 def arrays(count: int, longest: int, cap: int) -> list[Array]:
-    """Split ``count`` runs into arrays of at most ``longest`` of which never more than ``cap`` run together.
+    """Split ``count`` runs into arrays of at most ``longest``, with at most ``cap`` runs at once over all arrays.
 
-    The arrays are of one size and share the cap; where there are more arrays than that, some wait for others.
+    The arrays are of about equal size and share the cap; if there are more arrays than ``cap``, some wait for others.
 
     >>> [(one.stop - one.start, one.parallel) for one in arrays(2500, longest=1001, cap=64)]
     [(834, 22), (833, 21), (833, 21)]
@@ -49,7 +49,7 @@ def arrays(count: int, longest: int, cap: int) -> list[Array]:
 
 @dataclass(frozen=True)
 class Batch:
-    """Runs that are sent together: one profile, one copy of the code, one folder for the jobs' files."""
+    """Runs that are sent together: one profile, one copy of the code, one folder for submitit's files."""
 
     profile: Profile
     jobs: Path
@@ -58,24 +58,24 @@ class Batch:
     name: str
 
     def scripts(self) -> list[str]:
-        """The sbatch scripts in the order in which they are sent, byte for byte."""
+        """The exact sbatch scripts, in the order in which they are sent."""
         return [self._executor(part).script(part.stop - part.start) for part in self._arrays()]
 
     def check(self) -> None:
-        """Ask SLURM whether it could run this; nothing is written.
+        """Ask SLURM whether it could run this; writes nothing.
 
         Raises:
             ValueError: it could not.
-            ConnectionError: it does not answer.
+            ConnectionError: SLURM does not answer.
         """
         if not self.profile.is_local:
             slurm.check(self.scripts()[0])
 
     def send(self) -> list[Path]:
-        """Queue all, or run all on this machine; returns the folders that were sent.
+        """Queue all runs, or run them on this machine; returns the folders that were sent.
 
         Raises:
-            ValueError: SLURM refused; the runs of arrays sent before that are queued and noted.
+            ValueError: SLURM refused one; the arrays sent before it stay queued and recorded.
         """
         if self.profile.is_local:
             local.run_all(self.profile, self.jobs, self.code, self.paths, self._note)
@@ -113,7 +113,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class New:
-    """New runs with the code that they are to run with; `write` and `Batch.send` are still to come."""
+    """New runs and the code to run them with, not yet written or sent."""
 
     recipe: str
     snapshot: Snapshot
@@ -121,14 +121,14 @@ class New:
     batch: Batch
 
     def config(self, planned: Planned) -> Config:
-        """What is sent: on SLURM with as many threads as CPUs, so that all stretches are bitwise one run."""
+        """The config to send: on SLURM with as many threads as CPUs, so that an interrupted run keeps its bits."""
         config = planned.config
         if config.training.threads is None and not self.batch.profile.is_local:
             config = config.replace(threads=self.batch.profile.cpus_per_task)
         return self.snapshot.redirect(config)
 
     def write(self) -> None:
-        """Write the code and the folders."""
+        """Write the code and the run folders."""
         self.snapshot.write()
         profile = dataclasses.asdict(self.batch.profile) | {"signal_delay_s": self.batch.profile.delay}
         for path, planned in self.runs:
@@ -146,7 +146,7 @@ class New:
             )
 
     def remove_unsent(self) -> None:
-        """Take back what was written for runs that no job knows of."""
+        """Delete what was written for runs that were not sent."""
         for path, _ in self.runs:
             if not Record(path).events():
                 shutil.rmtree(path / FOLDER, ignore_errors=True)
@@ -157,7 +157,7 @@ class New:
             _remove_if_empty(root.parent)
 
     def send(self) -> None:
-        """Write and send; what could not be sent is taken back.
+        """Write and send; delete what could not be sent.
 
         Raises:
             ValueError: SLURM refused.
@@ -171,7 +171,7 @@ class New:
 
 
 def new(root: Path, runs: list[tuple[Path, Planned]], recipe: str, profile: Profile) -> New:
-    """New runs below ``root``, nothing written yet.
+    """Prepare new runs below ``root``; writes nothing.
 
     Raises:
         ValueError: a file that a config refers to does not exist.
@@ -184,10 +184,10 @@ def new(root: Path, runs: list[tuple[Path, Planned]], recipe: str, profile: Prof
 
 
 def not_yet_sent(root: Path, runs: Sequence[Planned]) -> list[tuple[Path, Planned]]:
-    """The runs of a sweep that are not in its folder, each with the folder it is to have.
+    """The runs of a sweep that were not sent yet, each with its folder.
 
     Raises:
-        ValueError: a folder has the name of a run, but is of another.
+        ValueError: a folder with the name of a run already holds a different run.
     """
     folders = [child for child in root.iterdir() if child.is_dir()] if root.is_dir() else []
     known = {Record(path).job["identity"]: path for path in folders if Record(path).exists}
@@ -197,13 +197,15 @@ def not_yet_sent(root: Path, runs: Sequence[Planned]) -> list[tuple[Path, Planne
         if run.identity in known and Record(path).events():
             continue
         if path.exists() and run.identity not in known:
-            raise ValueError(f"{path} exists already and is another run; send this sweep to another --out")
+            raise ValueError(
+                f"{path} already exists and holds a different run; pass another --out for this sweep"
+            )
         todo.append((path, run))
     return todo
 
 
 def again(paths: Sequence[Path], profile: Profile | None, new_code: bool) -> list[Batch]:
-    """Batches that send runs once more, with the profile and the code that each was sent with unless others are given.
+    """Batches that resend runs, with the profile and code each was first sent with unless others are given.
 
     Raises:
         ValueError: a folder was not made by submit, or its code is gone.
@@ -218,7 +220,9 @@ def again(paths: Sequence[Path], profile: Profile | None, new_code: bool) -> lis
             record = _renew(record, jobs.parent / "code")
         code = Path(record.job["snapshot"]["path"])
         if not code.is_dir():
-            raise ValueError(f"the code that {path} was sent with is gone from {code}; allowed: --new-code")
+            raise ValueError(
+                f"the code that {path} was sent with is no longer in {code}; allowed: --new-code"
+            )
         key = json.dumps([dataclasses.asdict(used), str(jobs), str(code)], sort_keys=True)
         groups.setdefault(key, Batch(used, jobs, code, [], f"conadv-{jobs.parents[1].name}")).paths.append(
             record.path
@@ -227,7 +231,7 @@ def again(paths: Sequence[Path], profile: Profile | None, new_code: bool) -> lis
 
 
 def resend(batch: Batch) -> None:
-    """Send the runs of a batch once more, with its profile for their worker to know.
+    """Send the runs of a batch again, and record the batch's profile for their worker.
 
     Raises:
         ValueError: SLURM refused.
@@ -240,7 +244,7 @@ def resend(batch: Batch) -> None:
 
 
 def _renew(record: Record, root: Path) -> Record:
-    """The record as it is with a new snapshot of the code."""
+    """The record, updated to a new snapshot of the code."""
     config = Config.from_dict(record.job["config"])
     there = {
         name: reference

@@ -1,4 +1,4 @@
-"""Talking to SLURM: the script that is sent, a check before anything is sent, sending, one question about all jobs."""
+"""Talks to SLURM: writes the sbatch script, checks it before sending, sends it, and queries all jobs in one call."""
 
 import os
 import re
@@ -23,19 +23,19 @@ SEPARATOR = "|"
 BINDINGS = "SLURM_CPU_BIND SLURM_CPU_BIND_LIST SLURM_CPU_BIND_TYPE SLURM_CPU_BIND_VERBOSE SLURM_MEM_BIND"
 BLOCK = "--block-signal=USR2 --block-signal=TERM"
 CONFIGURATIONS = ("/etc/slurm/slurm.conf", "/etc/slurm-llnl/slurm.conf", "/run/slurm/conf/slurm.conf")
-# A cluster that cannot start the job now is no mistake of the user's.
+# That the cluster cannot start the job right now is not the user's mistake.
 ONLY_LATER = ("not available (down", "ReqNodeNotAvail", "Requested nodes are busy")
 NO_CONTACT = ("nable to contact", "configuration source", "onnection refused", "timed out")
 
 
 def is_here() -> bool:
-    """Whether this machine can send to a SLURM: the commands are installed and configured."""
+    """Whether SLURM's commands are installed and configured on this machine."""
     configured = "SLURM_CONF" in os.environ or any(Path(file).exists() for file in CONFIGURATIONS)
     return configured and shutil.which("sbatch") is not None
 
 
 class Executor(submitit.SlurmExecutor):
-    """submitit's, which can also write its script where there is no srun, and lets an array wait for another."""
+    """submitit's executor that can also write its script without srun, and can make an array wait for another."""
 
     after: str | None = None
 
@@ -44,17 +44,17 @@ class Executor(submitit.SlurmExecutor):
         return 2
 
     def script(self, count: int) -> str:
-        """The sbatch script for an array of ``count`` runs, or for a single one, byte for byte."""
+        """The exact sbatch script for an array of ``count`` runs, or for a single one."""
         many = {"map_count": count} if count > 1 else {}
         return submitit.slurm.slurm._make_sbatch_string(
             command=self._submitit_command_str, folder=self.folder, **self.parameters, **many
         )
 
     def send(self, paths: Sequence[Path]) -> list[str]:
-        """Queue the runs in these folders as one array; returns a job id each.
+        """Queue the runs in these folders as one array; returns one job id per run.
 
         Raises:
-            ValueError: SLURM refused; no file of this call is left.
+            ValueError: SLURM refused; this call leaves no file behind.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         token = uuid.uuid4().hex
@@ -81,7 +81,7 @@ class Executor(submitit.SlurmExecutor):
 
 
 def executor(profile: Profile, jobs: Path, code: Path, name: str, parallel: int) -> Executor:
-    """The executor for runs that write their jobs' files below ``jobs`` and import the code in ``code``."""
+    """The executor for runs whose submitit files go to ``jobs`` and that import the code in ``code``."""
     made = Executor(jobs, python=python_words(profile))
     wanted: dict[str, Any] = {
         "job_name": name,
@@ -101,7 +101,7 @@ def executor(profile: Profile, jobs: Path, code: Path, name: str, parallel: int)
         "wckey": None,
         "additional_parameters": {"requeue": True, **profile.extra},
         "setup": [*profile.setup, *environment_lines(code)],
-        # srun takes no --cpus-per-task from sbatch since 22.05, and lets ranks wait for ever for one that died.
+        # Since 22.05 srun no longer inherits --cpus-per-task from sbatch, and by default ranks wait forever for a dead one.
         "srun_args": [f"--cpus-per-task={profile.cpus_per_task}", "--kill-on-bad-exit=1", "--wait=60"],
     }
     made.update_parameters(
@@ -111,20 +111,20 @@ def executor(profile: Profile, jobs: Path, code: Path, name: str, parallel: int)
 
 
 def python_words(profile: Profile) -> str:
-    """The words that start Python, after `environment_lines`."""
+    """The command that starts Python, after `environment_lines`."""
     python = profile.python or shlex.quote(sys.executable)
     return " ".join(["$HOLD", *([profile.container] if profile.container else []), python])
 
 
 def environment_lines(code: Path) -> list[str]:
-    """Shell lines that make Python import ``code`` and undo a binding inherited from the sender's own job."""
+    """Shell lines that make Python import ``code`` and undo a CPU binding inherited from the submitting job."""
     path = shlex.quote(str(code))
     return [
         f"unset {BINDINGS}",
-        # Without the first the folder that python is started in, often the checkout, would come before all else.
+        # Without PYTHONSAFEPATH the current folder, often the checkout, would shadow the copied code.
         "export PYTHONSAFEPATH=1",
         f"export PYTHONPATH={path}${{PYTHONPATH:+:$PYTHONPATH}}",
-        # Stop signals that come before Python can take them wait, where env is new enough, and kill nothing.
+        # If env is new enough, block stop signals until Python can handle them.
         f'HOLD=$(env {BLOCK} true 2>/dev/null && echo "env {BLOCK}" || true)',
     ]
 
@@ -133,7 +133,7 @@ def check(script: str) -> None:
     """Ask SLURM whether it could ever run this script, without sending or writing anything.
 
     Raises:
-        ValueError: it could not; with the nearest partition where that was wrong.
+        ValueError: it could not; suggests the nearest partition if that was wrong.
         ConnectionError: the controller does not answer.
     """
     try:
@@ -151,13 +151,13 @@ def check(script: str) -> None:
 
 
 def max_array() -> int:
-    """The longest array that the cluster takes."""
+    """The largest job array that the cluster allows."""
     found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _run("scontrol", "show", "config"), re.MULTILINE)
     return int(found.group(1)) if found else DEFAULT_MAX_ARRAY
 
 
 def queue() -> dict[str, tuple[str, str]]:
-    """(state, reason) of each of the user's jobs that SLURM still knows, finished ones among them; one call.
+    """(state, reason) of every job of the user's that SLURM still knows, including finished ones; one call.
 
     Raises:
         ConnectionError: SLURM does not answer.
@@ -179,10 +179,10 @@ def queue() -> dict[str, tuple[str, str]]:
 
 
 def cancel(jobs: Sequence[str]) -> None:
-    """Cancel jobs; those that have ended already are passed over.
+    """Cancel jobs; those that have already ended are ignored.
 
     Raises:
-        ValueError: SLURM refused, for another reason than that a job had ended.
+        ValueError: SLURM refused for any other reason than that a job had ended.
     """
     for start in range(0, len(jobs), 500):
         done = subprocess.run(
@@ -202,7 +202,7 @@ def _run(*command: str) -> str:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     except FileNotFoundError:
         raise ValueError(
-            f"{command[0]} is not installed here; --profile local runs on this machine"
+            f"{command[0]} is not installed here; use --profile local to run on this machine"
         ) from None
     except subprocess.TimeoutExpired:
         raise ValueError(f"{command[0]} did not answer within 60 s") from None
@@ -228,13 +228,13 @@ def _mistake(said: str, script: str) -> ValueError:
         nodes = _run("sinfo", "--noheader", "--format=%R: %D nodes of %c CPUs, %m MiB, gres %G").splitlines()
         wish = ", ".join(f"{key} {asked[key]}" for key in ("partition", "nodes", "ntasks-per-node", "cpus-per-task",
                          "gpus-per-node", "gres", "mem", "constraint") if key in asked)  # fmt: skip
-        return ValueError(f"no nodes for {wish} ({told}); there are: {'; '.join(nodes)}")
+        return ValueError(f"no nodes for {wish} ({told}); available: {'; '.join(nodes)}")
     if "generic resource" in told:
         there = sorted(set(_run("sinfo", "--noheader", "--format=%G").split()))
         return ValueError(
-            f"gres is {asked.get('gres', asked.get('gpus-per-node'))!r}; there are: {', '.join(there)}"
+            f"gres is {asked.get('gres', asked.get('gpus-per-node'))!r}; available: {', '.join(there)}"
         )
     if "feature" in told:
         features = ",".join(_run("sinfo", "--noheader", "--format=%f").split()).split(",")
         return unknown("constraint", asked.get("constraint", ""), set(features))
-    return ValueError(f"SLURM refuses this job: {told}")
+    return ValueError(f"SLURM rejects this job: {told}")

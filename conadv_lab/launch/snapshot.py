@@ -1,8 +1,7 @@
-"""The code of a run, copied beside it and named by its content, so that later edits do not reach queued runs.
+"""The code of a run, copied beside it and named by its content, so that later edits do not affect queued runs.
 
-``code/HASH/conadv_lab`` is the package, ``code/HASH/own/HASH/file.py`` each of the user's own files that the
-config refers to, beside it what it imports of the user's own, ``code/HASH/SNAPSHOT.json`` the commit and the difference
-to it.
+``code/HASH/conadv_lab`` is the package, ``code/HASH/own/HASH/file.py`` is a user's file that the config refers to,
+with the user's modules that it imports beside it, and ``code/HASH/SNAPSHOT.json`` has the commit and the diff to it.
 """
 
 import json
@@ -23,7 +22,7 @@ PACKAGE = Path(conadv_lab.__file__).resolve().parent
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What would be, or is, copied: relative path to source, and where to; and which copy is whose."""
+    """The files to copy (relative path to source), where they go, and the copy of each of the user's files."""
 
     root: Path
     files: dict[str, Path] = field(repr=False)
@@ -36,7 +35,7 @@ class Snapshot:
         return self.root / self.digest[:16]
 
     def write(self) -> None:
-        """Copy, unless a snapshot of this content is there already."""
+        """Copy, unless a snapshot with this content already exists."""
         if self.path.exists():
             return
         partial = self.root / f".partial-{self.digest[:16]}-{os.getpid()}"
@@ -50,11 +49,11 @@ class Snapshot:
             partial.rename(self.path)
         except OSError:
             shutil.rmtree(partial)
-            if not self.path.exists():  # no other command was quicker: the disk
+            if not self.path.exists():  # not lost to another command: a real disk error
                 raise
 
     def redirect(self, config: Config) -> Config:
-        """The config with each reference to a file of the user's own pointing at its copy."""
+        """The config with each reference to a user's file pointing at its copy."""
         changes = {}
         for name, reference in named_in(config).items():
             place, _, function = reference.rpartition(":")
@@ -63,7 +62,7 @@ class Snapshot:
 
 
 def originals(config: Config) -> dict[str, str]:
-    """The references to files of the user's own, by field, wherever a command is given."""
+    """The config's references to the user's files, by field, as absolute paths."""
     return {
         name: f"{Path(reference.rpartition(':')[0]).expanduser().resolve()}:{reference.rpartition(':')[2]}"
         for name, reference in named_in(config).items()
@@ -71,12 +70,12 @@ def originals(config: Config) -> dict[str, str]:
 
 
 def take(root: Path, configs: list[Config], start: Path | None = None) -> Snapshot:
-    """The snapshot below ``root`` that these configs need; nothing is written.
+    """The snapshot below ``root`` that these configs need; writes nothing.
 
     Args:
         root: where snapshots are kept.
         configs: of the runs.
-        start: the folder that the runs were sent from, whose modules ``train`` would find; None is this one.
+        start: the folder the runs were sent from, whose modules ``train`` would find; None: the current folder.
 
     Raises:
         ValueError: a file that a config refers to does not exist.
@@ -86,7 +85,7 @@ def take(root: Path, configs: list[Config], start: Path | None = None) -> Snapsh
     for reference in sorted({ref for config in configs for ref in named_in(config).values()}):
         path = Path(reference.rpartition(":")[0]).expanduser().resolve()
         if not path.is_file():
-            raise ValueError(f"{reference!r} names no file: {path} does not exist")
+            raise ValueError(f"{reference!r} refers to a missing file: {path} does not exist")
         bundle = with_own_modules(path, start or Path.cwd())
         home = f"{COPIES}/{digest_of(bundle)[:16]}"
         copies[path] = f"{home}/{path.name}"
@@ -103,18 +102,18 @@ def digest_of(files: dict[str, Path]) -> str:
 
 
 def check(path: Path, digest: str) -> None:
-    """Raise unless this process runs the snapshot at ``path``, and the snapshot is as it was taken.
+    """Raise unless this process runs the snapshot at ``path``, and the snapshot is unaltered.
 
     Raises:
-        RuntimeError: conadv_lab was imported from elsewhere, or a file of the snapshot was altered.
+        RuntimeError: conadv_lab was imported from elsewhere, or a file in the snapshot was altered.
     """
     if PACKAGE.parent != path.resolve():
         raise RuntimeError(
             f"conadv_lab was imported from {PACKAGE.parent}, but this run was sent with the code in {path}: "
-            "the setup lines of the profile must leave PYTHONPATH and PYTHONSAFEPATH as they are"
+            "the profile's setup lines must not change PYTHONPATH or PYTHONSAFEPATH"
         )
     files = {
         str(file.relative_to(path)): file for part in ("conadv_lab", COPIES) for file in sources(path / part)
     }
     if digest_of(files) != digest:
-        raise RuntimeError(f"the code in {path} was altered after it was sent; retry with --new-code")
+        raise RuntimeError(f"the code in {path} was altered after it was sent; use submit retry --new-code")

@@ -1,7 +1,7 @@
-"""The state of runs, in words, from their folders and one question to SLURM.
+"""The state of runs, in words, from their folders and one query to SLURM.
 
-SLURM forgets a job some minutes after its end where there is no accounting, and says FAILED of a run that was out
-of memory; so what the worker noted and what SLURM left in the log are read as well.
+Without accounting SLURM forgets a job minutes after it ends, and it reports FAILED for a run that ran out of memory;
+so the worker's events and SLURM's lines in the log are read as well.
 """
 
 import json
@@ -25,7 +25,7 @@ FAILED = ("failed", "out of memory", "node failure", "lost")
 
 @dataclass(frozen=True)
 class State:
-    """The state of one run: a word, what explains it, and how often it was interrupted before."""
+    """The state of one run: a word, the reason, and how often it was interrupted."""
 
     run: Path
     word: str
@@ -38,7 +38,7 @@ class State:
     def __str__(self) -> str:
         parts = [f"{self.word} ({self.detail})" if self.detail else self.word]
         for count, what in ((self.preempted, "preempted"), (self.timed_out, "timed out"),
-                            (self.restarted, "restarted after a failure of the node")):  # fmt: skip
+                            (self.restarted, "restarted after a node failure")):  # fmt: skip
             if count:
                 parts.append(f"{what} ×{count}")
         return ", ".join(parts)
@@ -48,22 +48,22 @@ def states(paths: Sequence[Path]) -> list[State]:
     """The state of each run folder.
 
     Raises:
-        ConnectionError: some runs are not finished, and SLURM, which has them, does not answer.
+        ConnectionError: SLURM does not answer, and some runs sent to it are unfinished.
     """
     records = [Record(path) for path in paths]
     queue = slurm.queue() if any(_asks_slurm(record) for record in records) else {}
-    # Read after the question: a stop that SLURM knows of is then noted already.
+    # Read events after the query, so that a stop that SLURM reports is already recorded.
     return [state(record, record.events(), queue) for record in records]
 
 
 def state(record: Record, events: list[dict[str, Any]], queue: Queue | None) -> State:
-    """The state of one run, given its events and what SLURM knows; None where it does not answer."""
+    """The state of one run, given its events and SLURM's queue; None if SLURM does not answer."""
     sent = last(events, "submitted")
     job = sent["job"] if sent else ""
     word, detail = _now(record, events, sent, queue)
     causes = [event.get("cause") for event in events if event["event"] == "stopped"]
     causes += [event.get("after") for event in events if event["event"] == "started"]
-    # The stop that ended it is told by the word itself.
+    # The state itself already names the stop that ended it.
     ended_by = word if word in ("preempted", "timed out") and causes.count(word) else ""
     return State(
         record.path,
@@ -124,9 +124,9 @@ def _why_again(newest: dict[str, Any] | None) -> str:
     if newest is None:
         return ""
     return (
-        f"again after it was {newest['cause']}"
+        f"requeued after it was {newest['cause']}"
         if newest["event"] == "stopped"
-        else "again after it was ended"
+        else "requeued after it was ended"
     )
 
 
@@ -143,19 +143,19 @@ def _ended(
         return "failed", newest["error"]
     log = tail(log_files(Path(sent["jobs"]), sent["job"])[1])
     marked = words.killed_by(log) or ""
-    # SLURM says FAILED of a job whose step was killed for its memory, and nothing at all once it forgot the job.
+    # SLURM reports FAILED for an out-of-memory kill, and nothing once it has forgotten the job.
     word = marked if marked == "out of memory" or slurm_says in ("", "failed", "lost") else slurm_says
     if word:
         return word, _last_step(record)
     if newest is not None and newest["event"] == "stopped":
         return "stopped", newest["why"]
     if slurm_says == "failed":
-        return "failed", _last_line(log) or "killed without a word"
-    return "lost", "ended without a word" if newest is not None else "never started"
+        return "failed", _last_line(log) or "killed without a message"
+    return "lost", "ended without a message" if newest is not None else "never started"
 
 
 def progress(record: Record) -> str:
-    """Step, speed and time left of a run, from the last line of its metrics."""
+    """Step, speed and time left of a run, from the last line of its metrics file."""
     line = _newest_metrics(record)
     if line is None:
         return "starting"
@@ -171,7 +171,7 @@ def progress(record: Record) -> str:
 
 
 def _clean_batch(record: Record, config: Config) -> int:
-    """As the run has it: the method may be a file, which is not run here."""
+    """Clean images per step, from the run's records: the method may be a user's file, which must not run here."""
     try:
         return RunFolder(record.path).manifest()["clean_batch"]
     except (ValueError, KeyError):
@@ -191,7 +191,7 @@ def _last_step(record: Record) -> str:
 
 
 def _last_line(log: str) -> str:
-    """What a stretch's log says of its end: which rank srun saw die first, else the last line."""
+    """How an attempt's log explains its end: the rank srun saw die first, else the last line."""
     lines: list[str] = []
     for line in log.splitlines():
         lines = [] if line.startswith(words.START_MARK) else [*lines, line.strip()]

@@ -1,9 +1,9 @@
-r"""From a recipe and the words of a command line to the configs of one run or of many.
+r"""Turns a recipe and command-line options into the configs of one or many runs.
 
-A value with commas is a list, and several lists are a product: ``--lr 0.1,0.2 --seed 0,1,2`` are six runs. A comma
-that belongs to a value is written ``\,``. Fields
-that take several words, such as ``--weights``, and everything else that is no product come from a Python file: a
-function that returns a list of configs, which the options of the command line then change, each in all of them.
+A value with commas is a list, and several lists form a grid: ``--lr 0.1,0.2 --seed 0,1,2`` gives six runs. Write a
+comma that belongs to a value as ``\,``. For fields that take several words, such as ``--weights``, and for anything
+that is not a grid, use a Python file: a function that returns a list of configs. Command-line options then change
+all of them.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from conadv_lab.references import is_file_reference
 
 @dataclass(frozen=True)
 class Planned:
-    """One run: its folder's name, its resolved config, and a hash of that, by which it is known again."""
+    """One run: the name of its folder, its resolved config, and the hash of the config that identifies it."""
 
     name: str
     config: Config
@@ -32,10 +32,10 @@ class Planned:
 
 
 def plan(recipe: str, words: Sequence[str], options: Any, verb: str = "sweep") -> tuple[list[Planned], Any]:
-    """The runs that a recipe and the words of ``submit sweep`` or ``run`` mean, and the command's own options.
+    """The runs that a recipe and the options of ``submit sweep`` or ``run`` describe, and the command's own options.
 
     Raises:
-        ValueError: an unknown recipe or field, a value twice, an impossible config.
+        ValueError: an unknown recipe or field, a repeated value, an invalid config.
         SystemExit: status 0 after ``--help``.
     """
     from conadv_lab.cli import parse_config
@@ -46,7 +46,7 @@ def plan(recipe: str, words: Sequence[str], options: Any, verb: str = "sweep") -
     if lists and verb != "sweep":
         name, listed = next(iter(lists.items()))
         raise ValueError(
-            f"--{name.replace('_', '-')} is {','.join(listed)!r}; allowed: one value. Lists are for sweep"
+            f"--{name.replace('_', '-')} is {','.join(listed)!r}; allowed: one value. Use submit sweep for a list"
         )
     first, parsed = parse_config(
         lambda: bases[0], single, prog=f"conadv_lab.submit {verb} {recipe}", options=options
@@ -66,7 +66,7 @@ def plan(recipe: str, words: Sequence[str], options: Any, verb: str = "sweep") -
 
 
 def bases_of(recipe: str) -> list[Config]:
-    """The config of a recipe, or the configs that a user's own function returns.
+    """The config of a recipe, or the configs that a user's function returns.
 
     Raises:
         ValueError: an unknown recipe, or a function that returns something else.
@@ -79,12 +79,14 @@ def bases_of(recipe: str) -> list[Config]:
     made = references.made(recipe, returns="a Config or a list of them")
     bases = [made] if isinstance(made, Config) else made
     if not isinstance(bases, list) or not bases or not all(isinstance(base, Config) for base in bases):
-        raise ValueError(f"{recipe} is no sweep; allowed: a function that returns a Config or a list of them")
+        raise ValueError(
+            f"{recipe} is not a sweep; allowed: a function that returns a Config or a list of them"
+        )
     return bases
 
 
 def split_lists(words: Sequence[str], own: set[str]) -> tuple[list[str], dict[str, list[str]]]:
-    r"""Words without the options whose value is a list, and those, by their field's name; ``own`` have none.
+    r"""Separate options with a list of values from the other words; the options in ``own`` never have a list.
 
     >>> split_lists(["--lr", "0.1,0.2", "--epochs", "3", "--seed=0,1"], own=set())
     (['--epochs', '3'], {'lr': ['0.1', '0.2'], 'seed': ['0', '1']})
@@ -100,7 +102,7 @@ def split_lists(words: Sequence[str], own: set[str]) -> tuple[list[str], dict[st
         values = re.split(r"(?<!\\),", rest[0]) if word.startswith("--") and name not in own and rest else []
         if len(values) > 1:
             if name in lists:
-                raise ValueError(f"{word} is given twice; allowed: one list of all its values")
+                raise ValueError(f"{word} is given twice; allowed: once, as one list of values")
             lists[name] = [value.replace("\\,", ",") for value in values]
             rest.pop(0)
         else:
@@ -112,7 +114,7 @@ def parse_lists(lists: dict[str, list[str]]) -> dict[str, list[Any]]:
     """The typed values of each list.
 
     Raises:
-        ValueError: an unknown field, a value of the wrong type, a field that takes several words, a value twice.
+        ValueError: an unknown field, a value of the wrong type, a field that takes several words, a repeated value.
     """
     from conadv_lab.cli import parsed
 
@@ -128,7 +130,7 @@ def parse_lists(lists: dict[str, list[str]]) -> dict[str, list[Any]]:
                 f"--{option} takes several words, so it cannot be a list; write the sweep as a Python file"
             )
         if twice := {value for value in values if values.count(value) > 1}:
-            raise ValueError(f"--{option} has {min(twice)!r} twice; allowed: each value once")
+            raise ValueError(f"--{option} lists {min(twice)!r} twice; allowed: each value once")
     shape = make_dataclass("Lists", [(name, list[kinds[name]]) for name in lists])  # type: ignore[valid-type, misc]
     words = [word for name, values in lists.items() for word in (f"--{name.replace('_', '-')}", *values)]
     found: Any = parsed(shape, words, "conadv_lab.submit sweep")
@@ -136,10 +138,10 @@ def parse_lists(lists: dict[str, list[str]]) -> dict[str, list[Any]]:
 
 
 def named(configs: list[Config]) -> list[Planned]:
-    """Each config, resolved, with a folder's name made of the fields in which they were made to differ.
+    """Each config, resolved, with a folder name made of the fields that were varied.
 
     Raises:
-        ValueError: two are equal, or one is impossible.
+        ValueError: two are equal, or one is invalid.
     """
     flats = [_flat(config) for config in configs]
     varied = [name for name in flats[0] if any(flat[name] != flats[0][name] for flat in flats)]
@@ -149,7 +151,7 @@ def named(configs: list[Config]) -> list[Planned]:
         known = identity(config)
         if known in runs:
             raise ValueError(
-                f"run {number} of the sweep is the same as {runs[known].name}; allowed: each config once"
+                f"run {number} of the sweep equals {runs[known].name}; allowed: each config once"
             )
         runs[known] = Planned(
             "-".join(f"{name}={_short(flat[name])}" for name in varied) or "run", config, known
@@ -158,7 +160,7 @@ def named(configs: list[Config]) -> list[Planned]:
 
 
 def identity(config: Config) -> str:
-    """A hash of what a resolved config asks for."""
+    """A hash of a resolved config."""
     return sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest()
 
 
@@ -178,7 +180,7 @@ def _short(value: Any) -> str:
 
 
 def _flat(config: Config) -> dict[str, Any]:
-    # Not to_dict, which copies deeply: a sweep has thousands.
+    # to_dict copies deeply, which is slow for thousands of runs.
     sections = (getattr(config, section.name) for section in dataclasses.fields(Config))
     return {f.name: getattr(section, f.name) for section in sections for f in dataclasses.fields(section)}
 
@@ -189,7 +191,7 @@ def _kinds() -> dict[str, Any]:
 
 
 def _texts() -> set[str]:
-    """The fields whose one value may have commas of its own."""
+    """Text fields, whose single value may contain commas."""
     return {name for name, kind in _kinds().items() if kind is str}
 
 

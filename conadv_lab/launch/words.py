@@ -2,7 +2,7 @@
 
 import re
 
-START_MARK = "conadv_lab starts a stretch"
+START_MARK = "conadv_lab starts an attempt"
 
 STATES = {
     "OUT_OF_MEMORY": "out of memory",
@@ -13,30 +13,30 @@ STATES = {
     "DEADLINE": "timed out",
     "PREEMPTED": "preempted",
     "FAILED": "failed",
-    "COMPLETED": "lost",  # asked about only where there is no result
+    "COMPLETED": "lost",  # only asked where there is no result
 }
 WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "SUSPENDED"}
 AT_WORK = {"RUNNING", "COMPLETING", "STOPPED", "STAGE_OUT", "SIGNALING"}
 
 REASONS = {
-    "None": "not looked at yet",
-    "Priority": "others come first",
+    "None": "not yet considered by the scheduler",
+    "Priority": "jobs with higher priority come first",
     "Resources": "waiting for free nodes",
     "BeginTime": "waiting for its start time",
     "Dependency": "waiting for another array",
-    "JobArrayTaskLimit": "as many of the sweep run as may",
+    "JobArrayTaskLimit": "the sweep's limit of parallel runs is reached",
     "JobHeldUser": "held by the user",
     "JobHeldAdmin": "held by an administrator",
     "ReqNodeNotAvail": "its nodes are down or reserved",
     "PartitionDown": "the partition is down",
-    "PartitionTimeLimit": "its time limit is above the partition's",
-    "PartitionNodeLimit": "it wants more nodes than the partition has",
-    "BadConstraints": "no node has what it wants",
+    "PartitionTimeLimit": "its time limit exceeds the partition's",
+    "PartitionNodeLimit": "it asks for more nodes than the partition has",
+    "BadConstraints": "no node meets its constraints",
     "AssocGrpGRES": "the account's share of GPUs is in use",
-    "QOSMaxJobsPerUserLimit": "as many of your jobs run as may",
+    "QOSMaxJobsPerUserLimit": "your limit of running jobs is reached",
 }
 
-# What slurmstepd, srun or the kernel's killer leave in the log of a job that could say nothing itself.
+# Lines that slurmstepd, srun or the kernel's OOM killer leave in the log of a job that could not report its own end.
 MARKS = (
     ("memory limit", "out of memory"),
     ("oom_kill", "out of memory"),
@@ -50,7 +50,7 @@ CANCELLED_JOB = re.compile(r"\*\*\* JOB .* CANCELLED AT")
 
 
 def reason(told: str) -> str:
-    """Why a job waits; a reason that is not known here is given as SLURM wrote it.
+    """Why a job waits, in words; an unknown reason is returned as SLURM wrote it.
 
     >>> reason("Resources"), reason("Licenses")
     ('waiting for free nodes', 'Licenses')
@@ -59,7 +59,7 @@ def reason(told: str) -> str:
 
 
 def killed_by(log: str) -> str | None:
-    """What ended a log's last stretch, from the lines after its start; None where they do not tell.
+    """What killed the last attempt in a log, from the lines after its start; None if they do not say.
 
     >>> killed_by("slurmstepd: error: *** STEP 7.0 ON n1 CANCELLED AT 2026-01-01T00:00:00 DUE TO TIME LIMIT ***")
     'timed out'
@@ -72,6 +72,6 @@ def killed_by(log: str) -> str | None:
         for mark, words in MARKS:
             if mark in line:
                 return words
-        if CANCELLED_JOB.search(line):  # a step alone is also ended when one of its ranks dies
+        if CANCELLED_JOB.search(line):  # a job step alone is also cancelled when one of its ranks dies
             return "cancelled"
     return None

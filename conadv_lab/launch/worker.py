@@ -1,8 +1,8 @@
-"""What runs on the node: one rank of one run, from its ``.launch/job.json`` to its result or its next stretch.
+"""What runs on the node: one rank of one run, from its ``.launch/job.json`` to its result or its next attempt.
 
-submitit pickles `work` by its name with the run folder's path and nothing else, since a node failure queues the
-original pickle again. submitit's own handling of signals is replaced: it takes limits of up to ten minutes for
-passed from the first second, saves inside the handler and on rank 0 alone, and ignores TERM.
+submitit pickles `work` by name with only the path of the run folder, since a node failure requeues the original
+pickle. We replace submitit's signal handling: it treats time limits of up to ten minutes as reached from the first
+second, saves inside the handler and on rank 0 alone, and ignores TERM.
 """
 
 import os
@@ -27,18 +27,18 @@ from conadv_lab.launch.words import START_MARK, killed_by
 
 STOPPED = 75
 SCONTROL_PATIENCE = 120
-"""Seconds that a controller which does not answer is asked again."""
+"""Seconds for which we retry while the controller does not answer."""
 WAIT_TO_BE_KILLED = 3 * SCONTROL_PATIENCE
-"""Seconds: longer than rank 0 takes to ask why it was stopped and to queue the job again."""
+"""Seconds: longer than rank 0 takes to find out why it was stopped and to requeue the job."""
 PATIENCE = 3
 
 
 def work(path: str) -> None:
-    """Train the run that was sent to the folder ``path``, from its newest checkpoint.
+    """Train the run that was sent to the folder ``path``, from its latest checkpoint.
 
     Raises:
-        RuntimeError: other code than what was sent, or fewer CPUs than asked for.
-        SystemExit: 75 once it is stopped on request; it is queued again where that is due.
+        RuntimeError: the code differs from what was sent, or there are fewer CPUs than requested.
+        SystemExit: 75 when stopped on request; the job is requeued if it should continue.
     """
     Rank(Record(Path(path)), JobEnvironment()).run()
 
@@ -61,7 +61,7 @@ class Rank:
         try:
             os.chdir(
                 self.job["folder"]
-            )  # the config's paths start there, also when somebody retries from elsewhere
+            )  # the config's paths are relative to it, even when retried from elsewhere
             snapshot.check(Path(self.job["snapshot"]["path"]), self.job["snapshot"]["digest"])
             check_cpus(self.job["profile"]["cpus_per_task"])
             if self.number == 0:
@@ -85,7 +85,7 @@ class Rank:
             print(stop, file=sys.stderr, flush=True)
             self._leave(str(stop))
         except AnotherRankFailed as failure:
-            # That rank has noted why, unless it was killed: then the log has srun's word, and this.
+            # That rank has recorded why, unless it was killed: then the log has srun's message and this one.
             print(failure, file=sys.stderr, flush=True)
             raise SystemExit(1) from None
 
@@ -93,7 +93,7 @@ class Rank:
         before = last(self.record.events(), "started", "stopped", "failed", "cancelled")
         after = None
         if before is not None and before["event"] == "started" and before["job"] == self.job_id:
-            # It ended without a word: SLURM's own are in the log, which the stretches of a job share.
+            # It ended without recording why; SLURM's message is in the log, which all attempts of a job share.
             after = self._log_says() or "killed"
         print(START_MARK, f"of job {self.job_id} on {self.environment.hostname}", file=sys.stderr, flush=True)
         self.record.note(
@@ -105,8 +105,8 @@ class Rank:
             slurm=provenance.slurm_variables(),
         )
 
-    def _stretches_without_a_step(self, step: int) -> int:
-        """How many stretches up to this one ended where they began; one may be told of its limit early."""
+    def _attempts_without_a_step(self, step: int) -> int:
+        """How many attempts in a row, this one included, made no progress; a single one may have been stopped early."""
         stops = [event for event in self.record.events() if event["event"] == "stopped"]
         count = int(step <= self.steps_at_start)
         while (
@@ -116,7 +116,7 @@ class Rank:
         return count
 
     def _another_rank_failed(self) -> bool:
-        """Whether srun stops this rank because another one failed: again it would fail again."""
+        """Whether srun stops this rank because another one failed: a new attempt would fail too."""
         newest = last(self.record.events(), "started", "failed")
         failed = newest is not None and newest["event"] == "failed"
         return failed or self._log_says() == "out of memory"
@@ -125,14 +125,14 @@ class Rank:
         return killed_by(tail(log_files(Path(os.environ["SUBMITIT_FOLDER"]), self.job_id)[1]))
 
     def _stopped_outside_training(self, number: int) -> None:
-        """A stop while starting or finishing: what is on disk is what the next stretch begins with."""
+        """Handle a stop during start-up or wrap-up: the next attempt continues from what is on disk."""
         if self._leaver is threading.current_thread():
-            return  # Python runs this in the main thread if some library's thread gets the signal
+            return  # Python runs this in the main thread if a library's thread gets the signal
         if not (self.record.path / "result.json").exists():
             self._leave(f"stopped by {signal.Signals(number).name} before a step")
 
     def _leave(self, why: str) -> NoReturn:
-        """End this rank, rank 0 once the job is handed back; a thread that comes later waits for that end."""
+        """Exit this rank, on rank 0 after handing the job back; a second thread that calls this blocks until then."""
         self._leaving.acquire()
         self._leaver = threading.current_thread()
         try:
@@ -140,7 +140,7 @@ class Rank:
             if self.number == 0:
                 status = self._hand_back(why)
             elif not self.is_local:
-                time.sleep(WAIT_TO_BE_KILLED)  # a rank that ends first would take rank 0 with it
+                time.sleep(WAIT_TO_BE_KILLED)  # srun would kill rank 0 if another rank exited first
         except BaseException:
             self._leaver = None
             self._leaving.release()  # for the next signal to try again
@@ -151,10 +151,10 @@ class Rank:
         raise SystemExit(status)
 
     def _hand_back(self, why: str) -> int:
-        """Queue the job again unless it was cancelled or cannot get on; returns the exit status."""
+        """Requeue the job unless it was cancelled or makes no progress; returns the exit status."""
         step = _newest_step(self.record.path)
         if self.is_local:
-            ranks.part(self.record.folder)  # here a job that is begun again has the same name
+            ranks.part(self.record.folder)  # a local job that is restarted keeps its id
             again = "SIGUSR2" in why
             cause = "preempted" if again else "asked"
             self.record.note("stopped", job=self.job_id, cause=cause, why=why, step=step)
@@ -166,9 +166,9 @@ class Rank:
                 return 1
             if self._log_says() == "node failure":
                 cause = "node failure"
-        if cause in ("timed out", "asked") and self._stretches_without_a_step(step) >= PATIENCE:
+        if cause in ("timed out", "asked") and self._attempts_without_a_step(step) >= PATIENCE:
             limit = profile["minutes"]
-            error = f"no step was finished in {PATIENCE} stretches of {limit} min, so it is not queued again"
+            error = f"not requeued: no step finished in {PATIENCE} attempts of {limit} min each"
             self.record.note("failed", job=self.job_id, rank=0, error=error)
             return 1
         self.record.note("stopped", job=self.job_id, cause=cause, why=why, step=step)
@@ -178,26 +178,26 @@ class Rank:
 
 
 def check_cpus(wanted: int) -> None:
-    """Raise unless this rank may use as many CPUs as were asked for.
+    """Raise unless this rank may use as many CPUs as requested.
 
     Raises:
-        RuntimeError: it may not, as where srun did not inherit the number or a binding was inherited.
+        RuntimeError: it may not, for example because srun did not inherit the number, or a CPU binding was inherited.
     """
     usable = cores()
     given = min(usable, int(os.environ.get("SLURM_CPUS_PER_TASK", usable)))
     if given < wanted:
         raise RuntimeError(
-            f"this rank got {given} CPUs, but {wanted} were asked for (cpus_per_task): it would run, but slowly. "
-            "Ask for fewer, or see what binds the ranks (SLURM_CPU_BIND, srun options of the site)"
+            f"this rank got {given} CPUs, but {wanted} were requested (cpus_per_task), so it would run slowly. "
+            "Request fewer, or check what binds the ranks (SLURM_CPU_BIND, the site's srun options)"
         )
 
 
 def stop_cause(job_id: str, minutes: int, delay: int, restarts: int) -> tuple[str, bool]:
-    """Why SLURM told this job to stop, and whether the job has to be queued again by us.
+    """Why SLURM told this job to stop, and whether we have to requeue it.
 
-    The first is preempted, timed out, cancelled, or asked: by a signal or a requeue of somebody's. SLURM has queued
-    the job itself where it counts more ``restarts`` than this stretch was started with; and what it has ended
-    before its time limit was cancelled. Limit and notice are in ``minutes`` and in ``delay`` seconds.
+    The cause is preempted, timed out, cancelled, or asked: a signal or requeue by a person. SLURM has requeued the
+    job itself if it counts more ``restarts`` than this attempt started with; a job that it ended before its time
+    limit was cancelled. The limit is in ``minutes``, the notice before it in ``delay`` seconds.
     """
     shown = _scontrol("show", "job", "--oneliner", job_id)
     fields = dict(word.split("=", 1) for word in shown.split() if "=" in word)
@@ -223,12 +223,12 @@ def _seconds(told: str | None) -> float:
 
 
 def _requeue(job_id: str) -> None:
-    print(f"queueing job {job_id} again", file=sys.stderr, flush=True)
+    print(f"requeueing job {job_id}", file=sys.stderr, flush=True)
     print(_scontrol("requeue", job_id), file=sys.stderr, flush=True)
 
 
 def _scontrol(*words: str) -> str:
-    """What scontrol prints; a controller that does not answer at once is asked again for two minutes."""
+    """The output of scontrol; retries for two minutes while the controller does not answer."""
     until = time.monotonic() + SCONTROL_PATIENCE
     pause = 0
     while (left := until - time.monotonic()) > 0:

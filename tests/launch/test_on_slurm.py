@@ -95,7 +95,7 @@ def test_a_site_that_sends_only_term(cluster, own, run):
     assert cluster.submit("run", f"{own}:recipe", "--out", run) == 0
     cluster.wait_for_step(run, 5)
     cluster.command("scancel", "--signal=TERM", cluster.state(run).job)
-    assert "again after it was asked" in str(cluster.wait(run, "pending"))
+    assert "requeued after it was asked" in str(cluster.wait(run, "pending"))
     cluster.wait(run, "done")
     finished(run)
 
@@ -127,7 +127,7 @@ def test_a_node_goes_down_and_comes_back(cluster, own, run):
     node = last(Record(run).events(), "started")["slurm"]["SLURM_JOB_NODELIST"]
     try:
         cluster.command("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
-        assert str(cluster.wait(run, "done")) == "done, restarted after a failure of the node ×1"
+        assert str(cluster.wait(run, "done")) == "done, restarted after a node failure ×1"
     finally:
         cluster.command("scontrol", "update", f"nodename={node}", "state=resume")
     finished(run)
@@ -167,7 +167,7 @@ def test_cancel_ends_waiting_and_running_runs(cluster, own, tmp_path):
     assert cluster.submit("sweep", f"{own}:recipe", "--out", tmp_path / "sweep", *words) == 0
     runs = [tmp_path / "sweep" / name for name in ("lr=0.1", "lr=0.2")]
     cluster.wait_for_step(runs[0], 1)
-    assert str(cluster.state(runs[1])) == "pending (as many of the sweep run as may)"
+    assert str(cluster.state(runs[1])) == "pending (the sweep's limit of parallel runs is reached)"
     assert cluster.submit("cancel", tmp_path / "sweep") == 0
     for run in runs:
         assert cluster.wait(run, "cancelled").word == "cancelled"

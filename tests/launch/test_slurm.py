@@ -96,8 +96,8 @@ def test_a_refused_array_leaves_no_file(fake, tmp_path):
         ("sbatch: error: invalid partition specified: lwo\nallocation failure: Invalid partition name specified",
          ValueError, "unknown partition 'lwo'; allowed: high, low. Did you mean 'low'?"),
         ("allocation failure: Requested node configuration is not available", ValueError, "no nodes for partition lwo"),
-        ("sbatch: error: Invalid generic resource (gres) specification", ValueError, "gres is None; there are"),
-        ("allocation failure: Invalid account", ValueError, "SLURM refuses this job: Invalid account"),
+        ("sbatch: error: Invalid generic resource (gres) specification", ValueError, "gres is None; available"),
+        ("allocation failure: Invalid account", ValueError, "SLURM rejects this job: Invalid account"),
         ("sbatch: error: Unable to contact slurm controller (connect failure)", ConnectionError, "does not answer"),
     ],
 )  # fmt: skip
@@ -132,5 +132,5 @@ def test_a_squeue_that_fails_is_told(fake):
 
 def test_without_slurm_there_is_a_sentence(no_slurm, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(ValueError, match="sinfo is not installed here; --profile local"):
+    with pytest.raises(ValueError, match="sinfo is not installed here; use --profile local"):
         slurm._run("sinfo")

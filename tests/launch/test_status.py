@@ -54,12 +54,10 @@ def test_interruptions_are_counted(tmp_path):
     for cause in ("preempted", "timed out", "preempted"):
         record.note("stopped", job="41", cause=cause, why="")
     assert told(record, "PENDING", "BeginTime") == (
-        "pending (again after it was preempted, waiting for its start time), preempted ×2, timed out ×1"
+        "pending (requeued after it was preempted, waiting for its start time), preempted ×2, timed out ×1"
     )
     record.note("started", job="41", after="node failure")
-    assert told(record, "RUNNING").endswith(
-        "preempted ×2, timed out ×1, restarted after a failure of the node ×1"
-    )
+    assert told(record, "RUNNING").endswith("preempted ×2, timed out ×1, restarted after a node failure ×1")
     (record.path / "result.json").write_text("{}")
     assert told(record).startswith("done, preempted ×2")
 
@@ -80,7 +78,7 @@ ENDS = {
     "killed": ([CANCELLED + " ***", f"{START_MARK} of job 41", "srun: error: n1: task 0: Killed",
                 CANCELLED.replace("JOB 41", "STEP 41.0") + " ***", "srun: Force Terminated StepId=41.0"], "FAILED",
                "failed (srun: error: n1: task 0: Killed)"),
-    "silent": ([], "FAILED", "failed (killed without a word)"),
+    "silent": ([], "FAILED", "failed (killed without a message)"),
     "accounting's memory": (["error: StepId=4.0 exceeded memory limit (3 > 1), being killed"], "FAILED",
                             "out of memory (before the first step)"),
     "kernel's memory": (["error: Detected 1 oom_kill event in StepId=3.0."], "FAILED",
@@ -93,8 +91,8 @@ ENDS = {
     "time, forgotten": ([CANCELLED + " DUE TO TIME LIMIT ***"], "", "timed out (before the first step)"),
     "cancelled": ([], "CANCELLED", "cancelled (before the first step)"),
     "cancelled, forgotten": ([CANCELLED + " ***"], "", "cancelled (before the first step)"),
-    "lost": ([], "", "lost (ended without a word)"),
-    "ended well, but nothing there": ([], "COMPLETED", "lost (ended without a word)"),
+    "lost": ([], "", "lost (ended without a message)"),
+    "ended well, but nothing there": ([], "COMPLETED", "lost (ended without a message)"),
 }  # fmt: skip
 
 
@@ -128,7 +126,7 @@ def test_finished_runs_ask_slurm_nothing(tmp_path, fake):
 def test_many_runs_are_one_question(tmp_path, fake):
     (fake / "queue").write_text("41|PENDING|Priority\n")
     paths = [sent(tmp_path / f"run{number}").path for number in range(20)]
-    assert {str(one) for one in states(paths)} == {"pending (others come first)"}
+    assert {str(one) for one in states(paths)} == {"pending (jobs with higher priority come first)"}
     assert len((fake / "squeue-calls").read_text().splitlines()) == 1
 
 

@@ -74,8 +74,8 @@ MISTAKES = {
                      "account is 'mine'; allowed: only on SLURM"),
     "nodes": (["run", "digits-conadv", "--out", "run", "--nodes", "0"], "nodes is 0; allowed"),
     "file": (["run", "digits-conadv", "--out", "run", "--model", "nowhere.py:net"], "nowhere.py does not exist"),
-    "place": (["status", "nowhere"], "nowhere is no folder"),
-    "no runs": (["status", "."], "holds no run"),
+    "place": (["status", "nowhere"], "nowhere is not a folder"),
+    "no runs": (["status", "."], "contains no run"),
 }  # fmt: skip
 
 
@@ -141,10 +141,10 @@ def test_the_same_sweep_again_queues_nothing_and_a_larger_one_the_rest(fake, cap
     words = ("sweep", "digits-conadv", "--out", tmp_path / "s", "--lr", "0.1,0.2")
     assert run(capsys, *words)[0] == 0
     (fake / "sent").unlink()
-    assert run(capsys, *words) == (0, "2 of 2 runs were sent before\n", "")
+    assert run(capsys, *words) == (0, "2 of 2 runs were already sent\n", "")
     assert not (fake / "sent").exists()
     _, out, _ = run(capsys, *words[:-1], "0.1,0.2,0.3", "--seed", "0,1")
-    assert out.startswith("2 of 6 runs were sent before\nqueued 4 runs as job 41\n")
+    assert out.startswith("2 of 6 runs were already sent\nqueued 4 runs as job 41\n")
 
 
 def test_a_sweep_that_slurm_refuses_leaves_nothing(fake, capsys, tmp_path):
@@ -175,7 +175,7 @@ def test_arrays_that_were_sent_before_a_refusal_stay(fake, capsys, tmp_path):
     assert run(capsys, *words)[0] == 2
     assert sorted(path.name for path in (tmp_path / "s").iterdir()) == [".launch", "lr=1", "lr=2"]
     (fake / "once").unlink()
-    assert run(capsys, *words)[1].startswith("2 of 4 runs were sent before\nqueued 2 runs as job 41\n")
+    assert run(capsys, *words)[1].startswith("2 of 4 runs were already sent\nqueued 2 runs as job 41\n")
 
 
 def test_a_run_that_exists_is_not_overwritten(fake, capsys, tmp_path):
@@ -184,7 +184,7 @@ def test_a_run_that_exists_is_not_overwritten(fake, capsys, tmp_path):
     before = (tmp_path / "run" / ".launch" / "job.json").stat().st_mtime_ns
     status, _, err = run(capsys, *words)
     assert status == 2
-    assert "exists already; submit retry" in err
+    assert "already exists; continue an ended run with submit retry" in err
     assert (tmp_path / "run" / ".launch" / "job.json").stat().st_mtime_ns == before
 
 
@@ -336,7 +336,10 @@ def test_new_code_is_the_users_file_as_it_is_now(no_slurm, capsys, tmp_path):
 @pytest.mark.parametrize("verb", ["status", "collect", "retry", "cancel"])
 def test_a_verb_without_a_folder_says_so(verb, capsys):
     status, _, err = run(capsys, verb)
-    assert (status, err) == (2, "error: no folder is named; allowed: run folders, or folders of them\n")
+    assert (status, err) == (
+        2,
+        "error: no folder given; allowed: run folders, or folders that contain them\n",
+    )
 
 
 def test_a_table_that_cannot_be_written_is_told_first(fake, capsys, tmp_path):

@@ -36,7 +36,7 @@ CAUSES = {
     "in time before the limit": (("RUNNING", -3500, 100), ("timed out", True)),
     "a minute early": (("RUNNING", -3440, 170), ("timed out", True)),
     "preempted": (("RUNNING", -10, 20, 0), ("preempted", True)),
-    "preempted in a stretch before": (("RUNNING", -10, 3000, -500), ("asked", True)),
+    "preempted in an earlier attempt": (("RUNNING", -10, 3000, -500), ("asked", True)),
     "preempted, SLURM queues it": (("COMPLETING", -10, 0, 0, 1), ("preempted", False)),
     "preempted, SLURM cancels it": (("COMPLETING", -10, 0, 0), ("preempted", True)),
     "cancelled": (("COMPLETING", -10, 0), ("cancelled", False)),
@@ -121,7 +121,7 @@ def test_a_run_that_gets_nowhere_in_its_time_is_not_queued_for_ever(fake, tmp_pa
         shown(fake, "RUNNING", -3500, 100)
         statuses.append(leave(one))
     assert statuses == [75, 75, 1]
-    assert "no step was finished in 3 stretches of 60 min" in last(one.record.events(), "failed")["error"]
+    assert "no step finished in 3 attempts of 60 min each" in last(one.record.events(), "failed")["error"]
     assert (fake / "scontrol-calls").read_text().count("requeue 41") == 2
 
 
@@ -263,7 +263,7 @@ def test_the_next_stretch_knows_what_ended_the_one_before(fake, tmp_path):
     assert last(record.events(), "started")["after"] is None
     log = tmp_path / "jobs" / "41_0_log.err"
     log.write_text(
-        "conadv_lab starts a stretch\nerror: *** JOB 41 ON n1 CANCELLED AT now DUE TO NODE FAILURE ***\n"
+        "conadv_lab starts an attempt\nerror: *** JOB 41 ON n1 CANCELLED AT now DUE TO NODE FAILURE ***\n"
     )
     rank(record)._note_start()
     assert last(record.events(), "started")["after"] == "node failure"
@@ -288,8 +288,8 @@ def test_fewer_cpus_than_asked_for_are_refused(monkeypatch):
     monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _process: {0, 1})
     worker.check_cpus(2)
-    with pytest.raises(RuntimeError, match="got 2 CPUs, but 4 were asked for"):
+    with pytest.raises(RuntimeError, match="got 2 CPUs, but 4 were requested"):
         worker.check_cpus(4)
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
-    with pytest.raises(RuntimeError, match="got 1 CPUs, but 2 were asked for"):
+    with pytest.raises(RuntimeError, match="got 1 CPUs, but 2 were requested"):
         worker.check_cpus(2)
