@@ -101,7 +101,7 @@ def executor(profile: Profile, jobs: Path, code: Path, name: str, parallel: int)
         "wckey": None,
         "additional_parameters": {"requeue": True, **profile.extra},
         "setup": [*profile.setup, *environment_lines(code)],
-        # Since 22.05 srun no longer inherits --cpus-per-task from sbatch, and by default ranks wait forever for a dead one.
+        # Since 22.05 srun does not inherit --cpus-per-task; by default its ranks wait forever for one that died.
         "srun_args": [f"--cpus-per-task={profile.cpus_per_task}", "--kill-on-bad-exit=1", "--wait=60"],
     }
     made.update_parameters(

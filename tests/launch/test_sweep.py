@@ -55,8 +55,8 @@ def test_a_python_file_gives_what_is_no_product(tmp_path):
     ("words", "message"),
     [
         (["--lrr", "0.1,0.2"], "unknown option 'lrr'.*Did you mean 'lr'"),
-        (["--lr", "0.1,0.1"], "--lr has '0.1' twice"),
-        (["--lr", "0.1,0.10"], "the same as"),
+        (["--lr", "0.1,0.1"], "--lr lists '0.1' twice"),
+        (["--lr", "0.1,0.10"], "equals"),
         (["--weights", "0.5,0.5"], "--weights takes several words"),
         (["--lr", "0.1,0.2", "--lr", "0.3,0.4"], "given twice"),
         (["--lr", "0.1,-0.2"], "lr is -0.2; allowed: at least 0"),
