@@ -222,7 +222,7 @@ def test_a_users_model_may_return_more_and_write_into_its_input(own, capsys, tmp
         (["--method", "{own}:torch"], "torch is of type module; allowed: a function"),
         (["--dataset", "{own}:one_set"], "returned TensorSet; allowed: two ImageSets, train and test"),
         (["--model", "{own}:data"], "returned tuple; allowed: a torch.nn.Module"),
-        (["--dataset", "{own}:broken_data"], "hold NaN or infinity, the first at index 7"),
+        (["--dataset", "{own}:broken_data"], "contain NaN or infinity, the first at index 7"),
         (["--model", "{own}:nte"], "Did you mean 'net'"),
     ],
 )

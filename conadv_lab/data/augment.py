@@ -1,4 +1,4 @@
-"""Augmentation of whole batches where they lie, each image's a pure function of its key."""
+"""Augmentation of whole batches on their device; each image's result is a pure function of its key."""
 
 import torch
 from torch import Tensor
@@ -15,22 +15,22 @@ def augment(
     cutout: int = 0,
     padding: str = "zeros",
 ) -> Tensor:
-    """Shift, mirror and blank out each image as its key says: the same on CPU and CUDA, in any batch.
+    """Random crop, horizontal flip and cutout, decided by each image's key: the same on CPU and CUDA, in any batch.
 
-    Random crop and flip are those of He et al. 2016 (section 4.2) for CIFAR, cutout is that of DeVries and
-    Taylor 2017 (arXiv 1708.04552, section 3): a square around a pixel drawn from the whole image, so it may
-    reach over the edge. Blank pixels are 0, black, before any normalisation.
+    Random crop and flip follow He et al. 2016 (section 4.2) for CIFAR, cutout follows DeVries and Taylor 2017
+    (arXiv 1708.04552, section 3): a square around a pixel chosen anywhere in the image, so it may extend past
+    the edge. Blanked pixels are 0, black, before any normalisation.
 
     Args:
-        images: (B, C, H, W) of any dtype; left as they are.
-        keys: (B,) int32 from ``image_keys``, with the epoch in them.
+        images: (B, C, H, W) of any dtype; not modified.
+        keys: (B,) int32 from ``image_keys``, made with the epoch.
         crop: pixels of padding on each side; the crop has the image's size, so shifts are −crop … crop.
-        flip: mirror each image left to right with probability ½; or (B,) bool, which images to mirror.
-        cutout: side of the blank square in pixels; 0 is none.
+        flip: flip each image horizontally with probability ½; or (B,) bool, which images to flip.
+        cutout: side of the blanked square in pixels; 0 for none.
         padding: "zeros", or "reflect" (without repeating the edge; then crop must be below H and W).
 
     Returns:
-        (B, C, H, W), of the images' dtype and device.
+        (B, C, H, W), with the images' dtype and device.
 
     Raises:
         ValueError: a shape that does not fit, a negative crop or cutout, or an unknown padding.
@@ -67,12 +67,12 @@ def augment(
 
 
 def alternating_flips(seed: int, epochs: Tensor, indices: Tensor) -> Tensor:
-    """Which images are mirrored when each is in every second epoch (K. Jordan, arXiv 2404.00498, section 3.6).
+    """Which images to flip when each is flipped in every second epoch (K. Jordan, arXiv 2404.00498, section 3.6).
 
-    Whether an image begins mirrored is drawn by (seed, "flip", index), so that half of them do in every epoch.
+    Whether an image starts flipped is random in (seed, "flip", index), so about half are flipped in every epoch.
 
     Args:
-        epochs, indices: (B,) int64, as of `image_keys`.
+        epochs, indices: (B,) int64, as for `image_keys`.
 
     Returns:
         (B,) bool, a pure function of the arguments.
@@ -92,7 +92,7 @@ def _check(images: Tensor, keys: Tensor, crop: int, cutout: int, padding: str) -
         keys.shape == images.shape[:1],
         "the keys' shape",
         tuple(keys.shape),
-        f"({len(images)},), one an image",
+        f"({len(images)},), one per image",
     )
     require(crop >= 0, "crop", crop, "a whole number of at least 0")
     require(cutout >= 0, "cutout", cutout, "a whole number of at least 0")
@@ -104,7 +104,7 @@ def _check(images: Tensor, keys: Tensor, crop: int, cutout: int, padding: str) -
 
 
 def _inside(at: Tensor, centre: Tensor, side: int) -> Tensor:
-    """Whether places (B, S) lie in a stretch of ``side`` pixels around floor(centre · S)."""
+    """Whether positions (B, S) lie within a span of ``side`` pixels around floor(centre · S)."""
     first = (centre * at.shape[1]).floor().long() - side // 2
     return (at >= first) & (at < first + side)
 

@@ -24,19 +24,19 @@ _PIXELS = 3 * 32 * 32
 
 @dataclass(frozen=True)
 class Archive:
-    """One official archive: where it is, what it holds and how it is written.
+    """One official archive: its location, contents and format.
 
     Attributes:
-        url: where it is downloaded.
-        md5: of the .tar.gz, as the official page gives it.
-        folder: what it unpacks to.
+        url: where to download it.
+        md5: of the .tar.gz, from the official page.
+        folder: the folder it unpacks to.
         train: its training files, in order.
         test: its test file.
-        images: how many images a training file holds.
-        classes: how many classes the labels count.
-        labels: the labels' key in the Python version; in the binary version None.
-        label_bytes: label bytes before each image in the binary version, of which the last counts.
-        test_images: how many images the test file holds.
+        images: number of images per training file.
+        classes: number of classes.
+        labels: the labels' key in the Python version; None for the binary version.
+        label_bytes: label bytes before each image in the binary version; the last one is the label.
+        test_images: number of images in the test file.
     """
 
     url: str
@@ -107,25 +107,25 @@ _SETS: dict[str, tuple[Archive, Archive]] = {
 def load_cifar(
     root: str | Path, name: str = "cifar10", download: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """CIFAR as tensors, from what lies in a folder or from the official page.
+    """CIFAR as tensors, from files in a folder or from the official page.
 
-    In ``root`` it looks for an unpacked folder (``cifar-10-batches-py``, ``cifar-10-batches-bin``,
-    ``cifar-100-python``, ``cifar-100-binary``), then for the .tar.gz that holds it. An archive is checked
-    against the official MD5 and read in place: nothing is unpacked to disk. Files of an unpacked folder are
-    checked for their shape alone. Pickles may name numpy's array constructors and nothing else.
+    Looks in ``root`` for an unpacked folder (``cifar-10-batches-py``, ``cifar-10-batches-bin``,
+    ``cifar-100-python``, ``cifar-100-binary``), then for the .tar.gz. An archive is checked against the official
+    MD5 and read in place: nothing is unpacked to disk. Files in an unpacked folder are only checked for their
+    shape. Pickles may refer to numpy's array constructors and nothing else.
 
     Args:
-        root: the folder that holds the unpacked folder or the archive.
-        name: "cifar10" or "cifar100", which comes with its 100 fine labels.
-        download: if nothing is found, download the Python version (about 170 MB) into ``root``.
+        root: the folder with the unpacked folder or the archive.
+        name: "cifar10" or "cifar100" (with its 100 fine labels).
+        download: if nothing is found, download the Python version (about 170 MB) to ``root``.
 
     Returns:
         train images (50000, 3, 32, 32) uint8, train labels (50000,) int64, test images (10000, 3, 32, 32)
         uint8, test labels (10000,) int64, in the official order.
 
     Raises:
-        ValueError: an unknown name; nothing found; a file or an archive that is missing, truncated, altered
-            or of the wrong shape; a download that fails, which leaves nothing behind.
+        ValueError: an unknown name; nothing found; a file or archive that is missing, truncated, altered or of the
+            wrong shape; a failed download, which leaves nothing behind.
     """
     if name not in _SETS:
         raise unknown("CIFAR data set", name, _SETS)
@@ -152,10 +152,10 @@ def cifar_sets(section: Data, demand: Demand, device: torch.device) -> tuple[Ten
 
 
 def require_archive(root: str | Path, name: str = "cifar10") -> None:
-    """Raise ``ValueError`` unless ``root`` has something that `load_cifar` would read; it is not opened."""
+    """Raise ``ValueError`` unless ``root`` has a file or folder that `load_cifar` would read; does not open it."""
     places = [place for archive in _SETS[name] for place in (archive.folder, archive.file)]
     if not any((Path(root) / place).exists() for place in places):
-        raise ValueError(f"no {name} in {root}: put {' or '.join(places)} there, or ask for the download")
+        raise ValueError(f"no {name} in {root}: put {' or '.join(places)} there, or pass --download")
 
 
 def _from_folder(archive: Archive, folder: Path) -> Iterator[tuple[str, bytes]]:
@@ -167,7 +167,7 @@ def _from_folder(archive: Archive, folder: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _from_tar(archive: Archive, path: Path) -> Iterator[tuple[str, bytes]]:
-    """The wanted members, by their exact names and read in memory: no member's path ever touches the disk."""
+    """The wanted members, matched by exact name and read into memory: no member's path touches the disk."""
     wanted = {f"{archive.folder}/{name}": name for name in (*archive.train, archive.test)}
     try:
         with path.open("rb") as file:
@@ -211,7 +211,7 @@ def _parse_binary(archive: Archive, content: bytes, count: int) -> tuple[np.ndar
     record = archive.label_bytes + _PIXELS
     if len(content) != count * record:
         raise ValueError(
-            f"has {len(content):,} bytes, not {count * record:,}: it is truncated or another file"
+            f"has {len(content):,} bytes, not {count * record:,}: it is truncated or a different file"
         )
     records = np.frombuffer(content, dtype=np.uint8).reshape(count, record)
     return records[:, archive.label_bytes :].copy(), records[:, archive.label_bytes - 1].astype(np.int64)
@@ -235,18 +235,18 @@ def _parse_pickle(archive: Archive, content: bytes, count: int) -> tuple[np.ndar
     return np.ascontiguousarray(pixels), np.array(labels, dtype=np.int64)
 
 
-_RECONSTRUCT = np.empty(0).__reduce__()[0]  # numpy's own name for it differs between versions
+_RECONSTRUCT = np.empty(0).__reduce__()[0]  # its name differs between numpy versions
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Loads plain containers and numpy arrays; any other name in the pickle is refused, not imported."""
+    """Loads plain containers and numpy arrays; refuses any other name in the pickle without importing it."""
 
     _ALLOWED = frozenset(
         {("numpy", "ndarray"), ("numpy", "dtype"), ("numpy.core.multiarray", "_reconstruct")}
     )
 
     def find_class(self, module: str, name: str) -> Any:
-        # numpy 2 moved numpy.core to numpy._core; the official files have the old name.
+        # numpy 2 moved numpy.core to numpy._core; the official files use the old name.
         if (module.replace("numpy._core", "numpy.core"), name) not in self._ALLOWED:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which no CIFAR file does")
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}, which no CIFAR file does")
         return getattr(np, name) if module == "numpy" else _RECONSTRUCT

@@ -1,6 +1,6 @@
-"""Random resized crops and centre crops of one photograph, with torchvision's meaning, from numbers given.
+"""Random resized crops and centre crops of one photograph, as torchvision defines them.
 
-Which box is cut out is a function of uniform numbers in [0, 1); who draws them is another's business.
+The crop box is a function of uniform numbers in [0, 1) that the caller supplies.
 """
 
 from collections.abc import Sequence
@@ -29,13 +29,13 @@ def crop_box(
 ) -> Box:
     """The box of a random resized crop (Szegedy et al. 2015, section 6; torchvision's RandomResizedCrop).
 
-    Ten times a share of the area is drawn from ``scale`` and, log-uniformly, an aspect ratio; the first box that
-    fits into the image is taken at a uniform place. If none fits, the central box of the nearest allowed ratio.
+    Up to ten attempts sample an area fraction from ``scale`` and, log-uniformly, an aspect ratio; the first box
+    that fits into the image is placed uniformly. If none fits, the central box of the nearest allowed ratio is used.
 
     Args:
         height, width: of the image.
-        draws: 40 numbers in [0, 1), four an attempt: area, ratio, top, left.
-        scale: share of the area.
+        draws: 40 numbers in [0, 1), four per attempt: area, ratio, top, left.
+        scale: range of the fraction of the area.
         ratio: width over height.
 
     >>> crop_box(200, 200, [0.5, 0.5, 0.0, 0.99] + [0.5] * 36)
@@ -68,9 +68,9 @@ def erased_box(
 
     Args:
         height, width: of the image.
-        draws: 41 numbers in [0, 1): whether at all, then ten attempts of area, ratio, top, left.
-        probability: of erasing anything.
-        scale: share of the area.
+        draws: 41 numbers in [0, 1): whether to erase, then ten attempts of area, ratio, top, left.
+        probability: of erasing.
+        scale: range of the fraction of the area.
         ratio: height over width, log-uniform.
     """
     if draws[0] >= probability:
@@ -94,10 +94,10 @@ def _place(room: int, draw: float) -> int:
 
 
 def resized_crop(pixels: Pixels, box: Box, side: int, mirrored: bool = False) -> Tensor:
-    """A box of (H, W, 3) uint8 pixels, resized to (side, side, 3) uint8, mirrored left to right if asked.
+    """A box of (H, W, 3) uint8 pixels, resized to (side, side, 3) uint8, optionally flipped horizontally.
 
-    Bilinear with antialiasing, in 8-bit arithmetic: torchvision's resize of tensors. Pillow's, in another order
-    of rounding, differs by at most 2 of 255.
+    Bilinear with antialiasing, in 8-bit arithmetic: torchvision's resize of tensors. Pillow's resize rounds in
+    another order and differs by at most 2 of 255.
     """
     top, left, height, width = box
     cut = torch.from_numpy(pixels)[top : top + height, left : left + width]
@@ -106,9 +106,9 @@ def resized_crop(pixels: Pixels, box: Box, side: int, mirrored: bool = False) ->
 
 
 def centre_crop(pixels: Pixels, resize: int, side: int) -> Tensor:
-    """The image with its short side brought to ``resize``, and of that the central (side, side, 3) uint8.
+    """Resize the short side to ``resize``, then crop the central (side, side, 3) uint8.
 
-    Rounding is torchvision's: the long side is cut down to a whole number, the margin rounded half to even.
+    Rounding is torchvision's: the long side is rounded down, the margin half to even.
     ``resize`` must be at least ``side``.
     """
     height, width = pixels.shape[:2]
@@ -118,7 +118,7 @@ def centre_crop(pixels: Pixels, resize: int, side: int) -> Tensor:
 
 
 def centre_place(height: int, width: int, resize: int, side: int) -> Box:
-    """What `centre_crop` resizes an image to, and where in that its square lies: top, left, height, width.
+    """Where the square of `centre_crop` lies in the resized image, and that image's size: top, left, height, width.
 
     >>> centre_place(375, 500, 256, 224)
     (16, 58, 256, 341)

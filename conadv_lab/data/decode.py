@@ -1,14 +1,14 @@
-"""Compressed photographs to pixels: simplejpeg where it is installed, Pillow for whatever else a file may be.
+"""Decodes photographs: simplejpeg if it is installed, Pillow for everything else.
 
-Both give the same pixels, so a run does not depend on which is there. What ImageNet's files hold is handled
-like this, and all else is a mistake that names the file:
+Both give the same pixels, so a run does not depend on which is installed. ImageNet's irregular files are handled as
+follows; anything else raises an error that names the file:
 
     greyscale            three equal channels
     CMYK, YCCK           Pillow's conversion to RGB
-    PNG named .JPEG      by its content; transparency is dropped, as Pillow's conversion to RGB does
+    PNG named .JPEG      decoded by content; transparency is dropped, as in Pillow's conversion to RGB
     EXIF orientation     ignored, as ImageNet's usual loaders do (torchvision, timm, DALI), so that crops agree
-    16-bit grey          the upper eight bits, as Pillow takes of 16-bit colour; its conversion to RGB would clip
-    32 bits, floats      refused, as nothing says what is white; so is 16-bit grey of other formats than PNG and PGM
+    16-bit grey          the upper eight bits, as Pillow does for 16-bit colour; its conversion to RGB would clip
+    32 bits, floats      refused, as the white level is unknown; so is 16-bit grey in formats other than PNG and PGM
     truncated            refused: "cannot be decoded: image file is truncated"
 """
 
@@ -30,10 +30,10 @@ _JPEG, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 
 
 def jpeg_size(content: Content) -> tuple[int, int] | None:
-    """(height, width) of a JPEG that any decoder renders alike, from its header alone; None for other files.
+    """(height, width) of a JPEG that every decoder renders alike, from its header alone; None for other files.
 
-    Such a JPEG is greyscale or YCbCr and ends where its image does. What this leaves out may be an image all the
-    same: CMYK, RGB, several pictures, a truncated one.
+    Such a JPEG is greyscale or YCbCr and has nothing after its image. Files that return None may still be images:
+    CMYK, RGB, several pictures in one file, or truncated.
 
     >>> file = io.BytesIO()
     >>> Image.new("L", (4, 3), 200).save(file, "JPEG")
@@ -47,14 +47,14 @@ def jpeg_size(content: Content) -> tuple[int, int] | None:
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(content)) as image:
                 usual = image.format == "JPEG" and image.mode in ("L", "RGB")
-                usual &= image.info.get("adobe_transform") != 0  # 0: its channels are RGB themselves
+                usual &= image.info.get("adobe_transform") != 0  # 0: the channels are RGB
                 return (image.height, image.width) if usual else None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return None
 
 
 class Decoder:
-    """Decodes one image after another into memory that it keeps: fresh pages for each would cost a tenth.
+    """Decodes images into a buffer that it reuses: allocating one per image would cost a tenth of the time.
 
     >>> file = io.BytesIO()
     >>> Image.new("L", (4, 3), 200).save(file, "PNG")
@@ -67,20 +67,20 @@ class Decoder:
         self._memory = np.empty(0, np.uint8)
 
     def __call__(self, content: Content, name: str) -> Pixels:
-        """The pixels, (H, W, 3) uint8 RGB, good until the next call.
+        """The pixels, (H, W, 3) uint8 RGB, valid until the next call.
 
         Args:
             content: the whole file.
             name: of the file, for messages.
 
         Raises:
-            ValueError: the content is no image, or a broken one.
+            ValueError: the content is not an image, or is broken.
         """
         if simplejpeg is not None and content[:3] == _JPEG:
             try:
                 return self._fast(content)
             except ValueError:
-                pass  # another colour space or an irregular file: Pillow decides
+                pass  # another colour space or an irregular file: leave it to Pillow
         return decode_with_pillow(content, name)
 
     def _fast(self, content: Content) -> Pixels:
@@ -93,18 +93,18 @@ class Decoder:
 
 
 def decode_with_pillow(content: Content, name: str) -> Pixels:
-    """As `Decoder`, by Pillow alone.
+    """Like `Decoder`, with Pillow only.
 
     Raises:
-        ValueError: the content is no image, or a broken one.
+        ValueError: the content is not an image, or is broken.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # broken EXIF blocks and palettes do not matter for pixels
+            warnings.simplefilter("ignore")  # broken EXIF blocks and palettes do not affect pixels
             with Image.open(io.BytesIO(content)) as image:
                 return _rgb(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = "no image format that Pillow knows" if "cannot identify" in str(error) else str(error)
+        reason = "not an image format that Pillow can read" if "cannot identify" in str(error) else str(error)
         raise ValueError(f"{name} cannot be decoded: {reason or 'broken file'}") from None
 
 
@@ -114,8 +114,8 @@ def _rgb(image: Image.Image) -> Pixels:
         return np.array(image.convert("RGB"))
     if image.format not in ("PNG", "PPM") or image.mode == "F":
         raise ValueError(
-            f"it is a {image.format} of mode {image.mode}, which does not say what is white; allowed: 8 bits a "
-            "channel, or a PNG of 16 bits"
+            f"it is a {image.format} of mode {image.mode}, whose white level is unknown; allowed: 8 bits per "
+            "channel, or a 16-bit PNG"
         )
     grey = (np.array(image) >> 8).astype(np.uint8)
     return np.repeat(grey[:, :, None], 3, axis=2)

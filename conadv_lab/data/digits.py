@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits (Alpaydin, Kaynak 1998): 1797 real images that need no download."""
+"""scikit-learn's handwritten digits (Alpaydin, Kaynak 1998): 1797 real images, no download needed."""
 
 import numpy as np
 import torch
@@ -10,9 +10,9 @@ from conadv_lab.data.sets import TensorSet
 
 
 def load_digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The digits, split in two halves that are always the same and hold each class evenly.
+    """The digits, split into two fixed halves with every class divided evenly.
 
-    The values 0 … 16 become round(value · 255 / 16), so that images are uint8 as everywhere.
+    The values 0 … 16 become round(value · 255 / 16), so that images are uint8 as in other sets.
 
     Returns:
         train images (898, 1, 8, 8) uint8, train labels (898,) int64, test images (899, 1, 8, 8) uint8, test
@@ -22,12 +22,12 @@ def load_digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     >>> train_images.shape, test_images.shape
     (torch.Size([898, 1, 8, 8]), torch.Size([899, 1, 8, 8]))
     """
-    from sklearn import datasets  # a second of import that other data sets need not pay
+    from sklearn import datasets  # takes a second to import, which other data sets need not pay
 
     bundle = datasets.load_digits()
     images = torch.from_numpy(np.rint(bundle.images * (255 / 16)).astype(np.uint8))[:, None]
     labels = torch.from_numpy(bundle.target.astype(np.int64))
-    # Every other image of the list ordered by class, then by hash: each class is halved to within one image.
+    # Take every other image after sorting by class, then by hash: this halves each class to within one image.
     places = torch.arange(len(labels), device="cpu")
     order = image_keys(0, "digits split", torch.zeros((), dtype=torch.int64, device="cpu"), places).argsort()
     order = order[labels[order].argsort(stable=True)]

@@ -1,4 +1,4 @@
-"""A checked download: the whole file under its own name, or nothing."""
+"""A verified download: the complete file under its final name, or nothing."""
 
 import hashlib
 import http.client
@@ -14,14 +14,14 @@ _CHUNK = 1 << 20
 
 
 def download_file(url: str, target: Path, md5: str) -> None:
-    """Download ``url`` to ``target``, with a progress bar on a terminal, and check it.
+    """Download ``url`` to ``target``, with a progress bar on a terminal, and verify its checksum.
 
-    The bytes go to a temporary name beside the target, which is renamed once the checksum fits. Whatever goes
-    wrong, the temporary file is removed, and a file that was at ``target`` stays.
+    The bytes go to a temporary file beside the target, which is renamed once the checksum matches. On any failure
+    the temporary file is removed, and an existing file at ``target`` stays.
 
     Args:
         url: an http, https or file address.
-        target: the file to write; its folder is made where it is missing.
+        target: the file to write; its folder is created if missing.
         md5: the expected MD5 in hexadecimal.
 
     Raises:
@@ -35,7 +35,7 @@ def download_file(url: str, target: Path, md5: str) -> None:
         with os.fdopen(handle, "wb") as file:
             found = _fetch(url, file, target.name)
         if found != md5:
-            raise ValueError(f"{url} is not what it should be: its MD5 is {found}, expected {md5}")
+            raise ValueError(f"{url} has MD5 {found}; expected {md5}")
         partial.chmod(0o644)
         partial.replace(target)
     except (OSError, http.client.HTTPException) as error:
@@ -46,12 +46,12 @@ def download_file(url: str, target: Path, md5: str) -> None:
 
 
 def _fetch(url: str, file: BinaryIO, label: str) -> str:
-    """Stream a URL into a file; its MD5."""
+    """Stream a URL into a file; returns its MD5."""
     digest = hashlib.md5(usedforsecurity=False)
     with urllib.request.urlopen(url, timeout=60) as response:
         expected = int(response.headers.get("Content-Length") or 0)
         received = 0
-        # disable=None: no bar where stderr is no terminal.
+        # disable=None: no bar if stderr is not a terminal.
         with tqdm(total=expected or None, unit="B", unit_scale=True, desc=label, disable=None) as bar:
             while chunk := response.read(_CHUNK):
                 file.write(chunk)

@@ -1,7 +1,7 @@
 """Random numbers that are pure functions of (seed, name, epoch, image index).
 
-Whoever draws them, in whatever batch, worker or rank, on CPU or CUDA, gets the same bits: they come from an
-integer hash in wrapping 32-bit arithmetic, not from a generator with a state.
+Every batch, worker, rank and device gets the same bits: they come from an integer hash in wrapping 32-bit
+arithmetic, not from a stateful generator.
 
 >>> import torch
 >>> keys = image_keys(0, "crop", torch.tensor([3, 3]), torch.tensor([7, 8]))
@@ -21,13 +21,13 @@ from conadv_lab.mistakes import require
 
 
 def image_keys(seed: int, name: str, epochs: Tensor, indices: Tensor) -> Tensor:
-    """One key an image, for ``uniform``, ``signs`` and ``random_bytes``.
+    """One key per image, for ``uniform``, ``signs`` and ``random_bytes``.
 
     Args:
         seed: the run's seed, any integer.
-        name: what the numbers are for. Draws under one name overlap, draws under two names are independent.
-        epochs: (B,) int64, the pass over the data set that each image belongs to; a 0-d tensor serves all.
-        indices: (B,) int64, the images' places in the data set, below 2³².
+        name: what the numbers are for. Numbers under one name overlap; under different names they are independent.
+        epochs: (B,) int64, the epoch of each image; a 0-d tensor applies to all.
+        indices: (B,) int64, the images' indices in the data set, below 2³².
 
     Returns:
         (B,) int32. Within one (seed, name, epoch) no two images share a key.
@@ -41,7 +41,7 @@ def image_keys(seed: int, name: str, epochs: Tensor, indices: Tensor) -> Tensor:
 
 
 def uniform(keys: Tensor, count: int) -> Tensor:
-    """``count`` numbers an image in [0, 1), multiples of 2⁻²⁴: (B,) int32 keys to (B, count) float32."""
+    """``count`` numbers per image in [0, 1), multiples of 2⁻²⁴: (B,) int32 keys to (B, count) float32."""
     values = torch.empty(len(keys), count, dtype=torch.float32, device=keys.device)
     positions = _positions(keys, count)
     for rows in _blocks(values):
@@ -51,7 +51,7 @@ def uniform(keys: Tensor, count: int) -> Tensor:
 
 
 def signs(keys: Tensor, count: int) -> Tensor:
-    """``count`` fair signs an image, +1 or -1: (B,) int32 keys to (B, count) int8."""
+    """``count`` fair signs per image, +1 or -1: (B,) int32 keys to (B, count) int8."""
     values = torch.empty(len(keys), count, dtype=torch.int8, device=keys.device)
     positions = _positions(keys, -(-count // 32))
     bit = torch.arange(32, dtype=torch.int32, device=keys.device)
@@ -63,7 +63,7 @@ def signs(keys: Tensor, count: int) -> Tensor:
 
 
 def random_bytes(keys: Tensor, count: int) -> Tensor:
-    """``count`` random bytes an image: (B,) int32 keys to (B, count) uint8."""
+    """``count`` random bytes per image: (B,) int32 keys to (B, count) uint8."""
     values = torch.empty(len(keys), count, dtype=torch.uint8, device=keys.device)
     positions = _positions(keys, -(-count // 4))
     for rows in _blocks(values):
@@ -72,22 +72,22 @@ def random_bytes(keys: Tensor, count: int) -> Tensor:
 
 
 def _positions(keys: Tensor, count: int) -> Tensor:
-    """Scrambled 0 … count-1: two images never share a run of words, as adding the position would let them."""
+    """Scrambled 0 … count-1, so that two images never share a run of words, as plain positions would allow."""
     require(keys.dtype == torch.int32, "the keys' dtype", str(keys.dtype), "int32, from image_keys")
     return _scramble_(torch.arange(count, dtype=torch.int32, device=keys.device))
 
 
 def _blocks(values: Tensor) -> Iterator[slice]:
-    """Blocks of rows that stay in a core's cache through all passes, or in bounded memory on a GPU."""
+    """Blocks of rows small enough to stay in a core's cache throughout, or to bound memory on a GPU."""
     block = 1 << 26 if values.is_cuda else 1 << 16
     step = max(1, block // max(1, values.shape[1]))
     return (slice(start, start + step) for start in range(0, len(values), step))
 
 
 def _scramble_(words: Tensor) -> Tensor:
-    """lowbias32, a 32-bit finaliser of low bias (C. Wellons, public domain, 2018), in place on int32.
+    """lowbias32, a low-bias 32-bit finaliser (C. Wellons, public domain, 2018), in place on int32.
 
-    Shifts of int32 carry the sign, so each is masked to a logical one; products wrap at 32 bits.
+    Right shifts of int32 copy the sign bit, so each is masked to a logical shift; products wrap at 32 bits.
     """
     shifted = torch.empty_like(words)
 

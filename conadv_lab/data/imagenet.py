@@ -1,4 +1,4 @@
-"""ImageNet, or any tree of photographs with one folder a class, as the training and test set of a run."""
+"""ImageNet, or any folder of photographs with one subfolder per class, as a run's training and test set."""
 
 import torch
 from torch import Tensor
@@ -14,19 +14,19 @@ from conadv_lab.data.transfer import sent
 from conadv_lab.seeds import generator
 
 FETCH_SLOTS = (0, 1)
-"""Slots for images that are shown as they are; the others are the stream's."""
+"""Slots for unaugmented images; the others belong to the stream."""
 
 
 class PhotoSet:
-    """Photographs behind the `ImageSet` interface; augmented, they are what a `PhotoStream` reads.
+    """Photographs behind the `ImageSet` interface; a `PhotoStream` reads them augmented.
 
     Args:
-        readers: read this set and others.
-        shown: place among the readers' sets of these photographs as they are.
-        order: (N,) int64, which photograph each index is.
-        seed: the run's; it decides crops, flips and what else is drawn, together with epoch and index.
-        drawn: place among the readers' sets of the same photographs augmented; None for a test set.
-        device: where images are wanted.
+        readers: the readers of this set and others.
+        shown: the readers' number for this set, unaugmented.
+        order: (N,) int64, the photograph at each index.
+        seed: the run's; with epoch and index it decides crops, flips and all else that is random.
+        drawn: the readers' number for this set, augmented; None for a test set.
+        device: where images are delivered.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class PhotoSet:
         return len(self._order)
 
     def to(self, device: torch.device) -> "PhotoSet":
-        """The same photographs, wanted on a device."""
+        """The same photographs, delivered on a device."""
         self.device = device
         return self
 
@@ -58,7 +58,7 @@ class PhotoSet:
         return sent(self._labels[indices.cpu()], self.device)
 
     def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (m, 3, S, S) uint8 as they are, from the middle, and labels (m,), on the device.
+        """Centre-cropped images (m, 3, S, S) uint8 without augmentation, and labels (m,), on the device.
 
         Raises:
             OSError: an image cannot be read.
@@ -66,7 +66,7 @@ class PhotoSet:
         return self._read(self.shown, indices, None), self.labels(indices)
 
     def augmented(self, epochs: Tensor, indices: Tensor) -> Tensor:
-        """Images (m, 3, S, S) uint8, each as its epoch (m,) shows it, on the device.
+        """Images (m, 3, S, S) uint8, each augmented for its epoch (m,), on the device.
 
         Raises:
             OSError: an image cannot be read.
@@ -74,13 +74,13 @@ class PhotoSet:
         return self._read(self._drawn_set(), indices, self._draws(epochs, indices))
 
     def begin(self, slot: int, epochs: Tensor, indices: Tensor) -> Reading:
-        """Start to read augmented images into one of the readers' slots."""
+        """Start reading augmented images into one of the readers' slots."""
         draws = self._draws(epochs, indices)
         return self.readers.begin(self._drawn_set(), slot, self._places(indices), draws)
 
     def _read(self, which: int, indices: Tensor, draws: Draws | None) -> Tensor:
         read = self.readers.read(which, FETCH_SLOTS, self._places(indices), draws)
-        # A slot is written to again: pinning copies it, and on the host it has to be copied too.
+        # A slot is reused: pinning copies it, and on the host it must be copied too.
         on_gpu = self.device.type == "cuda"
         pieces = [sent(piece, self.device) if on_gpu else piece.to(self.device, copy=True) for piece in read]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
@@ -100,15 +100,15 @@ class PhotoSet:
 
 
 def read_ahead(workers: int, slot_images: int) -> int:
-    """How many micro-batches are read ahead: two tasks for each worker, and at least one micro-batch."""
+    """How many micro-batches to read ahead: two tasks per worker, and at least one micro-batch."""
     return 1 + 2 * workers * CHUNK // slot_images if workers else 0
 
 
 def slots_of(section: Data, demand: Demand) -> tuple[int, int]:
-    """(slots, images a slot) that the readers of a run need.
+    """(slots, images per slot) that the readers of a run need.
 
-    An attack that looks ahead and the step itself are two readers in the order of the run, so twice what is read
-    ahead, and ``keep_gb`` of what the method wants once more.
+    The look-ahead attack and the step itself both read in the order of the run, so this is twice the read-ahead, plus
+    ``keep_gb`` for images that the method reads again.
     """
     images = demand.micro_batch + (section.mixup > 0)
     largest = 3 * max(section.pixels, section.eval_pixels) ** 2 * images
@@ -117,13 +117,13 @@ def slots_of(section: Data, demand: Demand) -> tuple[int, int]:
 
 
 def load_photographs(section: Data, demand: Demand, device: torch.device | str) -> tuple[PhotoSet, PhotoSet]:
-    """Training and validation set: a pack, a folder tree or the official archive for each, in ``data_dir``.
+    """Training and validation set: each a pack, a folder tree or the official archive, in ``data_dir``.
 
-    The training set's indices are a fixed shuffle of its photographs, so that its first 10,000, which the
-    training accuracy is measured on, are of all classes.
+    The training set's indices are a fixed shuffle of its photographs, so that its first 10,000, on which the
+    training accuracy is measured, cover all classes.
 
     Raises:
-        ValueError: data that are missing or not what they should be, too many ``train_images``, or no DALI.
+        ValueError: data that are missing or malformed, too many ``train_images``, or no DALI.
     """
     train = open_split(section.data_dir, "train")
     test = open_split(section.data_dir, "val", train.classes)

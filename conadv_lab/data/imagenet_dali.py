@@ -1,13 +1,13 @@
 """Photographs decoded, cropped, resized and flipped by NVIDIA DALI, on the GPU or on the CPU; the extra ``dali``.
 
-DALI is told every box and flip, so images are the same functions of (seed, epoch, index) as ever, but not the same
-pixels: decoders agree on a CPU, resizing does not quite. On 100 photographs of ImageNet, cropped at random to 224
-pixels, 99.97 % of the values were within 1 of 255 of the native reader's, the mean difference was 0.16 and the largest,
-at an edge of the crop, 13 (DALI 2.4 on a CPU, where it is slower than the native reader). What the GPU's decoder gives
-is not measured, nor is its speed.
+We pass DALI every box and flip, so images remain functions of (seed, epoch, index), but the pixels differ slightly from
+the native reader's: on a CPU the decoders agree, but resizing does not quite. On 100 photographs of ImageNet, cropped
+at random to 224 pixels, 99.97 % of the values were within 1 of 255 of the native reader's, the mean difference was 0.16
+and the largest, at an edge of the crop, 13 (DALI 2.4 on a CPU, where it is slower than the native reader). The GPU
+decoder's output and speed are not measured.
 
-Files that are no usual JPEG (PNG, CMYK, trailing bytes, truncated: see `jpeg_size`) are rendered, or refused, by the
-native reader's code and put in their place.
+The native reader's code renders, or refuses, files that are not ordinary JPEGs (PNG, CMYK, trailing bytes, truncated:
+see `jpeg_size`).
 """
 
 from collections.abc import Sequence
@@ -26,21 +26,21 @@ from conadv_lab.data.imagenet_view import View
 from conadv_lab.data.imagenet_workers import Draws, Readers
 
 CHUNK = 128
-"""Images of one batch of DALI's: as many as fill a GPU's decoder, few enough for its memory."""
+"""Images per DALI batch: enough to fill a GPU's decoder, few enough for its memory."""
 FIELDS = ("files", "start", "shape", "size", "corner", "side", "mirrored")
 
 Cut = tuple[Box, Box, bool]
-"""What is cut out of the file's image; what that becomes, and the corner of the square in it; whether mirrored."""
+"""The box to cut out; the size to resize it to and the corner of the square in it; whether to flip."""
 
 
 class DaliReaders(Readers):
-    """`Readers` that let DALI make the pixels, with ``workers`` threads in this process instead of processes.
+    """`Readers` that decode and resize with DALI, using ``workers`` threads in this process instead of processes.
 
-    While one batch is decoded the files of the next are read. Images end in the same slots of the host's memory
-    wherever they were made, so keeping and waiting are as for other readers.
+    While one batch is decoded, the files of the next are read. Images end up in the same host memory slots wherever
+    they are made, so caching and waiting work as for other readers.
 
     Args:
-        device: a GPU, whose decoder is used ("mixed" in DALI's words), or the CPU.
+        device: a GPU, to use its decoder ("mixed" in DALI's terms), or the CPU.
 
     Raises:
         ValueError: DALI is not installed.
@@ -87,18 +87,18 @@ class DaliReaders(Readers):
                 view.erase(out[row], numbers[row])
 
     def close(self) -> None:
-        """End the threads, and give DALI's memory back."""
+        """End the threads and release DALI's memory."""
         if self._threads is not None:
             self._threads.shutdown(wait=True, cancel_futures=True)
         self._threads = self._pipeline = None
 
     def _submitted(self, *chunk: Any) -> Future[None]:
         if self._threads is None:
-            self._threads = ThreadPoolExecutor(2)  # one decodes while the other reads files
+            self._threads = ThreadPoolExecutor(2)  # one decodes while the other reads
         return self._threads.submit(self.render, *chunk)
 
     def _made(self, named: Sequence[tuple[Content, str]], cuts: Sequence[Cut], side: int) -> Any:
-        """DALI's list of (side, side, 3) uint8 images on the host, good until the next call."""
+        """DALI's list of (side, side, 3) uint8 images on the host, valid until the next call."""
         if self._pipeline is None:
             on_gpu = self.device.type == "cuda"
             number = (self.device.index or 0) if on_gpu else None
@@ -120,20 +120,20 @@ class DaliReaders(Readers):
             (images,) = self._pipeline.run()
         except RuntimeError as error:
             for content, name in named:
-                self._decoder(content, name)  # names the file that is broken
+                self._decoder(content, name)  # raises an error that names the broken file
             raise ValueError(f"DALI cannot decode one of {named[0][1]} …: {_reason(error)}") from None
         return images if self.device.type == "cpu" else images.as_cpu()
 
 
 def cut_of(view: View, height: int, width: int, draws: Sequence[float] | None) -> Cut:
-    """How a view shows a photograph of that size: cropped as ``draws`` say, or as it is."""
+    """How a view crops a photograph of that size: at random by ``draws``, or centred."""
     if draws is None:
         return (0, 0, height, width), centre_place(height, width, view.resize, view.side), False
     return view.box(height, width, draws), (0, 0, view.side, view.side), view.mirrored(draws)
 
 
 def pipeline(batch: int, threads: int, gpu: int | None) -> Any:
-    """A pipeline of DALI's with `FIELDS` as its inputs; decodes on the GPU of that number, or on the CPU for None."""
+    """A DALI pipeline with `FIELDS` as its inputs; decodes on the given GPU, or on the CPU for None."""
     from nvidia.dali import fn, pipeline_def, types
 
     @pipeline_def(batch_size=batch, num_threads=threads, device_id=gpu, prefetch_queue_depth=1)
@@ -147,7 +147,7 @@ def pipeline(batch: int, threads: int, gpu: int | None) -> Any:
             device="cpu" if gpu is None else "mixed",
             output_type=types.RGB,
             adjust_orientation=False,
-            jpeg_fancy_upsampling=True,  # as libjpeg does, and so the native reader
+            jpeg_fancy_upsampling=True,  # as in libjpeg, and so in the native reader
         )
         resized = fn.resize(cut, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
         return fn.flip(fn.slice(resized, corner, side, axes=[0, 1]), horizontal=mirrored)
@@ -158,11 +158,11 @@ def pipeline(batch: int, threads: int, gpu: int | None) -> Any:
 
 
 def require_dali() -> None:
-    """Raise ``ValueError`` with what to do where DALI is missing."""
+    """Raise ``ValueError`` that says how to install DALI if it is missing."""
     extras.load("nvidia.dali", "dali", "reader 'dali'")
 
 
 def _reason(error: RuntimeError) -> str:
-    """DALI tells a traceback of its pipeline's definition; what went wrong is the line after it."""
+    """The error line of DALI's message, which follows a traceback of the pipeline's definition."""
     lines = [line.strip() for line in str(error).splitlines()]
     return next((line for line in lines if line.startswith("Error") or "rror:" in line), lines[0])

@@ -1,7 +1,7 @@
-"""Where ImageNet's photographs lie: folders of classes, or the official archives, read in place.
+"""ImageNet's photographs on disk: class folders, or the official archives, read in place.
 
-A class is a WordNet id such as n01440764; labels are the places in the sorted list of the training set's ids,
-as everywhere. Nothing here imports torch.
+A class is a WordNet id such as n01440764; labels are positions in the sorted list of the training set's ids,
+as is usual. Nothing here imports torch.
 """
 
 import io
@@ -32,7 +32,7 @@ class Photos(Protocol):
     """Compressed images in a fixed order.
 
     Attributes:
-        classes: the class names; a label is a place in it.
+        classes: the class names; a label is an index into it.
         labels: (N,) int64.
     """
 
@@ -43,23 +43,23 @@ class Photos(Protocol):
     def labels(self) -> Numbers: ...
 
     def read(self, index: int) -> Content:
-        """The content of an image's file."""
+        """The bytes of an image file."""
 
     def name(self, index: int) -> str:
-        """The image in words, for messages."""
+        """The image's name, for messages."""
 
     def fingerprint(self) -> str:
-        """What is known of the set without reading its images."""
+        """Identifies the set without reading its images."""
 
 
 @dataclass(frozen=True)
 class FolderPhotos:
-    """A folder of class folders: ``root/<class>/<image>``."""
+    """A folder with one subfolder per class: ``root/<class>/<image>``."""
 
     root: Path
     classes: tuple[str, ...]
     labels: Numbers
-    files: np.ndarray  # (N,) of bytes: a fifth of the memory of as many str
+    files: np.ndarray  # (N,) of bytes: a fifth of the memory of str objects
 
     def read(self, index: int) -> bytes:
         path = self.root / self.name(index)
@@ -72,18 +72,18 @@ class FolderPhotos:
         return f"{self.classes[self.labels[index]]}/{os.fsdecode(bytes(self.files[index]))}"
 
     def fingerprint(self) -> str:
-        """Of names and labels; the files are not read."""
+        """From names and labels; does not read the files."""
         return _fingerprint(self.classes, self.labels, self.files.tobytes())
 
 
 @dataclass(frozen=True)
 class TarPhotos:
-    """Images inside uncompressed archives, each a stretch of the bytes of one of them."""
+    """Images inside uncompressed archives, each a byte range of one of them."""
 
     paths: tuple[Path, ...]
     classes: tuple[str, ...]
     labels: Numbers
-    archives: Numbers  # (N,) which of the paths
+    archives: Numbers  # (N,) indices into paths
     offsets: Numbers
     sizes: Numbers
     names: np.ndarray  # (N,) of bytes
@@ -102,12 +102,12 @@ class TarPhotos:
         return os.fsdecode(bytes(self.names[index]))
 
     def fingerprint(self) -> str:
-        """Of names, labels and places in the archives; the images are not read."""
+        """From names, labels and positions in the archives; does not read the images."""
         places = self.archives.tobytes() + self.offsets.tobytes()
         return _fingerprint(self.classes, self.labels, self.names.tobytes(), places)
 
 
-@lru_cache(maxsize=256)  # shards may be more than the files that a process may have open
+@lru_cache(maxsize=256)  # there may be more shards than a process may open files
 def _open_file(path: Path) -> FileIO:
     return FileIO(path)
 
@@ -120,17 +120,17 @@ def _fingerprint(classes: Sequence[str], labels: Numbers, *more: bytes) -> str:
 
 
 def open_photos(data_dir: str | Path, split: str, classes: tuple[str, ...] | None = None) -> Photos:
-    """The images of a split: a folder of class folders, or else WebDataset's shards, or else the official archive.
+    """The images of a split: class folders, or else WebDataset shards, or else the official archive.
 
     Args:
-        data_dir: holds ``train`` and ``val``, or ``train-000000.tar`` … and ``val-000000.tar`` …, or
-            ``ILSVRC2012_img_train.tar``, ``ILSVRC2012_img_val.tar`` and, for the labels of the latter,
+        data_dir: has ``train`` and ``val``, or ``train-000000.tar`` … and ``val-000000.tar`` …, or
+            ``ILSVRC2012_img_train.tar``, ``ILSVRC2012_img_val.tar`` and, for the latter's labels,
             ``ILSVRC2012_devkit_t12.tar.gz``.
         split: "train" or "val".
-        classes: the training set's, which the labels of "val" refer to.
+        classes: the training set's classes, to which the labels of "val" refer.
 
     Raises:
-        ValueError: nothing there, or not what it should be.
+        ValueError: nothing found, or malformed data.
     """
     root = Path(data_dir)
     if (root / split).is_dir():
@@ -150,17 +150,17 @@ def open_photos(data_dir: str | Path, split: str, classes: tuple[str, ...] | Non
 
 
 def folder_photos(root: Path, classes: tuple[str, ...] | None = None) -> FolderPhotos:
-    """The images of ``root/<class>/<image>``, classes and files in sorted order; hidden files are left out.
+    """The images of ``root/<class>/<image>``, classes and files in sorted order; hidden files are ignored.
 
     Raises:
-        ValueError: no class folders, an empty one, one that is none of ``classes``, or a file that is no image.
+        ValueError: no class folders, an empty one, one that is not in ``classes``, or a file that is not an image.
     """
     entries = [entry for entry in _sorted(root) if not entry.name.startswith(".")]
     found = [entry.name for entry in entries if entry.is_dir()]
     if not found or len(found) < len(entries):
         stray = next((entry.name for entry in entries if not entry.is_dir()), None)
         raise ValueError(
-            f"{root} holds {f'the file {stray}' if stray else 'no folders'}; allowed: one folder a class"
+            f"{root} contains {f'the file {stray}' if stray else 'no folders'}; allowed: one folder per class"
         )
     names = classes or tuple(found)
     places = {name: place for place, name in enumerate(names)}
@@ -172,9 +172,9 @@ def folder_photos(root: Path, classes: tuple[str, ...] | None = None) -> FolderP
         inside = [entry.name for entry in _sorted(root / name) if not entry.name.startswith(".")]
         for file in inside:
             if not file.lower().endswith(ENDINGS):
-                raise ValueError(f"{root / name / file} is no image file; allowed: {', '.join(ENDINGS)}")
+                raise ValueError(f"{root / name / file} is not an image file; allowed: {', '.join(ENDINGS)}")
         if not inside:
-            raise ValueError(f"{root / name} holds no images")
+            raise ValueError(f"{root / name} contains no images")
         files += map(os.fsencode, inside)
         labels += [places[name]] * len(inside)
     return FolderPhotos(root, names, np.array(labels, np.int64), np.array(files))
@@ -186,16 +186,16 @@ def _sorted(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def train_archive(path: Path) -> TarPhotos:
-    """``ILSVRC2012_img_train.tar``: one archive a class within it. Finding the images takes a walk through it.
+    """``ILSVRC2012_img_train.tar``, with one inner archive per class. Finding the images scans the whole file.
 
     Raises:
-        ValueError: no such layout, or a truncated archive.
+        ValueError: another layout, or a truncated archive.
     """
     rows: list[tuple[str, str, int, int]] = []
     with _opened(path) as outer:
         for member in tqdm(outer, desc=path.name, unit="class", disable=None, leave=False):
             if not member.isfile() or not member.name.endswith(".tar"):
-                raise ValueError(f"{path} holds {member.name}; allowed: one archive a class, n….tar")
+                raise ValueError(f"{path} contains {member.name}; allowed: one archive per class, n….tar")
             wnid = Path(member.name).stem
             inner = outer.extractfile(member)
             with tarfile.open(fileobj=inner, mode="r:") as images:
@@ -207,14 +207,14 @@ def train_archive(path: Path) -> TarPhotos:
 
 
 def val_archive(path: Path, devkit: Path, classes: tuple[str, ...] | None = None) -> TarPhotos:
-    """``ILSVRC2012_img_val.tar``: bare images, whose classes only the development kit tells.
+    """``ILSVRC2012_img_val.tar``: bare images; their classes are in the development kit.
 
     Raises:
-        ValueError: no kit, or a kit that does not fit.
+        ValueError: no development kit, or one that does not match.
     """
     if not devkit.is_file():
         raise ValueError(
-            f"{path.name} does not say which class an image is of: put {devkit.name} beside it, "
+            f"{path.name} has no class labels: put {devkit.name} beside it, "
             "or sort the images into val/<class>/"
         )
     wnids = val_classes(devkit)
@@ -225,7 +225,9 @@ def val_archive(path: Path, devkit: Path, classes: tuple[str, ...] | None = None
             (member for member in archive if member.isfile()), key=lambda member: Path(member.name).name
         )
     if len(members) != len(wnids):
-        raise ValueError(f"{path} holds {len(members)} images, but {devkit.name} classes {len(wnids)}")
+        raise ValueError(
+            f"{path} contains {len(members)} images, but {devkit.name} has labels for {len(wnids)}"
+        )
     missing = sorted(set(wnids) - set(places))
     if missing:
         raise ValueError(f"{devkit.name} names {missing[0]}, a class that the training set does not have")
@@ -237,12 +239,12 @@ def val_archive(path: Path, devkit: Path, classes: tuple[str, ...] | None = None
 
 
 def shard_photos(paths: Sequence[Path], classes: tuple[str, ...] | None = None) -> TarPhotos:
-    """WebDataset's shards: of each sample an image, ``KEY.jpg`` say, and its class as a number in ``KEY.cls``.
+    """WebDataset shards: each sample is an image, such as ``KEY.jpg``, and its class number in ``KEY.cls``.
 
-    They are read in place and in any order, so WebDataset itself is not needed. Classes are named by their numbers.
+    They are read in place and in any order, without the WebDataset library. Classes are named by their numbers.
 
     Raises:
-        ValueError: an image without a class or the other way round, a class that is no number, or a truncated shard.
+        ValueError: an image without a class or vice versa, a class that is not a number, or a truncated shard.
     """
     rows: list[tuple[int, str, int, int, int]] = []
     for number, path in enumerate(tqdm(paths, desc="shards", disable=None, leave=False)):
@@ -260,25 +262,27 @@ def shard_photos(paths: Sequence[Path], classes: tuple[str, ...] | None = None) 
         rows += [(labels[k], m.name, m.offset_data, m.size, number) for k, m in images.items()]
     count = max((label for label, *_ in rows), default=-1) + 1
     if classes is not None and count > len(classes):
-        raise ValueError(f"{paths[0]} … hold class {count - 1}; the training set has {len(classes)}")
+        raise ValueError(
+            f"{paths[0]} … contain class {count - 1}; the training set has {len(classes)} classes"
+        )
     names = classes or tuple(map(str, range(count)))
     return _tar_photos(paths, names, rows)
 
 
 def _number(content: bytes, name: str, path: Path) -> int:
     if not content.strip().isdigit():
-        raise ValueError(f"{name} in {path} holds {content[:20]!r}; allowed: the number of a class")
+        raise ValueError(f"{name} in {path} contains {content[:20]!r}; allowed: a class number")
     return int(content)
 
 
 def val_classes(devkit: Path) -> list[str]:
-    """The class of each validation image in the order of their names, from the development kit.
+    """The class of each validation image, in name order, from the development kit.
 
-    The kit numbers classes in an order of its own (``ILSVRC2012_ID``); ``meta.mat`` says which WordNet id each
-    number means, leaves of the hierarchy (without children) being the classes.
+    The kit numbers classes in its own order (``ILSVRC2012_ID``); ``meta.mat`` maps each number to a WordNet id. The
+    leaves of the hierarchy (without children) are the classes.
 
     Raises:
-        ValueError: a file that is no such kit.
+        ValueError: the file is not the development kit.
     """
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError
@@ -308,14 +312,14 @@ def _opened(path: Path) -> Iterator[tarfile.TarFile]:
         with tarfile.open(path, "r:") as archive:
             yield archive
     except tarfile.TarError as error:
-        raise ValueError(f"{path} is no uncompressed tar archive, or a truncated one: {error}") from None
+        raise ValueError(f"{path} is not an uncompressed tar archive, or is truncated: {error}") from None
 
 
 def _tar_photos(
     paths: Sequence[Path], classes: tuple[str, ...], rows: list[tuple[int, str, int, int, int]]
 ) -> TarPhotos:
     if not rows:
-        raise ValueError(f"{paths[0]} holds no images")
+        raise ValueError(f"{paths[0]} contains no images")
     labels, names, offsets, sizes, archives = zip(*rows, strict=True)
     numbers = {"labels": labels, "offsets": offsets, "sizes": sizes, "archives": archives}
     arrays = {name: np.array(values, np.int64) for name, values in numbers.items()}

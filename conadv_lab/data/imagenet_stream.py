@@ -1,4 +1,4 @@
-"""The stream of steps over photographs: read ahead by worker processes, and kept for who wants them again."""
+"""The stream of steps over photographs: read ahead by worker processes, and cached for reuse."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from conadv_lab.data.transfer import Sender, Sending, sent
 
 @dataclass
 class _Held:
-    """A micro-batch in a slot; ``used`` once the stream has given it out, ``sending`` while it goes to a GPU."""
+    """A micro-batch in a slot; ``used`` once the stream has delivered it, ``sending`` while it is copied to a GPU."""
 
     slot: int
     reading: Reading
@@ -26,21 +26,21 @@ class _Held:
     sending: Sending | None = None
 
     def settle(self) -> None:
-        """Wait until nothing writes to the slot or reads from it any more."""
+        """Wait until nothing writes to or reads from the slot."""
         if self.sending is not None:
             self.sending.settle()
         self.reading.settle()
 
 
 class PhotoStream(Stream):
-    """A `Stream` over a training `PhotoSet` that reads ahead and keeps what will be wanted again.
+    """A `Stream` over a training `PhotoSet` that reads ahead and caches micro-batches that are read again.
 
-    Look-ahead and recycling ask for every micro-batch twice. What was read stays in its slot until the slot is
-    needed, the longest unused first, so with room enough a photograph is decoded once. Neither that nor reading
-    ahead can change an image: all are pure functions of (seed, epoch, index).
+    Look-ahead and recycling request every micro-batch twice. It stays in its slot until the slot is needed, least
+    recently used first, so with enough memory a photograph is decoded once. Neither caching nor reading ahead can
+    change an image: all are pure functions of (seed, epoch, index).
 
     With ``mixup`` (α of its Beta distribution) an image is mixed with the one before it in the endless order of
-    the run, the very first with itself, so micro-batches and ranks change nothing; labels are then
+    the run, the very first with itself, so the split into micro-batches and ranks does not matter; labels are then
     (m, classes) probabilities.
     """
 
@@ -56,9 +56,9 @@ class PhotoStream(Stream):
         self._sender = Sender(images.device) if images.device.type == "cuda" else None
 
     def pixels(self, first: int, last: int) -> Tensor:
-        """Images of a micro-batch's places, (m, 3, S, S) uint8 in shared memory, good until the next call.
+        """The images of a micro-batch, (m, 3, S, S) uint8 in shared memory, valid until the next call.
 
-        With mixup the image before them comes first, where there is one.
+        With mixup the preceding image, if any, comes first.
 
         Raises:
             OSError: an image cannot be read.
@@ -66,7 +66,7 @@ class PhotoStream(Stream):
         return self._hold((first, last)).reading.wait()
 
     def _hold(self, span: Span) -> _Held:
-        """A micro-batch that is read or being read, and begin to read those that follow."""
+        """A micro-batch that is read or being read; starts reading those that follow."""
         held = self._held.pop(span, None) or self._start(span, self._slot(needed=True))
         held.used = False
         self._held[span] = held
@@ -78,7 +78,7 @@ class PhotoStream(Stream):
         return held
 
     def _on_device(self, span: Span) -> Tensor:
-        """The pixels of a micro-batch where the model is; on a GPU the micro-batch that follows is sent there too."""
+        """A micro-batch's pixels on the model's device; on a GPU also starts copying the next micro-batch."""
         if self._sender is None:
             return sent(self.pixels(*span), self.images.device)
         held = self._hold(span)
@@ -89,7 +89,7 @@ class PhotoStream(Stream):
         return sending.taken()
 
     def images_of(self, epochs: Tensor, indices: Tensor, share: float = 1.0) -> Batch:
-        """As of a `Stream`; with mixup each image is mixed with the one before it here, the first with itself."""
+        """As in `Stream`; with mixup each image is mixed with its predecessor here, the first one with itself."""
         pixels = self.images.augmented(epochs, indices)
         return self._finished(pixels, torch.stack([epochs, indices]), bool(self.mixup), share)
 
@@ -101,7 +101,7 @@ class PhotoStream(Stream):
     def _finished(self, pixels: Tensor, who: Tensor, alone: bool, share: float) -> Batch:
         """A micro-batch of ``pixels``, whose (2, m) epochs and indices are ``who``.
 
-        With mixup the first image is there for the second's sake only, unless it stands ``alone``.
+        With mixup the first image is only mixed into the second, unless it is ``alone``.
         """
         images, labels = as_float(pixels), self.images.labels(who[1])
         epochs, indices = sent(who, images.device)
@@ -112,7 +112,7 @@ class PhotoStream(Stream):
                 images, labels = (torch.cat([values[:1], values]) for values in (images, labels))
             else:
                 epochs, indices, who = epochs[1:], indices[1:], who[:, 1:]
-            # on the host, as λ is worked out there
+            # on the host, where λ is computed
             keys = image_keys(self.seed, "mixup", *who)
             weights = sent(mixup_weights(keys, self.mixup), images.device)
             images, labels = mixed(images, labels, weights, self.images.classes)
@@ -127,14 +127,14 @@ class PhotoStream(Stream):
         return _Held(slot, self.images.begin(slot, *self._places(*span)))
 
     def _following(self, span: Span) -> Iterator[Span]:
-        """The micro-batches that come next in the run's order, as many as are read ahead."""
+        """The next micro-batches in the run's order, as many as are read ahead."""
         if not self._ahead:
             return
         fresh = 0 if span[0] < self.first_batch else 1 + (span[0] - self.first_batch) // self.batch
         step = fresh * self.replays
         own = self.own_spans(step)
         if span not in own:
-            return  # asked for by somebody who goes another way
+            return  # the caller does not follow the run's order
         later = own[own.index(span) + 1 :]
         while len(later) < self._ahead and step + self.replays < self.steps:
             step += self.replays
@@ -142,7 +142,7 @@ class PhotoStream(Stream):
         yield from later[: self._ahead]
 
     def _slot(self, needed: bool) -> int | None:
-        """A free slot, or that of the micro-batch that was used longest ago; any micro-batch's where it must be."""
+        """A free slot, or that of the least recently used micro-batch; if ``needed``, any micro-batch's."""
         if self._free:
             return self._free.pop()
         used = next((span for span, held in self._held.items() if held.used), None)

@@ -1,4 +1,4 @@
-"""From a photograph's file to the image of a step: decode, crop, resize, flip, policy, erasing."""
+"""From a photograph's file to a training image: decode, crop, resize, flip, policy, erasing."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,11 +24,11 @@ from conadv_lab.data.policies import POLICY_DRAWS, autoaugment, randaugment
 Policy = Literal["none", "autoaugment", "randaugment"]
 
 DRAWS = CROP_DRAWS + 1 + POLICY_DRAWS + ERASE_DRAWS
-"""Uniform numbers that an image of the training set takes, whatever is made of them."""
+"""How many uniform numbers each training image gets, used or not."""
 
 _POLICY = CROP_DRAWS + 1
 _ERASE = _POLICY + POLICY_DRAWS
-# ImageNet's mean pixel: torchvision erases with 0 after normalisation, which is this before it.
+# ImageNet's mean pixel: torchvision erases with 0 after normalisation, which equals this before it.
 _MEAN = torch.tensor([124, 116, 104], dtype=torch.uint8, device="cpu")
 
 
@@ -38,10 +38,10 @@ class View:
 
     Attributes:
         side: of the images, in pixels.
-        resize: what the short side is brought to before the central crop, where an image is shown as it is.
-        least: smallest share of the area that a random crop takes.
-        flip: mirror every second image left to right.
-        policy: AutoAugment or RandAugment after crop and flip.
+        resize: size of the short side before the centre crop of unaugmented images.
+        least: smallest fraction of the area that a random crop covers.
+        flip: random horizontal flip, p = 0.5.
+        policy: AutoAugment or RandAugment, after crop and flip.
         erasing: probability of random erasing.
     """
 
@@ -53,11 +53,11 @@ class View:
     erasing: float = 0.0
 
     def as_it_is(self, content: Content, name: str, decoder: Decoder) -> Tensor:
-        """(side, side, 3) uint8, of the middle."""
+        """(side, side, 3) uint8, centre-cropped."""
         return centre_crop(decoder(content, name), self.resize, self.side)
 
     def augmented(self, content: Content, name: str, decoder: Decoder, draws: Sequence[float]) -> Tensor:
-        """(side, side, 3) uint8, as ``draws``, `DRAWS` numbers in [0, 1), say."""
+        """(side, side, 3) uint8, augmented by ``draws``, `DRAWS` numbers in [0, 1)."""
         pixels = decoder(content, name)
         height, width = pixels.shape[:2]
         box = self.box(height, width, draws)
@@ -65,19 +65,19 @@ class View:
         if self.policy != "none":
             image = self._by_policy(image, draws[_POLICY:_ERASE])
         if self.erasing:
-            image = image.clone()  # a crop of this very size is a view of the decoder's memory
+            image = image.clone()  # a crop of exactly this size is a view of the decoder's buffer
             self.erase(image, draws)
         return image
 
     def box(self, height: int, width: int, draws: Sequence[float]) -> Box:
-        """What a random crop cuts out of a photograph of that size."""
+        """The random crop of a photograph of that size."""
         return crop_box(height, width, draws[:CROP_DRAWS], scale=(self.least, 1.0))
 
     def mirrored(self, draws: Sequence[float]) -> bool:
         return self.flip and draws[CROP_DRAWS] < 0.5
 
     def erase(self, image: Tensor, draws: Sequence[float]) -> None:
-        """Blank a box of an image (side, side, 3), in place, if it is drawn."""
+        """Random erasing of an image (side, side, 3), in place."""
         erased = erased_box(self.side, self.side, draws[_ERASE:], self.erasing)
         if erased is not None:
             top, left, height, width = erased

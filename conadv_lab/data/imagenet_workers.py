@@ -1,7 +1,7 @@
-"""Worker processes that read photographs straight into memory that all of them share.
+"""Worker processes that read photographs straight into shared memory.
 
-The memory is mapped before the workers are forked, so it needs no file and no share of /dev/shm; nothing is copied
-or pickled on the way back. Which worker makes an image does not matter for what it is.
+The memory is mapped before the workers are forked, so it needs no file and no room in /dev/shm; nothing is copied
+or pickled on the way back. An image does not depend on which worker made it.
 """
 
 import mmap
@@ -20,24 +20,24 @@ from conadv_lab.data.imagenet_view import View
 from conadv_lab.data.workers import WorkerContext, leave_signals_to_the_parent
 
 CHUNK = 32
-"""Images of one task: long enough that handing it out costs nothing, short enough that workers end together."""
+"""Images per task: enough that dispatching costs nothing, few enough that workers finish together."""
 
 Draws = np.ndarray[Any, np.dtype[np.float32]]
 REPLACE = (
-    "put an intact image in its place and continue with --resume; without it the set is another one, for a new run "
-    "with another --out"
+    "replace it with an intact copy and continue with --resume; leaving it out changes the data set, which needs a new "
+    "run with another --out"
 )
-DEAD_WORKER = "a loader worker died, killed or out of memory; fewer --workers may help"
+DEAD_WORKER = "a loader worker died, killed or out of memory; try fewer --workers"
 
 
 class Reading:
-    """Images under way to a slot."""
+    """Images being read into a slot."""
 
     def __init__(self, images: Tensor, tasks: Sequence[Future[None]]) -> None:
         self._images, self._tasks = images, tasks
 
     def wait(self) -> Tensor:
-        """(n, 3, S, S) uint8, channels last in memory; good as long as its slot is this reading's.
+        """(n, 3, S, S) uint8, channels last in memory; valid until the slot is reused.
 
         Raises:
             OSError: an image cannot be read, or a worker died.
@@ -52,7 +52,7 @@ class Reading:
         return self._images
 
     def settle(self) -> None:
-        """Wait until nothing writes to the slot any more, whatever came of it."""
+        """Wait until nothing writes to the slot, ignoring errors."""
         for task in self._tasks:
             task.exception()
 
@@ -61,18 +61,18 @@ class Readers:
     """Reads and renders images into numbered slots of shared memory, in worker processes or in this one.
 
     Args:
-        sets: photographs with the view that is taken of them; a reading names one by its place here.
-        workers: processes; 0 reads in this one, when `begin` is called.
-        slots: how many readings there is room for.
-        slot_images: images of a slot.
+        sets: photographs and their views; readings refer to them by position.
+        workers: processes; 0 reads in this process, when `begin` is called.
+        slots: number of slots.
+        slot_images: images per slot.
 
     Raises:
-        ValueError: more memory than there is.
+        ValueError: not enough memory.
     """
 
     chunk = CHUNK
     pixels_by = ""
-    """Of a set's fingerprint: whose arithmetic makes the pixels, where it is not this package's own."""
+    """Added to a set's fingerprint: what made the pixels, if not this package."""
 
     def __init__(
         self, sets: Sequence[tuple[Photos, View]], workers: int, slots: int, slot_images: int
@@ -85,13 +85,13 @@ class Readers:
         self._pool: ProcessPoolExecutor | None = None
 
     def begin(self, which: int, slot: int, places: Numbers, draws: Draws | None) -> Reading:
-        """Start to read photographs ``places`` (n,) of a set into a slot that nothing else uses.
+        """Start reading photographs ``places`` (n,) of a set into a slot that nothing else uses.
 
         Args:
-            which: the set.
+            which: the set's number.
             slot: from 0.
-            places: of the photographs, at most ``slot_images``.
-            draws: (n, DRAWS) for augmented images; None for images as they are.
+            places: indices of the photographs, at most ``slot_images``.
+            draws: (n, DRAWS) for augmented images; None for unaugmented ones.
 
         Raises:
             OSError: a worker died.
@@ -110,9 +110,9 @@ class Readers:
     def read(
         self, which: int, slots: Sequence[int], places: Numbers, draws: Draws | None = None
     ) -> Iterator[Tensor]:
-        """Any number of images, in pieces that are good until the next is asked for; ``slots`` are used in turn.
+        """Read any number of images in pieces, each valid until the next one is requested; uses ``slots`` in turn.
 
-        ``draws`` are as for `begin`.
+        ``draws`` as for `begin`.
         """
         count = max(1, -(-len(places) // self.slot_images))
         parts = np.array_split(np.arange(len(places)), count)
@@ -131,10 +131,10 @@ class Readers:
                     begin(number + len(slots))
         finally:
             for reading in begun:
-                reading.settle()  # the slots are somebody else's next
+                reading.settle()  # the slots will be reused
 
     def render(self, which: int, slot: int, first: int, places: Numbers, draws: Draws | None) -> None:
-        """Make images and write them to a slot, from its ``first``-th image on."""
+        """Make images and write them to a slot, starting at image ``first``."""
         photos, view = self.sets[which]
         out = self._slot(which, slot, first + len(places))[first:]
         for row, place in enumerate(places.tolist()):
@@ -168,7 +168,7 @@ class Readers:
 
 
 def _shared_memory(size: int) -> Tensor:
-    """Bytes that forked processes share; those that nobody writes to take no memory."""
+    """Bytes shared by forked processes; pages that are never written take no memory."""
     try:
         return torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The stream of global steps: each with its own images, those of the steps ahead and those of the step before."""
+"""The stream of global steps: each with its own images, those of upcoming steps and those of the previous step."""
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from conadv_lab.mistakes import require
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch, and who its images are.
+    """One micro-batch and the identity of its images.
 
     Attributes:
         images: (m, C, H, W) float in [0, 1].
-        labels: (m,) int64, or (m, classes) probabilities where images are mixed.
-        epochs, indices: (m,) int64, the pass and the place in the data set: what random numbers depend on.
-        share: this micro-batch's part of its step's images, so that the shares of a step add up to 1.
+        labels: (m,) int64, or (m, classes) probabilities with mixup.
+        epochs, indices: (m,) int64, epoch and index in the data set; random numbers depend on these.
+        share: this micro-batch's fraction of its step's images; the shares of a step add up to 1.
     """
 
     images: Tensor
@@ -36,12 +36,12 @@ class Step:
 
     Attributes:
         number: from 0.
-        ahead: how many steps ahead may be asked for.
-        last: number of the last step that will be trained on.
-        fetch: the micro-batches of a step by its number, made when iterated over.
-        counts: how many images each of those has.
-        replays: how many steps in a row have the same images.
-        layout: shapes, types and strides of the batches, where steps with others lie in other tensors.
+        ahead: how many steps ahead `batches` may look.
+        last: number of the last training step.
+        fetch: gives the micro-batches of a step by number, made when iterated over.
+        counts: gives how many images each of those has.
+        replays: how many consecutive steps have the same images.
+        layout: shapes, dtypes and strides of the batches, if steps with other layouts use other tensors.
     """
 
     number: int
@@ -53,21 +53,19 @@ class Step:
     layout: Hashable = None
 
     def batches(self, offset: int = 0) -> Iterable[Batch]:
-        """Micro-batches of step ``number + offset``; -1 is the step before."""
+        """Micro-batches of step ``number + offset``; offset -1 is the previous step."""
         return self.fetch(self._number(offset))
 
     def size(self, offset: int = 0) -> int:
-        """How many images `batches` of step ``number + offset`` have together."""
+        """Number of images in step ``number + offset``."""
         return sum(self.sizes(offset))
 
     def sizes(self, offset: int = 0) -> list[int]:
-        """How many images each of the micro-batches of step ``number + offset`` has."""
+        """Number of images in each micro-batch of step ``number + offset``."""
         return self.counts(self._number(offset))
 
     def _number(self, offset: int) -> int:
-        require(
-            -1 <= offset <= self.ahead, "offset", offset, f"-1 to {self.ahead}, as this stream looks ahead"
-        )
+        require(-1 <= offset <= self.ahead, "offset", offset, f"-1 to {self.ahead}, this stream's look-ahead")
         wanted = self.number + offset
         require(0 <= wanted <= self.last, "step", wanted, f"0 to {self.last}, the steps of this stream")
         return wanted
@@ -87,7 +85,7 @@ class ImageSet(Protocol):
 
 
 ROUNDING = 1e-3
-"""How far an image may leave [0, 1], as resizing does."""
+"""How far pixels may overshoot [0, 1], as they do after resizing."""
 
 Augmentation = Callable[[Tensor, Tensor, Tensor], Tensor]
 Span = tuple[int, int]
@@ -95,12 +93,12 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class Split:
-    """Which part of each step is one rank's: a pure function of the groups, so that no rank has to ask another.
+    """One rank's part of each step: a pure function of the step's groups, so ranks need not communicate.
 
     Attributes:
         rank: from 0.
-        ranks: how many share a step.
-        spread: False gives rank r the whole groups r, r + ranks, …; True gives it the r-th slice of every group.
+        ranks: number of ranks that share a step.
+        spread: False: rank r gets whole groups r, r + ranks, …; True: it gets the r-th slice of every group.
     """
 
     rank: int = 0
@@ -108,7 +106,7 @@ class Split:
     spread: bool = False
 
     def pieces(self, groups: list[Span]) -> list[Span]:
-        """This rank's part of a step whose groups are (first, last) places.
+        """This rank's part of a step, whose groups are given as (first, last) positions.
 
         >>> Split(1, 2).pieces([(0, 4), (4, 8), (8, 10)]), Split(1, 2, spread=True).pieces([(0, 4), (4, 8)])
         ([(4, 8)], [(2, 4), (6, 8)])
@@ -124,21 +122,21 @@ class Split:
 
 
 class Stream:
-    """Steps over an `ImageSet`, in an order and augmentation that only (seed, epoch, index) decide.
+    """Steps over an `ImageSet`; order and augmentation depend only on (seed, epoch, index).
 
     Args:
         images: the set.
         seed: the run's.
-        batch: new clean images a step.
-        steps: how many steps will be trained on.
-        micro_batch: largest number of images in one forward, and the ghost batch of batch norm.
-        first_batch: new clean images of step 0, where it differs (the equal-cost forms take B, then B/2).
-        augment: (images, epochs, indices) to images; None for the images as they are.
-        split: which part of each step's groups this process makes; all of them unless it shares with other ranks.
-        replays: how many steps in a row have the same images.
+        batch: new clean images per step.
+        steps: number of training steps.
+        micro_batch: largest number of images in one forward pass; also the ghost batch of batch norm.
+        first_batch: new clean images of step 0, if different (the equal-cost forms take B, then B/2).
+        augment: (images, epochs, indices) to images; None for no augmentation.
+        split: this rank's part of each step's groups; by default all of them.
+        replays: how many consecutive steps have the same images.
 
     Raises:
-        ValueError: a batch that cannot be split so that every rank has a part of it.
+        ValueError: a batch that cannot be split so that every rank gets a part.
     """
 
     def __init__(
@@ -163,24 +161,24 @@ class Stream:
 
     @property
     def epochs(self) -> int:
-        """How many epochs the run's steps begin."""
+        """How many epochs the run's steps touch, the last one perhaps in part."""
         return -(-self.first_place(self.steps) // len(self.images))
 
     def step(self, number: int, ahead: int = 0) -> Step:
         return Step(number, ahead, self.steps - 1, self._batches, self._counts, self.replays)
 
     def first_place(self, number: int) -> int:
-        """How many images were seen before step ``number``, each once, however often it was replayed."""
+        """How many images come before step ``number``, replays not counted."""
         return self._place(-(-number // self.replays))
 
     def steps_of(self, epochs: float) -> int:
-        """How many steps so many passes over the set take."""
+        """How many steps this many epochs take."""
         return round(epochs * len(self.images) * self.replays / self.batch)
 
     def groups(self, number: int) -> list[Span]:
-        """(first, last) places of each micro-batch of step ``number``, of all ranks: its ghost groups."""
+        """(first, last) positions of each micro-batch of step ``number`` over all ranks: its ghost batches."""
         start, stop = self._span(number)
-        # A longer first step is cut as a row of ordinary ones, so that its leading groups match the next step's.
+        # Cut a longer first step like a row of ordinary steps, so that its leading groups match the next step's.
         parts = [(part, min(part + self.batch, stop)) for part in range(start, stop, self.batch)]
         return [
             (first, min(first + self.micro_batch, end))
@@ -189,11 +187,11 @@ class Stream:
         ]
 
     def own_spans(self, number: int) -> list[Span]:
-        """The micro-batches of step ``number``, or slices of them, that are this rank's."""
+        """This rank's micro-batches of step ``number``, or slices of them."""
         return self.split.pieces(self.groups(number))
 
     def image(self) -> Tensor:
-        """Some image (C, H, W) as a step has it: for its shape and dtype."""
+        """A sample image (C, H, W) as in a step, for its shape and dtype."""
         if self._image is None:
             self._image = self._batch(0, 1, 1.0).images[0]
         return self._image
@@ -221,11 +219,11 @@ class Stream:
             raise ValueError(
                 f"{ranks} ranks cannot share a step of {len(groups)} micro-batches (global batch {self.batch}, "
                 f"micro_batch {self.micro_batch}); allowed: a micro_batch of at most {max(1, self.batch // ranks)}, "
-                "fewer ranks, or batch_norm sync, which spreads each micro-batch over the ranks"
+                "fewer ranks, or batch_norm sync, which splits each micro-batch over the ranks"
             )
         if self.split.spread and smallest < ranks:
             raise ValueError(
-                f"{ranks} ranks cannot each have an image of a micro-batch of {smallest} (global batch "
+                f"{ranks} ranks cannot each get an image of a micro-batch of {smallest} (global batch "
                 f"{self.batch}, micro_batch {self.micro_batch}); allowed: micro-batches of at least {ranks} images"
             )
 
@@ -233,7 +231,7 @@ class Stream:
         return self.images_of(*places(self.seed, len(self.images), first, last), share=share)
 
     def images_of(self, epochs: Tensor, indices: Tensor, share: float = 1.0) -> Batch:
-        """Any images (m,) of any epochs (m,), as a step would have them; both int64, on the host or on the device."""
+        """The images with these epochs and indices (m,), as in a step; both int64, on the host or the device."""
         images, labels = self.images.fetch(indices)
         if indices.device != images.device:
             epochs, indices = sent(torch.stack([epochs, indices]), images.device)

@@ -1,4 +1,4 @@
-"""Steps over any loader: its batches as images and labels, including those of later steps."""
+"""Steps over any loader, including the batches of upcoming steps."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -15,7 +15,7 @@ from conadv_lab.mistakes import require
 
 IMAGES = ("images", "image", "pixel_values", "inputs", "input", "x")
 LABELS = ("labels", "label", "targets", "target", "y")
-ALLOWED = "allowed: (images, labels), or a mapping that names them"
+ALLOWED = "allowed: (images, labels), or a mapping with keys for both"
 
 
 def lookahead(
@@ -29,23 +29,23 @@ def lookahead(
 ) -> Iterator[Step]:
     """Steps over any loader of ``(images, labels)``, each with the batches of the next ``ahead`` steps.
 
-    The loader is restarted when it ends, so the queue crosses epochs. Images must be floats in [0, 1]. The index of an
-    image, which random starts depend on, is its place in the loader's epoch. ``(ahead + 2) · accumulate`` batches stay
-    alive.
+    The loader is restarted when it ends, so the queue crosses epochs. Images must be floats in [0, 1]. An image's
+    index, which random starts depend on, is its position in the loader's epoch. ``(ahead + 2) · accumulate`` batches
+    stay in memory.
 
-    A batch may also be a mapping such as ``{"pixel_values": …, "labels": …}``; parts of a tuple after the first two are
+    A batch may also be a mapping such as ``{"pixel_values": …, "labels": …}``; tuple items after the first two are
     ignored. NumPy arrays become tensors, with torch's default dtype for floats.
 
     Args:
-        loader: a list or a DataLoader; it must be possible to iterate over it again.
-        steps: how many optimiser steps.
+        loader: a list or a DataLoader, which can be iterated over repeatedly.
+        steps: number of optimiser steps.
         ahead: how many steps the method looks ahead, ``method.lookahead``.
-        accumulate: batches of the loader in one step, each a micro-batch whose gradient counts by its images.
-        replays: how many steps in a row have the same images, ``method.replays``.
-        device: where the model is; None leaves the batches where they are.
+        accumulate: loader batches per step; each is a micro-batch, and its gradient is weighted by its image count.
+        replays: how many consecutive steps have the same images, ``method.replays``.
+        device: the model's device; None does not move the batches.
 
     Raises:
-        ValueError: a number out of range, or a loader that is empty, cannot be restarted or yields something else.
+        ValueError: a number out of range, or a loader that is empty, cannot be restarted or yields no such batches.
 
     >>> loader = [(torch.zeros(4, 1, 2, 2), torch.zeros(4).long())] * 3
     >>> [[len(batch.labels) for batch in step.batches()] for step in lookahead(loader, steps=2, accumulate=2)]
@@ -66,13 +66,13 @@ def lookahead(
 
 
 def shared(batches: list[Batch]) -> list[Batch]:
-    """The micro-batches of one step, their shares in proportion to their images."""
+    """The micro-batches of one step, with shares proportional to their image counts."""
     images = sum(len(batch.labels) for batch in batches)
     return [replace(batch, share=len(batch.labels) / images) for batch in batches]
 
 
 def step_of(held: dict[int, list[Batch]], number: int, ahead: int, last: int, replays: int) -> Step:
-    """Step ``number`` over the micro-batches that are held, by the number of their images' step without replays."""
+    """Step ``number`` from the micro-batches in ``held``, keyed by step number not counting replays."""
 
     def fetch(number: int) -> list[Batch]:
         return held[number // replays]
@@ -102,20 +102,20 @@ def _endless(loader: Iterable[Any], device: torch.device | str | None) -> Iterat
             yield Batch(images, labels, torch.full_like(indices, epoch), indices, 1.0)
         if seen == 0:
             when, which = (
-                ("when it was begun again", ", not what can be read only once") if epoch else ("", "")
+                ("when it was restarted", ", which can be iterated over repeatedly") if epoch else ("", "")
             )
             raise ValueError(
-                f"the loader gave no batch {when}".rstrip()
+                f"the loader yielded no batch {when}".rstrip()
                 + f"; allowed: a list or a DataLoader of batches{which}"
             )
         epoch += 1
 
 
 def images_and_labels(batch: Any) -> tuple[Tensor, Tensor]:
-    """The images and labels of a batch as tensors of one length.
+    """The images and labels of a batch as tensors of equal length.
 
     Raises:
-        ValueError: it has none, or they are no batch.
+        ValueError: it has no images or labels, or is not a batch.
 
     >>> images, labels = images_and_labels({"image": np.zeros((2, 1, 3, 3)), "label": np.array([1, 0])})
     >>> images.dtype, labels.tolist()
@@ -126,14 +126,14 @@ def images_and_labels(batch: Any) -> tuple[Tensor, Tensor]:
         isinstance(labels, (Tensor, np.ndarray)) and not labels.ndim
     ):
         raise ValueError(
-            f"the loader gives one image and its label, {int(labels)}, at a time, as a Dataset does; allowed: "
-            "batches, such as those of torch.utils.data.DataLoader(dataset, batch_size=128)"
+            f"the loader yields single images (this one with label {int(labels)}), as a Dataset does; allowed: "
+            "batches, such as from torch.utils.data.DataLoader(dataset, batch_size=128)"
         )
     images, labels = _tensor(images, "images"), _tensor(labels, "labels")
     require(images.is_floating_point(), "the images' dtype", str(images.dtype), "floats in [0, 1]")
     if len(images) != len(labels):
         raise ValueError(
-            f"a batch has {len(images)} images and {len(labels)} labels; allowed: as many of both"
+            f"a batch has {len(images)} images and {len(labels)} labels; allowed: one label per image"
         )
     return images, labels if labels.is_floating_point() else labels.long()
 
@@ -165,17 +165,17 @@ def _tensor(values: Any, what: str) -> Tensor:
         raise ValueError(
             f"the {what} of a batch are of type {type(values).__name__}; allowed: a tensor or a NumPy array"
         )
-    # A copy, as torch warns of arrays that cannot be written to.
+    # Copy, as torch warns about arrays that are not writable.
     return torch.tensor(
         values, dtype=torch.get_default_dtype() if values.dtype.kind == "f" else None, device="cpu"
     )
 
 
 def require_unit_range(images: Tensor) -> None:
-    """Raise ``ValueError`` where images are not in [0, 1]."""
+    """Raise ``ValueError`` if images are not in [0, 1]."""
     low, high = (float(images.min()), float(images.max())) if images.numel() else (0.0, 1.0)
     if not (low >= -ROUNDING and high <= 1 + ROUNDING):
         raise ValueError(
-            f"images lie in [{low:.3g}, {high:.3g}]; allowed: [0, 1], as an attack is clipped to it; "
-            "a normalisation belongs into the model"
+            f"images lie in [{low:.3g}, {high:.3g}]; allowed: [0, 1], to which attacks are clipped; "
+            "move the normalisation into the model"
         )

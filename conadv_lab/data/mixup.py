@@ -11,8 +11,8 @@ from conadv_lab.data.hashing import uniform
 def mixup_weights(keys: Tensor, alpha: float) -> Tensor:
     """λ of each image, from Beta(α, α): (B,) int32 keys to (B,) float32, both on the host.
 
-    torchvision draws one λ a batch; here every image has its own, so that it does not matter which images share
-    a micro-batch.
+    torchvision draws one λ per batch; here every image has its own, so that the split into micro-batches does not
+    matter.
     """
     draws = uniform(keys, 1)[:, 0].double().numpy()
     return torch.from_numpy(betaincinv(alpha, alpha, draws)).float()
@@ -24,7 +24,7 @@ def mixed(images: Tensor, labels: Tensor, weights: Tensor, classes: int) -> tupl
     Args:
         images: (m + 1, C, H, W) float.
         labels: (m + 1,) int64.
-        weights: (m,) λ of the images from the second on.
+        weights: (m,) λ, from the second image on.
         classes: number of classes.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The config's section of the data, and what is known of a data set before it is read. Nothing here imports torch."""
+"""The config's data section, and what is known of a data set before reading it. Nothing here imports torch."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -17,13 +17,13 @@ from conadv_lab.registry import Entry, described
 
 @dataclass(frozen=True)
 class Source(Entry):
-    """A data set by its name; its function makes a training and a test set of a section, a `Demand` and a device.
+    """A named data set; its function makes a training and a test set from a section, a `Demand` and a device.
 
     Attributes:
-        photographs: whether images are files of any size, cropped and augmented as they are read.
-        shape: (channels, height, width); None where the section decides.
-        classes, images: of the training set; None where the files or the section decide.
-        official: whether everybody has the same files, so that they need not be seen to be known.
+        photographs: whether images are files of any size, cropped and augmented while they are read.
+        shape: (channels, height, width); None if the section decides.
+        classes, images: of the training set; None if the files or the section decide.
+        official: whether the files are the same everywhere, so that these are known without reading them.
     """
 
     photographs: bool = False
@@ -41,26 +41,28 @@ DATASETS = {
     "cifar10": Source("CIFAR-10", _CIFAR, False, (3, 32, 32), 10, 50_000, official=True),
     "cifar100": Source("CIFAR-100", _CIFAR, False, (3, 32, 32), 100, 50_000, official=True),
     "imagenet": Source("ImageNet's photographs", _PHOTOGRAPHS, True, None, 1000, 1_281_167),
-    "photographs": Source("any others, in train/CLASS and val/CLASS of data_dir", _PHOTOGRAPHS, True),
+    "photographs": Source(
+        "any other photographs, in train/CLASS and val/CLASS of data_dir", _PHOTOGRAPHS, True
+    ),
     "synthetic": Source(
         "random images and labels of any number and size",
         "conadv_lab.data.synthetic:synthetic_sets",
         classes=10,
     ),
 }
-"""Every data set by its name; a new one is a file with its function, and a line here."""
-OWN = Source("a user's own", "")
+"""Every data set by name; a new one is a file with its function and a line here."""
+OWN = Source("user-defined", "")
 
 
 @dataclass(frozen=True)
 class Demand:
-    """What a run wants of its data.
+    """What a run needs from its data.
 
     Attributes:
         seed: the run's.
-        global_batch: images of a step.
-        micro_batch: images of one forward.
-        rereads: whether images of a step are wanted more than once.
+        global_batch: images per step.
+        micro_batch: images per forward pass.
+        rereads: whether a step's images are needed more than once.
     """
 
     seed: int
@@ -74,9 +76,9 @@ class Data:
     """The data set and its augmentation."""
 
     dataset: str = "digits"
-    """One of those above, or path/to/file.py:function."""
+    """One of the names above, or path/to/file.py:function."""
     data_dir: str = "data"
-    """Folder of the CIFAR or ImageNet archives, of their unpacked layouts, of any photographs, or of packs."""
+    """Folder with CIFAR or ImageNet (archives or unpacked), other photographs, or packs."""
     download: bool = False
     """Download the official archive if it is not in data_dir."""
     train_images: int | None = None
@@ -88,21 +90,21 @@ class Data:
     crop: int = 0
     """Padding in pixels of the random crop; 0 for none."""
     crop_padding: Literal["zeros", "reflect"] = "zeros"
-    """What the random crop is padded with."""
+    """Padding of the random crop."""
     flip: bool = False
     """Random horizontal flip, p = 0.5."""
     flip_rule: Literal["random", "alternating"] = "random"
     """random draws a flip for each image and epoch; alternating flips each image in every second epoch."""
     cutout: int = 0
-    """Side in pixels of the square that cutout blanks out; 0 for none."""
+    """Side in pixels of cutout's square; 0 for none."""
     pixels: int = 224
-    """Side of training images of photographs, cut out at random and resized."""
+    """Side in pixels of training images, random resized crops (photographs)."""
     crop_scale: float = 0.08
-    """Smallest share of a photograph's area that a random crop takes."""
+    """Smallest fraction of the area that a random crop covers (photographs)."""
     eval_pixels: int = 224
-    """Side of images of photographs in evaluation, from the middle."""
+    """Side in pixels of evaluation images, centre crops (photographs)."""
     eval_resize: int | None = None
-    """What the short side is brought to before that; None: eval_pixels · 256/224."""
+    """Length of the short side before that centre crop; None: eval_pixels · 256/224."""
     policy: Literal["none", "autoaugment", "randaugment"] = "none"
     """Policy after crop and flip (photographs)."""
     mixup: float = 0.0
@@ -110,19 +112,19 @@ class Data:
     erasing: float = 0.0
     """Probability of random erasing (photographs)."""
     reader: Literal["native", "dali"] = "native"
-    """What decodes and resizes photographs: this package, or NVIDIA DALI (extra dali), on the run's GPU if any."""
+    """Decode and resize photographs natively or with NVIDIA DALI (extra dali; on the run's GPU, if any)."""
     workers: int = 0
-    """Processes (or DALI threads) that read photographs; the images do not depend on the number."""
+    """Processes (or DALI threads) that read photographs; the number does not change the images."""
     keep_gb: float = 1.0
-    """Memory per process in GB for images that the method will need again; without room they are read again."""
+    """Memory per process in GB to cache images that the method needs again; the rest are read again."""
 
     @property
     def source(self) -> Source:
-        """What is known of the data set by its name: of one of a user's own, nothing."""
+        """What is known of the data set from its name; nothing for a user-defined one."""
         return DATASETS.get(self.dataset, OWN)
 
     def check(self) -> None:
-        """Raise ``ValueError`` at the first value or combination that cannot work."""
+        """Raise ``ValueError`` at the first invalid value or combination."""
         own = is_file_reference(self.dataset)
         if not own and self.dataset not in DATASETS:
             raise unknown("dataset", self.dataset, DATASETS)
@@ -148,12 +150,12 @@ class Data:
             raise ValueError(f"flip_rule is {self.flip_rule!r}; allowed without flip: 'random'")
         if self.reader == "dali" and self.policy != "none":
             raise ValueError(
-                f"policy is {self.policy!r}; allowed with reader 'dali': 'none', as DALI draws policies its own way; "
-                "reader 'native' has them"
+                f"policy is {self.policy!r}; allowed with reader 'dali': 'none', as DALI has its own random policies; "
+                "use reader 'native'"
             )
 
     def check_augmentation(self, photographs: bool) -> None:
-        """Raise ``ValueError`` if the section asks for what only photographs have, or only other images."""
+        """Raise ``ValueError`` for augmentation options that do not apply to this kind of images."""
         others = {"policy": "none", "mixup": 0.0, "erasing": 0.0, "reader": "native"}
         if photographs:
             others = {"crop": 0, "crop_padding": "zeros", "flip_rule": "random", "cutout": 0}

@@ -1,7 +1,7 @@
-"""Which image comes when: a pure function of (seed, epoch, place in the epoch).
+"""The order of images: a pure function of (seed, epoch, position in the epoch).
 
-Epochs follow one another without a gap: a batch may begin in one and end in the next. So ``epochs * n`` images
-are seen in ``epochs * n / batch`` steps, rounded, whatever divides what.
+Epochs follow one another without a gap: a batch may span two of them. So ``epochs * n`` images take
+``epochs * n / batch`` steps, rounded, whether or not the batch size divides n.
 """
 
 from functools import lru_cache
@@ -13,7 +13,7 @@ from conadv_lab.seeds import generator
 
 
 def places(seed: int, count: int, start: int, stop: int) -> tuple[Tensor, Tensor]:
-    """Epoch and image index of the ``start``-th to the ``stop``-th image of an endless run over ``count`` images.
+    """Epochs and image indices at positions ``start`` … ``stop`` − 1 of an endless run over ``count`` images.
 
     Returns:
         (stop - start,) int64 epochs and (stop - start,) int64 indices below ``count``.

@@ -1,9 +1,9 @@
-"""Pack the photographs of a folder into one file a split, which is read quickly, or verify such files.
+"""Pack the photographs of a folder into one fast-to-read file per split, or verify such files.
 
     python -m conadv_lab.data.pack DATA_DIR OUT_DIR [--side 400] [--workers N]
     python -m conadv_lab.data.pack PACKS --verify
 
-See `conadv_lab.data.pack_file` for what is in them. A build that was stopped goes on where it was.
+See `conadv_lab.data.pack_file` for the format. An interrupted build continues where it stopped.
 """
 
 import sys
@@ -37,17 +37,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         OSError,
         BrokenProcessPool,
     ) as failure:  # a full disk, or a worker that was killed or out of memory
-        print(f"error: {str(failure).rstrip('.')}. The same command goes on where it was", file=sys.stderr)
+        print(f"error: {str(failure).rstrip('.')}. Run the same command to continue", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped; the same command goes on where it was", file=sys.stderr)
+        print("stopped; run the same command to continue", file=sys.stderr)
         return 75
     return 0
 
 
 def _packs(folder: Path) -> list[Path]:
     packs = sorted(folder.glob("*.pack"))
-    require(bool(packs), "DATA_DIR", str(folder), "a folder that holds packs")
+    require(bool(packs), "DATA_DIR", str(folder), "a folder that contains packs")
     return packs
 
 

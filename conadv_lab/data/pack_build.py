@@ -1,7 +1,7 @@
-"""Building a pack: in parallel, resumable at any moment, complete under its name or not there at all.
+"""Builds a pack: in parallel, resumable at any time; it is complete or absent under its final name.
 
-While it is built, ``train.pack.part`` holds the images so far and ``train.pack.part-log`` a line of JSON with the
-settings, then 12 bytes an image: size and hash. A build that is begun again keeps every image whose hash fits.
+During the build ``train.pack.part`` has the images so far and ``train.pack.part-log`` a line of JSON with the
+settings, then 12 bytes per image: size and hash. A resumed build keeps every image whose hash matches.
 """
 
 import io
@@ -35,30 +35,30 @@ class PackOptions:
     """What is packed, and how."""
 
     data_dir: tyro.conf.Positional[Path]
-    """Holds train/ and val/, or the official archives; with --verify, packs."""
+    """Folder with train/ and val/, or the official archives; with --verify, packs."""
     out_dir: tyro.conf.Positional[Path | None] = None
-    """Where train.pack and val.pack go."""
+    """Folder for train.pack and val.pack."""
     side: int = 400
-    """Short side in pixels; 0: the files as they are."""
+    """Short side in pixels; 0: keep the files unchanged."""
     quality: int = 90
-    """Of the JPEGs that are made."""
+    """Quality of re-encoded JPEGs."""
     workers: int = field(default_factory=cores)
-    """Processes that decode and encode; all cores unless it is said."""
+    """Processes that decode and encode; default: all cores."""
     splits: tuple[Literal["train", "val"], ...] = ("train", "val")
-    """Which are packed."""
+    """Which splits to pack."""
     verify: bool = False
-    """Hash every image of the packs in DATA_DIR again, and make none."""
+    """Verify the hash of every image of the packs in DATA_DIR instead of packing."""
 
 
 def shrunk(content: bytes | memoryview, name: str, side: int, quality: int | None, decoder: Decoder) -> bytes:
-    """An image as the pack keeps it.
+    """An image as stored in the pack.
 
-    With ``side`` 0 its own bytes, decoded once so that a broken file is found now. Otherwise its short side is
-    brought down to ``side`` (antialiased, bicubic; images that are smaller keep their size) and it is written
-    as JPEG of that quality with 4:2:0 chroma; where nothing was resized and that is no smaller, its own bytes.
+    With ``side`` 0 its bytes are unchanged, but it is decoded once to detect broken files now. Otherwise its short side
+    is reduced to ``side`` (antialiased, bicubic; smaller images keep their size) and it is encoded as JPEG of that
+    quality with 4:2:0 chroma; if nothing was resized and that saves no bytes, the original bytes are kept.
 
     Raises:
-        ValueError: an image that cannot be decoded.
+        ValueError: the image cannot be decoded.
     """
     pixels = decoder(content, name)
     if side == 0 or quality is None:
@@ -75,10 +75,10 @@ def shrunk(content: bytes | memoryview, name: str, side: int, quality: int | Non
 
 
 def build_pack(options: PackOptions) -> Iterator[Path]:
-    """Build the packs of the options' splits, and give their paths, each when it is done and verified.
+    """Build the packs of the requested splits; yields each path once it is done and verified.
 
     Raises:
-        ValueError: impossible options, missing or broken images, or a begun build with other settings.
+        ValueError: invalid options, missing or broken images, or an unfinished build with other settings.
     """
     data_dir, out_dir = options.data_dir, options.out_dir
     if out_dir is None:
@@ -101,7 +101,7 @@ def build_pack(options: PackOptions) -> Iterator[Path]:
         }
         if path.exists():
             if open_pack(path).about != about | {"images": len(photos.labels)}:
-                raise ValueError(f"{path} was made with other settings or images; remove it to make it again")
+                raise ValueError(f"{path} was made with other settings or images; remove it to rebuild it")
         else:
             out_dir.mkdir(parents=True, exist_ok=True)
             _build(photos, path, about, options.workers)
@@ -130,7 +130,7 @@ def _build(photos: Photos, path: Path, about: dict[str, Any], workers: int) -> N
 
 @dataclass
 class Begun:
-    """What is there of a pack."""
+    """An unfinished pack."""
 
     part: Path
     log: Path
@@ -139,10 +139,10 @@ class Begun:
 
     @staticmethod
     def open(path: Path, about: dict[str, Any]) -> "Begun":
-        """Go on with a begun build, its images hashed again, or begin.
+        """Continue an unfinished build, verifying its images, or start one.
 
         Raises:
-            ValueError: it was begun with other settings or images.
+            ValueError: it was started with other settings or images.
         """
         begun = Begun(path.with_name(path.name + ".part"), path.with_name(path.name + ".part-log"))
         settings = json.dumps(about).encode() + b"\n"
@@ -150,7 +150,7 @@ class Begun:
         if begun.part.exists() and b"\n" in logged:
             if not logged.startswith(settings):
                 raise ValueError(
-                    f"{begun.part} was begun with other settings or images; remove it to begin again"
+                    f"{begun.part} was started with other settings or images; remove it to start over"
                 )
             begun._keep_what_fits(logged[len(settings) :])
             records = len(begun.sizes) * _RECORD.size
@@ -193,7 +193,7 @@ class Begun:
 
 
 def _pool(photos: Photos, about: dict[str, Any], workers: int) -> ProcessPoolExecutor:
-    # Forked, so that the set's lists are shared and not sent.
+    # Fork, so that the set's lists are shared instead of sent.
     return ProcessPoolExecutor(workers, WorkerContext(), _begin_work, (photos, about))
 
 
@@ -211,7 +211,7 @@ def _make(chunk: range) -> list[bytes]:
 
 
 def _in_order(pool: ProcessPoolExecutor, chunks: list[range], ahead: int) -> Iterator[list[bytes]]:
-    """Results in the order of the chunks, with so many under way that memory stays bounded."""
+    """Results in chunk order, with at most ``ahead`` in flight, so that memory stays bounded."""
     under_way: deque[Future[list[bytes]]] = deque()
     try:
         for chunk in chunks:

@@ -8,7 +8,7 @@ Layout of ``train.pack``, all numbers little-endian:
     about     JSON: classes, side, quality, images
     tail      offset of the table int64, offset of the JSON int64, SHA-256 of table and JSON, ``CONADV PACK END``
 
-Nothing in it is unpickled. Images keep their bytes (``--side 0``), or are made smaller by
+Nothing in it is unpickled. Images keep their bytes (``--side 0``) or are reduced by
 `conadv_lab.data.pack_build.shrunk`.
 """
 
@@ -34,16 +34,16 @@ _END = b"CONADV PACK END"
 
 @dataclass(frozen=True)
 class Pack:
-    """A finished pack, read through memory: pages are shared by all processes of a machine.
+    """A finished pack, memory-mapped: all processes on a machine share its pages.
 
     Attributes:
         path: its file.
-        classes: names of the classes; a label is a place among them.
-        offsets: (N + 1,) int64, where each image begins and the last ends.
+        classes: the class names; a label is an index into them.
+        offsets: (N + 1,) int64, where each image starts and the last one ends.
         labels: (N,) int64.
         hashes: (N,) uint64.
-        about: what it was made with.
-        sha256: of table and JSON, and so, through the hashes, of everything.
+        about: the settings it was made with.
+        sha256: of table and JSON, and thereby, through the hashes, of everything.
     """
 
     path: Path
@@ -66,45 +66,45 @@ class Pack:
         return f"image {index} of {self.path}"
 
     def fingerprint(self) -> str:
-        """Of every image, label and class."""
+        """Covers every image, label and class."""
         return f"{len(self.labels)} images, sha256 {self.sha256[:16]}"
 
     def verify(self) -> None:
-        """Hash every image again.
+        """Check the hash of every image.
 
         Raises:
-            ValueError: an image is not what was written.
+            ValueError: an image is damaged.
         """
         for index in tqdm(range(len(self.labels)), desc=self.path.name, unit="image", disable=None):
             if hash_of(self.read(index)) != int(self.hashes[index]):
-                raise ValueError(f"{self.name(index)} is damaged: its hash is another; make the pack again")
+                raise ValueError(f"{self.name(index)} is damaged: its hash does not match; rebuild the pack")
 
 
 def open_pack(path: Path, classes: tuple[str, ...] | None = None) -> Pack:
-    """A finished pack.
+    """Open a finished pack.
 
     Args:
         path: its file.
-        classes: the training set's, which must be the pack's own.
+        classes: the training set's classes, which the pack must have.
 
     Raises:
-        ValueError: not a pack, an unfinished or damaged one, or one with other classes.
+        ValueError: not a pack, or unfinished, damaged or with other classes.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
         if file.read(len(HEAD)) != HEAD:
             raise ValueError(
-                f"{path} is no pack of this version; make it with python -m conadv_lab.data.pack"
+                f"{path} is not a pack of this version; make one with python -m conadv_lab.data.pack"
             )
         file.seek(max(0, size - _TAIL.size))
         tail = file.read()
         if not tail.endswith(_END):
-            raise ValueError(f"{path} is truncated; make the pack again")
+            raise ValueError(f"{path} is truncated; rebuild the pack")
         table, about, digest, _ = _TAIL.unpack(tail)
         file.seek(table)
         content = file.read(size - _TAIL.size - table)
     if hashlib.sha256(content).digest() != digest:
-        raise ValueError(f"{path} is damaged: the hash of its table is another; make the pack again")
+        raise ValueError(f"{path} is damaged: the hash of its table does not match; rebuild the pack")
     described = json.loads(content[about - table :])
     count = described["images"]
     offsets = np.frombuffer(content, "<i8", count + 1)
@@ -112,7 +112,9 @@ def open_pack(path: Path, classes: tuple[str, ...] | None = None) -> Pack:
     hashes = np.frombuffer(content, "<u8", count, offset=8 * (count + 1) + 4 * count)
     own = tuple(described["classes"])
     if classes is not None and own != classes:
-        raise ValueError(f"{path} has {len(own)} classes that are not the training set's {len(classes)}")
+        raise ValueError(
+            f"{path} has {len(own)} classes, which differ from the training set's {len(classes)}"
+        )
     return Pack(path, own, offsets, labels, hashes, described, digest.hex())
 
 
@@ -121,7 +123,7 @@ def hash_of(content: bytes | memoryview) -> int:
 
 
 def finish(path: Path, sizes: Sequence[int], labels: Numbers, hashes: Sequence[int], about: dict) -> None:
-    """Append table, JSON and tail to a file that holds head and images."""
+    """Append table, JSON and tail to a file that has head and images."""
     offsets = len(HEAD) + np.concatenate([[0], np.cumsum(np.asarray(sizes, np.int64))])
     table = offsets.astype("<i8").tobytes() + labels.astype("<i4").tobytes()
     table += np.array(hashes, "<u8").tobytes()
@@ -133,10 +135,10 @@ def finish(path: Path, sizes: Sequence[int], labels: Numbers, hashes: Sequence[i
 
 
 def open_split(data_dir: str | Path, split: str, classes: tuple[str, ...] | None = None) -> Photos:
-    """The images of "train" or "val": a pack, or else what `open_photos` finds.
+    """The images of "train" or "val": from a pack, or else what `open_photos` finds.
 
     Raises:
-        ValueError: none of them, or a broken one.
+        ValueError: nothing found, or a broken pack.
     """
     path = Path(data_dir) / f"{split}.pack"
     return open_pack(path, classes) if path.is_file() else open_photos(data_dir, split, classes)

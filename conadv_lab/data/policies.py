@@ -1,7 +1,7 @@
-"""AutoAugment's ImageNet policy and RandAugment on one image at a time, with torchvision's meaning.
+"""AutoAugment's ImageNet policy and RandAugment on one image at a time, as torchvision defines them.
 
-Operations are Pillow's, as torchvision's are on Pillow images. Geometry takes the nearest pixel and fills with
-black, torchvision's default. What is drawn is a function of uniform numbers in [0, 1) given by the caller.
+Operations are Pillow's, as torchvision uses on Pillow images. Geometric ones take the nearest pixel and fill with
+black, torchvision's default. All random choices are functions of uniform numbers in [0, 1) from the caller.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,7 +38,7 @@ OPERATIONS: dict[str, Callable[[Image.Image, float], Image.Image]] = {
     "invert": lambda image, _: ImageOps.invert(image),
 }
 """Each takes an RGB image and a magnitude in its own unit: shear factor, pixels, degrees, change of a factor, bits
-that are kept, threshold."""
+to keep, threshold."""
 
 SIGNED = {"shear-x", "shear-y", "translate-x", "translate-y", "rotate"} | {
     "brightness", "color", "contrast", "sharpness"
@@ -103,16 +103,16 @@ def magnitude(name: str, level: int, bins: int, width: int, height: int) -> floa
 
 @lru_cache(maxsize=64)
 def _evenly(first: float, last: float, bins: int) -> tuple[float, ...]:
-    """In torchvision's own arithmetic: a threshold of 170 and one of 169.99998 differ by a whole grey level."""
+    """As torchvision computes it: a threshold of 169.99998 instead of 170 would change a whole grey level."""
     return tuple(torch.linspace(first, last, bins, device="cpu").tolist())
 
 
 def autoaugment(image: Image.Image, draws: Sequence[float]) -> Image.Image:
-    """One of the 25 pairs of operations, each done with its own probability.
+    """Apply one of the 25 pairs of operations, each operation with its own probability.
 
     Args:
         image: RGB.
-        draws: 5 numbers in [0, 1): pair, then for each operation whether, then for each the sign.
+        draws: 5 numbers in [0, 1): the pair, whether to apply each operation, the sign of each.
     """
     pair = AUTOAUGMENT[floor(draws[0] * len(AUTOAUGMENT))]
     for (name, probability, level), whether, sign in zip(pair, draws[1:3], draws[3:5], strict=True):
@@ -122,12 +122,12 @@ def autoaugment(image: Image.Image, draws: Sequence[float]) -> Image.Image:
 
 
 def randaugment(image: Image.Image, draws: Sequence[float], level: int = 9, bins: int = 31) -> Image.Image:
-    """Two operations one after another, each drawn evenly from `RANDAUGMENT`, at the same level.
+    """Apply two operations in sequence, each chosen uniformly from `RANDAUGMENT`, at the same level.
 
     Args:
         image: RGB.
-        draws: 4 numbers in [0, 1): for each operation which, and the sign.
-        level: of 0 to ``bins`` − 1.
+        draws: 4 numbers in [0, 1): for each operation, which one and its sign.
+        level: 0 to ``bins`` − 1.
         bins: number of levels.
     """
     for which, sign in (draws[0:2], draws[2:4]):

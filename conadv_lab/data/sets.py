@@ -1,4 +1,4 @@
-"""Data sets by name, on the training device."""
+"""Data sets on the training device."""
 
 from dataclasses import dataclass
 from hashlib import sha256
@@ -18,16 +18,16 @@ from conadv_lab.seeds import generator
 
 @dataclass(frozen=True)
 class TensorSet:
-    """Images that live on the device: (N, C, H, W) uint8 or float in [0, 1], and (N,) int64 labels.
+    """Images that stay on the device: (N, C, H, W) uint8 or float in [0, 1], and (N,) int64 labels.
 
     Raises:
-        ValueError: shapes, types or values that are not images and labels.
+        ValueError: shapes, dtypes or values that are not images and labels.
     """
 
     images: Tensor
     labels: Tensor
     classes: int
-    resident = True  # `fetch` takes places on the device and makes the host wait for nothing
+    resident = True  # `fetch` takes indices on the device and never synchronises with the host
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
@@ -42,16 +42,16 @@ class TensorSet:
             broken = ~torch.isfinite(images).flatten(1).all(1)
             if broken.any():
                 raise ValueError(
-                    f"{int(broken.sum())} images hold NaN or infinity, the first at index "
+                    f"{int(broken.sum())} images contain NaN or infinity, the first at index "
                     f"{int(broken.nonzero()[0])}; allowed: floats in [0, 1]"
                 )
             if len(images) and (images.min() < 0 or images.max() > 1):
                 raise ValueError(
-                    f"images reach from {images.min():.4g} to {images.max():.4g}; allowed: [0, 1]"
+                    f"images range from {images.min():.4g} to {images.max():.4g}; allowed: [0, 1]"
                 )
         if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= self.classes):
             raise ValueError(
-                f"labels reach from {int(labels.min())} to {int(labels.max())}; allowed: 0 to {self.classes - 1}"
+                f"labels range from {int(labels.min())} to {int(labels.max())}; allowed: 0 to {self.classes - 1}"
             )
 
     def __len__(self) -> int:
@@ -65,7 +65,7 @@ class TensorSet:
         return TensorSet(self.images.to(device), self.labels.to(device), self.classes)
 
     def subset(self, count: int) -> "TensorSet":
-        """``count`` images of a shuffle that depends on nothing else."""
+        """The first ``count`` images of a fixed shuffle."""
         return TensorSet(*self.fetch(_shuffled(len(self))[:count]), self.classes)
 
     def fingerprint(self) -> str:
@@ -75,11 +75,11 @@ class TensorSet:
 
 
 class AnySet:
-    """An `ImageSet` of a user's own, on the training device; its images are looked at as they are fetched.
+    """A user's `ImageSet`, on the training device; its images are checked when they are fetched.
 
     Args:
-        images: the set, whose images and labels may be anywhere.
-        chosen: (n,) int64, which of them; None for all.
+        images: the set; its images and labels may be on any device.
+        chosen: (n,) int64, the images to use; None for all.
     """
 
     def __init__(
@@ -88,17 +88,17 @@ class AnySet:
         self.images, self.device, self.chosen = images, device or torch.device("cpu"), chosen
         self.classes = images.classes
         own = getattr(images, "fingerprint", None)
-        if own is not None:  # a set without one is known by its size alone
+        if own is not None:  # a set without one is identified by its size alone
             self.fingerprint = lambda: f"{len(self)} of {own()}"
 
     def __len__(self) -> int:
         return len(self.images) if self.chosen is None else len(self.chosen)
 
     def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """As the set has them.
+        """Fetch and check.
 
         Raises:
-            ValueError: what the set gives are no images and labels, or not those of as many indices.
+            ValueError: the set returns something other than images and labels, or the wrong number of them.
         """
         wanted = indices.cpu() if self.chosen is None else self.chosen[indices.cpu()]
         checked = TensorSet(*self.images.fetch(wanted), self.classes)
@@ -109,7 +109,7 @@ class AnySet:
         return AnySet(self.images, device, self.chosen)
 
     def subset(self, count: int) -> "AnySet":
-        """``count`` images of a shuffle that depends on nothing else."""
+        """The first ``count`` images of a fixed shuffle."""
         return AnySet(self.images, self.device, _shuffled(len(self.images))[:count])
 
 
@@ -120,10 +120,10 @@ def _shuffled(count: int) -> Tensor:
 def load_sets(
     section: Data, demand: Demand, device: torch.device, given: Any = None
 ) -> tuple[ImageSet, ImageSet]:
-    """Training and test set of a config's section.
+    """Training and test set for a config's section.
 
     Args:
-        given: what a function of the user's own is called with: the config.
+        given: the argument for a user's function: the config.
 
     Raises:
         ValueError: a missing or broken archive, or a batch above the set's size.
@@ -133,7 +133,7 @@ def load_sets(
     train, test = _users_own(section, given) if own else DATASETS[name].load()(section, demand, device)
     if name == "synthetic":
         return train, test
-    if section.train_images is not None and not is_photographs(train):  # which are as many as are asked for
+    if section.train_images is not None and not is_photographs(train):  # they already have this many
         require_images(section, len(train))
         train = train.subset(section.train_images)
     require_enough(name, len(train), demand.global_batch)
@@ -141,7 +141,7 @@ def load_sets(
 
 
 def is_photographs(images: ImageSet) -> bool:
-    """Whether a set is of photographs, which are augmented as they are read."""
+    """Whether a set has photographs, which are augmented while they are read."""
     return hasattr(images, "augmented")
 
 

@@ -1,4 +1,4 @@
-"""The stream of steps over a set, as a config's section asks for."""
+"""The stream of steps over a set, built from a config's section."""
 
 from typing import Any
 
@@ -14,10 +14,10 @@ from conadv_lab.data.sets import is_photographs
 def stream_over(
     images: ImageSet, section: Data, *, seed: int, double: bool = False, **lengths: Any
 ) -> Stream:
-    """A `Stream`, or a `PhotoStream` of photographs.
+    """A `Stream`, or a `PhotoStream` for photographs.
 
     Args:
-        double: whether images are wanted in float64.
+        double: whether images should be float64.
         lengths: see `Stream`.
     """
     augment = augmentation(section, images, seed, double)
@@ -29,7 +29,7 @@ def stream_over(
 
 
 def augmentation(section: Data, images: ImageSet, seed: int, double: bool) -> Augmentation | None:
-    """What happens to images after they are fetched."""
+    """The function applied to images after they are fetched."""
     if is_photographs(images) or not (section.crop or section.flip or section.cutout):
         return (lambda images, epochs, indices: images.double()) if double else None
 

@@ -1,4 +1,4 @@
-"""Images of any number that exist only when asked for: for tests of scale, speed and memory."""
+"""Any number of random images, generated on request: for tests of scale, speed and memory."""
 
 from dataclasses import dataclass
 
@@ -13,13 +13,13 @@ from conadv_lab.mistakes import require
 
 @dataclass(frozen=True)
 class Synthetic:
-    """A set of random images and labels, each a pure function of (seed, index). There is nothing to learn.
+    """Random images and labels, each a pure function of (seed, index). There is nothing to learn.
 
     Args:
         size: number of images, from 1 to 2³¹ − 1.
         shape: (channels, height, width).
-        classes: labels are 0 … classes − 1, evenly drawn.
-        seed: sets of other seeds hold other images.
+        classes: labels are uniform in 0 … classes − 1.
+        seed: sets with different seeds have different images.
         device: where the images are made.
 
     Raises:
@@ -52,10 +52,10 @@ class Synthetic:
         Raises:
             ValueError: an index outside 0 … size − 1.
         """
-        on_host = not indices.is_cuda  # a look at a GPU's numbers would make the host wait
+        on_host = not indices.is_cuda  # checking values on a GPU would synchronise the host
         if on_host and len(indices) and (indices.min() < 0 or indices.max() >= self.size):
             raise ValueError(
-                f"indices reach {indices.min()} … {indices.max()}; allowed: 0 to {self.size - 1}"
+                f"indices range from {indices.min()} to {indices.max()}; allowed: 0 to {self.size - 1}"
             )
         indices = sent(indices, torch.device(self.device))
         whole = torch.zeros((), dtype=torch.int64, device=indices.device)

@@ -1,4 +1,4 @@
-"""From the host's memory to the device."""
+"""Copies from host memory to the device."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 BUFFERS = 3
-"""Of a `Sender`: one is filled while another one is copied, and a third is on its way to be used."""
+"""Buffers of a `Sender`: one is being filled, one is being copied, and one awaits use."""
 
 
 def sent(values: Tensor, device: torch.device) -> Tensor:
-    """``values`` on ``device``; a GPU gets them without the host waiting for what was launched there before.
+    """Copy ``values`` to ``device``; the host does not wait for earlier work on a GPU.
 
-    A copy from ordinary memory waits for the whole stream, one from pinned memory takes its place in it.
+    A copy from pageable memory waits for the whole stream, a copy from pinned memory is queued in it.
     """
     if device.type != "cuda" or values.is_cuda:
         return values.to(device)
@@ -22,10 +22,10 @@ def sent(values: Tensor, device: torch.device) -> Tensor:
 
 
 class Sender:
-    """Sends batches of pixels to a GPU beside the training, whose thread and stream do nothing of it.
+    """Sends batches of pixels to a GPU in the background, without using the training thread or stream.
 
-    A thread copies what is read into a ring of pinned buffers, and from there it goes to the GPU on a stream of its
-    own. The gain is not measured.
+    A thread copies each batch into a ring of pinned buffers, and from there to the GPU on its own stream. The gain is
+    not measured.
 
     Args:
         device: the GPU.
@@ -38,7 +38,7 @@ class Sender:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sending")
 
     def begin(self, read: Callable[[], Tensor]) -> "Sending":
-        """Send what ``read`` gives, a tensor without gaps, once it gives it; what was begun before goes first."""
+        """Send the contiguous tensor that ``read`` returns, after everything begun earlier."""
         return Sending(self._thread.submit(self._send, read))
 
     def _send(self, read: Callable[[], Tensor]) -> tuple[Tensor, Any]:
@@ -61,7 +61,7 @@ class Sending:
         self._task = task
 
     def taken(self) -> Tensor:
-        """The batch on the GPU; the current stream waits for it, and so does the host until it is on its way.
+        """The batch on the GPU; the current stream waits for the copy, the host only until it is queued.
 
         Raises:
             OSError: it could not be read.
@@ -71,16 +71,16 @@ class Sending:
         stream.wait_event(arrived)
         there.record_stream(
             stream
-        )  # its memory is the other stream's, and may be used anew only after this one
+        )  # its memory belongs to the other stream, which must not reuse it before this one is done
         return there
 
     def settle(self) -> None:
-        """Wait until what was read is read no more, whatever came of it."""
+        """Wait until the source is no longer being read, ignoring errors."""
         self._task.exception()
 
 
 class _Buffer:
-    """Memory that a GPU can copy from by itself; ``sent`` is the event after the latest such copy."""
+    """Pinned memory; ``sent`` is the event after the latest copy from it."""
 
     def __init__(self) -> None:
         self.bytes = torch.empty(0, dtype=torch.uint8, device="cpu")

@@ -1,4 +1,4 @@
-"""Worker processes of the data room: how they start, and end. Nothing here imports torch."""
+"""How the data room's worker processes start and end. Nothing here imports torch."""
 
 import os
 import signal
@@ -13,19 +13,19 @@ class _Worker(ForkProcess):
 
 
 class WorkerContext(ForkContext):
-    """Forks workers that leave TERM to the parent, so that what would end them by TERM has to kill them.
+    """Forks workers that ignore TERM, so terminating them has to use KILL.
 
-    A pool whose worker has died terminates the others and waits for them: with TERM alone for ever.
+    When a worker dies, its pool terminates the others and waits for them; with TERM it would wait forever.
     """
 
     Process = _Worker  # type: ignore[assignment]
 
 
 def leave_signals_to_the_parent() -> None:
-    """Ignore stop signals, and end when the parent does.
+    """Ignore stop signals, and exit when the parent does.
 
-    SLURM and terminals send TERM, USR2 and INT to every process of a job, but it is the parent that decides when
-    to stop: at a step boundary, with its workers still there.
+    SLURM and terminals send TERM, USR2 and INT to every process of a job, but the parent decides when to stop: at
+    a step boundary, with its workers still alive.
     """
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
@@ -33,7 +33,7 @@ def leave_signals_to_the_parent() -> None:
 
 
 def _end_with(parent: int) -> None:
-    """A parent that was killed outright tells nobody; a child is then handed to another."""
+    """Exit when reparented: a parent that was killed outright sends no notice."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)

@@ -82,7 +82,9 @@ def test_a_truncated_file_is_named_in_one_sentence(kind, share, fast, monkeypatc
 
 
 def test_text_is_no_image():
-    with pytest.raises(ValueError, match=r"a\.JPEG cannot be decoded: no image format that Pillow knows"):
+    with pytest.raises(
+        ValueError, match=r"a\.JPEG cannot be decoded: not an image format that Pillow can read"
+    ):
         decode_with_pillow(b"<html>404</html>", "a.JPEG")
 
 
@@ -101,9 +103,7 @@ def test_sixteen_bits_of_grey_are_scaled_as_those_of_colour_are(kind):
 @pytest.mark.parametrize("values", [GREY, GREY.astype(np.int32), (GREY / 65535).astype(np.float32)])
 def test_an_image_that_does_not_say_what_is_white_is_refused_by_name(values):
     content = encoded(Image.fromarray(values), "TIFF")
-    with pytest.raises(
-        ValueError, match=r"^scan\.tif cannot be decoded: it is a TIFF of mode .*what is white"
-    ):
+    with pytest.raises(ValueError, match=r"^scan\.tif cannot be decoded: it is a TIFF of mode .*white level"):
         Decoder()(content, "scan.tif")
 
 

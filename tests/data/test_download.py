@@ -71,7 +71,7 @@ def test_takes_a_local_address(tmp_path):
     [
         ("/short", MD5, r"was cut short: 1,152,000 of 2,304,000 bytes arrived"),
         ("/missing", MD5, r"cannot be downloaded to .*: HTTP Error 404: Not Found"),
-        ("/whole", "0" * 32, rf"is not what it should be: its MD5 is {MD5}, expected 0{{32}}"),
+        ("/whole", "0" * 32, rf"has MD5 {MD5}; expected 0{{32}}"),
     ],
 )
 def test_a_failure_leaves_nothing_new(home, tmp_path, path, md5, message):

@@ -140,7 +140,7 @@ def test_shards_are_read_in_place(tmp_path):
 
 @pytest.mark.parametrize(
     ("label", "message"),
-    [(None, "has no class for a"), (b"fish", r"a\.cls in .* holds b'fish'; allowed: the number")],
+    [(None, "has no class for a"), (b"fish", r"a\.cls in .* contains b'fish'; allowed: a class number")],
 )
 def test_broken_shards(tmp_path, label, message):
     write_shards(tmp_path, "train", [("a", encoded(photo(20, 20)), label)], shards=1)
@@ -156,23 +156,25 @@ def refused(tmp_path: Path, split: str, message: str, classes: tuple[str, ...] |
 def test_nothing_there(tmp_path):
     refused(tmp_path, "train", r"no ImageNet train images in .*train\.pack.*ILSVRC2012_img_train\.tar")
     (tmp_path / "train").mkdir()
-    refused(tmp_path, "train", "train holds no folders; allowed: one folder a class")
+    refused(tmp_path, "train", "train contains no folders; allowed: one folder per class")
 
 
 def test_an_empty_class_a_stray_file_and_flat_images(tmp_path):
     write_folders(tmp_path, "train", {WNIDS[0]: 1})
     (tmp_path / "train" / WNIDS[1]).mkdir()
-    refused(tmp_path, "train", "n01443537 holds no images")
+    refused(tmp_path, "train", "n01443537 contains no images")
     (tmp_path / "train" / WNIDS[1] / "notes.txt").write_text("")
-    refused(tmp_path, "train", r"notes\.txt is no image file")
+    refused(tmp_path, "train", r"notes\.txt is not an image file")
     (tmp_path / "val").mkdir()
     (tmp_path / "val" / "ILSVRC2012_val_00000001.JPEG").write_bytes(b"")
-    refused(tmp_path, "val", r"holds the file ILSVRC2012_val_00000001\.JPEG; allowed: one folder a class")
+    refused(
+        tmp_path, "val", r"contains the file ILSVRC2012_val_00000001\.JPEG; allowed: one folder per class"
+    )
 
 
 def test_a_validation_archive_without_its_kit_or_with_another(tmp_path):
     write_val_archive(tmp_path)
-    refused(tmp_path, "val", r"does not say which class.*put ILSVRC2012_devkit_t12\.tar\.gz beside it")
+    refused(tmp_path, "val", r"has no class labels.*put ILSVRC2012_devkit_t12\.tar\.gz beside it")
     write_devkit(tmp_path, TRUTH[:3])
     refused(tmp_path, "val", r"holds 4 images, but ILSVRC2012_devkit_t12\.tar\.gz classes 3")
     write_devkit(tmp_path)
@@ -190,16 +192,16 @@ def test_a_truncated_archive(tmp_path, share):
     write_train_archive(tmp_path, contents)
     path = tmp_path / TRAIN_ARCHIVE
     os.truncate(path, int(share * path.stat().st_size))
-    refused(tmp_path, "train", r"img_train\.tar is no uncompressed tar archive, or a truncated one")
+    refused(tmp_path, "train", r"img_train\.tar is not an uncompressed tar archive, or is truncated")
 
 
 def test_an_archive_of_something_else(tmp_path):
     with tarfile.open(tmp_path / TRAIN_ARCHIVE, "w") as archive:
         add(archive, "holiday.jpg", b"")
-    refused(tmp_path, "train", r"holds holiday\.jpg; allowed: one archive a class")
+    refused(tmp_path, "train", r"contains holiday\.jpg; allowed: one archive per class")
     with tarfile.open(tmp_path / TRAIN_ARCHIVE, "w"):
         pass
-    refused(tmp_path, "train", "holds no images")
+    refused(tmp_path, "train", "contains no images")
 
 
 def test_a_file_that_vanished_is_named(tmp_path):

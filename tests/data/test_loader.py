@@ -198,14 +198,14 @@ def test_a_method_forgets_an_earlier_loop(make):
 def test_images_outside_the_unit_range_are_refused(images):
     """Normalised ones would be destroyed where an attack is clipped."""
     with pytest.raises(
-        ValueError, match=r"images lie in \[.*\]; allowed: \[0, 1\].*normalisation belongs into the model"
+        ValueError, match=r"images lie in \[.*\]; allowed: \[0, 1\].*move the normalisation into the model"
     ):
         next(lookahead([(images, torch.zeros(8).long())], steps=1))
 
 
 def test_a_loader_that_can_be_read_only_once_is_told_so():
     with pytest.raises(
-        ValueError, match=r"no batch when it was begun again; allowed: .* not what can be read only once"
+        ValueError, match=r"no batch when it was restarted; allowed: .* which can be iterated over repeatedly"
     ):
         list(lookahead(iter(loader(3)), steps=7))
 
@@ -236,13 +236,13 @@ def test_batches_of_every_usual_form_are_images_and_labels(batch):
 @pytest.mark.parametrize(
     ("batches", "message"),
     [
-        (TensorDataset(X, Y), r"one image and its label, 0, at a time, as a Dataset does; allowed: .*DataLoader"),
-        ([(X[0], 3)], "one image and its label, 3, at a time"),
+        (TensorDataset(X, Y), r"single images \(this one with label 0\), as a Dataset does; allowed: .*DataLoader"),
+        ([(X[0], 3)], r"single images \(this one with label 3\)"),
         ((X, Y), r"a batch is of type Tensor; allowed: \(images, labels\), or a mapping"),
         ([(X,)], "a batch is of type tuple and length 1; allowed"),
         ([{"features": X, "labels": Y}], "the keys features, labels; allowed: one of images, image, .* for the images"),
         ([{"x": X, "label": Y, "target": Y}], "the keys x, label, target; allowed: one of labels, .* for the labels"),
-        ([(X, Y[:3])], "4 images and 3 labels; allowed: as many of both"),
+        ([(X, Y[:3])], "4 images and 3 labels; allowed: one label per image"),
         ([([X, X], Y)], "the images of a batch are of type list; allowed: a tensor or a NumPy array"),
         ([(X, ["cat"] * 4)], "the labels of a batch are of type list"),
         (7, "the loader is of type int; allowed: a list or a DataLoader"),

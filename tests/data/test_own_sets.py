@@ -67,7 +67,7 @@ def test_any_image_set_is_trained_on(own, tmp_path):
 
 
 def test_its_images_are_looked_at(own, tmp_path):
-    with pytest.raises(ValueError, match=r"labels reach from . to 5; allowed: 0 to 2"):
+    with pytest.raises(ValueError, match=r"labels range from . to 5; allowed: 0 to 2"):
         train(Config().replace(dataset=f"{own}:broken", **SMALL), tmp_path / "run")
     with pytest.raises(ValueError, match="returned list, list; allowed: two ImageSets, train and test"):
         train(Config().replace(dataset=f"{own}:numbers", **SMALL), tmp_path / "run")

@@ -141,7 +141,7 @@ def test_what_is_nobodys_mistake_is_told_in_a_sentence_and_the_build_goes_on(
         assert build(tree, tmp_path / "packs", "--side", "64", "--splits", "train") == 1
     said = capsys.readouterr().err
     assert told in said
-    assert "The same command goes on where it was" in said
+    assert "Run the same command to continue" in said
     assert build(tree, tmp_path / "packs", "--side", "64", "--splits", "train") == 0
 
 
@@ -159,7 +159,7 @@ def test_a_build_begun_with_other_settings_is_refused(tree, tmp_path, monkeypatc
         patch.setattr(pack_build.Begun, "append", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
         build(tree, tmp_path / "packs", "--side", "64")
     assert build(tree, tmp_path / "packs", "--side", "48") == 2
-    assert "begun with other settings or images" in capsys.readouterr().err
+    assert "started with other settings or images" in capsys.readouterr().err
 
 
 def test_a_truncated_image_is_named_and_no_pack_appears(tree, tmp_path, capsys):
@@ -175,13 +175,13 @@ def test_damage_is_found(tree, tmp_path, capsys):
     path = tmp_path / "packs" / "train.pack"
     whole = path.read_bytes()
     assert main(["--verify", str(tmp_path / "packs")]) == 0
-    for place, message in ((100, "image 0 of .* is damaged"), (-200, "the hash of its table is another")):
+    for place, message in ((100, "image 0 of .* is damaged"), (-200, "the hash of its table does not match")):
         broken = bytearray(whole)
         broken[place] ^= 1
         path.write_bytes(broken)
         assert main(["--verify", str(tmp_path / "packs")]) == 2
         assert re.search(message, capsys.readouterr().err)
-    for content, message in ((whole[:-1], "is truncated"), (b"x" + whole, "is no pack of this version")):
+    for content, message in ((whole[:-1], "is truncated"), (b"x" + whole, "is not a pack of this version")):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=message):
             open_pack(path)
@@ -189,7 +189,7 @@ def test_damage_is_found(tree, tmp_path, capsys):
 
 def test_other_classes_are_refused(tree, tmp_path):
     build(tree, tmp_path / "packs", "--side", "64")
-    with pytest.raises(ValueError, match="2 classes that are not the training set's 1"):
+    with pytest.raises(ValueError, match="2 classes, which differ from the training set's 1"):
         open_split(tmp_path / "packs", "val", (WNIDS[0],))
 
 

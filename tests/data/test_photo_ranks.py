@@ -83,8 +83,8 @@ def test_what_is_advised_about_a_broken_image_works(tmp_path, capsys):
     assert train.main([*words, "--out", str(tmp_path / "run")]) == 1
     said = capsys.readouterr().err
     assert "n00000001_0.JPEG cannot be decoded" in said
-    assert "put an intact image in its place and continue with --resume" in said
-    assert "without it the set is another one, for a new run with another --out" in said
+    assert "replace it with an intact copy and continue with --resume" in said
+    assert "leaving it out changes the data set, which needs a new run with another --out" in said
     broken.unlink()
     assert train.main([*words, "--out", str(tmp_path / "run"), "--resume"]) == 2
     assert "was started on other data" in capsys.readouterr().err

@@ -99,7 +99,7 @@ def test_a_batch_that_cannot_be_shared_is_refused():
         ValueError, match=r"3 ranks cannot share a step of 2 micro-batches.*micro_batch of at most 10"
     ):
         Stream(image_set(50), seed=0, batch=32, steps=1, micro_batch=16, split=Split(0, 3))
-    with pytest.raises(ValueError, match="3 ranks cannot each have an image of a micro-batch of 2"):
+    with pytest.raises(ValueError, match="3 ranks cannot each get an image of a micro-batch of 2"):
         Stream(image_set(50), seed=0, batch=32, steps=1, micro_batch=15, split=Split(0, 3, spread=True))
 
 
