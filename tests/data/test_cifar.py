@@ -239,7 +239,7 @@ def test_pickles_that_name_anything_else_run_nothing(tmp_path, protocol):
     victim = tmp_path / "made by the pickle"
     hostile = pickle.dumps({"data": Hostile(victim)}, protocol=protocol)
     (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(hostile)
-    with pytest.raises(ValueError, match=r"it names \w+.mkdir, which no CIFAR file does"):
+    with pytest.raises(ValueError, match=r"it refers to \w+.mkdir, which no CIFAR file does"):
         load_cifar(tmp_path)
     assert not victim.exists()
     pickle.loads(hostile)

@@ -134,7 +134,7 @@ def test_shards_are_read_in_place(tmp_path):
     assert listed(photos) == [(f"{i:04d}.jpg", str(i % 3), images[i]) for i in order]
     write_shards(tmp_path, "val", [("a", images[0], b"2")], shards=1)
     assert open_photos(tmp_path, "val", photos.classes).labels.tolist() == [2]
-    with pytest.raises(ValueError, match="hold class 2; the training set has 2"):
+    with pytest.raises(ValueError, match="contain class 2; the training set has 2 classes"):
         open_photos(tmp_path, "val", ("0", "1"))
 
 
@@ -176,7 +176,7 @@ def test_a_validation_archive_without_its_kit_or_with_another(tmp_path):
     write_val_archive(tmp_path)
     refused(tmp_path, "val", r"has no class labels.*put ILSVRC2012_devkit_t12\.tar\.gz beside it")
     write_devkit(tmp_path, TRUTH[:3])
-    refused(tmp_path, "val", r"holds 4 images, but ILSVRC2012_devkit_t12\.tar\.gz classes 3")
+    refused(tmp_path, "val", r"contains 4 images, but ILSVRC2012_devkit_t12\.tar\.gz has labels for 3")
     write_devkit(tmp_path)
     refused(tmp_path, "val", "names n02105855, a class that the training set", (WNIDS[0], WNIDS[1]))
     (tmp_path / DEVKIT).write_bytes(b"<html>404</html>")

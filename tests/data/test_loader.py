@@ -127,7 +127,7 @@ def test_lookahead_reads_no_batch_that_will_not_be_used():
     [
         (
             lambda: lookahead([], steps=2),
-            "the loader gave no batch; allowed: a list or a DataLoader of batches",
+            "the loader yielded no batch; allowed: a list or a DataLoader of batches",
         ),
         (lambda: lookahead(loader(), steps=-1), "steps is -1"),
         (lambda: lookahead(loader(), steps=2, ahead=-1), "ahead is -1"),

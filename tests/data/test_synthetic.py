@@ -44,7 +44,7 @@ def test_empty_request():
 
 @pytest.mark.parametrize("indices", [[-1, 0], [0, 10]])
 def test_indices_outside_are_refused(indices):
-    with pytest.raises(ValueError, match=r"indices reach .*; allowed: 0 to 9"):
+    with pytest.raises(ValueError, match=r"indices range .*; allowed: 0 to 9"):
         Synthetic(size=10).fetch(torch.tensor(indices))
 
 
