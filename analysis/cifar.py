@@ -10,7 +10,6 @@ Vanilla, ConAdv, recycled-equal and copy-equal at four batch sizes come first, t
 Not measured yet. A cell without its runs stands as "not measured" in the table.
 """
 
-import argparse
 import sys
 import time
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from analysis import folds
 from analysis.estimates import cell_mean
 from analysis.measuring import measured, trained
 from analysis.study import RESULTS, Options, existing, run_all, save
+from conadv_lab.cli import asked
 from conadv_lab.config import Config, new_batch, resolved
 from conadv_lab.launch.sweep import identity
 from conadv_lab.recipes import cifar
@@ -72,17 +72,20 @@ def tuning() -> list[Config]:
     return [cell.tuning(factor) for cell in cells() for factor in FACTORS]
 
 
+@dataclass(frozen=True)
+class Asked:
+    data_dir: str = "data"
+    """Folder of the CIFAR-10 archive."""
+    runs: Path = Path("runs/studies/cifar")
+    """Where the run folders are."""
+    out: Path = RESULTS
+    """Folder of the table."""
+    minutes: float = 60.0
+    """No run is begun after this."""
+
+
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.cifar",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--data-dir", default="data", help="folder of the CIFAR-10 archive")
-    parser.add_argument("--runs", type=Path, default=Path("runs/studies/cifar"))
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--minutes", type=float, default=60.0, help="no run is begun after this")
-    given = parser.parse_args(arguments)
+    given = asked(Asked, arguments, "python -m analysis.cifar", __doc__)
     how = Options("full", given.out, given.out, given.runs, processes=1, from_results=False, finished=False)
     until = time.monotonic() + 60 * given.minutes
     for cell in cells():

@@ -1,6 +1,5 @@
 """What the studies share: run what is not there yet, keep small tables with their manifest, redraw from them."""
 
-import argparse
 import importlib
 import json
 import os
@@ -15,9 +14,10 @@ from datetime import UTC, datetime
 from functools import partial
 from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from conadv_lab import provenance
+from conadv_lab.cli import asked
 from conadv_lab.config import Config, resolved
 from conadv_lab.files import write_json
 from conadv_lab.launch.sweep import identity
@@ -48,6 +48,30 @@ class Options:
     data_dir: str = ""
 
 
+@dataclass(frozen=True)
+class Asked:
+    """The options of a study's command, as they are given."""
+
+    scale: Literal["smoke", "small", "full"] = "small"
+    """How much is run."""
+    out: Path | None = None
+    """Folder of table, manifest and figure."""
+    runs: Path = Path("runs/studies/runs")
+    """Where the run folders are."""
+    processes: int = 1
+    """Runs at a time, one thread each."""
+    from_results: bool = False
+    """Redraw from the tables, run nothing."""
+    finished: bool = False
+    """Take the runs that are done, leave out the others."""
+
+
+@dataclass(frozen=True)
+class Archived(Asked):
+    data_dir: str = "data"
+    """Folder of the images' archive."""
+
+
 def options(
     name: str, description: str, arguments: Sequence[str] | None = None, *, archive: bool = False
 ) -> Options:
@@ -55,32 +79,13 @@ def options(
 
     The full scale writes where the committed tables and figures lie; the others below ``runs/studies``.
     """
-    parser = argparse.ArgumentParser(
-        prog=f"python -m analysis.{name}",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--scale", choices=SCALES, default="small", help="how much is run (default: %(default)s)"
-    )
-    parser.add_argument("--out", type=Path, help="folder of table, manifest and figure")
-    parser.add_argument(
-        "--runs", type=Path, default=Path("runs/studies/runs"), help="where the run folders are"
-    )
-    parser.add_argument("--processes", type=int, default=1, help="runs at a time, one thread each")
-    parser.add_argument("--from-results", action="store_true", help="redraw from the tables, run nothing")
-    parser.add_argument(
-        "--finished", action="store_true", help="take the runs that are done, leave out the others"
-    )
-    if archive:
-        parser.add_argument("--data-dir", default="data", help="folder of the archive (default: %(default)s)")
-    given = parser.parse_args(arguments)
+    given = asked(Archived if archive else Asked, arguments, f"python -m analysis.{name}", description)
     committed = given.scale == "full" and given.out is None
     out = given.out or (RESULTS if committed else Path("runs/studies") / given.scale)
     pictures = FIGURES if committed else out
     return Options(
         given.scale, out, pictures, given.runs, given.processes, given.from_results, given.finished,
-        given.data_dir if archive else "",
+        given.data_dir if isinstance(given, Archived) else "",
     )  # fmt: skip
 
 

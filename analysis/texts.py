@@ -9,15 +9,16 @@ those that the study's ``numbers`` gives. ``<!-- methods:table -->`` are all met
 and fails where a document is stale.
 """
 
-import argparse
 import json
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from analysis.study import RESULTS, studies, table
+from conadv_lab.cli import asked
 from conadv_lab.config import methods_table
 from conadv_lab.mistakes import unknown
 
@@ -60,14 +61,14 @@ def numbers_of(study: str, results: Path = RESULTS) -> dict[str, Any]:
     return {**own[study].numbers(rows), "conclusion": own[study].told(rows), "hardware": hardware}
 
 
+@dataclass(frozen=True)
+class Options:
+    check: bool = False
+    """Change nothing, fail where a document is stale."""
+
+
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.texts",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--check", action="store_true", help="change nothing, fail where a document is stale")
-    given = parser.parse_args(arguments)
+    given = asked(Options, arguments, "python -m analysis.texts", __doc__)
     cache: dict[str, dict[str, Any]] = {}
 
     def known(study: str) -> dict[str, Any]:

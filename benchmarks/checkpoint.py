@@ -8,16 +8,26 @@ within it. The last rows give the price in percent of the training time at one c
 
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 import torch
 
-from benchmarks.harness import Row, arguments, interleaved, publish
+from benchmarks.harness import Options, Row, interleaved, publish
 from benchmarks.step import our_run
+from conadv_lab.cli import asked
 from conadv_lab.training.loop import Run
 
 MINUTE = 60.0
+
+
+@dataclass(frozen=True)
+class CheckpointOptions(Options):
+    rounds: int = 7
+    model: str = "resnet18"  # The model that is trained.
+    batch: int = 32  # Images of a step.
+    threads: int = 1  # CPU threads.
 
 
 def steps_while_saving(run: Run) -> int:
@@ -34,11 +44,7 @@ def steps_while_saving(run: Run) -> int:
 
 
 def main() -> None:
-    parser = arguments(__doc__ or "", rounds=7)
-    parser.add_argument("--model", default="resnet18")
-    parser.add_argument("--batch", type=int, default=32, help="images a step (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
+    options = asked(CheckpointOptions, None, "benchmarks.checkpoint", __doc__)
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as scratch:
         run = our_run(options.model, "vanilla", options.batch, Path(scratch) / "run")

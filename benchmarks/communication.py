@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,12 +21,23 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from benchmarks.harness import Row, arguments, publish
+from benchmarks.harness import Options, Row, publish
+from conadv_lab.cli import asked
 from conadv_lab.config import Config, resolved
 from conadv_lab.recipes import digits
 
 METHODS = ("vanilla", "conadv")
 WARM_UP = 3
+
+
+@dataclass(frozen=True)
+class CommunicationOptions(Options):
+    rounds: int = 9
+    ranks: tuple[int, ...] = (1, 2)  # Numbers of ranks to compare.
+    model: str = "resnet18"  # The model that is trained.
+    batch: int = 32  # Images of a step.
+    child: str | None = None  # (A rank started by this command.)
+    out: Path = Path(os.devnull)  # (Of a rank.)
 
 
 class Waiting:
@@ -133,13 +145,7 @@ def measured(count: int, model: str, method: str, batch: int, rounds: int) -> tu
 
 
 def main() -> None:
-    parser = arguments(__doc__ or "", rounds=9)
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--model", default="resnet18")
-    parser.add_argument("--batch", type=int, default=32, help="images of a step (default: %(default)s)")
-    parser.add_argument("--child", help="(a rank started by this command)")
-    parser.add_argument("--out", type=Path, default=Path(os.devnull), help="(of a rank)")
-    options = parser.parse_args()
+    options = asked(CommunicationOptions, None, "benchmarks.communication", __doc__)
     if options.child:
         torch.set_num_threads(1)
         rank(options.model, options.child, options.batch, options.rounds, options.out)

@@ -12,15 +12,27 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 import torch
 
-from benchmarks.harness import Row, arguments, publish
+from benchmarks.harness import Options, Row, publish
+from conadv_lab.cli import asked
 from conadv_lab.config import Config, resolved
 
 GROUP = 500
+
+
+@dataclass(frozen=True)
+class EvaluationOptions(Options):
+    rounds: int = 5
+    ranks: tuple[int, ...] = (1, 2)  # Numbers of ranks to compare.
+    model: str = "resnet20"  # The model that is evaluated.
+    images: int = 4000  # Training images that are judged.
+    child: bool = False  # (A rank started by this command.)
+    out: Path = Path(os.devnull)  # (Of a rank.)
 
 
 def rank(model: str, images: int, rounds: int, out: Path) -> None:
@@ -71,15 +83,7 @@ def measured(count: int, model: str, images: int, rounds: int) -> tuple[float, d
 
 
 def main() -> None:
-    parser = arguments(__doc__ or "", rounds=5)
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--model", default="resnet20")
-    parser.add_argument(
-        "--images", type=int, default=4000, help="training images that are judged (default: %(default)s)"
-    )
-    parser.add_argument("--child", action="store_true", help="(a rank started by this command)")
-    parser.add_argument("--out", type=Path, default=Path(os.devnull), help="(of a rank)")
-    options = parser.parse_args()
+    options = asked(EvaluationOptions, None, "benchmarks.evaluation", __doc__)
     if options.child:
         torch.set_num_threads(1)
         rank(options.model, options.images, options.rounds, options.out)

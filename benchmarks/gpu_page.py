@@ -6,15 +6,16 @@ writes the visits that are committed, analysis/results/gpu/*.json, between two m
 ``--check`` changes nothing and fails where the page is stale.
 """
 
-import argparse
 import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import in_words
+from conadv_lab import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT, VISITS = ROOT / "docs/gpu.md", ROOT / "analysis/results/gpu"
@@ -68,13 +69,14 @@ def section(record: Mapping[str, Any], heading: str) -> list[str]:
     return blocks
 
 
+@dataclass(frozen=True)
+class PageOptions:
+    check: bool = False  # Change nothing, fail where the page is stale.
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(
-        "benchmarks.gpu_page", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--check", action="store_true", help="change nothing, fail where the page is stale")
-    asked = parser.parse_args(words)
+    asked = cli.asked(PageOptions, words, "benchmarks.gpu_page", __doc__)
     visits = [json.loads(file.read_text())["parts"] for file in sorted(VISITS.glob("*.json"))]
     before = DOCUMENT.read_text(encoding="utf-8")
     after = refreshed(before, visits)

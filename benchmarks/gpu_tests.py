@@ -4,16 +4,17 @@ Only files that have such a test are collected, so that packages which other tes
 written after each test. Exit status: pytest's.
 """
 
-import argparse
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from benchmarks.harness import Row, publish, write
+from conadv_lab import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "mark.gpu"
@@ -52,12 +53,15 @@ def files() -> list[Path]:
     return [path for path in sorted((ROOT / "tests").rglob("test_*.py")) if MARK in path.read_text()]
 
 
-def main(words: Iterable[str] | None = None) -> int:
+@dataclass(frozen=True)
+class GpuTestsOptions:
+    json: Path | None = None  # Write the counts to this file too.
+    files: tuple[Path, ...] = ()  # These alone.
+
+
+def main(words: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the counts to this file too")
-    parser.add_argument("--files", type=Path, nargs="+", metavar="FILE", help="these alone")
-    asked = parser.parse_args(None if words is None else list(words))
+    asked = cli.asked(GpuTestsOptions, words, "benchmarks.gpu_tests", __doc__)
     os.environ["CONADV_TEST_GPU"] = "1"
     counts = Counts(asked.json)
     options = [

@@ -14,7 +14,6 @@ that need it are left out. ``--small`` makes every part tiny, so that all can be
 parts are finished, 1 one is not, 2 a mistake in what was asked.
 """
 
-import argparse
 import contextlib
 import ctypes
 import json
@@ -24,14 +23,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import tyro
+
 from benchmarks.gpu_page import page
 from benchmarks.gpu_parts import PARTS, ROOT, Part, Place
-from conadv_lab import provenance
+from conadv_lab import cli, provenance
 from conadv_lab.files import write_json
 from conadv_lab.mistakes import require, unknown
 
@@ -40,9 +42,25 @@ LONGEST = 50_000
 """Characters kept of what a part printed, from the end."""
 
 
-def main(words: Iterable[str] | None = None, parts: Sequence[Part] = PARTS) -> int:
+@dataclass(frozen=True)
+class VisitOptions:
+    minutes: float = 9.0  # For all parts.
+    out: Path = Path("gpu")  # Folder of what is measured.
+    data_dir: Path | None = None  # A folder with CIFAR-10.
+    scratch: Path | None = None  # Folder of the runs; None: OUT/scratch.
+    only: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()  # These parts alone.
+    small: bool = False  # Every part tiny, also on a CPU.
+    list: bool = False  # Name the parts and leave.
+
+    @property
+    def parts(self) -> set[str]:
+        """Names of the parts that are wanted; all where there are none."""
+        return {name for several in self.only for name in several}
+
+
+def main(words: Sequence[str] | None = None, parts: Sequence[Part] = PARTS) -> int:
     """The command; returns its exit status."""
-    asked = _parser().parse_args(None if words is None else list(words))
+    asked = cli.asked(VisitOptions, words, "benchmarks.gpu_visit", __doc__)
     if asked.list:
         print("\n".join(f"{part.name:20} {part.about}" for part in parts))
         return 0
@@ -54,35 +72,17 @@ def main(words: Iterable[str] | None = None, parts: Sequence[Part] = PARTS) -> i
     return visit(chosen, place, parts, 60 * asked.minutes)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "benchmarks.gpu_visit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--minutes", type=float, default=9.0, help="for all parts (default: %(default)s)")
-    parser.add_argument("--out", type=Path, metavar="DIR", default=Path("gpu"), help="default: %(default)s")
-    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="a folder with CIFAR-10")
-    parser.add_argument(
-        "--scratch", type=Path, metavar="DIR", help="folder of the runs (default: DIR/scratch)"
-    )
-    parser.add_argument(
-        "--only", nargs="+", action="extend", metavar="PART", help="these parts alone (default: all)"
-    )
-    parser.add_argument("--small", action="store_true", help="every part tiny, also on a CPU")
-    parser.add_argument("--list", action="store_true", help="name the parts and leave")
-    return parser
-
-
-def _checked(asked: argparse.Namespace, parts: Sequence[Part]) -> tuple[list[Part], Place]:
+def _checked(asked: VisitOptions, parts: Sequence[Part]) -> tuple[list[Part], Place]:
     """What is to be done and where.
 
     Raises:
         ValueError: a mistake in what was asked; nothing has been written.
     """
     known = {part.name: part for part in parts}
-    for name in asked.only or ():
+    for name in sorted(asked.parts):
         if name not in known:
             raise unknown("part", name, known)
-    chosen = [part for part in parts if not asked.only or part.name in asked.only]
+    chosen = [part for part in parts if not asked.parts or part.name in asked.parts]
     out = asked.out.resolve()
     scratch = (asked.scratch or out / "scratch").resolve()
     for folder in (out, scratch):
@@ -101,13 +101,13 @@ def _checked(asked: argparse.Namespace, parts: Sequence[Part]) -> tuple[list[Par
     return chosen, place
 
 
-def _require_data(asked: argparse.Namespace, chosen: Sequence[Part]) -> None:
+def _require_data(asked: VisitOptions, chosen: Sequence[Part]) -> None:
     if asked.data_dir is not None:
         from conadv_lab.data.cifar import require_archive
 
         require_archive(asked.data_dir)
         return
-    wanting = [part.name for part in chosen if asked.only and "cifar10" in part.needs]
+    wanting = [part.name for part in chosen if asked.parts and "cifar10" in part.needs]
     if wanting:
         raise ValueError(f"{', '.join(wanting)} needs CIFAR-10; name its folder by --data-dir")
 

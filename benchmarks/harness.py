@@ -1,6 +1,5 @@
 """What every benchmark shares: fair timing, the machine in words, one table and one JSON format."""
 
-import argparse
 import platform
 import re
 import subprocess
@@ -40,6 +39,16 @@ class Row:
     peer: str | None = None
     ratio: float | None = None
     spread: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Options:
+    """What every benchmark takes; a subclass adds its own, and the comment behind an option is its help."""
+
+    json: Path | None = None
+    """Write the figures to this file too."""
+    rounds: int = 1
+    """Timed rounds."""
 
 
 class Times:
@@ -127,14 +136,6 @@ def _driver() -> str:
             text = ""
     found = re.search(r"\d+\.\d+(\.\d+)?", text)
     return found[0] if found else "unknown"
-
-
-def arguments(description: str, rounds: int) -> argparse.ArgumentParser:
-    """A parser with the options of every benchmark; add a benchmark's own to it."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file too")
-    parser.add_argument("--rounds", type=int, default=rounds, help="timed rounds (default: %(default)s)")
-    return parser
 
 
 def publish(rows: Sequence[Row], json_file: Path | None = None) -> None:

@@ -7,22 +7,31 @@ of one core's time, 30 beside other work. ``--batch 2048`` takes less than a min
 the pending signs, one bit a value.
 """
 
-import argparse
 import json
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from benchmarks.harness import Row, arguments, publish
+from benchmarks.harness import Options, Row, publish
+from conadv_lab.cli import asked
 from conadv_lab.config import Config, resolved
 from conadv_lab.footprint import resident_bytes
 from conadv_lab.plan import plan_of
 
 BATCH, MICRO_BATCH = 98_304, 256
+
+
+@dataclass(frozen=True)
+class LargeBatchOptions(Options):
+    batch: int = BATCH  # Global batch.
+    micro_batch: int = MICRO_BATCH  # Images of a forward.
+    threads: int | None = None  # CPU threads; None: all cores.
+    child: bool = False  # (The process started by this command.)
 
 
 def config_of(batch: int, micro_batch: int, threads: int | None) -> Config:
@@ -73,12 +82,7 @@ def measured(words: list[str]) -> tuple[float, float, float]:
 
 
 def main() -> None:
-    parser = arguments(__doc__ or "", rounds=1)
-    parser.add_argument("--batch", type=int, default=BATCH, help="global batch (default: %(default)s)")
-    parser.add_argument("--micro-batch", type=int, default=MICRO_BATCH, help="default: %(default)s")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = asked(LargeBatchOptions, None, "benchmarks.imagenet_96k", __doc__)
     config = config_of(options.batch, options.micro_batch, options.threads)
     if options.child:
         child(config)

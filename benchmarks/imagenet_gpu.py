@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from benchmarks.captured_loop import captured_loop
 from benchmarks.device_images import device_images
 from benchmarks.gpu_report import STEP_GFLOP, Measured, images_per_second, peak_tflops, rows_of, tables
-from benchmarks.harness import GPU_REPEATS, Row, arguments, in_words, interleaved, machine, write
+from benchmarks.harness import GPU_REPEATS, Row, in_words, interleaved, machine, write
 from benchmarks.step import DECAY, LR, MOMENTUM, PLAIN, STEPS, WARM, plain_loop, started
 from conadv_lab.config import Config, Model
 from conadv_lab.data.sets import TensorSet
@@ -259,8 +259,12 @@ def measure(asked: argparse.Namespace) -> list[Row]:
 
 
 def main(words: Iterable[str] | None = None) -> None:
-    parser = arguments(__doc__ or "", rounds=7)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    # By argparse, unlike all other commands, as this one needs no package but torch and numpy.
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file too")
+    parser.add_argument("--rounds", type=int, default=7, help="timed rounds (default: %(default)s)")
     parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES), help="images a step")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--model", choices=MODELS, default="resnet50")

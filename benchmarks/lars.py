@@ -10,12 +10,13 @@ the skip list where the implementation knows one.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from benchmarks.harness import GPU_REPEATS, Row, arguments, interleaved, publish
+from benchmarks.harness import GPU_REPEATS, Options, Row, interleaved, publish
+from conadv_lab.cli import asked
 from conadv_lab.optim.lars import LARS
 
 SETTINGS: dict[str, Any] = {"lr": 1e-3, "momentum": 0.9, "weight_decay": 1e-4}
@@ -109,8 +110,13 @@ def measure(device: str, rounds: int) -> list[Row]:
     return [times.row(name, peer if name.startswith("lars") else None) for name in times.seconds]
 
 
+@dataclass(frozen=True)
+class LarsOptions(Options):
+    rounds: int = 25
+
+
 def main() -> None:
-    options = arguments("Time a LARS step on ResNet-50's parameters.", rounds=25).parse_args()
+    options = asked(LarsOptions, None, "benchmarks.lars", "Time a LARS step on ResNet-50's parameters.")
     rows = measure("cpu", options.rounds)
     if torch.cuda.is_available():
         for row in measure("cuda", 4 * options.rounds):

@@ -5,20 +5,27 @@
 Each batch runs in a process of its own, which reports the largest memory it ever held.
 """
 
-import argparse
 import json
 import resource
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
-from benchmarks.harness import Row, arguments, publish
+from benchmarks.harness import Options, Row, publish
+from conadv_lab.cli import asked
 
 LARGE, SMALL, MICRO = 98_304, 1_024, 256
 PIXELS = 3 * 32 * 32
+
+
+@dataclass(frozen=True)
+class MemoryOptions(Options):
+    staleness: int = 1  # τ of ConAdv.
+    child: int | None = None  # (The batch of a process started by this command.)
 
 
 def small_network(_config: object) -> nn.Module:
@@ -67,10 +74,7 @@ def child(batch: int, staleness: int) -> None:
 
 
 def main() -> None:
-    parser = arguments(__doc__ or "", rounds=1)
-    parser.add_argument("--staleness", type=int, default=1)
-    parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = asked(MemoryOptions, None, "benchmarks.memory", __doc__)
     if options.child:
         child(options.child, options.staleness)
         return

@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -26,7 +27,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.harness import Row, Times, arguments, interleaved, publish
+from benchmarks.harness import Options, Row, Times, interleaved, publish
+from conadv_lab.cli import asked
 from conadv_lab.cores import cores
 from conadv_lab.data.crops import CROP_DRAWS, crop_box
 from conadv_lab.data.decode import Decoder, decode_with_pillow
@@ -175,12 +177,16 @@ def made_photographs(root: Path, count: int = 40) -> Path:
     return root
 
 
+@dataclass(frozen=True)
+class ReadingOptions(Options):
+    rounds: int = 5
+    data_dir: Path | None = None  # A folder of train/CLASS/PHOTOGRAPH; None: made here.
+    images: int = 512  # Of a timed call.
+    workers: int = field(default_factory=cores)  # Of the loader, as a rule one a core.
+
+
 def main() -> None:
-    parser = arguments(__doc__ or "", rounds=5)
-    parser.add_argument("--data-dir", type=Path, help="train/<class>/<photograph> (default: made here)")
-    parser.add_argument("--images", type=int, default=512, help="of a timed call (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=cores(), help="of the loader (default: all cores)")
-    options = parser.parse_args()
+    options = asked(ReadingOptions, None, "benchmarks.reading", __doc__)
     require(options.images >= BATCH, "images", options.images, f"at least {BATCH}")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:

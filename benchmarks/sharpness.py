@@ -18,15 +18,15 @@ On a GPU: ``--subject resnet18 --device cuda`` (32 pixels), ``--subject resnet50
 meant to end within two minutes; not measured yet.
 """
 
-import argparse
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -34,9 +34,10 @@ from scipy.stats import wasserstein_distance
 from torch import Tensor, nn
 
 from benchmarks import sharpness_peers as peers
-from benchmarks.harness import Row, arguments, interleaved, publish
+from benchmarks.harness import Options, Row, interleaved, publish
 from benchmarks.sharpness_peers import EIGEN_ERROR, TOP, TRACE_ERROR, Answer, eigen_error
 from benchmarks.sharpness_subjects import SUBJECTS, Subject, Truth, dense_truth, long_truth
+from conadv_lab import cli
 from conadv_lab.sharpness.operators.matrices import Hessian
 from conadv_lab.sharpness.problem.arithmetic import full_float32
 from conadv_lab.sharpness.problem.problem import Problem
@@ -213,14 +214,30 @@ def enough_probes(measure: Callable[[int, int], Ours], truth: Truth, wanted: flo
     return 16
 
 
-def main(asked: argparse.Namespace) -> None:
+@dataclass(frozen=True)
+class SharpnessOptions(Options):
+    rounds: int = 3
+    subject: Literal["resnet20", "digits", "resnet18", "resnet50"] = "resnet20"  # What is measured.
+    data_dir: Path | None = None  # A folder with CIFAR-10, see conadv_lab.data.cifar.
+    examples: int | None = None  # Images of the batch; None: the subject's.
+    epochs: int | None = None  # Of training on them; None: the subject's.
+    threads: int = 2  # Of torch.
+    device: str = "cpu"  # cpu or cuda.
+    peers: Path | None = None  # A folder with curvlinops and hessian-eigenthings.
+    peer_seconds: float | None = None
+    """Bound of each task of a peer; None: 30, but 8 for resnet18 and resnet50, and none for digits."""
+    check: bool = True  # Ours with the search for missed values.
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    asked = cli.asked(SharpnessOptions, words, "benchmarks.sharpness", __doc__)
     if torch.device(asked.device).type == "cuda":
         torch.cuda.init()
     with full_float32():  # or a GPU's convolutions are too far from the truth for any side
         _main(asked)
 
 
-def _main(asked: argparse.Namespace) -> None:
+def _main(asked: SharpnessOptions) -> None:
     torch.set_num_threads(asked.threads)
     if asked.peers:
         sys.path.append(str(asked.peers))  # last: nothing of the project's own is replaced
@@ -248,7 +265,7 @@ def _main(asked: argparse.Namespace) -> None:
         wanted = TRACE_ERROR * trace.products**0.5 / 1.96
     print(f"pyhessian, density: {densities[0][0]:.3g} s, {steps} products, distance {wanted:.3g}", flush=True)
 
-    measure = partial(_ours, subject, 20, not asked.no_check)
+    measure = partial(_ours, subject, 20, asked.check)
     if small:
         probes = enough_probes(measure, truth, wanted, seeds)
         ours = [measure(seed, probes) for seed in seeds]
@@ -303,23 +320,5 @@ def _compared(
     ]
 
 
-def options() -> argparse.ArgumentParser:
-    parser = arguments(__doc__ or "", rounds=3)
-    parser.add_argument("--subject", choices=[*SUBJECTS], default="resnet20", help="default: %(default)s")
-    parser.add_argument("--data-dir", type=Path, help="a folder with CIFAR-10, see conadv_lab.data.cifar")
-    parser.add_argument("--examples", type=int, help="images of the batch (default: the subject's)")
-    parser.add_argument("--epochs", type=int, help="of training on them (default: the subject's)")
-    parser.add_argument("--threads", type=int, default=2, help="of torch (default: %(default)s)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
-    parser.add_argument("--peers", type=Path, help="folder with curvlinops and hessian-eigenthings")
-    parser.add_argument(
-        "--peer-seconds",
-        type=float,
-        help="bound of each task of a peer (default: 30; resnet18, resnet50: 8; digits: none)",
-    )
-    parser.add_argument("--no-check", action="store_true", help="ours without the search for missed values")
-    return parser
-
-
 if __name__ == "__main__":
-    main(options().parse_args())
+    main()

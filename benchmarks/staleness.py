@@ -9,20 +9,22 @@ device-step of ours and of the SimPy model in the tests; and step times relative
 predicted / measured, calibrated from one run at another batch.
 """
 
-import argparse
 import json
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Literal
 
 import numpy as np
 import torch
 
-from benchmarks.harness import Row, arguments, interleaved, publish
+from benchmarks.harness import Options, Row, interleaved, publish
 from benchmarks.step import our_run
+from conadv_lab import cli
 from conadv_lab.config import Config
 from conadv_lab.staleness.timeline import one_device
 from conadv_lab.staleness.timeline.calibrate import compare, from_runs
@@ -167,7 +169,15 @@ def machine_rows(model: str, rounds: int) -> list[Row]:
     return rows
 
 
-def main(asked: argparse.Namespace) -> None:
+@dataclass(frozen=True)
+class StalenessOptions(Options):
+    rounds: int = 5
+    skip_machine: bool = False  # Leave out training on this machine.
+    model: Literal["resnet18", "digits-cnn"] = "resnet18"  # Trained here.
+
+
+def main() -> None:
+    asked = cli.asked(StalenessOptions, None, "benchmarks.staleness", __doc__)
     torch.set_num_threads(1)
     rows = published_rows() + device_rows()
     fast = speed_rows(asked.rounds)
@@ -178,9 +188,4 @@ def main(asked: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = arguments(__doc__ or "", rounds=5)
-    parser.add_argument("--skip-machine", action="store_true", help="without training on this machine")
-    parser.add_argument(
-        "--model", default="resnet18", choices=["resnet18", "digits-cnn"], help="trained here"
-    )
-    main(parser.parse_args())
+    main()

@@ -8,14 +8,15 @@ Rows of the first model have the methods' bare names; those of the others carry 
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.harness import GPU_REPEATS, Row, arguments, interleaved, publish
+from benchmarks.harness import GPU_REPEATS, Options, Row, interleaved, publish
 from conadv_lab.config import Config, resolved
 from conadv_lab.methods.attack import WARM_UPDATES
 from conadv_lab.models.digits import DigitsCNN
@@ -148,12 +149,19 @@ def _named(row: Row, name: str) -> Row:
     return Row(name, row.value, row.unit, row.peer, row.ratio, row.spread)
 
 
+@dataclass(frozen=True)
+class StepOptions(Options):
+    rounds: int = 9
+    models: tuple[Literal["resnet18", "resnet20", "resnet50", "digits-cnn"], ...] = ("resnet18", "digits-cnn")
+    """Networks that are trained."""
+    batch: int | None = None  # Images of a step, in place of the model's own default.
+    threads: int | None = None  # CPU threads; None: all cores.
+
+
 def main() -> None:
-    parser = arguments(__doc__ or "", rounds=9)
-    parser.add_argument("--models", nargs="+", choices=PLAIN, default=["resnet18", "digits-cnn"])
-    parser.add_argument("--batch", type=int, help="images of a step, in place of the model's own default")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
-    options = parser.parse_args()
+    from conadv_lab.cli import asked  # imagenet_gpu, which uses this file, does without tyro
+
+    options = asked(StepOptions, None, "benchmarks.step", __doc__)
     if options.threads:
         torch.set_num_threads(options.threads)
     rows: list[Row] = []

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import re
+import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass
@@ -89,6 +90,19 @@ def parsed(kind: type[Kind], words: Sequence[str], prog: str, description: str |
         if not stop.code:
             raise
     raise _refused(told.getvalue(), list(words), kinds)
+
+
+def asked(kind: type[Kind], words: Sequence[str] | None, prog: str, description: str | None = None) -> Kind:
+    """As `parsed`, of the process's own words where these are None; a mistake is printed and ends the process.
+
+    Raises:
+        SystemExit: status 2 after a mistake, 0 after ``--help``.
+    """
+    try:
+        return parsed(kind, sys.argv[1:] if words is None else words, prog, description)
+    except ValueError as mistake:
+        print(f"error: {mistake}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def _kinds(kind: Any) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import csv
 import math
-from argparse import ArgumentParser
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,40 +17,50 @@ FIGURES = (".png", ".pdf", ".svg")
 
 
 @dataclass(frozen=True)
-class Outputs:
-    """Files to write; None writes none.
-
-    Raises:
-        ValueError: a folder that does not exist, a kind of figure that cannot be drawn.
-    """
+class Tables:
+    """What to write"""
 
     json: Path | None = None
+    """The table's rows, as {"rows": […]}."""
     csv: Path | None = None
-    figure: Path | None = None
+    """The same as CSV."""
 
-    def __post_init__(self) -> None:
-        writable(self.json, self.csv, self.figure)
-        if self.figure is not None and self.figure.suffix not in FIGURES:
-            raise ValueError(
-                f"the figure's name is {self.figure.name!r}; allowed: one that ends in {', '.join(FIGURES)}"
-            )
+    def require_writable(self) -> None:
+        """To be called before any work.
 
-    def write(self, frame: "pd.DataFrame", draw: Callable[[], "Figure"] | None = None) -> None:
-        """The frame's rows as ``{"rows": […]}`` and as CSV, and the figure."""
+        Raises:
+            ValueError: a folder that does not exist, a kind of figure that cannot be drawn.
+        """
+        writable(self.json, self.csv)
+
+    def write(self, frame: "pd.DataFrame") -> None:
+        """The frame's rows in both forms, where they are asked for."""
         rows = frame.to_dict("records")
         if self.json is not None:
             write_json(self.json, {"rows": rows})
         if self.csv is not None:
             write_csv(self.csv, rows)
-        if self.figure is not None and draw is not None:
-            draw().savefig(self.figure, dpi=160, facecolor="white")
 
 
-def add_options(parser: ArgumentParser) -> None:
-    """The three options of a command that is parsed by argparse."""
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows of the tidy frame")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write them as CSV")
-    parser.add_argument("--figure", type=Path, metavar="FILE", help="draw them: .png, .pdf or .svg")
+@dataclass(frozen=True)
+class Outputs(Tables):
+    """Tables and a figure of them."""
+
+    figure: Path | None = None
+    """Draw them: .png, .pdf or .svg."""
+
+    def require_writable(self) -> None:
+        super().require_writable()
+        writable(self.figure)
+        if self.figure is not None and self.figure.suffix not in FIGURES:
+            raise ValueError(
+                f"the figure's name is {self.figure.name!r}; allowed: one that ends in {', '.join(FIGURES)}"
+            )
+
+    def write_figure(self, made: Callable[[], "Figure"]) -> None:
+        """Make and save the figure, where it is asked for."""
+        if self.figure is not None:
+            made().savefig(self.figure, dpi=160, facecolor="white")
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -4,11 +4,15 @@ Each ``NAME.py`` (jupytext, percent format) becomes ``NAME.ipynb``. ``--fast`` e
 writes nothing.
 """
 
-import argparse
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import tyro
+
+from conadv_lab.cli import asked
 
 FOLDER = Path(__file__).resolve().parent
 LARGEST_PICTURE = 100_000
@@ -60,11 +64,16 @@ def slim(notebook: Any) -> Any:
     return notebook
 
 
+@dataclass(frozen=True)
+class Options:
+    names: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Such as 01_first_run; none: all."""
+    fast: bool = False
+    """The tests' short mode; nothing is written."""
+
+
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m notebooks.execute", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="such as 01_first_run; default: all")
-    parser.add_argument("--fast", action="store_true", help="the tests' short mode; nothing is written")
-    given = parser.parse_args(arguments)
+    given = asked(Options, arguments, "python -m notebooks.execute", __doc__)
     import nbformat
 
     for source in sources():

@@ -7,7 +7,6 @@ steps, saves or evaluates, sent to one of its ranks; then it is resumed until it
 of its own that runs the command ``train``; they are forked from a server that has torch loaded already.
 """
 
-import argparse
 import os
 import random
 import shutil
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from conadv_lab import checkpoints, train
+from conadv_lab.cli import asked
 from conadv_lab.runs import RunFolder
 from conadv_lab.training import loop
 
@@ -217,12 +217,15 @@ def cases(count: int, ranks: Sequence[int], seed: int) -> list[tuple[str, int, l
     return made
 
 
+@dataclass(frozen=True)
+class Options:
+    cases: int = 100
+    ranks: tuple[int, ...] = (1, 2)
+    seed: int = 0
+
+
 def main(words: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--cases", type=int, default=100)
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(words)
+    options = asked(Options, words, "tests.kill_matrix", __doc__)
     scratch = Path(tempfile.mkdtemp(prefix="kill-matrix-"))
     undisturbed: dict[tuple[str, int], str] = {}
     failed = 0

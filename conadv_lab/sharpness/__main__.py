@@ -1,84 +1,30 @@
 """Measure curvature and sharpness: ``python -m conadv_lab.sharpness RUN_OR_CHECKPOINT… --json FILE``."""
 
-import argparse
 import re
 import sys
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from conadv_lab.cli import parsed
 from conadv_lab.pipes import outlive_readers
 from conadv_lab.reading import pairs
+from conadv_lab.sharpness.options import SharpnessOptions
 
-EPILOG = """A place is a run folder, a checkpoint folder of a run, or path/to/file.py:function that returns
+ABOUT = f"""{__doc__}
+
+A place is a run folder, a checkpoint folder of a run, or path/to/file.py:function that returns
 (model, criterion, batches) or (model, criterion, batches, facts). Exit status: 0 success, 2 invalid
 arguments, 1 failure, 130 interrupted (the files then hold what was finished). By default only cheap measures run;
 progress goes to standard error."""
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line; making it imports no torch."""
-    p = argparse.ArgumentParser("conadv_lab.sharpness", description=__doc__, epilog=EPILOG)
-    p.add_argument(
-        "places", nargs="*", metavar="RUN_OR_CHECKPOINT", help="what to measure; several are compared"
-    )
-    p.add_argument("--json", type=Path, metavar="FILE", help="write the numbers and their conditions")
-    p.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained page")
-    p.add_argument("--csv", type=Path, metavar="FILE", help="write one row per number")
-    p.add_argument("--figures", type=Path, metavar="DIR", help="write the figures as PNG and PDF")
-    p.add_argument("--cross-check", action="store_true", help="run PyHessian on the same batches, print both")
-    p.add_argument(
-        "--measures", metavar="A,B,…", help="measure these instead of the default ones; --list shows all"
-    )
-    p.add_argument("--also", metavar="A,B,…", help="measure these too, such as density,sam_worst")
-    p.add_argument("--all", action="store_true", help="every measure that applies")
-    p.add_argument("--list", action="store_true", help="list the measures with their definitions")
-    p.add_argument(
-        "--examples", type=int, default=1000, help="images of a run to measure on (default: %(default)s)"
-    )
-    p.add_argument("--batch-size", type=int, default=250, help="images per batch (default: %(default)s)")
-    p.add_argument(
-        "--split", default="train", help="split of a run's data: train or test (default: %(default)s)"
-    )
-    p.add_argument(
-        "--trust", action="store_true", help="run the Python files that a run folder's config names"
-    )
-    p.add_argument("--params", metavar="A,B,…", help="parameters or modules (default: all)")
-    p.add_argument("--bn", default="eval", help="batch norm: eval or train (default: %(default)s)")
-    p.add_argument("--dtype", help="float32 or float64 (default: the model's own)")
-    p.add_argument(
-        "--line-to", metavar="PLACE", help="also the loss along the straight line from each place to this one"
-    )
-    p.add_argument("--seed", type=int, default=0, help="seed of everything random (default: %(default)s)")
-    p.add_argument(
-        "--resume", type=Path, metavar="DIR", help="keep finished parts in DIR and continue from them"
-    )
-    p.add_argument("--learning-rate", type=float, help="the same as --fact learning_rate=…")
-    p.add_argument("--augmentation", help="the same as --fact augmentation=…")
-    p.add_argument(
-        "--fact",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="state what cannot be inferred: split, augmentation, learning_rate, weight_decay_inside, "
-        "label_smoothing; reports need all of them; 'unknown' is accepted",
-    )
-    p.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="a setting, such as k=10 or rhos=(0.1,)",
-    )
-    return p
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    asked = parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
+        asked = parsed(SharpnessOptions, words, "conadv_lab.sharpness", ABOUT)
         if asked.list:
             return _list()
         if not asked.places:
@@ -107,7 +53,7 @@ def _list() -> int:
     return 0
 
 
-def _measure(asked: argparse.Namespace) -> bool:
+def _measure(asked: SharpnessOptions) -> bool:
     """Measure, print and write; False where it was interrupted."""
     print(f"reading {asked.places[0]} …", file=sys.stderr, flush=True)  # before seconds of imports
     import torch
@@ -182,7 +128,7 @@ def _left_out(name: str, mistake: ValueError) -> None:
     print(f"left out: {name}, as {mistake}", file=sys.stderr)
 
 
-def _subjects(asked: argparse.Namespace, places: Sequence[str]) -> list[tuple[Any, dict[str, Any]]]:
+def _subjects(asked: SharpnessOptions, places: Sequence[str]) -> list[tuple[Any, dict[str, Any]]]:
     """What the places hold, with their facts; refused before an hour of work if a file could not be written."""
     from conadv_lab.sharpness.measures.results import require_facts
     from conadv_lab.sharpness.measures.study import label_smoothing
@@ -220,7 +166,7 @@ def _consistent(stated: dict[str, Any], known: dict[str, Any], who: str) -> dict
     return {name: value for name, value in stated.items() if known.get(name) in (None, "unknown")}
 
 
-def _write(asked: argparse.Namespace, reports: Any, checks: Any) -> None:
+def _write(asked: SharpnessOptions, reports: Any, checks: Any) -> None:
     from conadv_lab import pages
     from conadv_lab.sharpness.report import figures, page
 
@@ -236,8 +182,8 @@ def _write(asked: argparse.Namespace, reports: Any, checks: Any) -> None:
             pages.save(figure, asked.figures, name)
 
 
-def _words(text: str | None) -> list[str]:
-    return [word.strip() for word in (text or "").split(",") if word.strip()]
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _print(measure: Any) -> None:

@@ -31,7 +31,7 @@ def test_a_large_subject(tmp_path, monkeypatch):
         "--json",
         str(file),
     ]
-    sharpness.main(sharpness.options().parse_args(words))
+    sharpness.main(words)
     names = [row["name"] for row in json.loads(file.read_text())["rows"]]
     assert {
         "trace to 1 %",

@@ -50,7 +50,8 @@ def main(words: Sequence[str]) -> int:
     from conadv_lab.staleness.dynamics import figures
 
     print_table(frame)
-    outputs.write(frame, lambda: figures.page(frame))
+    outputs.write(frame)
+    outputs.write_figure(lambda: figures.page(frame))
     return 0
 
 
@@ -58,10 +59,10 @@ def _quadratic(words: list[str]) -> "tuple[pd.DataFrame, Outputs]":
     from conadv_lab.cli import parsed
 
     asked = parsed(QuadraticOptions, words, "conadv_lab.staleness dynamics quadratic")
-    outputs = Outputs(asked.json, asked.csv, asked.figure)
+    asked.require_writable()
     from conadv_lab.staleness.dynamics import on_quadratic
 
-    return on_quadratic.study(asked.draws(), asked), outputs
+    return on_quadratic.study(asked.draws(), asked), asked
 
 
 def _training(name: str, words: list[str]) -> "tuple[pd.DataFrame, Outputs]":
@@ -71,11 +72,11 @@ def _training(name: str, words: list[str]) -> "tuple[pd.DataFrame, Outputs]":
     recipe = _probed(find(name)) if name else small
     prog = f"conadv_lab.staleness dynamics {name or 'digits-conadv'}"
     config, asked = parse_config(recipe, words, prog=prog, options=RunOptions())
-    outputs = Outputs(asked.json, asked.csv, asked.figure)
+    asked.require_writable()
     return study(
         config, asked.draws(), seeds=asked.seeds, curvature_images=asked.curvature_images,
         problem=name or "digits-conadv", progress=True,
-    ), outputs  # fmt: skip
+    ), asked  # fmt: skip
 
 
 def _probed(recipe: Callable[[], Config]) -> Callable[[], Config]:

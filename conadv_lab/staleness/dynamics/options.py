@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Literal
 
 from conadv_lab.mistakes import require
+from conadv_lab.outputs import Outputs
 from conadv_lab.staleness.draws import Draw, read_trace
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Outputs):
     """Of this command"""
 
     draw: Literal["constant", "geometric", "poisson", "per-worker"] = "constant"
@@ -22,12 +23,6 @@ class Options:
     """Workers that share a global batch, each with its own τ."""
     seeds: int = 1
     """Runs of each draw: this many seeds from --seed on."""
-    json: Path | None = None
-    """Write the rows of the tidy frame."""
-    csv: Path | None = None
-    """Write them as CSV."""
-    figure: Path | None = None
-    """Draw them: .png, .pdf or .svg."""
 
     def draws(self) -> list[Draw]:
         """The draws that are asked for.

@@ -7,8 +7,8 @@ import tyro
 
 from conadv_lab import cli
 from conadv_lab.mistakes import writable
+from conadv_lab.outputs import Tables
 from conadv_lab.pages import write
-from conadv_lab.staleness.timeline.options import Files
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class PageOptions:
     """Folder for the figures as PNG and PDF."""
     seed: int = 0
     """Of stragglers and interruptions."""
-    files: tyro.conf.OmitArgPrefixes[Files] = field(default_factory=Files)
+    files: tyro.conf.OmitArgPrefixes[Tables] = field(default_factory=Tables)
 
 
 def main(words: list[str]) -> int:
@@ -37,7 +37,7 @@ def main(words: list[str]) -> int:
     from conadv_lab.staleness.report import page
 
     asked = cli.parsed(PageOptions, words, "conadv_lab.staleness report")
-    outputs = asked.files.outputs()
+    asked.files.require_writable()
     writable(asked.html)
     if asked.figures is not None and asked.figures.exists() and not asked.figures.is_dir():
         raise ValueError(f"{asked.figures} is a file; allowed: a folder, or a name that is free")
@@ -49,7 +49,7 @@ def main(words: list[str]) -> int:
         dynamics=page.read_rows(asked.dynamics),
     )
     write(asked.html, made.html)
-    outputs.write(made.rows)
+    asked.files.write(made.rows)
     if asked.figures is not None:
         page.save_figures(made, asked.figures)
     print(asked.html)

@@ -1,14 +1,15 @@
 """The command: ``python -m conadv_lab.staleness theory``."""
 
-import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from conadv_lab.cli import parsed
 from conadv_lab.mistakes import require
-from conadv_lab.outputs import Outputs, add_options
+from conadv_lab.outputs import Outputs
 from conadv_lab.staleness.theory.compare import compare, figure_of_bound
 from conadv_lab.staleness.theory.quadratic import Quadratic, example
 
@@ -22,33 +23,35 @@ well, so its bound has a floor that neither a smaller step nor a longer run lowe
 even concave in the image. The theorem does not cover what is done in practice."""
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line of ``python -m conadv_lab.staleness theory``."""
-    p = argparse.ArgumentParser(
-        "conadv_lab.staleness theory", description="The bound beside what is measured on a quadratic problem."
-    )
-    p.add_argument(
-        "--taus", type=int, nargs="+", default=list(range(17)), help="staleness (default: 0 to 16)"
-    )
-    p.add_argument(
-        "--lrs", type=float, nargs="+", default=[], help="step sizes (default: three, see the docs)"
-    )
-    p.add_argument("--steps", type=int, default=3000, help="of a run (default: %(default)s)")
-    p.add_argument("--replicas", type=int, default=64, help="runs that are averaged (default: %(default)s)")
-    p.add_argument("--solver", default="exact", help="exact, ascent or sign (default: %(default)s)")
-    p.add_argument("--size", type=int, default=8, help="dimension of θ and of x (default: %(default)s)")
-    p.add_argument("--noise", type=float, default=0.3, help="s of the examples (default: %(default)s)")
-    p.add_argument("--batch", type=int, default=1, help="examples of a step (default: %(default)s)")
-    p.add_argument("--seed", type=int, default=0, help="of problem and noise (default: %(default)s)")
-    add_options(p)
-    return p
+@dataclass(frozen=True)
+class TheoryOptions(Outputs):
+    """The bound beside what is measured on a quadratic problem."""
+
+    taus: tuple[int, ...] = tuple(range(17))
+    """Staleness."""
+    lrs: tuple[float, ...] = ()
+    """Step sizes; none: three, see the docs."""
+    steps: int = 3000
+    """Of a run."""
+    replicas: int = 64
+    """Runs that are averaged."""
+    solver: str = "exact"
+    """exact, ascent or sign."""
+    size: int = 8
+    """Dimension of θ and of x."""
+    noise: float = 0.3
+    """s of the examples."""
+    batch: int = 1
+    """Examples of a step."""
+    seed: int = 0
+    """Of problem and noise."""
 
 
 def main(words: Sequence[str]) -> int:
     """The command; returns its exit status."""
-    asked = parser().parse_args(words)
     try:
-        outputs = Outputs(asked.json, asked.csv, asked.figure)
+        asked = parsed(TheoryOptions, words, "conadv_lab.staleness theory")
+        asked.require_writable()
         require(asked.size >= 1, "size", asked.size, "a whole number of at least 1")
         problem = example(asked.size, asked.noise, seed=asked.seed, batch=asked.batch)
         rows = evaluate(problem, asked)
@@ -56,11 +59,12 @@ def main(words: Sequence[str]) -> int:
         print(f"error: {mistake}", file=sys.stderr)
         return 2
     print_table(rows, asked.solver)
-    outputs.write(rows, lambda: _picture(rows[rows["solver"] == asked.solver]))
+    asked.write(rows)
+    asked.write_figure(lambda: _picture(rows[rows["solver"] == asked.solver]))
     return 0
 
 
-def evaluate(problem: Quadratic, asked: argparse.Namespace) -> "pd.DataFrame":
+def evaluate(problem: Quadratic, asked: TheoryOptions) -> "pd.DataFrame":
     """The rows that the command asks for, and one sign step at the smallest and the largest τ beside them."""
     import pandas as pd
 

@@ -31,7 +31,7 @@ def timeline(words: list[str]) -> int:
     from conadv_lab.staleness.timeline.workload import workload_of
 
     asked = _parsed(TimelineOptions, words, "timeline")
-    outputs = asked.files.outputs()
+    asked.files.require_writable()
     writable(asked.save, asked.trace)
     cluster = load(asked.cluster or ("this-machine" if asked.calibrate else "h100"))
     recipe: Any = asked.recipe or "imagenet-resnet50-32k"
@@ -64,7 +64,7 @@ def timeline(words: list[str]) -> int:
     _print(frame[list(SHOWN)].rename(columns=SHOWN))
     if asked.save is not None:
         asked.save.write_text(to_toml(cluster))
-    outputs.write(frame)
+    asked.files.write(frame)
     return 0
 
 
@@ -75,7 +75,7 @@ def fit(words: list[str]) -> int:
     from conadv_lab.staleness.timeline import calibrate, one_device
 
     asked = _parsed(FitOptions, words, "fit")
-    outputs = asked.files.outputs()
+    asked.files.require_writable()
     frame = calibrate.compare(fitted_only=not asked.all_rows)
     for name, rows in frame.groupby("cluster", sort=False):
         one = rows.iloc[0]
@@ -90,7 +90,7 @@ def fit(words: list[str]) -> int:
         for name in calibrate.TOLERANCE:
             good, count = calibrate.every_choice(name)
             print(f"{name}: {good} of {count} choices of as many rows bring all rows within tolerance")
-    outputs.write(pd.concat([frame, steps]))
+    asked.files.write(pd.concat([frame, steps]))
     return 0
 
 

@@ -6,23 +6,9 @@ from typing import Literal
 
 import tyro
 
-from conadv_lab.outputs import Outputs
+from conadv_lab.outputs import Tables
 
 SEVERAL = ("vanilla", "disadv", "conadv", "recycled", "recycled-equal", "sam", "asyncsam")
-
-
-@dataclass(frozen=True)
-class Files:
-    """What to write"""
-
-    json: Path | None = None
-    """The table's rows, as {"rows": […]}."""
-    csv: Path | None = None
-    """The same as CSV."""
-
-    def outputs(self) -> Outputs:
-        """Checked: see `Outputs`."""
-        return Outputs(self.json, self.csv)
 
 
 @dataclass(frozen=True)
@@ -65,7 +51,7 @@ class TimelineOptions:
     """Write the cluster with all changes as a TOML file."""
     trace: Path | None = None
     """Write the effective τ of each step and worker, as .npy or .csv; needs one row."""
-    files: tyro.conf.OmitArgPrefixes[Files] = field(default_factory=Files)
+    files: tyro.conf.OmitArgPrefixes[Tables] = field(default_factory=Tables)
 
 
 @dataclass(frozen=True)
@@ -76,4 +62,4 @@ class FitOptions:
     """Fit MLPerf's on every row instead, to see what the model cannot do."""
     every_choice: bool = False
     """Count from how many other choices of as many rows all come out within tolerance."""
-    files: tyro.conf.OmitArgPrefixes[Files] = field(default_factory=Files)
+    files: tyro.conf.OmitArgPrefixes[Tables] = field(default_factory=Tables)
