@@ -97,6 +97,7 @@ class Part:
         run: the part's pass.
         gradients: who else has a share of the gradient.
         is_whole: whether the weights move by what is summed over ranks.
+        is_one_of_many: whether its step may have other parts.
         kept: what is kept of earlier steps, the oldest first: a tensor a weight for each of them.
         number: of the part in its step, over all ranks.
     """
@@ -109,9 +110,10 @@ class Part:
         is_whole: bool,
         kept: list[list[Tensor]],
         number: int = 0,
+        is_one_of_many: bool = False,
     ) -> None:
         self.weights, self.run, self.gradients, self.is_whole = weights, run, gradients, is_whole
-        self.kept, self.number = kept, number
+        self.kept, self.number, self.is_one_of_many = kept, number, is_one_of_many
         self._present: list[bool] = []
 
     def here(self, counted: bool, run: Run | None = None) -> tuple[Losses, list[Tensor]]:
@@ -139,7 +141,7 @@ class Part:
         """Add this, of the latest pass, to the step's gradient."""
         if self.is_whole:
             self.gradients.is_complete()
-        else:  # what is added to it later is not this part's
+        if self.is_one_of_many:  # what is added to it later is not this part's
             gradient = [one.clone() for one in gradient]
         shown = zip(gradient, self._present, strict=True)
         self.weights.give([one if present else None for one, present in shown])
@@ -254,12 +256,11 @@ def step_of_sgd(optimizer: Optimizer, weights: Weights, gradient: list[Tensor]) 
     direction = []
     both = zip(weights.parameters, gradient, groups(optimizer, weights), strict=True)
     for parameter, one, group in both:
-        pull = one.add(parameter, alpha=group["weight_decay"])
-        velocity = pull
+        velocity = pull = one.add(parameter, alpha=group["weight_decay"])
         old = optimizer.state.get(parameter, {}).get("momentum_buffer")
         if group["momentum"] and old is not None:
-            velocity = old * group["momentum"] + pull * (1 - group["dampening"])
+            velocity = (old * group["momentum"]).add_(pull, alpha=1 - group["dampening"])
         if group["nesterov"]:
-            velocity = pull + velocity * group["momentum"]
-        direction.append(velocity * -group["lr"])
+            velocity = (velocity * group["momentum"]).add_(pull)
+        direction.append(velocity.mul_(-group["lr"]))
     return Move(direction, direction[0].new_ones(()))

@@ -188,7 +188,7 @@ class WeightSpace(Method):
             self._make_room(number + 1)
             yield moving.Part(
                 self._weights, run, self.gradients, self.perturbation == "global", self._kept[number],
-                number * ranks + rank,
+                number * ranks + rank, self.perturbation == "micro-batch",
             )  # fmt: skip
 
     def runs(self, model: nn.Module, step: Step, criterion: Criterion) -> Iterator[Run]:
@@ -214,9 +214,10 @@ class WeightSpace(Method):
         """Raise unless all is finite that a CPU can look at without waiting, and that all ranks would judge alike."""
         if not weights.on_cpu or (self.gradients.ranks > 1 and self.perturbation != "global"):
             return
-        for gradients in (weights.gradients(), *kept):
-            if gradients and not bool(torch.isfinite(moving.norm(gradients))):
-                raise _NotFinite
+        # What is kept may be what is given, and is looked at once.
+        looked_at = {id(one): one for some in (weights.gradients(), *kept) for one in some or ()}
+        if looked_at and not bool(torch.isfinite(moving.norm(list(looked_at.values())))):
+            raise _NotFinite
 
     def kind(self, step: Step) -> Hashable | None:
         return self.name, self._version

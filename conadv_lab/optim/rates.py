@@ -59,7 +59,7 @@ def settings(optimizer: Optimizer) -> Hashable:
     """
     return tuple(
         (
-            tuple(parameter.requires_grad for parameter in group["params"]),
+            tuple([parameter.requires_grad for parameter in group["params"]]),
             # A tensor may change in place, which is seen.
             *(
                 (n, id(v) if isinstance(v, Tensor) else repr(v))

@@ -1,0 +1,19 @@
+"""The benchmark of a step in small: every row is there; nothing here depends on the clock."""
+
+from benchmarks import step
+
+
+def test_methods_have_a_row_beside_vanilla_and_the_host_part_one_of_its_own(monkeypatch, tmp_path):
+    assert {"sam", "asyncsam", "sampa", "msam", "extrap"} <= set(step.METHODS)
+    monkeypatch.setattr(step, "WARM", 1)
+    monkeypatch.setattr(step, "METHODS", ("conadv", "extrap"))
+    rows = step.measure("digits-cnn", 16, 2, " digits-cnn")
+    assert [(row.name, row.peer) for row in rows] == [
+        ("overhead digits-cnn", "plain loop"),
+        ("conadv digits-cnn", "vanilla"),
+        ("extrap digits-cnn", "vanilla"),
+    ]
+    assert all(row.ratio is not None and row.ratio > 0 for row in rows)
+    host = step.host_part("digits-cnn", tmp_path, steps=3)
+    assert (host.name, host.unit) == ("host part, digits-cnn, 8 micro-batches", "µs")
+    assert host.value > 0
