@@ -1,6 +1,7 @@
 """The rooms import downwards only, and no modules import one another in a circle, wherever the import stands."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -132,6 +133,14 @@ def circles(imports: dict[str, set[str]]) -> list[set[str]]:
         if len(circle) > 1 and circle not in found:
             found.append(circle)
     return found
+
+
+def test_the_files_to_read_for_one_step_exist_and_are_eight():
+    text = (ROOT / "docs/architecture.md").read_text()
+    (told,) = re.findall(r"To follow one step, read eight files: (.*?)\. For a method", text, re.DOTALL)
+    files = [ROOT / "conadv_lab" / name for name in re.findall(r"`([a-z_/]+)`", told)]
+    assert len(files) == 8
+    assert [file for file in files if not file.is_dir() and not file.with_suffix(".py").exists()] == []
 
 
 def test_a_circle_and_an_upward_import_are_found():

@@ -117,6 +117,15 @@ def test_a_dry_run_writes_nothing_and_needs_no_slurm(no_slurm, capsys, tmp_path)
     assert "#SBATCH --array=0-1%2\n" in out.partition("# sbatch script 1 of 1\n")[2]
 
 
+def test_a_sweep_over_methods_of_other_families_is_shown(no_slurm, capsys, tmp_path):
+    words = ("sweep", "digits-conadv", "--out", tmp_path / "s", "--method", "sam,msam,conadv", "--dry-run")
+    status, out, _ = run(capsys, *words)
+    assert status == 0
+    assert all(f"{tmp_path}/s/method={name}\n" in out for name in ("sam", "msam", "conadv"))
+    config = json.loads(out[out.index("{") : out.index("\n}\n") + 3])
+    assert (config["method"]["method"], config["method"]["rho"]) == ("sam", 0.05)
+
+
 def test_what_sites_ask_for_first_are_options(fake, capsys, tmp_path):
     wanted = {"account": "my-project", "qos": "long", "constraint": "h100", "gres": "gpu:4"}
     words = [word for name, value in wanted.items() for word in (f"--{name}", value)]

@@ -17,8 +17,6 @@ from tests.conftest import image_set, small_cnn
 
 pytestmark = pytest.mark.gpu
 STEPS = 50
-NOT_KNOWN = ("extrap", "sampa", "conadv-sam", "recycled-msam")  # which say of no step what it runs
-CAPTURED = [name for name in METHODS if name not in NOT_KNOWN]
 
 
 class Steps:
@@ -54,7 +52,7 @@ class Steps:
 
 @pytest.mark.parametrize("beside", [False, True])
 @pytest.mark.parametrize("micro_batch", [20, 5])
-@pytest.mark.parametrize("name", CAPTURED)
+@pytest.mark.parametrize("name", METHODS)
 def test_a_captured_step_is_the_step(name, micro_batch, beside):
     """Through cold and warm statistics; to rounding, as a GPU's sums have no fixed order."""
     eager = Steps(name, captured=False, micro_batch=micro_batch).take(range(STEPS))
@@ -83,7 +81,7 @@ def test_captured_steps_are_bitwise_with_deterministic_algorithms():
 
 
 @pytest.mark.parametrize("captured", [False, True])
-@pytest.mark.parametrize("name", CAPTURED)
+@pytest.mark.parametrize("name", METHODS)
 def test_no_step_makes_the_host_wait(name, captured):
     steps = Steps(name, captured)
     steps.take(range(STEPS - 5))  # past what happens once: checks, captures, warm statistics

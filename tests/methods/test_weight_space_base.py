@@ -201,6 +201,14 @@ class _Unchecked:
             {"method": "asyncsam", "placement": "ranks", "attackers": 1},
             "placement is 'ranks'; allowed for asyncsam",
         ),
+        (
+            {"method": "conadv-sam", "placement": "ranks", "attackers": 1},
+            "placement is 'ranks'; allowed for conadv-sam: 'serial' or 'stream'",
+        ),
+        (
+            {"method": "late-sam", "early_method": "sam", "late_method": "noise-equal"},
+            "early_method is 'sam' and late_method 'noise-equal'; allowed: two that take as many images",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_sentence(options, told):
