@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -47,6 +48,12 @@ class Weights:
     def zeros(self) -> list[Tensor]:
         """A tensor of zeros for each weight."""
         return [torch.zeros_like(p, requires_grad=False) for p in self.parameters]
+
+    @cached_property
+    def room(self) -> list[Tensor]:
+        """As large as the weights, for a direction: to allocate it anew takes a CPU longer than to compute it."""
+        with torch.no_grad():
+            return self.zeros()
 
     @contextmanager
     def moved(self, move: Move) -> Iterator[None]:
@@ -246,21 +253,20 @@ def rates(optimizer: Optimizer, weights: Weights, gradient: list[Tensor]) -> lis
 
 @torch.no_grad()
 def step_of_sgd(optimizer: Optimizer, weights: Weights, gradient: list[Tensor]) -> Move:
-    """Where torch's SGD would go with this gradient, momentum, Nesterov's form and decay included.
+    """Where torch's SGD would go with this gradient, momentum, Nesterov's form and decay included; in ``weights.room``.
 
     Raises:
         ValueError: another optimizer.
     """
     if not isinstance(optimizer, torch.optim.SGD):
         raise ValueError(f"the optimizer is {type(optimizer).__name__}; allowed: torch.optim.SGD")
-    direction = []
-    both = zip(weights.parameters, gradient, groups(optimizer, weights), strict=True)
-    for parameter, one, group in both:
-        velocity = pull = one.add(parameter, alpha=group["weight_decay"])
+    both = zip(weights.parameters, gradient, weights.room, groups(optimizer, weights), strict=True)
+    for parameter, one, room, group in both:
+        velocity = pull = torch.add(one, parameter, alpha=group["weight_decay"], out=room)
         old = optimizer.state.get(parameter, {}).get("momentum_buffer")
         if group["momentum"] and old is not None:
             velocity = (old * group["momentum"]).add_(pull, alpha=1 - group["dampening"])
         if group["nesterov"]:
             velocity = (velocity * group["momentum"]).add_(pull)
-        direction.append(velocity.mul_(-group["lr"]))
-    return Move(direction, direction[0].new_ones(()))
+        torch.mul(velocity, -group["lr"], out=room)
+    return Move(weights.room, weights.room[0].new_ones(()))

@@ -114,7 +114,9 @@ class Extrap(WeightSpace):
             direction = self._noise(part)
         with torch.no_grad():
             steps = moving.rates(self.needed_optimizer(), part.weights, part.kept[0])
-            ahead = [one * rate for one, rate in zip(direction, steps, strict=True)]
+            ahead = part.weights.room
+            for one, rate, room in zip(direction, steps, ahead, strict=True):
+                torch.mul(one, rate, out=room)
             return moving.Move(ahead, ahead[0].new_full((), -self.extrapolation))
 
     def _noise(self, part: Part) -> list[Tensor]:
