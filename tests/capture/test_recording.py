@@ -213,6 +213,14 @@ def test_passes_beside_one_another_add_up_in_the_same_order(method):
     assert_same(apart.take(*range(STEPS)), eager(method))
 
 
+def test_the_parts_of_late_sam_have_its_lanes():
+    options = {"early_method": "conadv", "late_method": "disadv", "late_share": 0.5}
+    apart = Training("late-sam", captured=True, **options)
+    apart.method.lanes = Beside()
+    assert_same(apart.take(*range(STEPS)), eager("late-sam", **options))
+    assert apart.method.early.lanes is apart.method.late.lanes is apart.method.lanes
+
+
 def operators(training: Training, number: int) -> list:
     """What a step runs, with shapes, numbers and places; the step is taken."""
     step = training.feed.load(number, [0.1] * len(training.optimizer.param_groups))

@@ -126,7 +126,9 @@ class LateSAM(Method):
         return self.at(step).begin(model, step, criterion)
 
     def gradient(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
-        return self.at(step).gradient(model, step, criterion)
+        method = self.at(step)
+        method.lanes = self.lanes
+        return method.gradient(model, step, criterion)
 
     def end(self, step: Step) -> None:
         self.at(step).end(step)
