@@ -1,5 +1,8 @@
 """Hugging Face's Trainer: the steps of our own loop, checkpoints that keep what is pending, and what is refused."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -101,7 +104,7 @@ class KilledAfter(transformers.TrainerCallback):
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("stop", [3, 4])
-def test_resumed_after_a_kill_it_goes_on_bitwise(name, stop, tmp_path):
+def test_resumed_after_an_exception_it_goes_on_bitwise(name, stop, tmp_path):
     """In the middle of an epoch of four steps, and at its end; the Trainer shuffles."""
     whole = trainer_of(name, tmp_path / "whole", 7)
     whole.train()
@@ -115,6 +118,19 @@ def test_resumed_after_a_kill_it_goes_on_bitwise(name, stop, tmp_path):
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.global_step == whole.state.global_step == 7
     assert resumed.state.epoch == whole.state.epoch == 1.75
+    for key, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[key]), key
+
+
+@pytest.mark.slow
+def test_resumed_after_a_sigkill_it_goes_on_bitwise(tmp_path):
+    whole = trainer_of("conadv", tmp_path / "whole", 7)
+    whole.train()
+    command = [sys.executable, "-m", "tests.integrations.killed", "trainer", str(tmp_path / "part"), "3"]
+    assert subprocess.run(command, capture_output=True, timeout=300).returncode == -9
+    assert not (tmp_path / "part" / "checkpoint-4").exists()
+    resumed = trainer_of("conadv", tmp_path / "part", 7)
+    resumed.train(resume_from_checkpoint=True)
     for key, value in whole.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[key]), key
 

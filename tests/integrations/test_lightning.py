@@ -1,5 +1,8 @@
 """Lightning: the steps of our own loop, checkpoints that keep what is pending, and what is refused."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -70,13 +73,15 @@ METHODS = {
 }
 
 
-def fitted(name: str, folder, steps: int, checkpoint=None, seed: int = 1):
+def fitted(name: str, folder, steps: int, checkpoint=None, seed: int = 1, callbacks=()):
     lightning.seed_everything(seed)
     module = Shuffled(METHODS[name]())
     saves = lightning.callbacks.ModelCheckpoint(
         dirpath=folder, filename="{step}", every_n_train_steps=1, save_top_k=-1
     )
-    trainer = lightning.Trainer(max_steps=steps, default_root_dir=folder, callbacks=[saves], **QUIET)
+    trainer = lightning.Trainer(
+        max_steps=steps, default_root_dir=folder, callbacks=[saves, *callbacks], **QUIET
+    )
     trainer.fit(module, module.look_ahead(data()), ckpt_path=checkpoint, weights_only=True)
     assert trainer.global_step == steps
     return module
@@ -84,11 +89,22 @@ def fitted(name: str, folder, steps: int, checkpoint=None, seed: int = 1):
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("stop", [3, 4])
-def test_resumed_after_a_kill_it_goes_on_bitwise(name, stop, tmp_path):
+def test_resumed_from_a_checkpoint_it_goes_on_bitwise(name, stop, tmp_path):
     """In the middle of an epoch of four steps, and at its end."""
     whole = fitted(name, tmp_path / "whole", 7)
     fitted(name, tmp_path / "part", stop)
     resumed = fitted(name, tmp_path / "part", 7, tmp_path / "part" / f"step={stop}.ckpt", seed=2)
+    for key, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[key]), key
+
+
+@pytest.mark.slow
+def test_resumed_after_a_sigkill_it_goes_on_bitwise(tmp_path):
+    whole = fitted("conadv", tmp_path / "whole", 7)
+    command = [sys.executable, "-m", "tests.integrations.killed", "lightning", str(tmp_path / "part"), "3"]
+    assert subprocess.run(command, capture_output=True, timeout=300).returncode == -9
+    assert not (tmp_path / "part" / "step=4.ckpt").exists()
+    resumed = fitted("conadv", tmp_path / "part", 7, tmp_path / "part" / "step=3.ckpt", seed=2)
     for key, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[key]), key
 
