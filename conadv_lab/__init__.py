@@ -17,6 +17,7 @@ _HOMES = {
     "collect": "conadv_lab.frames",
     "lookahead": "conadv_lab.data.lookahead",
     "mixture_batch_norm": "conadv_lab.models.norm",
+    "normalised": "conadv_lab.methods.ball",
     "PGDAttack": "conadv_lab.methods.attack",
     "plain_batch_norm": "conadv_lab.models.norm",
     "SignAttack": "conadv_lab.methods.attack",

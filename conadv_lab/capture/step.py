@@ -13,7 +13,7 @@ from conadv_lab.capture.feed import Copies
 from conadv_lab.capture.program import Program
 from conadv_lab.capture.replays import Backend
 from conadv_lab.data.loader import Batch, Step
-from conadv_lab.data.lookahead import images_and_labels, require_unit_range
+from conadv_lab.data.lookahead import images_and_labels
 from conadv_lab.methods.base import Losses, Method
 from conadv_lab.methods.forwards import Criterion
 from conadv_lab.methods.lanes import Streams
@@ -65,8 +65,7 @@ class CapturedStep:
         capture: Capture = "auto",
     ) -> None:
         device = next(model.parameters()).device
-        images, _ = images_and_labels(example)
-        require_unit_range(images)
+        images_and_labels(example)
         backend, line = backend_of(capture, device, reason_against(device, optimizer) or hooked(model))
         if line:
             _tell(line)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from conadv_lab.data.order import places
+from conadv_lab.data.tokens import Tokens
 from conadv_lab.data.transfer import sent
 from conadv_lab.mistakes import require
 
@@ -17,10 +18,11 @@ class Batch:
     """One micro-batch and the identity of its images.
 
     Attributes:
-        images: (m, C, H, W) float in [0, 1].
+        images: (m, C, H, W) float in [0, 1], or other inputs (m, …); of tokens the perturbation of their embeddings.
         labels: (m,) int64, or (m, classes) probabilities with mixup.
         epochs, indices: (m,) int64, epoch and index in the data set; random numbers depend on these.
         share: this micro-batch's fraction of its step's images; the shares of a step add up to 1.
+        tokens: what a token model is called with.
     """
 
     images: Tensor
@@ -28,6 +30,7 @@ class Batch:
     epochs: Tensor
     indices: Tensor
     share: float
+    tokens: Tokens | None = None
 
 
 @dataclass(frozen=True)
@@ -83,9 +86,6 @@ class ImageSet(Protocol):
     def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """(m,) int64 to images (m, C, H, W), uint8 or float in [0, 1], and (m,) int64 labels, on the device."""
 
-
-ROUNDING = 1e-3
-"""How far pixels may overshoot [0, 1], as they do after resizing."""
 
 Augmentation = Callable[[Tensor, Tensor, Tensor], Tensor]
 Span = tuple[int, int]

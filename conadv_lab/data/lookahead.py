@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from conadv_lab.data.loader import ROUNDING, Batch, Step
+from conadv_lab.data.loader import Batch, Step
+from conadv_lab.data.tokens import IDS, Tokens
 from conadv_lab.data.transfer import sent
 from conadv_lab.mistakes import require
 
@@ -26,12 +27,13 @@ def lookahead(
     accumulate: int = 1,
     replays: int = 1,
     device: torch.device | str | None = None,
+    embeddings: nn.Module | None = None,
 ) -> Iterator[Step]:
     """Steps over any loader of ``(images, labels)``, each with the batches of the next ``ahead`` steps.
 
-    The loader is restarted when it ends, so the queue crosses epochs. Images must be floats in [0, 1]. An image's
-    index, which random starts depend on, is its position in the loader's epoch. ``(ahead + 2) · accumulate`` batches
-    stay in memory.
+    The loader is restarted when it ends, so the queue crosses epochs. Images are floats, in [0, 1] unless
+    the attack has other bounds. An image's index, which random starts depend on, is its position in the loader's epoch.
+    ``(ahead + 2) · accumulate`` batches stay in memory.
 
     A batch may also be a mapping such as ``{"pixel_values": …, "labels": …}``; tuple items after the first two are
     ignored. NumPy arrays become tensors, with torch's default dtype for floats.
@@ -43,6 +45,8 @@ def lookahead(
         accumulate: loader batches per step; each is a micro-batch, and its gradient is weighted by its image count.
         replays: how many consecutive steps have the same images, ``method.replays``.
         device: the model's device; None does not move the batches.
+        embeddings: a token model's embedding layer, whose output is attacked, ``model.get_input_embeddings()``. A batch
+            is then ``(ids, labels)``, ids (m, T), or a mapping of labels and the model's keyword arguments.
 
     Raises:
         ValueError: a number out of range, or a loader that is empty, cannot be restarted or yields no such batches.
@@ -55,7 +59,7 @@ def lookahead(
         ("steps", steps, 0), ("ahead", ahead, 0), ("accumulate", accumulate, 1), ("replays", replays, 1),
     ):  # fmt: skip
         require(isinstance(value, int) and value >= least, name, value, f"a whole number of at least {least}")
-    source = islice(_endless(loader, device), -(-steps // replays) * accumulate)
+    source = islice(_endless(loader, device, embeddings), -(-steps // replays) * accumulate)
     held: dict[int, list[Batch]] = {}
     for number in range(steps):
         for wanted in range(number // replays, min(number + ahead, steps - 1) // replays + 1):
@@ -83,7 +87,9 @@ def step_of(held: dict[int, list[Batch]], number: int, ahead: int, last: int, re
     return Step(number, ahead, last, fetch, counts, replays)
 
 
-def _endless(loader: Iterable[Any], device: torch.device | str | None) -> Iterator[Batch]:
+def _endless(
+    loader: Iterable[Any], device: torch.device | str | None, embeddings: nn.Module | None
+) -> Iterator[Batch]:
     if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
         raise ValueError(
             f"the loader is of type {type(loader).__name__}; allowed: a list or a DataLoader of batches"
@@ -91,15 +97,10 @@ def _endless(loader: Iterable[Any], device: torch.device | str | None) -> Iterat
     epoch = 0
     while True:
         seen = 0
-        for batch in loader:
-            images, labels = images_and_labels(batch)
-            if epoch == seen == 0:
-                require_unit_range(images)
-            if device is not None:
-                images, labels = sent(images, torch.device(device)), sent(labels, torch.device(device))
-            indices = torch.arange(seen, seen + len(images), device=images.device)
-            seen += len(images)
-            yield Batch(images, labels, torch.full_like(indices, epoch), indices, 1.0)
+        for raw in loader:
+            batch = batch_of(raw, epoch, seen, device, embeddings)
+            seen += len(batch.labels)
+            yield batch
         if seen == 0:
             when, which = (
                 ("when it was restarted", ", which can be iterated over repeatedly") if epoch else ("", "")
@@ -109,6 +110,43 @@ def _endless(loader: Iterable[Any], device: torch.device | str | None) -> Iterat
                 + f"; allowed: a list or a DataLoader of batches{which}"
             )
         epoch += 1
+
+
+def batch_of(
+    raw: Any, epoch: int, first: int, device: torch.device | str | None, embeddings: nn.Module | None = None
+) -> Batch:
+    """A loader's batch on the device; ``first`` is the index of its first image. See `lookahead`."""
+    if embeddings is None:
+        tokens, (images, labels) = None, images_and_labels(raw)
+    else:
+        tokens, labels = _tokens_and_labels(raw, embeddings)
+        images = tokens.unmoved()
+    if device is not None:
+        tokens = tokens and tokens.on(torch.device(device))
+        images, labels = sent(images, torch.device(device)), sent(labels, torch.device(device))
+    indices = torch.arange(first, first + len(labels), device=labels.device)
+    return Batch(images, labels, torch.full_like(indices, epoch), indices, 1.0, tokens)
+
+
+def _tokens_and_labels(raw: Any, layer: nn.Module) -> tuple[Tokens, Tensor]:
+    if isinstance(raw, Mapping):
+        labels = _tensor(_named(raw, LABELS, "labels"), "labels")
+        parts = {name: _tensor(part, name) for name, part in raw.items() if name not in LABELS}
+        if IDS not in parts:
+            raise ValueError(
+                f"a batch has the keys {', '.join(raw)}; allowed: {IDS!r}, labels and the model's others"
+            )
+        tokens = Tokens(parts, layer)
+    else:
+        ids, labels = _two(raw)
+        tokens, labels = Tokens(_tensor(ids, "ids"), layer), _tensor(labels, "labels")
+    ids, count = tokens.ids, tuple(labels.shape[:1])
+    if ids.ndim != 2 or ids.is_floating_point() or count != ids.shape[:1]:
+        raise ValueError(
+            f"token ids are {ids.dtype} of shape {tuple(ids.shape)}, labels of shape {tuple(labels.shape)}; allowed: "
+            "integer ids (m, T), with m labels"
+        )
+    return tokens, labels if labels.is_floating_point() else labels.long()
 
 
 def images_and_labels(batch: Any) -> tuple[Tensor, Tensor]:
@@ -130,7 +168,10 @@ def images_and_labels(batch: Any) -> tuple[Tensor, Tensor]:
             "batches, such as from torch.utils.data.DataLoader(dataset, batch_size=128)"
         )
     images, labels = _tensor(images, "images"), _tensor(labels, "labels")
-    require(images.is_floating_point(), "the images' dtype", str(images.dtype), "floats in [0, 1]")
+    require(
+        images.is_floating_point(), "the images' dtype", str(images.dtype),
+        "floats in [0, 1], or token ids with lookahead(…, embeddings=model.get_input_embeddings())",
+    )  # fmt: skip
     if len(images) != len(labels):
         raise ValueError(
             f"a batch has {len(images)} images and {len(labels)} labels; allowed: one label per image"
@@ -169,13 +210,3 @@ def _tensor(values: Any, what: str) -> Tensor:
     return torch.tensor(
         values, dtype=torch.get_default_dtype() if values.dtype.kind == "f" else None, device="cpu"
     )
-
-
-def require_unit_range(images: Tensor) -> None:
-    """Raise ``ValueError`` if images are not in [0, 1]."""
-    low, high = (float(images.min()), float(images.max())) if images.numel() else (0.0, 1.0)
-    if not (low >= -ROUNDING and high <= 1 + ROUNDING):
-        raise ValueError(
-            f"images lie in [{low:.3g}, {high:.3g}]; allowed: [0, 1], to which attacks are clipped; "
-            "move the normalisation into the model"
-        )

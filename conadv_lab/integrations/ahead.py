@@ -9,16 +9,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from conadv_lab.data.loader import Batch, Step
-from conadv_lab.data.lookahead import images_and_labels, require_unit_range, shared, step_of
-from conadv_lab.data.transfer import sent
+from conadv_lab.data.lookahead import batch_of, shared, step_of
 from conadv_lab.methods.base import Method
 from conadv_lab.mistakes import require
 from conadv_lab.training.weights import on_device
 
 Device = torch.device | str | None
+
+
+def require_one_process(trainer: str, processes: int) -> None:
+    """Raise ``ValueError`` if a trainer runs in several processes, whatever the method."""
+    if processes > 1:
+        raise ValueError(
+            f"{trainer} runs in {processes} processes; allowed: 1, with any method. For several use a script with "
+            "DistributedDataParallel, as in docs/integrations.md, or conadv_lab.train"
+        )
 
 
 class Ahead:
@@ -34,12 +42,13 @@ class Ahead:
     checkpoint tells, and the steps that were already attacked are then attacked anew, with a warning.
 
     Args:
-        loader: a list or a DataLoader of ``(images, labels)`` or mappings, with a length; images in [0, 1].
+        loader: a list or a DataLoader of ``(images, labels)`` or mappings, with a length.
         method: decides how far to look ahead; its state is part of the checkpoint.
         accumulate: batches of the loader in one step.
         steps: how many steps will be trained; None where that is not known, which costs a few attacks at the end.
         device: where the model is, or a function that says so once it is known; None leaves the batches where they are.
         seed: of the loader's random state; None takes ``torch.initial_seed()``.
+        embeddings: a token model's embedding layer, as for `conadv_lab.lookahead`.
 
     Raises:
         ValueError: a number out of range, or a loader without a length or with too few batches.
@@ -60,12 +69,13 @@ class Ahead:
         steps: int | None = None,
         device: Device | Callable[[], Device] = None,
         seed: int | None = None,
+        embeddings: nn.Module | None = None,
     ) -> None:
         for name, value in (("accumulate", accumulate), ("steps", 1 if steps is None else steps)):
             require(isinstance(value, int) and value >= 1, name, value, "a whole number of at least 1")
         self.loader, self.method, self.accumulate, self.steps = loader, method, accumulate, steps
-        self._device = device
-        self._reader = _Reader(loader, torch.initial_seed() if seed is None else seed)
+        self._device, self._embeddings = device, embeddings
+        self._reader = _Reader(loader, torch.initial_seed() if seed is None else seed, embeddings)
         self._held: dict[int, list[Batch]] = {}
         self._places: dict[int, tuple[int, int]] = {}
         self.number = self.trained = 0
@@ -108,7 +118,7 @@ class Ahead:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken, over a loader and with a method of the same arguments."""
-        self._reader = _Reader(self.loader, state["seed"])
+        self._reader = _Reader(self.loader, state["seed"], self._embeddings)
         self._reader.go_to(state["epoch"], state["place"], state["generators"])
         self._held, self._places = {}, {}
         self.number = self.trained = state["number"]
@@ -155,7 +165,8 @@ class Ahead:
         digest = sha256()
         for number in numbers:
             for batch in self._held[number]:
-                for tensor in (batch.images, batch.labels):
+                inputs = [batch.images] if batch.tokens is None else batch.tokens.tensors()
+                for tensor in (*inputs, batch.labels):
                     digest.update(
                         tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
                     )
@@ -186,8 +197,8 @@ class _Reader:
         starts: states of the loader's generators at the start of each epoch that may have to be read again.
     """
 
-    def __init__(self, loader: Iterable[Any], seed: int) -> None:
-        self.loader, self.seed = loader, seed
+    def __init__(self, loader: Iterable[Any], seed: int, embeddings: nn.Module | None) -> None:
+        self.loader, self.seed, self.embeddings = loader, seed, embeddings
         self.epoch = self.place = self._images = 0
         self.starts: dict[int, list[Tensor]] = {}
         self._batches: Iterator[Any] | None = None
@@ -196,16 +207,13 @@ class _Reader:
     def read(self, device: Device) -> tuple[Batch, tuple[int, int]]:
         """The next batch, on the device, and its (epoch, place)."""
         raw = self._raw()
-        images, labels = images_and_labels(raw)
-        if self.epoch == self.place == 0:
-            require_unit_range(images)
-        if device is not None:
-            images, labels = sent(images, torch.device(device)), sent(labels, torch.device(device))
-        indices = torch.arange(self._images, self._images + len(images), device=images.device)
-        where = self.epoch, self.place
-        self._images += len(images)
+        batch, where = (
+            batch_of(raw, self.epoch, self._images, device, self.embeddings),
+            (self.epoch, self.place),
+        )
+        self._images += len(batch.labels)
         self.place += 1
-        return Batch(images, labels, torch.full_like(indices, self.epoch), indices, 1.0), where
+        return batch, where
 
     def go_to(self, epoch: int, place: int, generators: list[Tensor]) -> None:
         """Read an epoch again up to its batch ``place``."""

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from conadv_lab import extras
 from conadv_lab.data.loader import Step
-from conadv_lab.integrations.ahead import Ahead
+from conadv_lab.integrations.ahead import Ahead, require_one_process
 from conadv_lab.integrations.probe import SharpnessProbe
 from conadv_lab.methods.base import Method
 from conadv_lab.methods.forwards import Criterion
@@ -26,13 +26,14 @@ class TrainerMethod:
     """Mixed in before ``Trainer``: ``class ConAdvTrainer(TrainerMethod, transformers.Trainer): pass``.
 
     All else is the Trainer's: optimizer, schedule, clipping, logging, evaluation. The model is called with images
-    alone, ``model(pixel_values)``; the criterion judges its logits. Each checkpoint folder gets a file beside the
-    Trainer's own that holds what is pending.
+    alone, ``model(pixel_values)``, or with a token batch without its labels; the criterion takes its logits.
+    Each checkpoint folder gets a file beside the Trainer's own that holds what is pending.
 
     Args:
         method: with its state; not to be shared with another trainer.
         criterion: (outputs, labels) to their mean loss; None is the cross-entropy.
         accumulate: batches of the Trainer's loader in one step, in place of ``gradient_accumulation_steps``.
+        embeddings: a token model's embedding layer, ``model.get_input_embeddings()``; see `conadv_lab.lookahead`.
         others: of ``Trainer``, by keyword.
 
     Raises:
@@ -40,10 +41,16 @@ class TrainerMethod:
     """
 
     def __init__(
-        self, *, method: Method, criterion: Criterion | None = None, accumulate: int = 1, **others: Any
+        self,
+        *,
+        method: Method,
+        criterion: Criterion | None = None,
+        accumulate: int = 1,
+        embeddings: nn.Module | None = None,
+        **others: Any,
     ) -> None:
         super().__init__(**others)
-        self.method, self.accumulate = method, accumulate
+        self.method, self.accumulate, self.embeddings = method, accumulate, embeddings
         self.criterion = criterion or nn.CrossEntropyLoss()
         self._ahead: Ahead | None = None
         self._checkpoint: Path | None = None
@@ -64,7 +71,7 @@ class TrainerMethod:
         args: Any = self.args  # type: ignore[attr-defined]
         self._ahead = Ahead(
             base.get_train_dataloader(), self.method, accumulate=self.accumulate, device=args.device,
-            steps=args.max_steps if args.max_steps > 0 else None,
+            steps=args.max_steps if args.max_steps > 0 else None, embeddings=self.embeddings,
         )  # fmt: skip
         trained = 0
         if self._checkpoint is not None:
@@ -95,8 +102,10 @@ class TrainerMethod:
         if not isinstance(inputs, Step):
             return base.floating_point_ops(inputs)
         name = getattr(self.model, "main_input_name", "input_ids")  # type: ignore[attr-defined]
-        images = sum(base.floating_point_ops({name: batch.images}) for batch in inputs.batches())
-        return round(images * self.method.gradient_evaluations)
+        inputs_of = (
+            {name: batch.images if batch.tokens is None else batch.tokens.ids} for batch in inputs.batches()
+        )
+        return round(sum(map(base.floating_point_ops, inputs_of)) * self.method.gradient_evaluations)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         base: Any = super()
@@ -128,11 +137,9 @@ def _require_plain(args: Any) -> None:
             f"gradient_accumulation_steps is {args.gradient_accumulation_steps}; allowed: 1, and "
             f"accumulate={args.gradient_accumulation_steps} of TrainerMethod, which joins batches into one step"
         )
-    if args.world_size > 1 or args.n_gpu > 1:
-        raise ValueError(
-            f"the Trainer uses {max(args.world_size, args.n_gpu)} devices; allowed: 1. docs/integrations.md has a "
-            "script for several, and conadv_lab.train does it by itself"
-        )
+    require_one_process("the Trainer", args.world_size)
+    if args.n_gpu > 1:  # of one process, in DataParallel
+        raise ValueError(f"the Trainer uses {args.n_gpu} GPUs; allowed: 1, as with CUDA_VISIBLE_DEVICES=0")
     if args.fp16:
         raise ValueError("fp16 is True; allowed: False, or bf16=True, as an attack's backward is not scaled")
 

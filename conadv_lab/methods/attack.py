@@ -1,7 +1,8 @@
 """Attacks on images: what is computed with some weights (`perturb`) and what is kept until it is used (`apply`).
 
 An attack changes neither the weights' gradients nor the running statistics. Images are floats in [0, 1], and so
-are ε and step. The direction is ascent on the true label (Goodfellow et al. 2015, Madry et al. 2018).
+are ε and step, unless the attack is told of other bounds. The direction is ascent on the true label (Goodfellow et al.
+2015, Madry et al. 2018).
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from conadv_lab.methods.later import forwards, hashing, norm, signs, torch
+from conadv_lab.methods.ball import UNIT, Ball, Bounds, Norm, Value
+from conadv_lab.methods.later import forwards, hashing, norm, torch
 from conadv_lab.mistakes import require, unknown
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
     from conadv_lab.config import Config
     from conadv_lab.data.loader import Batch
+    from conadv_lab.data.tokens import Tokens
     from conadv_lab.methods.forwards import Criterion
     from conadv_lab.models.norm import Branch, Statistics
 
@@ -88,38 +91,38 @@ class Attack:
     """Base of the attacks.
 
     Args:
-        epsilon: radius of the ball, in image units.
+        epsilon: radius of the ball, in the images' units; a number, or one value per channel.
         step: length of one step; None is ``epsilon``.
         random_start: begin at a uniform point of the ball, which depends on (seed, epoch, image) alone.
         seed: of the random start.
+        bounds: lowest and highest image value, each a number or one value per channel; None does not clip. See
+            `conadv_lab.methods.ball.normalised`.
         branch: batch norm branch that is attacked.
         statistics: ``"running"`` attacks the network as it evaluates, ``"batch"`` as it trains.
     """
 
     steps = 1
+    norm: Norm = "linf"
     kept_bytes: float = 4
     """Bytes that are kept of each value of an image."""
 
     def __init__(
         self,
-        epsilon: float,
-        step: float | None = None,
+        epsilon: Value,
+        step: Value | None = None,
         random_start: bool = True,
         seed: int = 0,
         *,
+        bounds: Bounds = UNIT,
         branch: Branch = "adversarial",
         statistics: Statistics = "running",
     ) -> None:
-        require(
-            _is_number(epsilon) and 0 <= epsilon <= 1, "epsilon", epsilon, "0 to 1, as images are in [0, 1]"
-        )
-        require(step is None or (_is_number(step) and step > 0), "step", step, "a number above 0, or None")
+        self.ball = Ball(epsilon, step, bounds, self.norm)
         if branch not in ("main", "adversarial"):
             raise unknown("branch", str(branch), ["main", "adversarial"])
         if statistics not in ("running", "batch"):
             raise unknown("batch norm statistics", str(statistics), ["running", "batch"])
-        self.epsilon = float(epsilon)
-        self.step = self.epsilon if step is None else float(step)
+        self.epsilon, self.step = self.ball.epsilon, self.ball.step
         self.random_start, self.seed = random_start, seed
         self.branch, self.statistics = branch, statistics
 
@@ -135,9 +138,17 @@ class Attack:
         """An uninitialised tensor on the CPU like what `perturb` keeps of images of this shape (B, C, H, W)."""
         raise NotImplementedError
 
-    def gradient(self, model: nn.Module, images: Tensor, labels: Tensor, criterion: Criterion) -> Tensor:
+    def gradient(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        criterion: Criterion,
+        tokens: Tokens | None = None,
+    ) -> Tensor:
         """Input gradient (B, C, H, W) of the attacked branch."""
-        return input_gradient(model, images, labels, criterion, self.branch, self.seen_statistics(model))
+        statistics = self.seen_statistics(model)
+        return input_gradient(model, images, labels, criterion, self.branch, statistics, tokens)
 
     def seen_statistics(self, model: nn.Module) -> Statistics:
         """Batch norm statistics that an attack on ``model`` sees now: those of the batch while it is cold."""
@@ -161,22 +172,20 @@ class SignAttack(Attack):
     kept_bytes = 1 / 8
 
     def perturb(self, model: nn.Module, batch: Batch, criterion: Criterion) -> Tensor:
+        self.ball.require_inputs(batch.images)
         start = self._start(batch)
-        images = batch.images if start is None else (batch.images + start).clamp_(0, 1)
-        return signs.pack(self.gradient(model, images, batch.labels, criterion))
+        images = batch.images if start is None else self.ball.clip(batch.images + start)
+        return self.ball.keep(self.gradient(model, images, batch.labels, criterion, batch.tokens))
 
     def apply(self, batch: Batch, kept: Tensor) -> Tensor:
-        delta = signs.unpack(kept, batch.images).mul_(self.step)
-        start = self._start(batch)
-        if start is not None:
-            delta.add_(start)
-        return delta.clamp_(-self.epsilon, self.epsilon).add_(batch.images).clamp_(0, 1)
+        delta, start = self.ball.taken(kept, batch.images), self._start(batch)
+        return self.ball.moved(batch.images, delta if start is None else delta.add_(start))
 
     def space(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.empty(shape[0], -(-math.prod(shape[1:]) // 8), dtype=torch.uint8, device="cpu")
 
     def _start(self, batch: Batch) -> Tensor | None:
-        return linf_start(batch, self.epsilon, self.seed) if self.random_start else None
+        return linf_start(batch, self.ball, self.seed) if self.random_start else None
 
 
 class PGDAttack(Attack):
@@ -188,38 +197,36 @@ class PGDAttack(Attack):
 
     def __init__(
         self,
-        epsilon: float,
-        step: float | None = None,
+        epsilon: Value,
+        step: Value | None = None,
         random_start: bool = True,
         seed: int = 0,
         *,
         steps: int = 10,
-        norm: Literal["linf", "l2"] = "linf",
+        norm: Norm = "linf",
+        bounds: Bounds = UNIT,
         branch: Branch = "adversarial",
         statistics: Statistics = "running",
     ) -> None:
         require(isinstance(steps, int) and steps >= 1, "steps", steps, "a whole number of at least 1")
-        if norm not in ("linf", "l2"):
-            raise unknown("norm", str(norm), ["linf", "l2"])
-        # An L2 ball that reaches across images has a radius above 1, so its bound is the image's diagonal.
-        require(_is_number(epsilon) and epsilon >= 0, "epsilon", epsilon, "a number of at least 0")
-        bounded = min(epsilon, 1.0) if norm == "l2" else epsilon
-        super().__init__(bounded, step, random_start, seed, branch=branch, statistics=statistics)
-        self.epsilon = float(epsilon)
-        self.step = self.epsilon if step is None else float(step)
         self.steps, self.norm = steps, norm
+        super().__init__(
+            epsilon, step, random_start, seed, bounds=bounds, branch=branch, statistics=statistics
+        )
 
     def perturb(self, model: nn.Module, batch: Batch, criterion: Criterion) -> Tensor:
+        self.ball.require_inputs(batch.images)
         delta = self._start(batch)
         for _ in range(self.steps):
-            images = (batch.images + delta).clamp_(0, 1)
-            gradient = self.gradient(model, images, batch.labels, criterion)
-            delta = self._project(delta + self.step * self._direction(gradient))
-            delta = (batch.images + delta).clamp_(0, 1) - batch.images
+            images = self.ball.clip(batch.images + delta)
+            gradient = self.gradient(model, images, batch.labels, criterion, batch.tokens)
+            delta = self.ball.project(delta + self.ball.along(gradient))
+            if self.ball.bounds is not None:
+                delta = self.ball.clip(batch.images + delta) - batch.images
         return delta
 
     def apply(self, batch: Batch, kept: Tensor) -> Tensor:
-        return (batch.images + kept).clamp_(0, 1)
+        return self.ball.clip(batch.images + kept)
 
     def space(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="cpu")
@@ -228,17 +235,7 @@ class PGDAttack(Attack):
         if not self.random_start:
             return torch.zeros_like(batch.images)
         start = linf_start if self.norm == "linf" else l2_start
-        return start(batch, self.epsilon, self.seed)
-
-    def _direction(self, gradient: Tensor) -> Tensor:
-        if self.norm == "linf":
-            return torch.where(gradient >= 0, 1.0, -1.0).to(gradient.dtype)
-        return gradient / _lengths(gradient).clamp_min(torch.finfo(gradient.dtype).tiny)
-
-    def _project(self, delta: Tensor) -> Tensor:
-        if self.norm == "linf":
-            return delta.clamp_(-self.epsilon, self.epsilon)
-        return delta * (self.epsilon / _lengths(delta).clamp_min(1e-12)).clamp_max(1.0)
+        return start(batch, self.ball, self.seed)
 
 
 def input_gradient(
@@ -248,6 +245,7 @@ def input_gradient(
     criterion: Criterion,
     branch: Branch,
     statistics: Statistics,
+    tokens: Tokens | None = None,
 ) -> Tensor:
     """∇ₓ of the mean loss, (B, C, H, W), in evaluation mode but for the statistics asked for.
 
@@ -258,27 +256,32 @@ def input_gradient(
         model = model.module
     images = images.detach().requires_grad_()
     with _frozen(model), norm.branch_of(model, branch, statistics), torch.enable_grad():
-        outputs = forwards.outputs_of(model, images)
+        outputs = forwards.outputs_of(model, images, tokens)
         judge = criterion if isinstance(outputs, torch.Tensor) else forwards.Judge(criterion)
         (gradient,) = torch.autograd.grad(judge(outputs, labels), images)
     return gradient
 
 
-def linf_start(batch: Batch, epsilon: float, seed: int) -> Tensor:
+def linf_start(batch: Batch, ball: Ball, seed: int) -> Tensor:
     """Uniform in the L∞ ball: the same bits on any device, for any split over micro-batches and ranks."""
     keys = hashing.image_keys(seed, "start", batch.epochs, batch.indices)
     values = hashing.uniform(keys, batch.images[0].numel()).view(batch.images.shape)
-    return values.mul_(2 * epsilon).sub_(epsilon).to(batch.images.dtype)
+    return ball.start(values).to(batch.images.dtype)
 
 
-def l2_start(batch: Batch, epsilon: float, seed: int) -> Tensor:
-    """Uniform in the L2 ball: a normal direction (Box and Muller 1958), a radius of ε · u^(1/d)."""
+def l2_start(batch: Batch, ball: Ball, seed: int) -> Tensor:
+    """Uniform in the L2 ball: a normal direction (Box and Muller 1958), a radius of ε · u^(1/d); 0 at padding."""
     keys = hashing.image_keys(seed, "start", batch.epochs, batch.indices)
     size = batch.images[0].numel()
     draws = hashing.uniform(keys, 2 * size + 1)
     lengths = (-2 * torch.log1p(-draws[:, :size])).sqrt_()
     normal = lengths.mul_(torch.cos(2 * math.pi * draws[:, size:-1]))
-    radii = epsilon * draws[:, -1:] ** (1 / size)
+    free: Any = size
+    mask = None if batch.tokens is None else batch.tokens.mask
+    if mask is not None:
+        real = mask.to(normal.dtype).repeat_interleave(size // mask.shape[1], dim=1)
+        normal, free = normal * real, real.sum(1, keepdim=True).clamp_min(1)
+    radii = ball.epsilon * draws[:, -1:] ** (1 / free)
     normal = normal * (radii / normal.norm(dim=1, keepdim=True).clamp_min(1e-12))
     return normal.view(batch.images.shape).to(batch.images.dtype)
 
@@ -299,11 +302,3 @@ def _frozen(model: nn.Module) -> Iterator[None]:
             module.training = True
         for parameter in learning:
             parameter.requires_grad_(True)
-
-
-def _lengths(images: Tensor) -> Tensor:
-    return images.flatten(1).norm(dim=1).view(-1, *[1] * (images.ndim - 1))
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from conadv_lab.criteria import logits
+from conadv_lab.data.tokens import Tokens
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
@@ -16,11 +17,15 @@ Criterion = Callable[[Tensor, Tensor], Tensor]
 _writes: WeakKeyDictionary[nn.Module, dict[bool, bool]] = WeakKeyDictionary()
 
 
-def outputs_of(model: nn.Module, images: Tensor) -> Any:
+def outputs_of(model: nn.Module, images: Tensor, tokens: Tokens | None = None) -> Any:
     """``model(images)``; a forward that writes into its input, as ``x.sub_(0.5)`` does, gets a copy to write into.
+
+    Of tokens the images are what is added to their embeddings.
 
     The first forward of each mode finds out, with a copy, which a GPU makes the host wait for; later ones cost nothing.
     """
+    if tokens is not None:
+        return tokens.outputs(model, images)
     known = _writes.setdefault(model, {})
     if known.get(model.training) is False:
         return model(images)

@@ -51,6 +51,11 @@ class Slots:
             self.rows = [self._room(part) for _ in range(self.count)]
             self.version += 1
         if _kind(self.rows[slot]) != _kind(part):  # images of another size, as training resizes them
+            if first:
+                raise ValueError(
+                    f"a step's micro-batches have perturbations of shapes {tuple(self.rows[slot].shape[1:])} and "
+                    f"{tuple(part.shape[1:])}; allowed: one shape, as of images of one size or padded tokens"
+                )
             self.rows[slot] = self._room(part)
             self.version += 1
         self.rows[slot][first : first + len(part)].copy_(part)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from conadv_lab.methods.attack import PGDAttack
 from conadv_lab.methods.later import torch
@@ -47,10 +47,12 @@ class EvaluationAttack(PGDAttack):
         super().__init__(epsilon, step, random_start, seed, steps=steps, norm=norm, branch="main")
         self._gradient = gradient
 
-    def gradient(self, model: nn.Module, images: Tensor, labels: Tensor, criterion: Criterion) -> Tensor:
+    def gradient(
+        self, model: nn.Module, images: Tensor, labels: Tensor, criterion: Criterion, *tokens: Any
+    ) -> Tensor:
         if self._gradient is not None:
             return self._gradient(images, labels)
-        return super().gradient(model, images, labels, criterion)
+        return super().gradient(model, images, labels, criterion, *tokens)
 
 
 def right_under_attack(

@@ -45,7 +45,7 @@ def train_on(
         lanes: what makes the backward. Images that require a gradient get it as their ``.grad``.
     """
     with branch_of(model, branch, counted=counted):
-        loss = criterion(outputs_of(model, images), batch.labels)
+        loss = criterion(outputs_of(model, images, batch.tokens), batch.labels)
     scale = weight * batch.share
     with backward_of(model, branch):
         images.grad = lanes.backward(
@@ -69,7 +69,7 @@ def train_on_both(
     Returns the shares of the step's unweighted mean losses, clean and altered.
     """
     branch: Parts | None = (len(clean.labels), len(altered.labels))
-    outputs = _together(model, clean, altered) if takes_both(model) else None
+    outputs = _together(model, clean, altered) if clean.tokens is None and takes_both(model) else None
     if outputs is None:
         branch, outputs = None, _apart(model, clean, altered)
     losses = criterion(outputs[0], clean.labels), criterion(outputs[1], altered.labels)
@@ -97,9 +97,9 @@ def _together(model: nn.Module, clean: Batch, altered: Batch) -> Any:
 
 def _apart(model: nn.Module, clean: Batch, altered: Batch) -> Any:
     with branch_of(model, "main"):
-        first = outputs_of(model, clean.images)
+        first = outputs_of(model, clean.images, clean.tokens)
     with branch_of(model, "adversarial"):
-        return first, outputs_of(model, altered.images)
+        return first, outputs_of(model, altered.images, altered.tokens)
 
 
 def train_on_clean(

@@ -173,11 +173,12 @@ def test_a_loop_may_fill_one_tensor_for_all_batches():
     assert all(torch.equal(one, other) for one, other in zip(weights(True), weights(False), strict=True))
 
 
-def test_an_example_out_of_range_and_an_unknown_choice_are_refused():
+def test_images_out_of_range_and_an_unknown_choice_are_refused():
     model, updates = made()
     images, labels = batches(1)[0]
+    step = CapturedStep(model, method(), updates, CRITERION, (images, labels))
     with pytest.raises(ValueError, match=r"images lie in \[.*\]; allowed: \[0, 1\]"):
-        CapturedStep(model, method(), updates, CRITERION, (images * 2 - 3, labels))
+        [step(images * 2 - 3, labels) for _ in range(1 + method().lookahead)]
     with pytest.raises(
         ValueError, match=r"unknown capture 'onn'; allowed: auto, off, on\. Did you mean 'on'"
     ):

@@ -192,17 +192,6 @@ def test_a_method_forgets_an_earlier_loop(make):
     assert all(torch.equal(one, two) for one, two in zip(*states, strict=True))
 
 
-@pytest.mark.parametrize(
-    "images", [torch.randn(8, 1, 4, 4) * 3, torch.rand(8, 1, 4, 4) * 255, torch.full((8, 1, 4, 4), torch.nan)]
-)
-def test_images_outside_the_unit_range_are_refused(images):
-    """Normalised ones would be destroyed where an attack is clipped."""
-    with pytest.raises(
-        ValueError, match=r"images lie in \[.*\]; allowed: \[0, 1\].*move the normalisation into the model"
-    ):
-        next(lookahead([(images, torch.zeros(8).long())], steps=1))
-
-
 def test_a_loader_that_can_be_read_only_once_is_told_so():
     with pytest.raises(
         ValueError, match=r"no batch when it was restarted; allowed: .* which can be iterated over repeatedly"

@@ -32,6 +32,7 @@ def assert_equal_parameters(
 LIBRARIES = {
     "test_lightning": ("PyTorch Lightning", ["lightning"]),
     "test_huggingface": ("Hugging Face Trainer", ["transformers", "accelerate"]),
+    "test_tokens": ("Token models: a tiny BERT's embeddings", ["transformers", "accelerate"]),
     "test_accelerate": ("Hugging Face Accelerate", ["accelerate"]),
     "test_ddp": ("DistributedDataParallel, two ranks", ["torch"]),
     "test_architectures": (

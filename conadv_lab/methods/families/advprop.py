@@ -17,7 +17,7 @@ from conadv_lab.methods.attack import (
 )
 from conadv_lab.methods.base import Losses, Method, WeightOptions, Weights
 from conadv_lab.methods.families.conadv import ConAdv, Placement, StaleOptions
-from conadv_lab.methods.later import norm, signs, steps
+from conadv_lab.methods.later import norm, steps
 from conadv_lab.methods.targets import TargetedAttack, TargetOptions
 from conadv_lab.mistakes import require
 
@@ -180,10 +180,12 @@ class FastAdvProp(Method):
         self.require_cut(len(batch.labels))
         own, others = _clean_and_others(batch)
         clean = steps.train_on(model, own.images, own, criterion, parts[0], "main")
-        start = linf_start(others, self.attack.epsilon, self.attack.seed)
-        start = start.add_(others.images).clamp_(0, 1).requires_grad_()
+        ball = self.attack.ball
+        ball.require_inputs(batch.images)
+        start = linf_start(others, ball, self.attack.seed)
+        start = ball.clip(start.add_(others.images)).requires_grad_()
         steps.train_on(model, start, others, criterion, parts[1], "adversarial")
-        moved = self.attack.apply(others, signs.pack(steps.gradient_of(start)))
+        moved = self.attack.apply(others, ball.keep(steps.gradient_of(start)))
         return clean, steps.train_on(model, moved, others, criterion, parts[2], "adversarial")
 
 

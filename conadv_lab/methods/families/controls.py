@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from conadv_lab.methods.attack import RadiusOptions
+from conadv_lab.methods.ball import UNIT, Ball, Bounds, Value
 from conadv_lab.methods.base import Losses, Method, TwoBranches, WeightOptions, Weights
 from conadv_lab.methods.later import hashing, norm, steps
-from conadv_lab.mistakes import require
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -75,20 +75,27 @@ class Noise(_Control):
     reads = (RadiusOptions, WeightOptions)
 
     def __init__(
-        self, epsilon: float, equal_cost: bool = False, weights: Weights | None = None, seed: int = 0
+        self,
+        epsilon: Value,
+        equal_cost: bool = False,
+        weights: Weights | None = None,
+        seed: int = 0,
+        *,
+        bounds: Bounds = UNIT,
     ) -> None:
         super().__init__(weights, equal_cost)
-        require(isinstance(epsilon, (int, float)) and 0 <= epsilon <= 1, "epsilon", epsilon, "0 to 1")
-        self.epsilon, self.seed = epsilon, seed
+        self.ball = Ball(epsilon, bounds=bounds)
+        self.epsilon, self.seed = self.ball.epsilon, seed
 
     @classmethod
     def of(cls, config: Config) -> Method:
         return cls(config.method.epsilon, weights=config.method.weights, seed=config.training.seed)
 
     def alter(self, batch: Batch) -> Tensor:
+        self.ball.require_inputs(batch.images)
         keys = hashing.image_keys(self.seed, "noise", batch.epochs, batch.indices)
         noise = hashing.signs(keys, batch.images[0].numel()).view(batch.images.shape)
-        return noise.to(batch.images.dtype).mul_(self.epsilon).add_(batch.images).clamp_(0, 1)
+        return self.ball.moved(batch.images, self.ball.scaled(noise.to(batch.images.dtype)))
 
 
 class NoiseEqual(Noise):

@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from conadv_lab.methods.attack import RadiusOptions
+from conadv_lab.methods.ball import UNIT, Ball, Bounds, Norm, Value
 from conadv_lab.methods.base import Losses, Method, TwoBranches, WeightOptions, Weights
 from conadv_lab.methods.kept import Slots
-from conadv_lab.methods.later import norm, signs, steps
+from conadv_lab.methods.later import norm, steps
 from conadv_lab.mistakes import require
 
 if TYPE_CHECKING:
@@ -27,8 +28,10 @@ class Recycled(TwoBranches):
     gradient through the main branch as it trains. The first step trains on clean images alone, with weight 1.
 
     Args:
-        epsilon: length of the move, in image units.
+        epsilon: length of the move, in the images' units; a number, or one value per channel.
         equal_cost, weights: see `TwoBranches`.
+        bounds: as for `SignAttack`.
+        norm: ``"l2"`` moves by ε · ∇ₓL / ‖∇ₓL‖, the norm over a whole image, and keeps 4 bytes per value.
     """
 
     name, label, colour, marker = "recycled", "recycled", "#009E73", "P"
@@ -38,13 +41,21 @@ class Recycled(TwoBranches):
     reads: tuple[type, ...] = (RadiusOptions, WeightOptions)
     staleness = 1
 
-    def __init__(self, epsilon: float, equal_cost: bool = False, weights: Weights | None = None) -> None:
+    def __init__(
+        self,
+        epsilon: Value,
+        equal_cost: bool = False,
+        weights: Weights | None = None,
+        *,
+        bounds: Bounds = UNIT,
+        norm: Norm = "linf",
+    ) -> None:
         super().__init__(weights, equal_cost)
-        require(isinstance(epsilon, (int, float)) and 0 <= epsilon <= 1, "epsilon", epsilon, "0 to 1")
+        self.ball = Ball(epsilon, bounds=bounds, norm=norm)
         require(
             self.weights[0] > 0, "weights", weights, "a clean weight above 0, as its gradient is recycled"
         )
-        self.epsilon = epsilon
+        self.epsilon = self.ball.epsilon
         self.pending: list[Tensor] = []
         # The step that they were made in; None after loading, where it is the step before the one to come.
         self._made_in: int | None = None
@@ -55,7 +66,8 @@ class Recycled(TwoBranches):
         return cls(config.method.epsilon, weights=config.method.weights)
 
     def kept_bytes(self, steps: float) -> float:
-        return 2 / 8  # a step's own signs are kept while it trains on those of the step before
+        # A step's own are kept while it trains on those of the step before.
+        return 2 / 8 if self.ball.norm == "linf" else 2 * 4
 
     def passes(self, step: Step) -> int:
         return 2 if self._is_pending(step) and not self.together else 1
@@ -107,9 +119,10 @@ class Recycled(TwoBranches):
         self, model: nn.Module, own: Iterator[tuple[int, Batch]], criterion: Criterion, weight: float
     ) -> Tensor:
         def trained(first: int, batch: Batch) -> Tensor:
+            self.ball.require_inputs(batch.images)
             images = batch.images.detach().requires_grad_()
             loss = steps.train_on(model, images, batch, criterion, weight, "main", lanes=self.lanes)
-            self._slots.write(1, first, _signs(images))
+            self._slots.write(1, first, self.ball.keep(steps.gradient_of(images)))
             return loss
 
         return steps.total(trained(*one) for one in own)
@@ -123,14 +136,13 @@ class Recycled(TwoBranches):
         losses = steps.train_on_both(
             model, replace(clean, images=images), moved, criterion, self.weights, self.lanes
         )
-        self._slots.write(1, first, _signs(images))
+        self._slots.write(1, first, self.ball.keep(steps.gradient_of(images)))
         return losses
 
     def _moved(self, step: Step, pending: list[Tensor]) -> Iterator[Batch]:
         """The step before's images, moved. An equal-cost step 1 uses the leading half of the longer step 0."""
         for batch, kept in zip(step.batches(-1), pending, strict=True):
-            images = signs.unpack(kept, batch.images).mul_(self.epsilon).add_(batch.images).clamp_(0, 1)
-            yield replace(batch, images=images)
+            yield replace(batch, images=self.ball.moved(batch.images, self.ball.taken(kept, batch.images)))
 
     def state_dict(self) -> dict[str, Any]:
         return {"pending": list(self.pending)}
@@ -155,8 +167,3 @@ def _numbered(batches: Iterable[Batch]) -> Iterator[tuple[int, Batch]]:
     for batch in batches:
         yield first, batch
         first += len(batch.labels)
-
-
-def _signs(images: Tensor) -> Tensor:
-    assert images.grad is not None
-    return signs.pack(images.grad)

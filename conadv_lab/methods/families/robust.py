@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from conadv_lab.methods.attack import SignAttack, StepOptions
+from conadv_lab.methods.ball import Ball
 from conadv_lab.methods.base import Losses, Method
 from conadv_lab.methods.families.conadv import ConAdv, Placement, StaleOptions
 from conadv_lab.methods.later import norm, steps, torch
@@ -130,10 +131,8 @@ class FreeAT(Method):
     single_step = True
 
     def __init__(self, epsilon: float, step: float | None = None, replays: int = 4) -> None:
-        require(isinstance(epsilon, (int, float)) and 0 <= epsilon <= 1, "epsilon", epsilon, "0 to 1")
-        require(step is None or step > 0, "step", step, "a number above 0, or None")
         require(isinstance(replays, int) and replays >= 1, "replays", replays, "a whole number of at least 1")
-        self.epsilon, self.step, self.replays = epsilon, step or epsilon, replays
+        self.ball, self.replays = Ball(epsilon, step), replays
         # (places, C, H, W); grown and never replaced, so that a step finds it where the one before left it.
         self.noise: Tensor | None = None
         self._sizes: list[int] = []
@@ -178,10 +177,10 @@ class FreeAT(Method):
         first = sum(self._sizes)
         noise = self.noise[first : first + len(batch.labels)]
         self._sizes.append(len(noise))
-        images = (batch.images + noise).clamp_(0, 1).requires_grad_()
+        self.ball.require_inputs(batch.images)
+        images = self.ball.clip(batch.images + noise).requires_grad_()
         loss = steps.train_on(model, images, batch, criterion, 1.0, "main")
-        up = torch.where(steps.gradient_of(images) >= 0, 1.0, -1.0).to(noise.dtype)
-        noise.add_(up, alpha=self.step).clamp_(-self.epsilon, self.epsilon)
+        self.ball.project(noise.add_(self.ball.along(steps.gradient_of(images))))
         return loss
 
     def state_dict(self) -> dict[str, Any]:
