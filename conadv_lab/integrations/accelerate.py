@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from conadv_lab.integrations.ahead import Ahead
+from conadv_lab.integrations.ahead import Ahead, require_one_process
 from conadv_lab.methods.base import Method
 
 
@@ -21,11 +21,7 @@ def look_ahead(accelerator: Any, loader: Iterable[Any], method: Method, **option
     Raises:
         ValueError: several processes, or mixed precision with scaled gradients.
     """
-    if accelerator.num_processes > 1:
-        raise ValueError(
-            f"Accelerate uses {accelerator.num_processes} processes; allowed: 1. docs/integrations.md has a script for "
-            "several, and conadv_lab.train does it by itself"
-        )
+    require_one_process("Accelerate", accelerator.num_processes)
     if accelerator.mixed_precision == "fp16":
         raise ValueError(
             "mixed_precision is 'fp16'; allowed: 'no' and 'bf16', as an attack's backward is not scaled"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from conadv_lab import extras
 from conadv_lab.data.loader import Step
-from conadv_lab.integrations.ahead import Ahead
+from conadv_lab.integrations.ahead import Ahead, require_one_process
 from conadv_lab.integrations.probe import SharpnessProbe
 from conadv_lab.methods.base import Method
 from conadv_lab.methods.forwards import Criterion
@@ -86,11 +86,7 @@ class LightningMethod:
     def on_fit_start(self) -> None:
         """Refuse what would train otherwise than it looks."""
         trainer = self.trainer  # type: ignore[attr-defined]
-        if trainer.world_size > 1:
-            raise ValueError(
-                f"LightningMethod runs in {trainer.world_size} processes; allowed: 1, as Lightning's wrapper takes one "
-                "backward a step. docs/integrations.md has a script for several, and conadv_lab.train does it by itself"
-            )
+        require_one_process("Lightning", trainer.world_size)
         if trainer.precision in ("16-mixed", "16-true"):
             raise ValueError(
                 f"precision is {trainer.precision!r}; allowed: '32-true', '64-true', 'bf16-mixed' and 'bf16-true', as "
