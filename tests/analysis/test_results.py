@@ -89,8 +89,11 @@ def test_a_mark_within_a_paragraph_does_not_begin_a_line(document):
 
 
 def test_the_readmes_answer_takes_its_figures_from_the_studies():
-    answer = re.search(r"## Does it help\?\n\n(.*?)\n\n", Path("README.md").read_text(), re.DOTALL).group(1)
-    assert len(texts.MARKED.findall(answer)) == 3
+    answer = re.search(r"## Does it help\?\n\n(.*?)\n\n\*\*", Path("README.md").read_text(), re.DOTALL).group(
+        1
+    )
+    studies_told = [study for _, study, *_ in texts.MARKED.findall(answer)]
+    assert studies_told == ["regimes"] * 3 + ["accuracy_vs_batch"] * 2 + ["cifar_subset"]
     assert re.findall(r"\d\.\d", texts.MARKED.sub("", answer)) == []
 
 
@@ -110,6 +113,19 @@ def test_reported_runs_are_at_their_tuned_rates():
         assert row["lr"] == best[row["arm"], row["method"], row["global_batch"]]
     counted = rows.groupby(["arm", "method", "global_batch"])["seed"]
     assert (counted.nunique() == counted.size()).all()
+
+
+def test_reported_runs_of_the_map_have_the_settings_that_tuning_chose():
+    log, rows, place = (
+        table("regimes_tuning"),
+        table("regimes"),
+        ["method", "global_batch", "epochs", "equal"],
+    )
+    chosen = log[log["chosen"]].groupby(place)[["lr", "weight_decay", "epsilon"]].agg(set)
+    assert not rows.empty
+    for row in rows.to_dict("records"):
+        for name, found in chosen.loc[tuple(row[key] for key in place)].items():
+            assert found == {row[name]}
 
 
 def test_ten_seeds_at_the_largest_batch():
