@@ -3,17 +3,13 @@
 import importlib
 import json
 import math
-import os
 import sys
 import textwrap
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from functools import partial
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,6 +18,7 @@ from conadv_lab.cli import asked
 from conadv_lab.config import Config, resolved
 from conadv_lab.files import write_json
 from conadv_lab.launch.sweep import identity
+from conadv_lab.pool import worked
 from conadv_lab.runs import RunFolder
 
 if TYPE_CHECKING:
@@ -114,6 +111,8 @@ def run_all(
         work: trains at a path and gives the figures; a function that another process can import.
         known: the file of the run folder that keeps them.
     """
+    from tqdm import tqdm
+
     runs = given.runs
     wanted = {config: identity(resolved(config)) for config in configs}
     folders = existing(runs)
@@ -127,9 +126,11 @@ def run_all(
         if (places[found] / known).exists():
             figures[found] = json.loads((places[found] / known).read_text())
         elif not given.finished:
-            todo[found] = config
+            todo[places[found]] = config
     keeping = partial(_kept, work=work, known=known)
-    figures |= dict(_work(todo, places, keeping, given.processes))
+    done = worked(keeping, todo, given.processes)
+    by_path = dict(tqdm(done, total=len(todo), unit="run", mininterval=5, disable=not todo))
+    figures |= {found: by_path[place] for found, place in places.items() if place in by_path}
     return {config: figures[found] for config, found in wanted.items() if found in figures}
 
 
@@ -150,38 +151,6 @@ def _kept(config: Config, path: Path, work: Work, known: str) -> Figures:
     made = work(config, path)
     write_json(path / known, made)
     return made
-
-
-def _end_with_parent() -> None:
-    """Nobody would take the results of a pool whose parent was killed, and the next one waits for its folders."""
-
-    def watch() -> None:
-        parent = parent_process()
-        assert parent is not None
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _work(
-    todo: dict[str, Config], places: dict[str, Path], work: Work, processes: int
-) -> Iterator[tuple[str, Figures]]:
-    from tqdm import tqdm
-
-    bar = tqdm(total=len(todo), unit="run", mininterval=5, disable=not todo)
-    if processes == 1:
-        for found, config in todo.items():
-            yield found, work(config, places[found])
-            bar.update()
-        return
-    with ProcessPoolExecutor(
-        processes, mp_context=get_context("spawn"), initializer=_end_with_parent
-    ) as pool:
-        futures = {pool.submit(work, config, places[found]): found for found, config in todo.items()}
-        for done in as_completed(futures):
-            yield futures[done], done.result()
-            bar.update()
 
 
 def _folder_name(config: Config) -> str:

@@ -5,19 +5,18 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from hashlib import sha256
 from importlib.resources import files
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from conadv_lab.cli import parsed
 from conadv_lab.config import Config, resolved
 from conadv_lab.cores import cores
+from conadv_lab.launch.sweep import identity
 from conadv_lab.methods import method_of
 from conadv_lab.pipes import outlive_readers
+from conadv_lab.pool import worked
 from conadv_lab.recipes import digits
 
 BATCHES = (64, 898)
@@ -119,12 +118,10 @@ def run_all(jobs: Iterable[Job], folder: Path, work: Callable[[Job, Path], Figur
     """Do what is not done yet, a process a core; a cell that two arms share is run once."""
     folders = {job: folder / _folder_name(job) for job in jobs}
     # The long ones first, so that no core waits at the end for one that another has just begun.
-    todo = sorted({path: job for job, path in folders.items()}.items(), key=lambda item: -_price(item[1]))
-    workers = max(1, min(len(todo), cores()))
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(work, job, path): path for path, job in todo}
-        prices = {future: _price(job) for future, (_, job) in zip(futures, todo, strict=True)}
-        figures = {futures[done]: done.result() for done in _progress(as_completed(futures), prices)}
+    todo = {folders[job]: job for job in sorted(folders, key=_price, reverse=True)}
+    prices = {path: _price(job) for path, job in todo.items()}
+    done = worked(work, todo, max(1, min(len(todo), cores())))
+    figures = dict(_progress(done, prices))
     return {job: figures[path] for job, path in folders.items()}
 
 
@@ -248,12 +245,13 @@ def _price(job: Job) -> float:
 def _folder_name(job: Job) -> str:
     """Named by what is run, so that a demo of another config never takes an older run for its own."""
     cell, lr, seed = job
-    config = resolved(cell.config(lr, seed))
-    digest = sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest()[:8]
+    digest = identity(resolved(cell.config(lr, seed)))[:8]
     return f"{cell.method}-b{cell.global_batch}-{cell.steps}steps-lr{lr:g}-s{seed}-{digest}"
 
 
-def _progress(done: Iterable[Any], prices: dict[Any, float]) -> Iterator[Any]:
+def _progress(
+    done: Iterable[tuple[Path, Figures]], prices: dict[Path, float]
+) -> Iterator[tuple[Path, Figures]]:
     """One bar with the time left on a terminal and in a notebook; a line every tenth of the runs elsewhere."""
     from tqdm.auto import tqdm
 
@@ -264,18 +262,18 @@ def _progress(done: Iterable[Any], prices: dict[Any, float]) -> Iterator[Any]:
     if sys.stderr.isatty() or in_notebook():
         shape = "{desc} {percentage:3.0f}% {bar} {elapsed}, about {remaining} left"
         with tqdm(total=total, desc="training and measuring", bar_format=shape) as bar:
-            for item in done:
-                bar.update(prices[item])
-                yield item
+            for path, figures in done:
+                bar.update(prices[path])
+                yield path, figures
         return
     began, paid = time.monotonic(), 0.0
-    for count, item in enumerate(done, 1):
-        paid += prices[item]
+    for count, (path, figures) in enumerate(done, 1):
+        paid += prices[path]
         if count * 10 // len(prices) > (count - 1) * 10 // len(prices):
             left = (time.monotonic() - began) * (total / paid - 1) if count < len(prices) else 0.0
             more = f", about {duration(left)} left" if left else ""
             print(f"{count} of {len(prices)} runs{more}", flush=True)
-        yield item
+        yield path, figures
 
 
 if __name__ == "__main__":

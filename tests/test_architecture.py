@@ -45,6 +45,7 @@ FLOORS = (
         "pages",
         "displays",
         "pipes",
+        "pool",
         "provenance",
         "reading",
         "references",

@@ -164,7 +164,8 @@ def test_fewer_runs_unless_all_are_asked_for():
 def test_where_nobody_sees_a_bar_lines_say_how_far_it_is(monkeypatch, capsys):
     moments = iter([0.0, 30.0, 45.0])
     monkeypatch.setattr(demo, "time", SimpleNamespace(monotonic=lambda: next(moments)))
-    assert list(demo._progress(["a", "b", "c"], {"a": 2.0, "b": 1.0, "c": 1.0})) == ["a", "b", "c"]
+    done = [("a", {}), ("b", {}), ("c", {})]
+    assert list(demo._progress(done, {"a": 2.0, "b": 1.0, "c": 1.0})) == done
     assert capsys.readouterr().out.splitlines() == [
         "1 of 3 runs, about 30 s left",
         "2 of 3 runs, about 15 s left",
