@@ -184,32 +184,30 @@ def kept_or_scratch(folder: Path | None) -> Any:
 
 
 def command(
-    module: str, about: str, options: Any, words: Sequence[str] | None = None
-) -> tuple[str, Config, Any]:
-    """(recipe, config, options) from the words of ``python -m module RECIPE …``.
+    module: str, about: str, options: Any, words: Sequence[str] | None, measure: Callable[..., list[Row]]
+) -> int:
+    """``python -m module RECIPE …``: publishes what ``measure(recipe, config, options)`` returns; the exit status.
 
     Raises:
-        ValueError: an unknown recipe.
         SystemExit: after ``--help``, or without a recipe.
     """
     given = list(sys.argv[1:] if words is None else words)
     if not given or given[0] in ("-h", "--help"):
         print(f"{about}\n{module} RECIPE --help names every option.")
         raise SystemExit(0 if given else 2)
-    config, read = parse_config(find(given[0]), given[1:], prog=f"{module} {given[0]}", options=options)
-    return given[0], config, read
+    try:
+        config, asked = parse_config(find(given[0]), given[1:], prog=f"{module} {given[0]}", options=options)
+        rows = measure(given[0], config, asked)
+    except ValueError as mistake:
+        print(f"error: {mistake}", file=sys.stderr)
+        return 2
+    publish(rows, asked.json)
+    return 0
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    try:
-        recipe, config, options = command("benchmarks.accuracy", __doc__ or "", Options(), words)
-        rows = measure(recipe, config, options)
-    except ValueError as mistake:
-        print(f"error: {mistake}", file=sys.stderr)
-        return 2
-    publish(rows, options.json)
-    return 0
+    return command("benchmarks.accuracy", __doc__ or "", Options(), words, measure)
 
 
 def _now(device: torch.device) -> float:

@@ -8,9 +8,6 @@ until a message has come; its own share of summing counts as waiting. The rows g
 
 import json
 import os
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from benchmarks.harness import Options, Row, publish
+from benchmarks.harness import Options, Row, from_ranks, publish
 from conadv_lab.cli import asked
 from conadv_lab.config import Config, resolved
 from conadv_lab.recipes import digits
@@ -115,32 +112,15 @@ def rank(model: str, method: str, batch: int, rounds: int, out: Path) -> None:
             if number >= WARM_UP:
                 taken.append((time.perf_counter() - start, waiting.taken()))
     if ranks.first:
-        (out / "seconds.json").write_text(json.dumps(taken))
+        (out / "found.json").write_text(json.dumps(taken))
     ranks.leave()
 
 
 def measured(count: int, model: str, method: str, batch: int, rounds: int) -> tuple[float, float]:
     """(step in ms, its waits in percent) of rank 0 of ``count`` ranks."""
-    from conadv_lab.launch.ranks import start
-
-    with tempfile.TemporaryDirectory() as scratch:
-        words = [
-            "--child",
-            method,
-            "--model",
-            model,
-            "--batch",
-            str(batch),
-            "--rounds",
-            str(rounds),
-            "--out",
-            scratch,
-        ]
-        command = [sys.executable, "-m", "benchmarks.communication", *words]
-        status = start(command, count) if count > 1 else subprocess.run(command, check=False).returncode
-        if status:
-            raise RuntimeError(f"the ranks ended with status {status}")
-        taken = json.loads((Path(scratch) / "seconds.json").read_text())
+    taken = from_ranks(
+        "benchmarks.communication", count, child=method, model=model, batch=batch, rounds=rounds
+    )
     return 1e3 * median(step for step, _ in taken), 100 * median(wait / step for step, wait in taken)
 
 

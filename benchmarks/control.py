@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from benchmarks.accuracy import Options, command, kept_or_scratch, over_seeds, run_folder, seeds_of, trained
-from benchmarks.harness import Row, publish, write
+from benchmarks.harness import Row, write
 from conadv_lab.config import Config, Data, Model, Optimization, resolved
 from conadv_lab.data.loader import as_float
 from conadv_lab.models.norm import plain_batch_norm
@@ -220,14 +220,7 @@ def rows_of(recipe: str, ours: Mapping[int, float], control: Mapping[int, float]
 
 def main(words: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    try:
-        recipe, config, options = command("benchmarks.control", __doc__ or "", Options(), words)
-        rows = measure(recipe, config, options)
-    except ValueError as mistake:
-        print(f"error: {mistake}", file=sys.stderr)
-        return 2
-    publish(rows, options.json)
-    return 0
+    return command("benchmarks.control", __doc__ or "", Options(), words, measure)
 
 
 if __name__ == "__main__":

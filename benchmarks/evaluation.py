@@ -8,9 +8,6 @@ rank 0; the ratio says how many times as fast it is as with the first number of 
 
 import json
 import os
-import subprocess
-import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +15,7 @@ from statistics import median
 
 import torch
 
-from benchmarks.harness import Options, Row, publish
+from benchmarks.harness import Options, Row, from_ranks, publish
 from conadv_lab.cli import asked
 from conadv_lab.config import Config, resolved
 
@@ -58,44 +55,24 @@ def rank(model: str, images: int, rounds: int, out: Path) -> None:
     ranks.leave()
 
 
-def measured(count: int, model: str, images: int, rounds: int) -> tuple[float, dict[str, float]]:
-    """(seconds of an evaluation, its figures) with ``count`` ranks."""
-    from conadv_lab.launch.ranks import start
-
-    with tempfile.TemporaryDirectory() as scratch:
-        words = [
-            "--child",
-            "--model",
-            model,
-            "--images",
-            str(images),
-            "--rounds",
-            str(rounds),
-            "--out",
-            scratch,
-        ]
-        command = [sys.executable, "-m", "benchmarks.evaluation", *words]
-        status = start(command, count) if count > 1 else subprocess.run(command, check=False).returncode
-        if status:
-            raise RuntimeError(f"the ranks ended with status {status}")
-        found = json.loads((Path(scratch) / "found.json").read_text())
-    return median(found["seconds"]), found["figures"]
-
-
 def main() -> None:
     options = asked(EvaluationOptions, None, "benchmarks.evaluation", __doc__)
     if options.child:
         torch.set_num_threads(1)
         rank(options.model, options.images, options.rounds, options.out)
         return
-    found = {count: measured(count, options.model, options.images, options.rounds) for count in options.ranks}
-    one, expected = found[options.ranks[0]]
+    asked_for = {"model": options.model, "images": options.images, "rounds": options.rounds}
+    found = {n: from_ranks("benchmarks.evaluation", n, child=True, **asked_for) for n in options.ranks}
+    first = found[options.ranks[0]]
     rows = []
-    for count, (seconds, figures) in found.items():
-        if figures != expected:
-            raise RuntimeError(f"{count} ranks give {figures}, and {options.ranks[0]} {expected}")
+    for count, own in found.items():
+        if own["figures"] != first["figures"]:
+            raise RuntimeError(
+                f"{count} ranks give {own['figures']}, and {options.ranks[0]} {first['figures']}"
+            )
         name, peer = (f"{number} rank{'s' * (number > 1)}" for number in (count, options.ranks[0]))
-        rows.append(Row(name, seconds, "s an evaluation", peer, one / seconds))
+        rows.append(Row(name, median(own["seconds"]), "s an evaluation", peer,
+                        median(first["seconds"]) / median(own["seconds"])))  # fmt: skip
     publish(rows, options.json)
 
 

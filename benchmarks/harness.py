@@ -1,8 +1,11 @@
 """What every benchmark shares: fair timing, the machine in words, one table and one JSON format."""
 
+import json
 import platform
 import re
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -98,6 +101,19 @@ def interleaved(
             wait()
             seconds[name].append((time.perf_counter() - start) / repeats)
     return Times(seconds)
+
+
+def from_ranks(module: str, count: int, **options: Any) -> Any:
+    """What rank 0 of ``count`` ranks of a benchmark writes into ``found.json`` of its folder ``--out``."""
+    from conadv_lab.launch.ranks import start
+
+    with tempfile.TemporaryDirectory() as scratch:
+        words = [f"--{name}={value}" for name, value in options.items()]
+        command = [sys.executable, "-m", module, *words, f"--out={scratch}"]
+        status = start(command, count) if count > 1 else subprocess.run(command, check=False).returncode
+        if status:
+            raise RuntimeError(f"the ranks ended with status {status}")
+        return json.loads((Path(scratch) / "found.json").read_text())
 
 
 def machine() -> dict[str, Any]:

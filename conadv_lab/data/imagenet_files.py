@@ -257,7 +257,9 @@ def shard_photos(paths: Sequence[Path], classes: tuple[str, ...] | None = None) 
                     images[key] = member
                 elif ending == "cls":
                     labels[key] = _number(archive.extractfile(member).read(), member.name, path)  # type: ignore[union-attr]
-        for key in images.keys() ^ labels.keys():
+        alone = images.keys() ^ labels.keys()
+        if alone:
+            key = min(alone)
             raise ValueError(f"{path} has {'no class' if key in images else 'no image'} for {key}")
         rows += [(labels[k], m.name, m.offset_data, m.size, number) for k, m in images.items()]
     count = max((label for label, *_ in rows), default=-1) + 1

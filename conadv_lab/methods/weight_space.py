@@ -129,8 +129,16 @@ class WeightSpace(Method):
         """Note on the host that a step was not left out."""
 
     def of_part(self, part: Part, step: Step) -> tuple[Losses, list[Tensor] | None]:
-        """Give the part's gradient; returns its losses, and what is to be kept for later steps."""
-        raise NotImplementedError
+        """Give the part's gradient; returns its losses, and what is to be kept for later steps.
+
+        Here the gradient at the stale move is given, and kept.
+        """
+        move = self.stale_move(part, step)
+        if move is None:
+            raise NotImplementedError
+        losses, gradient = part.at(move, counted=True)
+        part.give(gradient)
+        return losses, gradient
 
     def begin(self, model: nn.Module, step: Step, criterion: Criterion) -> Criterion:
         criterion = super().begin(model, step, criterion)

@@ -39,7 +39,7 @@ class Ranks:
     spread: bool
 
     def __deepcopy__(self, _memo: object) -> None:
-        """A copy of a model, as for an evaluation, belongs to its own rank alone."""
+        return None  # a copy of a model, as for an evaluation, belongs to its own rank alone
 
 
 @dataclass
@@ -128,11 +128,11 @@ class MixtureBatchNorm(nn.Module):
             norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks
         ):
             return self._normalised(branch, norm, x)
-        norm.__dict__["forward"] = lambda x: self._normalised(branch, norm, x)
+        norm.forward = lambda x: self._normalised(branch, norm, x)
         try:
             return norm(x)
         finally:
-            del norm.__dict__["forward"]
+            del norm.forward
 
     def _normalised(self, branch: Branch, norm: Any, x: Tensor) -> Tensor:
         statistics = self.mode.statistics

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from conadv_lab.methods.base import Losses, Method
+from conadv_lab.methods.base import Method
 from conadv_lab.methods.later import hashing, moving, torch
 from conadv_lab.methods.weight_space import PerturbationOptions, WeightSpace, Whose
 from conadv_lab.mistakes import require, unknown
@@ -100,13 +100,6 @@ class Extrap(WeightSpace):
                 self._number = torch.empty((), dtype=torch.int64, device=device)
             self._number.fill_(step.number)
         return criterion
-
-    def of_part(self, part: Part, step: Step) -> tuple[Losses, list[Tensor] | None]:
-        move = self.stale_move(part, step)
-        assert move is not None
-        losses, gradient = part.at(move, counted=True)
-        part.give(gradient)
-        return losses, gradient
 
     def stale_move(self, part: Part, step: Step) -> Move | None:
         direction = part.kept[0]

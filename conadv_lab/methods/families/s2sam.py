@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from conadv_lab.methods.base import Losses
 from conadv_lab.methods.later import moving
 from conadv_lab.methods.weight_space import PerturbationOptions, RhoOptions, WeightSpace
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from conadv_lab.data.loader import Step
     from conadv_lab.methods.moving import Move, Part
 
@@ -33,13 +30,6 @@ class S2SAM(WeightSpace):
     staleness = 1
     keeps = 1
     copies = 2
-
-    def of_part(self, part: Part, step: Step) -> tuple[Losses, list[Tensor] | None]:
-        move = self.stale_move(part, step)
-        assert move is not None
-        losses, gradient = part.at(move, counted=True)
-        part.give(gradient)
-        return losses, gradient
 
     def stale_move(self, part: Part, step: Step) -> Move | None:
         return moving.along(part.kept[0], self.rho)
