@@ -27,7 +27,7 @@ def trained(config: Config, path: Path) -> dict[str, Any]:
 
 def attempted(config: Config, path: Path) -> dict[str, Any]:
     """As `trained`; a run that diverges has nothing right, and a loss that no other run has."""
-    from conadv_lab.training.loop import NotFinite
+    from conadv_lab.training.finite import NotFinite
 
     try:
         return trained(config, path)

@@ -100,7 +100,8 @@ def _sentence(recipe: Callable[[], Config]) -> str:
 
 def _train(config: Config, out: Path, resume: bool) -> int:
     from conadv_lab.training.distributed import AnotherRankFailed
-    from conadv_lab.training.loop import NotFinite, StoppedOnRequest, prepare
+    from conadv_lab.training.finite import NotFinite
+    from conadv_lab.training.loop import StoppedOnRequest, prepare
 
     try:
         run = prepare(config, out, resume=resume)

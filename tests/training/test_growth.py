@@ -14,7 +14,8 @@ from conadv_lab.plots import growth
 from conadv_lab.recipes import digits
 from conadv_lab.training import loop
 from conadv_lab.training.build import build
-from conadv_lab.training.loop import NotFinite, train
+from conadv_lab.training.finite import NotFinite
+from conadv_lab.training.loop import train
 from tests.training.test_loop import digest, tiny, train_killed_before
 
 FIRST = 1e-3

@@ -19,7 +19,8 @@ from conadv_lab.methods.attack import PGDAttack
 from conadv_lab.recipes import digits
 from conadv_lab.runs import RunFolder
 from conadv_lab.training import loop
-from conadv_lab.training.loop import NotFinite, StoppedOnRequest, train
+from conadv_lab.training.finite import NotFinite
+from conadv_lab.training.loop import StoppedOnRequest, train
 from conadv_lab.training.restore import restore
 from tests.conftest import rest_slow
 

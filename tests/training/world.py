@@ -172,6 +172,7 @@ def main() -> None:
 
     from conadv_lab.training import build, loop
     from conadv_lab.training.distributed import AnotherRankFailed
+    from conadv_lab.training.finite import NotFinite
     from tests.elsewhere import elsewhere
 
     dist.init_process_group("gloo")
@@ -196,7 +197,7 @@ def main() -> None:
         try:
             with elsewhere():  # of all that ranks say to one another nothing may rest on the default device
                 loop.train(config, out, resume=True, progress="none")
-        except (Killed, ValueError, loop.StoppedOnRequest, loop.NotFinite, OSError, AnotherRankFailed) as end:
+        except (Killed, ValueError, loop.StoppedOnRequest, NotFinite, OSError, AnotherRankFailed) as end:
             out.with_name(f"{out.name}-{rank}.txt").write_text(f"{type(end).__name__}: {end}")
             if isinstance(end, (OSError, AnotherRankFailed)):
                 os._exit(0)  # the world is broken
