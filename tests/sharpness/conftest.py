@@ -101,3 +101,31 @@ def dense_hessian(
 @pytest.fixture(params=sorted(MODELS))
 def subject(request: pytest.FixtureRequest) -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
     return MODELS[request.param]().double(), ragged_batches(request.param)
+
+
+STRANGER = """
+import torch
+from torch import nn
+
+def subject():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    batches = [(torch.randn(20, 6), torch.randint(0, 3, (20,))) for _ in range(4)]
+    return model, nn.CrossEntropyLoss(), batches
+
+def wrong():
+    return 3
+
+def once():
+    model, criterion, batches = subject()
+    return model, criterion, (batch for batch in batches)
+
+no_function = 3
+"""
+
+
+@pytest.fixture
+def stranger(tmp_path):
+    file = tmp_path / "stranger.py"
+    file.write_text(STRANGER)
+    return f"{file}:subject"

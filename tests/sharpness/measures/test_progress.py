@@ -19,23 +19,7 @@ from conadv_lab.sharpness.problem.problem import Problem
 from conadv_lab.sharpness.spectrum.exact import exact_trace
 from tests.sharpness.conftest import QUICK, fitted, mlp, ragged_batches
 
-STRANGER = """
-import torch
-from torch import nn
-
-def subject():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
-    batches = [(torch.randn(20, 6), torch.randint(0, 3, (20,))) for _ in range(4)]
-    return model, nn.CrossEntropyLoss(), batches
-"""
 THREE = ["--measures", "trace,sam_average,adaptive_average"]
-
-
-@pytest.fixture
-def stranger(tmp_path):
-    (tmp_path / "stranger.py").write_text(STRANGER)
-    return f"{tmp_path / 'stranger.py'}:subject"
 
 
 def test_the_first_line_comes_before_torch_is_imported(stranger):
