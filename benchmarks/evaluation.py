@@ -62,7 +62,7 @@ def main() -> None:
         rank(options.model, options.images, options.rounds, options.out)
         return
     asked_for = {"model": options.model, "images": options.images, "rounds": options.rounds}
-    found = {n: from_ranks("benchmarks.evaluation", n, child=True, **asked_for) for n in options.ranks}
+    found = {n: from_ranks("benchmarks.evaluation", n, "--child", **asked_for) for n in options.ranks}
     first = found[options.ranks[0]]
     rows = []
     for count, own in found.items():

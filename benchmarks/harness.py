@@ -103,13 +103,13 @@ def interleaved(
     return Times(seconds)
 
 
-def from_ranks(module: str, count: int, **options: Any) -> Any:
+def from_ranks(module: str, count: int, *flags: str, **options: Any) -> Any:
     """What rank 0 of ``count`` ranks of a benchmark writes into ``found.json`` of its folder ``--out``."""
     from conadv_lab.launch.ranks import start
 
     with tempfile.TemporaryDirectory() as scratch:
         words = [f"--{name}={value}" for name, value in options.items()]
-        command = [sys.executable, "-m", module, *words, f"--out={scratch}"]
+        command = [sys.executable, "-m", module, *flags, *words, f"--out={scratch}"]
         status = start(command, count) if count > 1 else subprocess.run(command, check=False).returncode
         if status:
             raise RuntimeError(f"the ranks ended with status {status}")
