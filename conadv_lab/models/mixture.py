@@ -123,7 +123,7 @@ class MixtureBatchNorm(nn.Module):
         return torch.cat([self._normalise("main", parts[0]), self._normalise("adversarial", parts[1])])
 
     def _normalise(self, branch: Branch, x: Tensor) -> Tensor:
-        norm = self.main if branch == "main" else self.adversarial
+        norm: Any = self.main if branch == "main" else self.adversarial
         if not (
             norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks
         ):
