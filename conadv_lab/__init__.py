@@ -1,6 +1,6 @@
 """Concurrent adversarial learning (ConAdv) for large-batch training, and the tools to study it.
 
-The names below load on first use, so that ``import conadv_lab`` costs no import of torch:
+The names below load on first use, so that ``import conadv_lab`` does not import torch:
 
 >>> import conadv_lab as cl
 >>> cl.ConAdv(cl.SignAttack(epsilon=1 / 255), staleness=1).lookahead

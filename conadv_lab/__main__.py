@@ -1,12 +1,12 @@
-"""``python -m conadv_lab``: the package's commands."""
+"""``python -m conadv_lab`` lists the package's commands."""
 
 COMMANDS = {
-    "train": "train one recipe here",
-    "submit": "send runs to SLURM, or run them here; tables of what became of them",
+    "train": "train one recipe on this machine",
+    "submit": "send runs to SLURM, or run them here; status and result tables",
     "sharpness": "curvature and sharpness of a model or a run",
-    "staleness": "what a stale attack costs and buys: simulator, dynamics, theory",
-    "data.pack": "pack a folder of photographs into one file that is read quickly",
-    "demo": "the methods compared on digits, in minutes",
+    "staleness": "what stale attacks cost and gain: simulator, dynamics, theory",
+    "data.pack": "pack a folder of photographs into one fast-to-read file",
+    "demo": "compare the methods on digits, in minutes",
 }
 
 

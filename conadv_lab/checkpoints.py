@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written beside, synced, hashed in a commit file, and only then given their names."""
+"""Checkpoints of a run: written to a temporary folder, synced, hashed in a commit file, and only then renamed."""
 
 import json
 import os
@@ -14,12 +14,12 @@ KEPT_CHECKPOINTS = 2
 
 
 def committed(folder: Path) -> list[Path]:
-    """Committed checkpoints in a run's folder of them, the newest first."""
+    """Committed checkpoints in a run's checkpoint folder, newest first."""
     return sorted((commit.parent for commit in folder.glob("step_*/COMMIT.json")), reverse=True)
 
 
 def save(folder: Path, step: int, state: dict[str, Any], metrics_bytes: int) -> Path:
-    """As `conadv_lab.runs.RunFolder.save_checkpoint`, in a run's folder of checkpoints."""
+    """Like `conadv_lab.runs.RunFolder.save_checkpoint`, in a run's checkpoint folder."""
     final = folder / f"step_{step:08d}"
     partial = folder / f".partial-{step:08d}-{os.getpid()}"
     try:
@@ -41,9 +41,9 @@ def save(folder: Path, step: int, state: dict[str, Any], metrics_bytes: int) -> 
         raise OSError(
             error.errno,
             f"the checkpoint of step {step} could not be saved in {folder} ({error.strerror}); "
-            f"intact: {', '.join(kept) or 'none'}. Make room and continue with --resume",
+            f"intact: {', '.join(kept) or 'none'}. Free disk space and continue with --resume",
         ) from error
-    # Newer ones can only be damaged ones that this run was continued before; they do not count.
+    # Newer checkpoints can only be damaged ones, which this run resumed from before; they do not count.
     older = [one for one in committed(folder) if one.name < final.name]
     for old in older[KEPT_CHECKPOINTS - 1 :]:
         shutil.rmtree(old)
@@ -51,7 +51,7 @@ def save(folder: Path, step: int, state: dict[str, Any], metrics_bytes: int) -> 
 
 
 def read_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(commit, state) of one checkpoint folder, its hash checked, unpickling tensors and plain values only.
+    """(commit, state) of one checkpoint folder, its hash checked, loading tensors and plain values only.
 
     Raises:
         ValueError: a file is missing, cut short or altered.
@@ -60,7 +60,7 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
     commit_file = folder / "COMMIT.json"
     if not commit_file.is_file():
-        raise ValueError(f"{folder} is no checkpoint: it has no COMMIT.json")
+        raise ValueError(f"{folder} is not a checkpoint: it has no COMMIT.json")
     try:
         commit = json.loads(commit_file.read_text())
         wanted = commit["files"]["state.pt"]
@@ -74,14 +74,14 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         return commit, torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"checkpoint {folder} holds more than tensors and plain values; it was not loaded"
+            f"checkpoint {folder} contains more than tensors and plain values; it was not loaded"
         ) from error
 
 
 class _Hashed:
-    """A file that torch writes from front to back, and the hash of what it wrote.
+    """Hashes a file while torch writes it sequentially.
 
-    An error is kept for later: torch would make another one of it.
+    Keeps a write error, which torch would replace by another one.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -102,7 +102,7 @@ class _Hashed:
 
 
 def write_hashed(path: Path, state: dict[str, Any]) -> str:
-    """Save a state and give the file's SHA-256, without a second copy of the state in memory."""
+    """Save a state and return the file's SHA-256, without a second copy of the state in memory."""
     import torch
 
     with path.open("wb") as file:

@@ -1,4 +1,4 @@
-"""Turning words of a command line into a dataclass or a config: every field an option, its default the recipe's."""
+"""Turns command-line words into a dataclass or a config: every field is an option with the recipe's default."""
 
 import contextlib
 import dataclasses
@@ -23,23 +23,23 @@ ALSO_CALLED = {
     "learning-rate": "lr", "batch-size": "global-batch", "batch": "global-batch", "eps": "epsilon", "tau": "staleness",
     "steps-per-epoch": "epochs", "num-workers": "workers", "output": "out", "wd": "weight-decay", "arch": "model",
 }  # fmt: skip
-"""What others call our options."""
+"""Other common names of our options."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """Of this command"""
+    """Options of this command"""
 
     out: Path | None = None
     """The run folder; None: runs/RECIPE-METHOD-bBATCH-sSEED."""
     resume: bool = False
-    """Continue the run in the folder from its newest checkpoint."""
+    """Continue the run in the folder from its latest checkpoint."""
     ranks: int = 1
-    """Train with this many processes on this machine, sharing every step; torchrun and submit start their own."""
+    """Train with this many processes on this machine, which share every step; torchrun and submit start their own."""
     plan: bool = False
-    """Print the predicted memory, network traffic and time for --devices, and train nothing."""
+    """Print predicted memory, network traffic and time for --devices, without training."""
     devices: int = 1
-    """Devices that share a step, attackers included, for --plan."""
+    """Number of devices that share a step, attackers included, for --plan."""
 
 
 def parse_config(
@@ -56,7 +56,7 @@ def parse_config(
     sections = {
         name: getattr(config, name) for name in ("training", "method", "optimization", "data", "model")
     }
-    parts = {"command": own, **sections}  # each a heading of the help, in this order
+    parts = {"command": own, **sections}  # headings of the help, in this order
     fields = [(name, type(part), field(default=part)) for name, part in parts.items()]
     command = make_dataclass("Command", fields, frozen=True)  # type: ignore[arg-type]
     used = ", ".join(f"--{name}" for name in MOST_USED.split(", "))
@@ -65,10 +65,10 @@ def parse_config(
 
 
 def parsed(kind: type[Kind], words: Sequence[str], prog: str, description: str | None = None) -> Kind:
-    """A dataclass whose fields are the options that a command takes.
+    """Parse options into a dataclass whose fields are the options.
 
     Raises:
-        ValueError: what the parser refuses, as one sentence.
+        ValueError: what the parser rejects, in one sentence.
         SystemExit: status 0 after ``--help``.
     """
     kinds = _kinds(kind)
@@ -106,7 +106,7 @@ def asked(kind: type[Kind], words: Sequence[str] | None, prog: str, description:
 
 
 def _kinds(kind: Any) -> dict[str, Any]:
-    """Every option's type by its name, those of dataclasses within the dataclass too."""
+    """Every option's type by name, including those of nested dataclasses."""
     found: dict[str, Any] = {}
     hints = typing.get_type_hints(kind)
     for one in dataclasses.fields(kind):
@@ -117,20 +117,20 @@ def _kinds(kind: Any) -> dict[str, Any]:
 
 def _unknown_option(name: str, kinds: Mapping[str, Any]) -> ValueError:
     if ALSO_CALLED.get(name) in kinds:
-        return ValueError(f"unknown option --{name}; here it is called --{ALSO_CALLED[name]}")
+        return ValueError(f"unknown option --{name}; use --{ALSO_CALLED[name]}")
     hint = str(unknown("option", name, kinds)).rpartition(" Did you mean ")[2]
     near = f" Did you mean --{hint[1:-2]}?" if hint.startswith("'") else ""
-    return ValueError(f"unknown option --{name}; allowed: those that --help lists.{near}")
+    return ValueError(f"unknown option --{name}; allowed: options listed by --help.{near}")
 
 
 def _refused(text: str, words: list[str], kinds: Mapping[str, Any]) -> ValueError:
-    """The parser's box of several lines as a sentence of our own, where it is about one of our options."""
+    """The parser's multi-line box as one sentence, if it is about one of our options."""
     plain = " ".join(re.sub(r"[│╭╮╰╯|+]|[─-]{3,}", " ", text).partition("For full helptext")[0].split())
     option = re.search(r"--[a-z][\w-]*", plain)
     name = option[0].removeprefix("--").replace("_", "-") if option else ""
     if name not in kinds:
         loose = plain.rpartition("Unrecognized options: ")[2]
-        return ValueError(f"{loose!r} is the value of no option; allowed: options that --help lists")
+        return ValueError(f"{loose!r} does not belong to any option; allowed: options listed by --help")
     flat = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
     place = max(i for i, word in enumerate(flat) if word.replace("_", "-") == f"--{name}")
     values = []

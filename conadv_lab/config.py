@@ -1,7 +1,7 @@
-"""The whole configuration of a run: a small dataclass of each room, plain values only, no torch.
+"""The whole configuration of a run: one small dataclass per room, plain values only, no torch.
 
-On the command line the sections' fields are options of one flat list (``--lr``, ``--epsilon``), so their names
-are unique. A None is filled in by `resolved`, and the filled-in value is what a run folder records.
+On the command line the fields of all sections form one flat list of options (``--lr``, ``--epsilon``), so their names
+are unique. `resolved` fills in None, and a run folder records the filled-in value.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from conadv_lab.references import is_file_reference
 @dataclass(frozen=True)
 class _Method:
     method: str = "conadv"
-    """One of those above, or path/to/file.py:function."""
+    """One of the names above, or path/to/file.py:function."""
 
 
 if TYPE_CHECKING:
@@ -39,49 +39,49 @@ class Training:
     """Length, batch size, evaluation and logging."""
 
     epochs: float = 20.0
-    """Passes over the training set as clean images."""
+    """Epochs over the training set, counted in clean images."""
     steps: int | None = None
-    """Number of steps, in place of epochs."""
+    """Number of steps, instead of epochs."""
     global_batch: int = 256
-    """Clean images per step; equal-cost forms take half of them clean and half altered."""
+    """Clean images per step; in equal-cost forms half are clean and half are altered."""
     micro_batch: int | None = None
-    """Clean images per forward pass, also batch norm's ghost batch; None: all clean images of a step."""
+    """Clean images per forward pass, also the ghost batch of batch norm; None: all clean images of a step."""
     batch_norm: Literal["ghost", "sync"] = "ghost"
-    """How ranks share a step: whole micro-batches each, or a slice of every one, its statistics synchronised."""
+    """How ranks share a step: whole micro-batches each, or a slice of every one with synchronised statistics."""
     seed: int = 0
-    """Decides initial weights, order, augmentation and random starts."""
+    """Seed of initial weights, data order, augmentation and random starts."""
     device: str = "auto"
-    """cpu, cuda, cuda:1 …; auto takes a GPU if there is one."""
+    """cpu, cuda, cuda:1 …; auto uses a GPU if there is one."""
     threads: int | None = None
-    """CPU threads of torch; results are bitwise equal for equal numbers. None: all cores that this
-    process may use."""
+    """CPU threads of torch; results are bitwise reproducible for a fixed number. None: all cores available to this
+    process."""
     deterministic: bool = False
     """Use deterministic algorithms on CUDA (slower)."""
     capture: Literal["auto", "on", "off"] = "auto"
-    """A whole step as one CUDA graph: auto where a rank has few micro-batches and it can be, on refuses where it
-    cannot."""
+    """Capture a whole step as one CUDA graph: auto does so if possible and a rank has few micro-batches; on fails if
+    impossible."""
     log_every: int = 10
     """Steps between log lines."""
     checkpoint_every: int = 200
-    """Steps between checkpoints; the last step always has one."""
+    """Steps between checkpoints; the last step is always saved."""
     evaluate_every: int = 0
     """Steps between evaluations on the test set; 0: only at the end."""
     bn_recalibrate: int = 10_000
-    """Training images, augmented as in training, on which batch norm's main statistics are re-estimated before an
+    """Number of augmented training images on which batch norm's main statistics are re-estimated before an
     evaluation; 0 keeps the running averages."""
     mirror: bool = False
-    """Also report test accuracy with mirror averaging: logits averaged over each image and its mirror image."""
+    """Also report test accuracy with logits averaged over each image and its horizontal flip."""
     pgd_images: int = 0
-    """Test images for PGD accuracy at each evaluation, within epsilon; 0 for none."""
+    """Test images for PGD accuracy (within epsilon) at each evaluation; 0 for none."""
     pgd_steps: int = 10
-    """k: steps of the PGD attack, each 2.5 epsilon/k long, from a random start."""
+    """Steps k of the PGD attack, each of size 2.5 epsilon/k, from a random start."""
     log_to: Literal["none", "tensorboard", "wandb", "mlflow"] = "none"
-    """Where metrics go besides the run folder; a logger that fails is dropped with a warning."""
+    """Logger that also gets the metrics; one that fails is dropped with a warning."""
     probe_every: int = 0
-    """Steps between two measurements of the sign agreement of stale and fresh attacks; 0 for none."""
+    """Steps between measurements of the sign agreement of stale and fresh attacks; 0 for none."""
 
     def check(self) -> None:
-        """Raise ``ValueError`` at the first value that cannot work."""
+        """Raise ``ValueError`` at the first invalid value."""
         require_ranges(
             self,
             epochs=ABOVE_0,
@@ -102,7 +102,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Config:
-    """All of a run."""
+    """A run's configuration."""
 
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
@@ -131,7 +131,7 @@ class Config:
 
     @staticmethod
     def from_dict(sections: dict[str, dict[str, Any]]) -> "Config":
-        """The config that `to_dict` described, also after a trip through JSON."""
+        """The inverse of `to_dict`, also after a round trip through JSON."""
         built = {}
         for name, kind in _SECTIONS.items():
             values = dict(sections.get(name, {}))
@@ -139,7 +139,7 @@ class Config:
             for key in values:
                 if key not in allowed:
                     raise unknown(f"field of the config's section {name!r}", key, allowed)
-            # JSON has lists where the dataclasses have tuples.
+            # JSON turns tuples into lists.
             built[name] = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
         return Config(**built)
 
@@ -152,26 +152,26 @@ _SECTIONS: dict[str, type] = {
     "training": Training,
 }
 _HOMES = {field.name: name for name, kind in _SECTIONS.items() for field in dataclasses.fields(kind)}
-"""The section of each field."""
+"""Maps each field to its section."""
 
 
 def new_batch(config: Config) -> int:
-    """Images that a step takes from the stream: the global batch, or another share of it that the method states."""
+    """Images that a step takes from the stream: the global batch, or the method's fraction of it."""
     return round(config.training.global_batch * method_of(config).new_fraction)
 
 
 def demand_of(config: Config) -> Demand:
-    """What the run wants of its data."""
+    """What the run needs from its data."""
     training, method, batch = config.training, method_of(config), new_batch(config)
     micro_batch = round((training.micro_batch or batch) * max(1, method.new_fraction))
     return Demand(training.seed, training.global_batch, min(micro_batch, batch), method.rereads)
 
 
 def resolved(config: Config) -> Config:
-    """The config with every None that does not depend on machine or data filled in; checked.
+    """A checked config, with every None filled in that does not depend on machine or data.
 
     Raises:
-        ValueError: an impossible value or combination.
+        ValueError: an invalid value or combination.
     """
     check(config)
     optimization, method, training = config.optimization, config.method, config.training
@@ -182,20 +182,20 @@ def resolved(config: Config) -> Config:
     )
     if ceiling is not None:
         scaled = ceiling
-        filled |= {"lr_rule": "none", "warmup_epochs": 0.0, "warmup_steps": None}  # on record is what happens
+        filled |= {"lr_rule": "none", "warmup_epochs": 0.0, "warmup_steps": None}  # record what happens
     if optimization.lr is None:
         filled["lr"] = scaled
     elif optimization.lr != scaled:
-        filled["lr_rule"] = "none"  # the rule did not make this learning rate, so it is not on record
+        filled["lr_rule"] = "none"  # the rule did not set this learning rate, so do not record it
     if method.weights is None:
-        own = is_file_reference(method.method)  # which takes a config that is filled in
+        own = is_file_reference(method.method)  # a user's method takes a filled-in config
         halves = optimization.optimizer == "sgd" or (not own and method_of(config).new_fraction < 1)
         filled["weights"] = (0.5, 0.5) if halves else (1.0, 1.0)
     return methods.filled(config).replace(**filled)
 
 
 def check(config: Config) -> None:
-    """Raise ``ValueError`` at the first value or combination that cannot work."""
+    """Raise ``ValueError`` at the first invalid value or combination."""
     name, model = config.method.method, config.model
     if name not in METHODS and not is_file_reference(name):
         raise unknown("method", name, METHODS)
@@ -205,19 +205,19 @@ def check(config: Config) -> None:
         part.check(config.method)
     if config.optimization.optimizer == "adamp" and model.channels_last:
         raise ValueError(
-            "channels_last is True; allowed with optimizer 'adamp': False, as it takes a weight's rows as they lie"
+            "channels_last is True; allowed with optimizer 'adamp': False, as it assumes contiguous weights"
         )
     if model.compile_mode in GRAPH_MODES and config.method.placement == "stream":
         raise ValueError(
             f"compile_mode is {model.compile_mode!r}; allowed with placement 'stream': 'default' or "
-            "'max-autotune-no-cudagraphs', as the network's graphs are replayed on one stream"
+            "'max-autotune-no-cudagraphs', as CUDA graphs of the network replay on one stream"
         )
     if not is_file_reference(name):
         check_method(config, method_of(config))
 
 
 def check_method(config: Config, method: methods.Method) -> None:
-    """Raise ``ValueError`` where batch or placement do not suit the method, a built-in one or a user's own."""
+    """Raise ``ValueError`` if batch or placement do not suit the method, built-in or a user's."""
     section, batch, micro_batch = config.method, config.training.global_batch, config.training.micro_batch
     name, placement, clean = section.method, section.placement, round(batch * min(1, method.new_fraction))
     if method.new_fraction == 0.5 and batch % 2:
@@ -227,7 +227,7 @@ def check_method(config: Config, method: methods.Method) -> None:
     if method.new_fraction > 1:
         one_of = round(1 / (method.new_fraction - 1))
         for what, value in (("global_batch", batch), ("micro_batch", micro_batch or batch)):
-            allowed = f"for {name}: a multiple of {one_of}, as one other image comes with {one_of} clean ones"
+            allowed = f"for {name}: a multiple of {one_of}, as it adds one image per {one_of} clean ones"
             require(value % one_of == 0, what, value, allowed)
     if micro_batch is not None and micro_batch > clean:
         raise ValueError(
@@ -239,8 +239,8 @@ def check_method(config: Config, method: methods.Method) -> None:
             f"{name}'s" for name, kind in METHODS.items() if kind.concurrent and kind.side == "attack"
         )
         raise ValueError(
-            f"placement is {placement!r}; allowed for {name}: 'serial' or 'stream', as only an attack that its own "
-            f"step does not wait for, {able} with a staleness of at least 1, can run on other ranks"
+            f"placement is {placement!r}; allowed for {name}: 'serial' or 'stream', as only a stale attack "
+            f"({able} with staleness at least 1) can run on other ranks"
         )
     method.check(config)
     if (placement == "ranks") != (section.attackers > 0):
@@ -249,7 +249,7 @@ def check_method(config: Config, method: methods.Method) -> None:
 
 
 def methods_table() -> str:
-    """All methods with their defaults as a table in Markdown."""
+    """A Markdown table of all methods with their defaults."""
     lines = ["| `--method` | a step trains on | cost | depth | source |", "|---|---|---|---|---|"]
     for name in METHODS:
         method = method_of(Config().replace(method=name))

@@ -5,19 +5,19 @@ from pathlib import Path
 
 
 def cores(root: Path = Path("/")) -> int:
-    """Cores of this machine that affinity and cgroup limits leave to this process, at least 1.
+    """Number of cores that affinity and cgroup limits leave to this process, at least 1.
 
-    A limit of 2.5 cores counts as 2: with more threads than its share a process is held up in the middle of a step.
+    A limit of 2.5 cores counts as 2: with more threads the process would be throttled in the middle of a step.
 
     Args:
-        root: where ``proc`` and ``sys`` are.
+        root: folder that contains ``proc`` and ``sys``.
     """
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, int(min([bound, *_quotas(root)])))
 
 
 def _quotas(root: Path) -> list[float]:
-    """The limits, in cores, of this process's cgroups and of all above them (Linux, cgroup v2 and v1).
+    """The limits, in cores, of this process's cgroups and their parents (Linux, cgroup v2 and v1).
 
     Source: Linux kernel, Documentation/admin-guide/cgroup-v2.rst (cpu.max) and scheduler/sched-bwc.rst.
     """
@@ -32,7 +32,7 @@ def _quotas(root: Path) -> list[float]:
             continue
         mounted = root / "sys/fs/cgroup" / controllers
         inner = Path(group.lstrip("/"))
-        # In a container the path may be the host's, which is not there; what is mounted is then the container's own.
+        # In a container the path may be the host's and not exist here; the mounted root is then the container's own.
         for folder in (mounted / inner, *(mounted / above for above in inner.parents)):
             found += _limit(folder)
     return found

@@ -1,4 +1,4 @@
-"""What a network returns, and what a criterion makes of it: which tensor is judged, and whether a loss is a mean."""
+"""Which output of a network a criterion takes, and whether a loss is a mean over examples."""
 
 from collections.abc import Mapping
 from math import isclose
@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 def logits(outputs: Any) -> Tensor:
-    """The tensor that a criterion of tensors judges: the outputs, their ``logits`` (or ``out``), or their first part.
+    """The tensor to pass to a criterion: the outputs, their ``logits`` (or ``out``), or their first element.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such tensor.
 
     >>> import torch
     >>> logits((torch.zeros(2), "features")).tolist()
@@ -26,21 +26,21 @@ def logits(outputs: Any) -> Tensor:
     if isinstance(outputs, (list, tuple)) and outputs and isinstance(outputs[0], Tensor):
         return outputs[0]
     raise ValueError(
-        f"the model returned {type(outputs).__name__}; allowed: a tensor, a tuple that begins with one, "
-        "something with .logits, or a criterion that takes it as it is"
+        f"the model returned {type(outputs).__name__}; allowed: a tensor, a tuple that starts with one, "
+        "an object with .logits, or a criterion that accepts this type"
     )
 
 
 def reduction(
     once: float, doubled: float, rounding: float, least: float = 0.0
 ) -> Literal["mean", "sum", "other"]:
-    """What a loss does with its batch, from its value on a batch and on the same batch twice.
+    """How a loss reduces its batch, from its value on a batch and on the same batch repeated twice.
 
-    A mean stays as it is, a sum doubles. A loss that couples its examples, as a contrastive one, may do either or
-    neither; one that is zero cannot be told from a mean.
+    A mean stays the same, a sum doubles. A loss that couples its examples, such as a contrastive one, may do either or
+    neither; a zero loss looks like a mean.
 
     Args:
-        rounding: relative difference that counts as equal; least: absolute one.
+        rounding: relative difference that counts as equal; least: absolute difference.
 
     >>> reduction(2.0, 2.0, 1e-3), reduction(2.0, 4.0, 1e-3), reduction(2.0, 2.7, 1e-3)
     ('mean', 'sum', 'other')

@@ -21,7 +21,7 @@ from conadv_lab.recipes import digits
 
 BATCHES = (64, 898)
 MORE_BATCHES = (256,)
-"""Of the full demo, beside the others."""
+"""Extra batch size of the full demo."""
 EPOCHS = 16
 WARMUP_EPOCHS = 2
 LEARNING_RATES = (0.1, 0.2, 0.4, 0.8)
@@ -49,7 +49,7 @@ class Cell:
             method=self.method,
             global_batch=self.global_batch,
             steps=self.steps,
-            # In steps, so that equal-cost forms, whose epochs are half as long, warm up as the others do.
+            # In steps, so that equal-cost forms, whose epochs have half as many steps, warm up like the others.
             warmup_steps=_steps(WARMUP_EPOCHS, self.global_batch),
             lr=lr,
             seed=seed,
@@ -74,14 +74,14 @@ def cells(full: bool = True) -> list[Cell]:
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """Where to, and how much."""
+    """Options of the demo."""
 
     out: Path = Path("runs/demo")
-    """Folder of the report and the runs."""
+    """Folder for the report and the runs."""
     full: bool = False
-    """Train at a third batch size too, for half as many runs again."""
+    """Also train at a third batch size: half as many runs again."""
     tune: bool = False
-    """Tune the learning rates again (long)."""
+    """Tune the learning rates again (takes long)."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -115,7 +115,7 @@ Figures = dict[str, Any]
 
 
 def run_all(jobs: Iterable[Job], folder: Path, work: Callable[[Job, Path], Figures]) -> dict[Job, Figures]:
-    """Do what is not done yet, a process a core; a cell that two arms share is run once."""
+    """Run the jobs that are not done yet, one process per core; a cell that two arms share runs once."""
     folders = {job: folder / _folder_name(job) for job in jobs}
     # The long ones first, so that no core waits at the end for one that another has just begun.
     todo = {folders[job]: job for job in sorted(folders, key=_price, reverse=True)}
@@ -126,7 +126,7 @@ def run_all(jobs: Iterable[Job], folder: Path, work: Callable[[Job, Path], Figur
 
 
 def train_one(job: Job, path: Path) -> Figures:
-    """Train, and give the run's own final figures."""
+    """Train, and return the run's final metrics."""
     from conadv_lab.training.loop import train
 
     cell, lr, seed = job
@@ -135,7 +135,7 @@ def train_one(job: Job, path: Path) -> Figures:
 
 
 def train_and_measure(job: Job, path: Path) -> Figures:
-    """Train, measure the top eigenvalue, leave both in the run folder, and give the figures of the report."""
+    """Train, measure the top eigenvalue, store both in the run folder, and return the report's metrics."""
     import torch
 
     from conadv_lab import sharpness
@@ -147,7 +147,7 @@ def train_and_measure(job: Job, path: Path) -> Figures:
     figures = train_one(job, path)
     measured = path / "sharpness.json"
     if not measured.exists():
-        torch.set_num_threads(1)  # the other cores have other runs
+        torch.set_num_threads(1)  # the other cores run other jobs
         parts, judged = restore(path)
         facts = {
             "split": "train",
@@ -183,7 +183,7 @@ def grid() -> list[dict[str, Any]]:
 
 
 def best_learning_rates() -> dict[tuple[str, str, int], float]:
-    """The learning rate of highest mean accuracy in the grid, for every cell; the smaller one of equals."""
+    """For every cell, the learning rate with the highest mean accuracy in the grid; the smaller one of ties."""
     best: dict[tuple[str, str, int], dict[str, Any]] = {}
     for row in sorted(grid(), key=lambda row: row["lr"]):
         key = row["method"], row["arm"], row["global_batch"]
@@ -193,7 +193,7 @@ def best_learning_rates() -> dict[tuple[str, str, int], float]:
 
 
 def tune(folder: Path) -> None:
-    """Measure the grid with seeds that the demo does not use, and write it into the package."""
+    """Measure the grid with seeds that the demo does not use, and write it to the package."""
     jobs = [(cell, lr, seed) for cell in cells() for lr in LEARNING_RATES for seed in TUNING_SEEDS]
     results = run_all(jobs, folder, train_one)
     lines = ["method,arm,global_batch,lr,seeds,test_accuracy"]
@@ -243,7 +243,7 @@ def _price(job: Job) -> float:
 
 
 def _folder_name(job: Job) -> str:
-    """Named by what is run, so that a demo of another config never takes an older run for its own."""
+    """A name derived from the config, so that a demo with another config never reuses an older run."""
     cell, lr, seed = job
     digest = identity(resolved(cell.config(lr, seed)))[:8]
     return f"{cell.method}-b{cell.global_batch}-{cell.steps}steps-lr{lr:g}-s{seed}-{digest}"

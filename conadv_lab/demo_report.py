@@ -1,4 +1,4 @@
-"""The demo's table and its page: one self-contained HTML file that opens offline, in both colour schemes."""
+"""The demo's table and report: one self-contained HTML file that works offline, in light and dark mode."""
 
 import math
 from collections.abc import Iterator
@@ -13,9 +13,9 @@ from conadv_lab.pages import neutral, render, svg, write
 from conadv_lab.plots import figure_against_batch
 
 ARMS = {
-    "equal-epochs": "Equal epochs: every method makes the same number of passes over the data",
-    "equal-steps": "Equal steps at equal cost: half of each batch is new, half is altered, as cheap as a vanilla step",
-    "equal-arithmetic": "Equal arithmetic: vanilla with 2.67 times the steps, which cost what ConAdv's steps cost",
+    "equal-epochs": "Equal epochs: every method trains for the same number of epochs",
+    "equal-steps": "Equal steps at equal cost: half of each batch is new, half altered, at the cost of a vanilla step",
+    "equal-arithmetic": "Equal arithmetic: vanilla with 2.67 times the steps, at the same total cost as ConAdv",
 }
 FIGURES = (
     ("test_accuracy", "test accuracy (%)", False),
@@ -30,11 +30,11 @@ PAIRS = (
     (("recycled-equal", "equal-steps"), ("copy-equal", "equal-steps")),
 )
 AT_EQUAL_ARITHMETIC = (("conadv", "equal-epochs"), ("vanilla", "equal-arithmetic"))
-"""Method and arm, and those it is compared with."""
+"""Each (method, arm) and those it is compared with."""
 
 
 def frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """The summary's rows with a column for every mean and every standard deviation."""
+    """The summary's rows, with a column for each mean and standard deviation."""
     flat = []
     for row in rows:
         plain = {k: v for k, v in row.items() if not isinstance(v, dict)}
@@ -60,7 +60,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 
 def write_report(path: Path, summary: dict[str, Any], grid: list[dict[str, Any]]) -> None:
-    """Write the page; a reader never sees half of it."""
+    """Write the page atomically."""
     rows = summary["rows"]
     flat = frame(rows)
     page = render(
@@ -85,7 +85,7 @@ def write_report(path: Path, summary: dict[str, Any], grid: list[dict[str, Any]]
 
 
 def lead(rows: list[dict[str, Any]]) -> str:
-    """What came out, in one sentence."""
+    """The result in one sentence."""
     batch = max(row["global_batch"] for row in rows)
 
     def accuracy(method: str, arm: str) -> str:
@@ -99,7 +99,7 @@ def lead(rows: list[dict[str, Any]]) -> str:
 
 
 def differences(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Pairs of methods: points of test accuracy between them, its standard error, and the eigenvalues' ratio."""
+    """For pairs of methods: difference in test accuracy in points, its standard error, and ratio of eigenvalues."""
     batches = sorted({row["global_batch"] for row in rows})
     pairs = [(batch, *pair) for batch in batches for pair in PAIRS]
     return [_difference(rows, *pair) for pair in [*pairs, (batches[-1], *AT_EQUAL_ARITHMETIC)]]
@@ -134,7 +134,7 @@ def _by_arm(rows: list[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str, An
 def _picture(
     rows: pd.DataFrame, arm: str, name: str, label: str, log: bool, size: tuple[float, float] = (5.2, 3.7)
 ) -> str:
-    """One figure of one arm against the batch, as SVG that can be read on a phone."""
+    """One metric of one arm against batch size, as SVG that is readable on a phone."""
     drawn = Figure(figsize=size, layout="constrained")
     axes = figure_against_batch(rows[rows["arm"] == arm], name, label, log=log, ax=drawn.add_subplot())
     handles, labels = axes.get_legend_handles_labels()

@@ -1,4 +1,4 @@
-"""For notebooks: HTML tables of reports, run folders and plans, and whether bars can be shown."""
+"""For notebooks: HTML tables of reports, run folders and plans, and whether to show progress bars."""
 
 import sys
 from collections.abc import Iterable, Sequence
@@ -9,13 +9,13 @@ TEXT = "text-align:left"
 
 
 def in_notebook() -> bool:
-    """Whether this process is a notebook's kernel, which shows bars although its standard error is no terminal."""
+    """Whether this process is a notebook kernel, which can show bars although stderr is not a terminal."""
     get_ipython = getattr(sys.modules.get("IPython"), "get_ipython", None)
     return get_ipython is not None and hasattr(get_ipython(), "kernel")
 
 
 def number(value: object, digits: int = 4) -> str:
-    """A number as a reader wants it; other values as text, nothing for ``None``.
+    """A number formatted for readers; other values as text, ``None`` as an empty string.
 
     >>> [number(value) for value in (0.123456, 1234567, 25024.0, 3, None, "sgd")]
     ['0.1235', '1,234,567', '25,024', '3', '', 'sgd']
@@ -30,7 +30,7 @@ def number(value: object, digits: int = 4) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "") -> str:
-    """An HTML table; numbers stand to the right, everything is escaped, colours are the page's own.
+    """An HTML table; numbers are right-aligned, everything is escaped, colours are the page's own.
 
     >>> table(["measure", "value"], [["trace", 0.5]])[:33]
     '<table><thead><tr><th style="text'

@@ -1,4 +1,4 @@
-"""Packages that only some uses need: imported where they are used, and one sentence where they are missing."""
+"""Optional packages: imported where they are used, with a one-sentence error if they are missing."""
 
 from importlib import import_module
 from types import ModuleType
@@ -12,7 +12,7 @@ def load(package: str, extra: str, needed_by: str) -> ModuleType:
     Args:
         package: its import name, such as ``"timm"`` or ``"nvidia.dali"``.
         extra: a key of ``[project.optional-dependencies]`` in pyproject.toml.
-        needed_by: what the user asked for, as the start of the sentence: ``"model timm:resnet18"``.
+        needed_by: what the user asked for, to begin the sentence: ``"model timm:resnet18"``.
 
     Raises:
         ValueError: the package is not installed, or cannot be imported; with the pip command.
@@ -27,7 +27,7 @@ def load(package: str, extra: str, needed_by: str) -> ModuleType:
         return import_module(package)
     except (
         Exception
-    ) as error:  # a broken installation raises anything: RuntimeError, OSError, AttributeError …
+    ) as error:  # a broken installation can raise anything: RuntimeError, OSError, AttributeError …
         absent = isinstance(error, ModuleNotFoundError) and package.startswith(str(error.name))
         lines = str(error).strip().splitlines() or [""]
         why = "is not installed" if absent else f"cannot be imported ({type(error).__name__}: {lines[0]})"

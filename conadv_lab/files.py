@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whatever stops the writer."""
+"""Atomic writes: a file is complete or absent, whatever stops the writer."""
 
 import json
 import os
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write beside and rename, so that a reader never sees half a file."""
+    """Write to a temporary file and rename it, so that a reader never sees half a file."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         write_synced(beside, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())

@@ -1,4 +1,4 @@
-"""Memory that a training step will take, counted from the model itself: two images are sent through it on the CPU."""
+"""Predicts the memory of a training step from the model itself, by running two images through it on the CPU."""
 
 import math
 import resource
@@ -13,8 +13,8 @@ from conadv_lab.config import Config, demand_of
 from conadv_lab.methods import method_of
 from conadv_lab.optim.options import OPTIMIZERS
 
-# Fitted to peaks of ResNet-50 at 32 pixels and micro-batches of 12 to 256 on a CPU with torch 2.13: gaps in the
-# allocator's heap, and what kernels and the libraries behind them hold. Not measured on a GPU.
+# Fitted to peak memory of ResNet-50 at 32 pixels and micro-batches of 12 to 256 on a CPU with torch 2.13: fragmentation
+# of the allocator's heap, and workspaces of kernels and libraries. Not measured on a GPU.
 _GAPS, _KERNELS = 1.75, 190_000_000
 
 
@@ -28,10 +28,10 @@ def image_shape(config: Config) -> tuple[int, int, int]:
 def memory_bytes(
     config: Config, images: float, micro_batch: int, several: bool = False
 ) -> tuple[dict[str, int], int]:
-    """(bytes by purpose, number of parameters) of a device that trains on so many clean images of a step.
+    """(bytes by purpose, number of parameters) for a device that trains on this many clean images per step.
 
     Args:
-        several: whether it is one of several devices, so that gradients are gathered in buckets.
+        several: whether it is one of several devices, so that gradients are sent in buckets.
     """
     from conadv_lab.models.build import build_model
     from conadv_lab.training.network import network_of
@@ -48,7 +48,7 @@ def memory_bytes(
     network = network_of(model.train(), replace(config.model, compile=False), torch.device("cpu"))
     saved = activations(network, shape, next(model.parameters()).dtype)
     more = {"averaged weights": weights} if config.model.ema else {}
-    more |= {"gradients on their way": 4 * parameters} if several else {}
+    more |= {"gradient buckets": 4 * parameters} if several else {}
     more |= {"copies of the weights": round(method.copies * 4 * parameters)} if method.copies else {}
     return {
         "weights": weights,
@@ -62,13 +62,13 @@ def memory_bytes(
 
 
 def activations(network: nn.Module, shape: tuple[int, int, int], dtype: torch.dtype = torch.float32) -> int:
-    """Bytes an image that a forward keeps for its backward.
+    """Bytes per image that a forward pass stores for its backward pass.
 
-    >>> net = nn.Sequential(nn.Linear(8, 4), nn.Tanh())  # its input and what comes out, float32
+    >>> net = nn.Sequential(nn.Linear(8, 4), nn.Tanh())  # stores its input and output, float32
     >>> activations(net, (1, 1, 8))
     48
     """
-    # What does not grow with the batch, such as statistics and weights in another precision, falls out.
+    # The difference drops what does not grow with the batch, such as statistics and cast weights.
     return (
         _kept(network, torch.zeros(4, *shape, dtype=dtype, device="cpu"))
         - _kept(network, torch.zeros(2, *shape, dtype=dtype, device="cpu"))
@@ -92,7 +92,7 @@ def _kept(network: nn.Module, images: Tensor) -> int:
 
 
 def host_bytes(config: Config) -> dict[str, int]:
-    """Bytes of a process on the host: Python and torch as they are here, and images that are read."""
+    """Bytes of a process on the host: Python and torch as loaded here, and images being read."""
     parts: dict[str, int] = {"Python and torch": resident_bytes()}
     if config.data.source.photographs:
         from conadv_lab.data.imagenet import slots_of
@@ -102,14 +102,14 @@ def host_bytes(config: Config) -> dict[str, int]:
             slots * images * 3 * max(config.data.pixels, config.data.eval_pixels) ** 2
         )
     elif config.data.source.official:
-        parts["the set"] = 60_000 * 3 * 32 * 32
+        parts["data set"] = 60_000 * 3 * 32 * 32
     return parts
 
 
 def resident_bytes(peak: bool = False) -> int:
-    """Memory that this process holds, or the most that it ever held, in bytes."""
+    """Resident memory of this process, or its peak, in bytes."""
     status = Path("/proc/self/status")
-    if status.exists():  # getrusage's peak begins with that of the process that started this one
+    if status.exists():  # getrusage's peak includes that of the parent process
         wanted = "VmHWM:" if peak else "VmRSS:"
         line = next(line for line in status.read_text().splitlines() if line.startswith(wanted))
         return int(line.split()[1]) * 1024

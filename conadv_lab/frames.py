@@ -1,4 +1,4 @@
-"""Many runs as one table."""
+"""Many runs as one DataFrame."""
 
 import glob
 import warnings
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 def collect(pattern: str | Path | list[str | Path]) -> "pd.DataFrame":
-    """One row a run: its config's fields, its final figures, its state; for ``"runs/*"`` or a list of folders.
+    """One row per run: its config, final metrics and state; for a pattern such as ``"runs/*"`` or a list of folders.
 
-    Folders that are no runs are passed over, with a warning where no other is left. A run that is not finished has no
-    figures, and state ``unfinished``.
+    Folders that are not runs are skipped, with a warning if none is left. An unfinished run has no metrics and state
+    ``unfinished``.
 
     Raises:
-        ValueError: nothing is there by that name.
+        ValueError: nothing matches.
     """
     patterns = [str(item) for item in (pattern if isinstance(pattern, list) else [pattern])]
     paths = {match for item in patterns for match in _matches(item)}
@@ -28,7 +28,9 @@ def collect(pattern: str | Path | list[str | Path]) -> "pd.DataFrame":
         near = next((hint for item in patterns if (hint := _near(item))), None)
         hint = f" Did you mean {near!r}?" if near else ""
         told = ", ".join(map(repr, patterns)) or "an empty list"
-        raise ValueError(f"nothing matches {told} in {Path.cwd()}; allowed: run folders, as 'runs/*'.{hint}")
+        raise ValueError(
+            f"nothing matches {told} in {Path.cwd()}; allowed: run folders, such as 'runs/*'.{hint}"
+        )
     frame = frame_of(paths)
     if frame.empty:
         warnings.warn(
@@ -38,7 +40,7 @@ def collect(pattern: str | Path | list[str | Path]) -> "pd.DataFrame":
 
 
 def frame_of(paths: Iterable[str]) -> "pd.DataFrame":
-    """As `collect`, of the runs among these folders."""
+    """Like `collect`, for the runs among these folders."""
     import pandas as pd
 
     rows = []
@@ -55,7 +57,7 @@ def frame_of(paths: Iterable[str]) -> "pd.DataFrame":
 
 
 def _near(pattern: str) -> str | None:
-    """The pattern with its first part that is not there replaced by the nearest one that is."""
+    """The pattern, with its first missing part replaced by the nearest existing name."""
     parts = Path(pattern).parts
     for number, part in enumerate(parts):
         if glob.glob(str(Path(*parts[: number + 1]))):
@@ -67,12 +69,12 @@ def _near(pattern: str) -> str | None:
 
 
 def _matches(pattern: str) -> list[str]:
-    """Folders by a pattern, or the one that is named so."""
+    """Folders that match a pattern, or the one with exactly this name."""
     return [pattern] if Path(pattern).is_dir() else glob.glob(pattern, recursive=True)
 
 
 def frame_of_metrics(runs: Mapping[str, Any]) -> "pd.DataFrame":
-    """The logged lines of several run folders (`conadv_lab.runs.RunFolder`) by name, in a column ``run``."""
+    """The metrics of several run folders (`conadv_lab.runs.RunFolder`), with their names in a column ``run``."""
     import pandas as pd
 
     return pd.concat([pd.DataFrame(folder.metrics()).assign(run=name) for name, folder in runs.items()])

@@ -1,4 +1,4 @@
-"""Means over seeds and how sure they are: Student's t intervals."""
+"""Means over seeds with Student's t intervals."""
 
 import math
 from collections.abc import Sequence
@@ -8,11 +8,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 RECORDED = ("label", "colour", "marker")
-"""Of a method in figures; runs record them as ``method_label`` and so on, for methods that are files of one's own."""
+"""How a method looks in figures; runs record these as ``method_label`` and so on, for user-defined methods."""
 
 
 def t_interval(values: "Sequence[float] | pd.Series", confidence: float = 0.95) -> tuple[float, float]:
-    """Ends of Student's interval of a mean; NaN for fewer than two values.
+    """Student's t interval of a mean, as (low, high); NaN for fewer than two values.
 
     >>> low, high = t_interval([1.0, 2.0, 3.0])
     >>> round(low, 2), round(high, 2)
@@ -32,10 +32,10 @@ def t_interval(values: "Sequence[float] | pd.Series", confidence: float = 0.95) 
 def over_seeds(
     rows: "pd.DataFrame", figure: str, by: Sequence[str] = ("method", "global_batch"), *, log: bool = False
 ) -> "pd.DataFrame":
-    """One row a cell from one row a run: ``FIGURE_mean``, ``FIGURE_low``, ``FIGURE_high`` (t interval), ``seeds``.
+    """One row per cell from one row per run: ``METRIC_mean``, ``METRIC_low``, ``METRIC_high`` (t interval), ``seeds``.
 
     Args:
-        log: geometric means, and intervals of the logarithms, for figures that span decades.
+        log: geometric means and intervals of the logarithms, for metrics that span decades.
     """
     import numpy as np
 

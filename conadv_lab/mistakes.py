@@ -1,4 +1,4 @@
-"""How a user's mistake is told: the value, what is allowed, and the nearest right name."""
+"""Error messages for users' mistakes: the value, what is allowed, and the nearest valid name."""
 
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def unknown(what: str, value: str, allowed: Iterable[str]) -> ValueError:
-    """An error for a name that is not among the allowed ones; raise what it returns.
+    """An error to raise for a name that is not among the allowed ones.
 
     >>> str(unknown("optimizer", "lras", ["lars", "lamb", "sgd"]))
     "unknown optimizer 'lras'; allowed: lamb, lars, sgd. Did you mean 'lars'?"
@@ -30,7 +30,7 @@ def require(condition: bool, name: str, value: object, allowed: str) -> None:
 
 
 Range = tuple[Callable[[float], bool], str]
-"""Whether a number is allowed, and what is, in words."""
+"""A test for allowed numbers, and its description."""
 
 FROM_0: Range = lambda value: value >= 0 and isfinite(value), "at least 0"
 ABOVE_0: Range = lambda value: value > 0 and isfinite(value), "above 0"
@@ -41,18 +41,18 @@ COUNT_OR_0: Range = lambda value: value >= 0, "a whole number of at least 0"
 
 
 def require_ranges(section: object, **ranges: Range) -> None:
-    """Raise ``ValueError`` at the first field of a section of the config that is out of its range; None never is."""
+    """Raise ``ValueError`` at the first field of a config section that is out of range; None is always allowed."""
     for name, (holds, allowed) in ranges.items():
         value = getattr(section, name)
         require(value is None or holds(value), name, value, allowed)
 
 
 def writable(*paths: Path | None) -> None:
-    """Check that files can be made at these paths.
+    """Check that files can be created at these paths.
 
     Raises:
-        ValueError: a folder, or a file in one that does not exist.
+        ValueError: a path is a folder, or its parent folder does not exist.
     """
     for path in paths:
         if path is not None and (path.is_dir() or not path.parent.is_dir()):
-            raise ValueError(f"{path} cannot be written; allowed: a file in a folder that exists")
+            raise ValueError(f"{path} cannot be written; allowed: a file in an existing folder")

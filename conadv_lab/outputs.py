@@ -1,4 +1,4 @@
-"""Where a command's rows go: JSON, CSV and a figure, the files checked before any work is done."""
+"""A command's output files: JSON, CSV and a figure, checked before any work is done."""
 
 import csv
 import math
@@ -64,14 +64,14 @@ class Outputs(Tables):
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write what a table or a report holds: keys as text, NaN and infinities as null, other objects as text."""
+    """Write a table or report as JSON: keys as text, NaN and infinities as null, other objects as text."""
     from conadv_lab import files
 
     files.write_json(path, _plain(content))
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[Any, Any]]) -> None:
-    """Write rows that share their keys, under a line of these; NaN and None as empty cells."""
+    """Write rows with equal keys as CSV with a header; NaN and None as empty cells."""
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")
         writer.writeheader()

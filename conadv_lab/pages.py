@@ -1,6 +1,6 @@
-"""One self-contained HTML page: a template of a room in a head that all share, figures within it as SVG.
+"""Self-contained HTML pages: a room's template in a shared frame, with figures as inline SVG.
 
-All pages are readable in bright and dark mode, on a phone and in print, and load nothing.
+All pages are readable in light and dark mode, on a phone and in print, and load nothing.
 """
 
 import io
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NEUTRAL = "#777777"
-"""Text and lines of figures, readable on white and on black; in a page it becomes the text's own colour."""
+"""Colour of text and lines in figures, readable on white and black; a page replaces it by its text colour."""
 
 
 def render(template: str, **values: Any) -> str:
-    """The page of a template, named by its place in this package, such as ``sharpness/report/page.html``.
+    """Render a template, given by its path in this package, such as ``sharpness/report/page.html``.
 
-    The template extends ``page.html`` and fills its blocks ``title``, ``style`` (what it alone needs) and ``body``.
+    The template extends ``page.html`` and fills its blocks ``title``, ``style`` (if it needs more) and ``body``.
     """
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
@@ -31,14 +31,14 @@ def render(template: str, **values: Any) -> str:
 
 
 def write(path: Path, page: str) -> None:
-    """Write beside and rename, so that a reader never sees half a page."""
+    """Write to a temporary file and rename it, so that a reader never sees half a page."""
     beside = path.with_name(f".{path.name}.partial")
     beside.write_text(page, encoding="utf-8")
     beside.replace(path)
 
 
 def neutral(figure: "Figure") -> "Figure":
-    """The figure itself, its text and frames made readable on a bright and on a dark page."""
+    """Make the figure's text and frames readable on light and dark pages, in place; returns the figure."""
     figure.patch.set_alpha(0)
     for axes in figure.axes:
         axes.patch.set_alpha(0)
@@ -54,13 +54,13 @@ def neutral(figure: "Figure") -> "Figure":
 
 
 def svg(figure: "Figure") -> str:
-    """The figure as SVG for a page: no size of its own; what is neutral or black has the colour of the page's text."""
+    """The figure as SVG without a fixed size; neutral and black parts take the colour of the page's text."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     text = buffer.getvalue()
     text = text[text.index("<svg") :].replace(NEUTRAL, "currentColor").replace("#000000", "currentColor")
     opening, closing, rest = text.partition(">")
-    # Black is not written where something is filled with it, so the root says what is meant.
+    # matplotlib omits black fills, so set the default fill on the root.
     return re.sub(r' (width|height)="[^"]*"', "", opening) + ' fill="currentColor"' + closing + rest
 
 

@@ -1,4 +1,4 @@
-"""What becomes of a command whose output nobody reads any more."""
+"""Keeps a command running when the reader of its output goes away."""
 
 import os
 import sys
@@ -6,15 +6,15 @@ from typing import Any, TextIO
 
 
 def outlive_readers() -> None:
-    """Let this process go on quietly where the reader of its output goes away, as ``| head`` does.
+    """Let this process continue silently when the reader of its output goes away, as with ``| head``.
 
-    A run is not lost, and its exit status is its own.
+    The run is not lost, and keeps its own exit status.
     """
     sys.stdout, sys.stderr = _Unheard(sys.stdout), _Unheard(sys.stderr)  # type: ignore[assignment]
 
 
 class _Unheard:
-    """A stream that drops what it is given once its pipe is broken."""
+    """A stream that discards output once its pipe is broken."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -33,7 +33,7 @@ class _Unheard:
             self._drop()
 
     def _drop(self) -> None:
-        """Send what is left in the buffers, and all to come, nowhere."""
+        """Discard buffered and all later output."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self._stream.fileno())
         os.close(nowhere)

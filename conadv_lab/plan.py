@@ -1,7 +1,7 @@
-"""What a run will cost, before it is sent: figures from models, each labelled predicted. Nothing here imports torch.
+"""Predicts what a run will cost before it is sent; all values are labelled as predicted. Nothing here imports torch.
 
-Memory is counted from the model itself (`conadv_lab.footprint`), time is the simulator's (`conadv_lab.staleness`) with
-its constants of H100s, which were fitted to tuned runs of others: this package may be slower.
+Memory is counted from the model itself (`conadv_lab.footprint`). Time comes from the simulator (`conadv_lab.staleness`)
+with constants for H100s that were fitted to other people's tuned runs: this package may be slower.
 """
 
 from dataclasses import dataclass
@@ -23,18 +23,18 @@ SIMULATED_STEPS = 200
 
 @dataclass(frozen=True)
 class Plan:
-    """What a step takes, on each device; bytes and images.
+    """What a step needs on each device, in bytes and images.
 
     Attributes:
         devices: how many share a step; the last ``attackers`` of them only attack.
-        images: clean images of a step a device that trains; attacked: images that each attacker attacks.
-        micro_batch: images of one forward.
-        memory: bytes on the device by what they are for; with a CPU the same memory as ``host``.
-        host: bytes of a process on the host.
-        network: bytes that each device that trains sends in a step.
-        steps: of the run; None where the size of the set is not known here.
-        step_ms, minutes: predicted time of a step and of all, failures included, on H100s; None for another model than
-            ResNet-50 at 224 pixels in bfloat16.
+        images: clean images per step on each training device; attacked: images per attacker.
+        micro_batch: images per forward pass.
+        memory: bytes on the device by purpose; on a CPU this is the same memory as ``host``.
+        host: bytes of a process on the host, by purpose.
+        network: bytes that each training device sends per step.
+        steps: of the run; None if the size of the data set is unknown here.
+        step_ms, minutes: predicted time of a step and of the run, failures included, on H100s; None for models other
+            than ResNet-50 at 224 pixels in bfloat16.
     """
 
     devices: int
@@ -50,11 +50,11 @@ class Plan:
     minutes: float | None = None
 
     def peak(self) -> int:
-        """Bytes of a process that trains on the CPU."""
+        """Peak bytes of a process that trains on the CPU."""
         return sum(self.memory.values()) + sum(self.host.values())
 
     def to_frame(self) -> "pd.DataFrame":
-        """What is predicted, a row each: ``quantity``, ``value`` and ``unit``."""
+        """The predictions, one per row: ``quantity``, ``value`` and ``unit``."""
         import pandas as pd
 
         return pd.DataFrame(self._rows(), columns=["quantity", "value", "unit"])
@@ -70,11 +70,11 @@ class Plan:
         rows: list[tuple[str, float | None, str]] = [
             ("devices", self.devices, ""),
             ("of them attackers", self.attackers or None, ""),
-            ("clean images a device and step", self.images, "images"),
+            ("clean images per device and step", self.images, "images"),
             ("micro-batch", self.micro_batch, "images"),
             *((f"device memory, {name}", size, "bytes") for name, size in self.memory.items()),
-            *((f"host memory of a process, {name}", size, "bytes") for name, size in self.host.items()),
-            ("sent by each device and step", self.network, "bytes"),
+            *((f"host memory per process, {name}", size, "bytes") for name, size in self.host.items()),
+            ("sent per device and step", self.network, "bytes"),
             ("step on H100s", self.step_ms, "ms"),
             ("steps", self.steps, ""),
             ("whole run on H100s", self.minutes, "minutes"),
@@ -82,18 +82,18 @@ class Plan:
         return [(name, value, unit) for name, value, unit in rows if value is not None]
 
     def text(self) -> str:
-        """The plan in lines, for a terminal."""
+        """The plan as text for a terminal."""
         batches = -(-round(self.images) // self.micro_batch)
         several = "es" if batches > 1 else ""
         devices = "1 device" if self.devices == 1 else f"{self.devices} devices"
-        attackers = f"attackers         {self.attackers}, each attacks {self.attacked:,.0f} images of a step"
+        attackers = f"attackers         {self.attackers}, each attacks {self.attacked:,.0f} images per step"
         lines = [
             f"predicted, not measured, for a step on {devices}:",
-            f"images a device   {self.images:,.0f} clean, in {batches:,} micro-batch{several} of {self.micro_batch:,}",
+            f"images per device {self.images:,.0f} clean, in {batches:,} micro-batch{several} of {self.micro_batch:,}",
             *([attackers] if self.attackers else []),
             f"device memory     {_told(self.memory)}",
-            f"host memory       {_told(self.host)}, a process",
-            f"network           {self.network / 1e6:,.0f} MB sent by each device",
+            f"host memory       {_told(self.host)}, per process",
+            f"network           {self.network / 1e6:,.0f} MB sent per device",
         ]
         if self.step_ms is None or self.minutes is None:
             return "\n".join(
@@ -110,12 +110,12 @@ def _told(parts: dict[str, int]) -> str:
 
 
 def plan_of(config: "Config", devices: int = 1) -> Plan:
-    """The plan of a config on so many devices, attackers among them; no data are read.
+    """The plan of a config on this many devices, attackers included; reads no data.
 
-    It builds the model and sends two images through it, on the CPU.
+    Builds the model and runs two images through it on the CPU.
 
     Raises:
-        ValueError: an impossible config, or more devices than images.
+        ValueError: an invalid config, or more devices than images.
     """
     from conadv_lab.config import check_method, resolved
     from conadv_lab.footprint import host_bytes, memory_bytes
@@ -131,9 +131,9 @@ def plan_of(config: "Config", devices: int = 1) -> Plan:
     trainers = devices - attackers
     images = clean / trainers
     micro_batch = min(config.training.micro_batch or clean, ceil(images))
-    host = host_bytes(config)  # before the model is built here
+    host = host_bytes(config)  # before the model adds to this process's memory
     memory, parameters = memory_bytes(config, images, micro_batch, several=trainers > 1)
-    if attackers:  # their signs wait where they arrive
+    if attackers:  # the signs wait on the host, where they arrive
         host["pending attacks"] = memory.pop("pending attacks")
     return Plan(
         devices,
@@ -143,14 +143,14 @@ def plan_of(config: "Config", devices: int = 1) -> Plan:
         micro_batch,
         memory,
         host,
-        # All-reduce of float32 gradients in a ring: each device sends 2 (n − 1) / n of them.
+        # Ring all-reduce of float32 gradients: each device sends 2 (n − 1) / n of their size.
         network=round(2 * (trainers - 1) / trainers * 4 * parameters),
         **times(config, method, devices),
     )
 
 
 def times(config: "Config", method: "Method", devices: int) -> dict[str, Any]:
-    """The simulator's ``step_ms``, ``steps`` and ``minutes`` of a resolved config; empty where it has no constants.
+    """The simulator's ``step_ms``, ``steps`` and ``minutes`` for a resolved config; empty without constants for it.
 
     >>> from conadv_lab.config import resolved
     >>> from conadv_lab.methods import method_of

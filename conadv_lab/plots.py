@@ -1,7 +1,7 @@
-"""Figures, one function each: a tidy frame and an axis in, the axis out.
+"""Figures, one function each: takes a tidy frame and an axis, returns the axis.
 
-Colours are Okabe and Ito's, or seaborn's "colorblind" where methods are not what differs: the colour-blind can tell
-both apart; markers differ too, for print.
+Colours are Okabe and Ito's for methods and seaborn's "colorblind" for all else, both safe for colour-blind readers;
+markers differ too, for print.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ BARS = {"std": "± 1 standard deviation", "interval": "95 % t intervals"}
 
 
 def look_of(method: str, rows: "pd.DataFrame | None" = None) -> dict[str, Any]:
-    """Label, colour and marker of a method for matplotlib; of a user's own, as its rows record them.
+    """Label, colour and marker of a method for matplotlib; those of a user's method come from its rows.
 
     >>> look_of("recycled-equal")
     {'label': 'recycled-equal', 'color': '#009E73', 'marker': 'P', 'fillstyle': 'none'}
@@ -48,14 +48,14 @@ def figure_against_batch(
     spread: str = "std",
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """One figure of each method against the global batch: means, and their spread over seeds as bars.
+    """One metric of each method against the global batch: means, with error bars over seeds.
 
-    Equal-cost forms have the marker of their paired form, left open.
+    Equal-cost forms have their paired form's marker, unfilled.
 
     Args:
         rows: columns ``method``, ``global_batch``, ``FIGURE_mean``, ``seeds``, and ``FIGURE_std``, or ``FIGURE_low``
             and ``FIGURE_high``.
-        figure: which figure; label: its name and unit on the axis; log: logarithmic axis.
+        figure: the metric; label: its name and unit on the axis; log: logarithmic axis.
         spread: ``"std"``, or ``"interval"`` as `conadv_lab.intervals.over_seeds` makes it.
     """
     from matplotlib import pyplot as plt
@@ -66,7 +66,7 @@ def figure_against_batch(
     methods += sorted(set(rows["method"]) - set(methods))
     for i, method in enumerate(methods):
         own = rows[rows["method"] == method].sort_values("global_batch")
-        # Batches are places on the axis, and methods stand beside one another, so that bars do not overlap.
+        # Batches are categories, and methods are placed side by side, so that error bars do not overlap.
         shift = (i - (len(methods) - 1) / 2) * 0.75 / max(len(methods), 1)
         places = [batches.index(batch) + shift for batch in own["global_batch"]]
         axes.errorbar(
@@ -89,7 +89,7 @@ def figure_against_batch(
 
 
 def _seeds(rows: "pd.DataFrame") -> str:
-    """How many seeds the points have: one number, or one a batch where that says it, or the range."""
+    """How many seeds the points have: one number, or one per batch, or the range."""
     by_batch = rows.groupby("global_batch")["seeds"].agg(["min", "max"]).astype(int)
     if (by_batch["min"] != by_batch["max"]).any():
         return f"{by_batch['min'].min()}–{by_batch['max'].max()}"
@@ -112,11 +112,11 @@ def differences(
     log: bool = False,
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """Differences or ratios as points with intervals, one below the other, and a line where nothing differs.
+    """Differences or ratios as a column of points with intervals, and a line at no difference.
 
     Args:
-        estimates: by name, the uppermost first: objects with ``value``, ``low``, ``high`` and ``n``.
-        label: what they are, with unit, on the axis; neutral: where the line stands, 0 or for ratios 1.
+        estimates: by name, topmost first: objects with ``value``, ``low``, ``high`` and ``n``.
+        label: axis label, with unit; neutral: where the line is, 0 or, for ratios, 1.
     """
     import seaborn
     from matplotlib import pyplot as plt
@@ -138,7 +138,7 @@ def differences(
     axes.axvline(neutral, color="black", linewidth=0.8)
     axes.set_yticks(range(len(estimates)), [f"{name}  (n = {found.n})" for name, found in estimates.items()])
     axes.set_ylim(len(estimates) - 0.5, -0.5)
-    axes.set_xlabel(f"{label}\n95 % t intervals; filled: clear of {neutral:g}")
+    axes.set_xlabel(f"{label}\n95 % t intervals; filled: interval excludes {neutral:g}")
     if log:
         axes.set_xscale("log")
         _plain_ticks(axes.xaxis)
@@ -157,10 +157,10 @@ def points(
     ax: "Axes | None" = None,
     **more: Any,
 ) -> "Axes":
-    """Means of ``y`` over runs at each value of ``x``, as a row of places, joined by lines, with 95 % t intervals.
+    """Means of ``y`` over runs at each value of a categorical ``x``, joined by lines, with 95 % t intervals.
 
     Args:
-        rows: one row a run; hue: a column whose values get colours and markers of their own.
+        rows: one row per run; hue: a column whose values get their own colours and markers.
         log: logarithmic axis, geometric means and intervals of the logarithms.
         more: for ``seaborn.pointplot``.
     """
@@ -202,7 +202,7 @@ def curves(
     ax: "Axes | None" = None,
     **more: Any,
 ) -> "Axes":
-    """Lines over a numerical axis, one for each ``hue``; several runs at a place give 95 % t intervals."""
+    """Lines over a numerical axis, one per ``hue``; several runs at one ``x`` give 95 % t intervals."""
     import seaborn
     from matplotlib import pyplot as plt
 
@@ -257,7 +257,7 @@ def _looks(values: "pd.Series") -> dict[Any, dict[str, str]]:
 
 
 def _plain_ticks(axis: Any) -> None:
-    """1.5, 2, 3 in place of powers of ten where the axis spans less than a decade or so."""
+    """Tick labels 1.5, 2, 3 instead of powers of ten if the axis spans about a decade or less."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     low, high = axis.get_view_interval()
@@ -274,11 +274,11 @@ def _plain(axes: "Axes", grid: Any = "y") -> "Axes":
 
 
 def growth(rows: "pd.DataFrame", ax: "Axes | None" = None) -> "Axes":
-    """AutoWU's learning rate and the clean loss against the step, and what each test said of the loss.
+    """AutoWU's learning rate and the clean loss against the step, with the outcome of each test of the loss.
 
     Args:
-        rows: metrics of one run, as `conadv_lab.frames.frame_of_metrics` gives them.
-        ax: where to draw; None is the current axis.
+        rows: metrics of one run, from `conadv_lab.frames.frame_of_metrics`.
+        ax: where to draw; None: the current axis.
 
     Raises:
         ValueError: the run's schedule is not autowu.
@@ -286,7 +286,7 @@ def growth(rows: "pd.DataFrame", ax: "Axes | None" = None) -> "Axes":
     from matplotlib import pyplot as plt
 
     if "autowu_probability" not in rows:
-        raise ValueError("no line has autowu_probability; allowed: metrics of a run with --schedule autowu")
+        raise ValueError("no row has autowu_probability; allowed: metrics of a run with --schedule autowu")
     axes = ax if ax is not None else plt.gca()
     other = axes.twinx()
     (loss,) = other.plot(rows["step"], rows["loss"], color="#999999", linewidth=1, label="clean loss")

@@ -1,4 +1,4 @@
-"""Where code and machine of a run come from."""
+"""A run's provenance: its code, packages and machine."""
 
 import json
 import os
@@ -17,9 +17,9 @@ PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "pandas", "conadv-lab")
 
 
 def source() -> dict[str, Any]:
-    """``commit`` (with ``+`` where the tree differs) and ``diff`` of the package's checkout; each None without git.
+    """``commit`` (with ``+`` if the tree differs) and ``diff`` of the package's checkout; each None without git.
 
-    Code that submit copied beside a run has no git any more, and knows both from when it was copied.
+    Code that submit copied beside a run has no git; both were recorded when it was copied.
     """
     known = PACKAGE.parent / SNAPSHOT
     if known.is_file():
@@ -36,7 +36,7 @@ def source() -> dict[str, Any]:
 
 
 def slurm_variables() -> dict[str, str]:
-    """What SLURM told this process, without its access token; empty outside of it."""
+    """This process's SLURM variables, without the access token; empty outside SLURM."""
     return {
         name: value
         for name, value in sorted(os.environ.items())
@@ -50,7 +50,7 @@ def _git(*words: str) -> str:
 
 
 def manifest(fingerprints: dict[str, str]) -> dict[str, Any]:
-    """When, from which code, with which packages and on which machine a run was started."""
+    """When, with which code and packages, and on which machine a run was started."""
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],

@@ -1,6 +1,6 @@
-"""Plain values, from TOML, JSON or words NAME=VALUE, and whether they are of the types that a dataclass wants.
+"""Reads plain values from TOML, JSON or NAME=VALUE words, and checks them against a dataclass's types.
 
-Libraries for this (msgspec, cattrs) name neither a wrong value nor the nearest right key, and pass over unknown ones.
+Libraries for this (msgspec, cattrs) report neither the wrong value nor the nearest valid key, and ignore unknown keys.
 """
 
 import ast
@@ -18,15 +18,15 @@ Kind = TypeVar("Kind")
 
 
 def toml(text: str, where: str) -> dict[str, Any]:
-    """The tables of a TOML text; ``where`` names it in errors."""
+    """Parse TOML; ``where`` names its source in errors."""
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{where} is no TOML: {error}") from None
+        raise ValueError(f"{where} is not valid TOML: {error}") from None
 
 
 def pairs(option: str, words: Sequence[str], allowed: str = "NAME=VALUE") -> dict[str, Any]:
-    """``["k=10", "rhos=(0.1,)"]`` as a mapping; values are Python's literals, or else words.
+    """``["k=10", "rhos=(0.1,)"]`` as a mapping; values are Python literals, or else strings.
 
     >>> pairs("--set", ["k=10", "likelihood=gaussian"])
     {'k': 10, 'likelihood': 'gaussian'}
@@ -44,10 +44,10 @@ def pairs(option: str, words: Sequence[str], allowed: str = "NAME=VALUE") -> dic
 
 
 def read(kind: type[Kind], values: Mapping[str, Any], where: str) -> Kind:
-    """The dataclass of plain values, lists where it has tuples.
+    """Build a dataclass from plain values; lists become tuples.
 
     Raises:
-        ValueError: an unknown key, a value of another type, or a key that is missing.
+        ValueError: an unknown key, a value of the wrong type, or a missing key.
     """
     require_kinds(kind, values, where)
     nothing, own = dataclasses.MISSING, dataclasses.fields(kind)  # type: ignore[arg-type]
@@ -58,7 +58,7 @@ def read(kind: type[Kind], values: Mapping[str, Any], where: str) -> Kind:
 
 
 def require_kinds(kind: type, values: Mapping[str, Any], where: str) -> None:
-    """Raise ``ValueError`` at the first key that the dataclass has not, or value that is not of its field's type."""
+    """Raise ``ValueError`` at the first key that is not a field, or value that is not of its field's type."""
     kinds = typing.get_type_hints(kind)
     for key, value in values.items():
         if key not in kinds:
@@ -68,7 +68,7 @@ def require_kinds(kind: type, values: Mapping[str, Any], where: str) -> None:
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Whether a plain value is of a field's type; whole numbers are numbers, truth values are not.
+    """Whether a plain value has a field's type; integers count as numbers, booleans do not.
 
     >>> fits(3, float | None), fits(True, int), fits(["a"], tuple[str, ...]), fits("c", Literal["a", "b"])
     (True, False, True, False)

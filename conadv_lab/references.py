@@ -1,4 +1,4 @@
-"""A user's own method, recipe, model or data set: ``path/to/file.py:function``."""
+"""A user's own method, recipe, model or data set, given as ``path/to/file.py:function``."""
 
 import importlib.util
 import inspect
@@ -13,24 +13,24 @@ if TYPE_CHECKING:
     from conadv_lab.config import Config
 
 COPIES = "own"
-"""Folder of the copies that submit makes of such files, each in a folder of its content's hash."""
+"""Folder for submit's copies of such files, each in a subfolder named by its content's hash."""
 
 
 def is_file_reference(name: str) -> bool:
-    """Whether a name is a user's own ``path/to/file.py:function``."""
+    """Whether a name has the form ``path/to/file.py:function``."""
     return ".py:" in name
 
 
 def named_in(config: "Config") -> dict[str, str]:
-    """The references among the fields of a config, by field: code that building its objects runs."""
+    """A config's file references, by field: code that runs when its objects are built."""
     fields = {"dataset": config.data.dataset, "model": config.model.model, "method": config.method.method}
     return {name: value for name, value in fields.items() if is_file_reference(value)}
 
 
 def load(reference: str) -> Any:
-    """The function that ``path/to/file.py:function`` names.
+    """Load the function that ``path/to/file.py:function`` refers to.
 
-    The file's folder is put on the path of modules, as for a script, so that it can import what lies beside it.
+    The file's folder is added to ``sys.path``, as for a script, so that the file can import its neighbours.
 
     Raises:
         ValueError: no such file, or no such name in it.
@@ -39,9 +39,9 @@ def load(reference: str) -> Any:
     path = Path(place).expanduser().resolve()
     if not path.is_file():
         raise ValueError(
-            f"{reference!r} names no file: {path} does not exist; allowed: path/to/file.py:function"
+            f"{reference!r} refers to a missing file: {path} does not exist; allowed: path/to/file.py:function"
         )
-    # One module a file, so that two references to it share their classes.
+    # One module per file, so that two references to it share their classes.
     module_name = "conadv_lab_user_" + sha256(str(path).encode()).hexdigest()[:12]
     module = sys.modules.get(module_name)
     if module is None:
@@ -64,10 +64,10 @@ def load(reference: str) -> Any:
 
 
 def made(reference: str, *arguments: object, returns: str) -> Any:
-    """What the function that a reference names returns for these arguments: a config, or none.
+    """Call the function that a reference names, with a config or no argument.
 
     Raises:
-        ValueError: no such function, or one of other arguments.
+        ValueError: no such function, or it takes other arguments.
     """
     function = load(reference)
     takes = "one argument, the config," if arguments else "no arguments"
@@ -76,7 +76,7 @@ def made(reference: str, *arguments: object, returns: str) -> Any:
         raise ValueError(f"{reference} is of type {type(function).__name__}; {allowed}")
     try:
         signature = inspect.signature(function)
-    except ValueError:  # of some builtins none is known
+    except ValueError:  # some builtins have no signature
         return function(*arguments)
     try:
         signature.bind(*arguments)

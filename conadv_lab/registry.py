@@ -1,4 +1,4 @@
-"""What is chosen by its name: each entry tells what it is and where its code lies, which is imported at first use."""
+"""Things chosen by name: each entry has a description and the location of its code, imported at first use."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Entry:
-    """One name's: ``about`` in a few words, and ``place`` as ``module:function``.
+    """A short description, ``about``, and the code's location, ``place``, as ``module:function``.
 
     >>> Entry("the square root", "math:sqrt").load()(9.0)
     3.0
@@ -23,5 +23,5 @@ class Entry:
 
 
 def described(title: str, entries: Mapping[str, Entry]) -> str:
-    """A title, and a line a name, for a section's help."""
+    """A title and one line per name, for a section's help."""
     return "\n".join([f"{title}:", *(f"- {name}: {entry.about}" for name, entry in entries.items())])

@@ -1,7 +1,7 @@
-"""A run is a folder: this module writes it and reads it.
+"""A run is a folder: this module writes and reads it.
 
-``config.json`` the resolved config · ``manifest.json`` where it came from · ``metrics.jsonl`` one line a logged
-step · ``checkpoints/step_00000123/`` with ``COMMIT.json`` · ``result.json`` once it is finished.
+``config.json``: the resolved config · ``manifest.json``: provenance · ``metrics.jsonl``: one line per logged step ·
+``checkpoints/step_00000123/`` with ``COMMIT.json`` · ``result.json``: once the run is finished.
 """
 
 import json
@@ -30,7 +30,7 @@ class RunFolder:
 
     def _repr_html_(self) -> str:
         if not (self.path / "config.json").is_file():
-            return displays.table(("run folder", ""), [(str(self.path), "not there yet")])
+            return displays.table(("run folder", ""), [(str(self.path), "does not exist yet")])
         config, result, logged = self.config(), self.result(), self.metrics()
         at = logged[-1]["step"] + 1 if logged else 0
         rows = [
@@ -53,7 +53,7 @@ class RunFolder:
         return displays.table(("run folder", str(self.path)), rows)
 
     def to_frame(self) -> "pd.DataFrame":
-        """The logged lines, one row a logged step; `collect` gives one row a run."""
+        """The metrics, one row per logged step; `collect` gives one row per run."""
         import pandas as pd
 
         return pd.DataFrame(self.metrics())
@@ -72,12 +72,12 @@ class RunFolder:
         write_json(self.path / "config.json", config.to_dict())
 
     def note_config(self, config: Config) -> None:
-        """Record what a run is continued with, where that is no longer what it was started with."""
+        """Record the config that a run is resumed with, if it differs from the original one."""
         if config != self.config():
             write_json(self.path / "config.json", config.to_dict())
 
     def clear_leftovers(self) -> None:
-        """Remove checkpoints that a kill left half-written."""
+        """Remove checkpoints that were left half-written by a kill."""
         for leftover in self.checkpoints.glob(".partial-*"):
             shutil.rmtree(leftover)
 
@@ -88,50 +88,50 @@ class RunFolder:
         return self._json("manifest.json")
 
     def result(self) -> dict[str, Any] | None:
-        """Final figures, or None while the run is not finished."""
+        """Final metrics, or None while the run is unfinished."""
         return self._json("result.json") if (self.path / "result.json").exists() else None
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The logged lines; a last line that a kill cut short is left out."""
+        """The logged lines; a last line cut short by a kill is skipped."""
         if not self.metrics_file.exists():
             return []
         lines = self.metrics_file.read_text().splitlines(keepends=True)
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def committed(self) -> list[Path]:
-        """Committed checkpoints, the newest first."""
+        """Committed checkpoints, newest first."""
         return checkpoints.committed(self.checkpoints)
 
     def save_checkpoint(self, step: int, state: dict[str, Any], metrics_bytes: int | None = None) -> Path:
-        """Write a checkpoint beside, sync it, hash it in its commit file, and only then give it its name.
+        """Write a checkpoint to a temporary folder, sync it, hash it in its commit file, and only then rename it.
 
         Args:
-            step: how many steps the state has behind it.
+            step: number of completed steps.
             state: tensors and plain values.
-            metrics_bytes: how long metrics.jsonl was then; None is how long it is now.
+            metrics_bytes: length of metrics.jsonl at that step; None: its current length.
 
         Raises:
-            OSError: the disk is full or not writable; earlier checkpoints are as they were.
+            OSError: the disk is full or not writable; earlier checkpoints are intact.
         """
         self._sync_metrics()
         size = self.metrics_size() if metrics_bytes is None else metrics_bytes
         return checkpoints.save(self.checkpoints, step, state, size)
 
     def load_checkpoint(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """(commit, state) of the newest intact checkpoint, or None; a damaged one is skipped with a warning."""
+        """(commit, state) of the latest intact checkpoint, or None; damaged ones are skipped with a warning."""
         for folder in self.committed():
             try:
                 return checkpoints.read_checkpoint(folder)
             except ValueError as error:
-                warnings.warn(f"{error}; trying the one before", stacklevel=2)
+                warnings.warn(f"{error}; trying the previous one", stacklevel=2)
         return None
 
     def metrics_size(self) -> int:
-        """How many bytes metrics.jsonl has."""
+        """Size of metrics.jsonl in bytes."""
         return self.metrics_file.stat().st_size if self.metrics_file.exists() else 0
 
     def _sync_metrics(self) -> None:
-        """Put metrics.jsonl on the disk: a commit must not remember lines that a power loss takes."""
+        """Flush metrics.jsonl to disk: a commit must not count lines that a power loss could remove."""
         if self.metrics_file.exists():
             with self.metrics_file.open("ab") as file:
                 os.fsync(file.fileno())
@@ -141,14 +141,14 @@ class RunFolder:
             file.write(json.dumps(line) + "\n")
 
     def cut_metrics(self, size: int) -> None:
-        """Drop what was logged after the checkpoint that a run continues from, so that no step stands twice."""
+        """Drop lines logged after the checkpoint that a run resumes from, so that no step appears twice."""
         if self.metrics_file.exists():
             os.truncate(self.metrics_file, min(size, self.metrics_file.stat().st_size))
 
     def _json(self, name: str) -> dict[str, Any]:
         file = self.path / name
         if not file.is_file():
-            raise ValueError(f"{self.path} is no run folder: it has no {name}")
+            raise ValueError(f"{self.path} is not a run folder: it has no {name}")
         try:
             return json.loads(file.read_text())
         except ValueError as error:

@@ -1,4 +1,4 @@
-"""Generators made from a run's seed and a name, so that nothing draws from shared state."""
+"""Random generators made from a run's seed and a name, so that nothing depends on shared state."""
 
 from hashlib import sha256
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ def derived_seed(seed: int, *names: object) -> int:
 
 
 def generator(seed: int, *names: object) -> "torch.Generator":
-    """A CPU generator of its own for ``names``."""
+    """A separate CPU generator for ``names``."""
     import torch
 
     return torch.Generator().manual_seed(derived_seed(seed, *names))

@@ -53,10 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(words: Sequence[str]) -> tuple[Config, Path, "Options"]:
-    """(config, run folder, other options) from the words of a command line.
+    """(config, run folder, other options) from command-line words.
 
     Raises:
-        ValueError: an unknown recipe or option, a value of the wrong type, another number of ranks than was started.
+        ValueError: an unknown recipe or option, a value of the wrong type, or --ranks within an already started rank.
     """
     from conadv_lab.cli import parse_config
     from conadv_lab.recipes import find
@@ -71,9 +71,7 @@ def _check_ranks(count: int) -> None:
     there = os.environ.get("WORLD_SIZE", "1") if "RANK" in os.environ else None
     require(count >= 1, "ranks", count, "a whole number of at least 1")
     if count > 1 and there not in (None, str(count)):
-        raise ValueError(
-            f"ranks is {count}, but this is one of {there} ranks that were started already; leave it out"
-        )
+        raise ValueError(f"ranks is {count}, but this is already one of {there} ranks; leave --ranks out")
 
 
 def _folder(recipe: str, config: Config) -> Path:
@@ -125,7 +123,7 @@ def _train(config: Config, out: Path, resume: bool) -> int:
             print(stop, file=sys.stderr)
             print(out)
         return 75
-    except OSError as failure:  # of this rank alone
+    except OSError as failure:  # on this rank alone
         print(f"error: {failure}", file=sys.stderr)
         return 1
     except (NotFinite, AnotherRankFailed) as failure:
@@ -137,7 +135,7 @@ def _train(config: Config, out: Path, resume: bool) -> int:
 
 
 def _warn_of_photographs_without_a_gpu(config: Config, device: str) -> None:
-    """Said before the first step, which may take minutes."""
+    """Warn before the first step, which may take minutes."""
     if device != "cpu" or not config.data.source.photographs or config.data.pixels < 128 or not _is_first():
         return
     slower = ", and --precision float32 if this CPU has no fast bfloat16" * (
@@ -152,7 +150,7 @@ def _warn_of_photographs_without_a_gpu(config: Config, device: str) -> None:
 
 
 def _tell(what: Exception) -> None:
-    """Once, though several ranks may find it."""
+    """Print an error once, though several ranks may raise it."""
     if _is_first():
         print(f"error: {what}", file=sys.stderr)
 

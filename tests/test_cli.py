@@ -20,12 +20,12 @@ MISTAKES = {
     "--weights 1": "--weights is '1'; allowed: a list of 2 numbers or None",
     "--train-images few": "--train-images is 'few'; allowed: a whole number or None",
     "--milestone_epochs 3 a": "--milestone-epochs is '3 a'; allowed: a list of numbers",
-    "--foo 3": "unknown option --foo; allowed: those that --help lists.",
-    "--epsilom 0.1": "unknown option --epsilom; allowed: those that --help lists. Did you mean --epsilon?",
-    "--learning-rate 0.1": "unknown option --learning-rate; here it is called --lr",
-    "--batch-size 8": "unknown option --batch-size; here it is called --global-batch",
-    "--lr 0.1 extra": "'extra' is the value of no option; allowed: options that --help lists",
-    "--flip 3": "'3' is the value of no option; allowed: options that --help lists",
+    "--foo 3": "unknown option --foo; allowed: options listed by --help.",
+    "--epsilom 0.1": "unknown option --epsilom; allowed: options listed by --help. Did you mean --epsilon?",
+    "--learning-rate 0.1": "unknown option --learning-rate; use --lr",
+    "--batch-size 8": "unknown option --batch-size; use --global-batch",
+    "--lr 0.1 extra": "'extra' does not belong to any option; allowed: options listed by --help",
+    "--flip 3": "'3' does not belong to any option; allowed: options listed by --help",
 }
 
 

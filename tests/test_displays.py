@@ -75,7 +75,7 @@ def test_a_comparison_is_measures_by_runs_with_method_and_accuracy():
 
 def test_a_run_folder_shows_how_far_it_is(tmp_path):
     folder = RunFolder(tmp_path / "run")
-    assert "not there yet" in folder._repr_html_()
+    assert "does not exist yet" in folder._repr_html_()
     folder.create(Config(), {"created": "today"})
     folder.append_metrics({"step": 4, "loss": 0.5})
     assert "logged up to step 5" in folder._repr_html_()

@@ -119,8 +119,8 @@ def test_attackers_leave_more_images_to_those_that_train():
 def test_what_several_devices_and_averaged_weights_take_more():
     recipe = digits.conadv().replace(micro_batch=32)
     one, two = plan_of(recipe, 1).memory, plan_of(recipe, 2).memory
-    assert two.keys() - one.keys() == {"gradients on their way"}
-    assert two["gradients on their way"] * 2 == one["gradients and optimiser"]  # these and the momentum
+    assert two.keys() - one.keys() == {"gradient buckets"}
+    assert two["gradient buckets"] * 2 == one["gradients and optimiser"]  # these and the momentum
     averaged = plan_of(recipe.replace(ema=0.9), 1).memory
     assert averaged == one | {"averaged weights": one["weights"]}
 
@@ -147,7 +147,7 @@ def test_the_command_prints_the_plan_and_writes_nothing(capsys, tmp_path, monkey
         "256 clean, in 4 micro-batches of 64",
         "device memory",
         "host memory",
-        "MB sent by each",
+        "MB sent per device",
     ):
         assert word in out
     assert "no prediction for this model, image size and precision" in out

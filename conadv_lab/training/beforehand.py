@@ -1,4 +1,4 @@
-"""What `train` would refuse of runs that are to be sent, found where they are sent from, with nothing written."""
+"""Finds what `train` would reject before runs are submitted; writes nothing."""
 
 from collections.abc import Hashable
 from importlib.util import find_spec
@@ -29,16 +29,16 @@ from conadv_lab.training.distributed import Ranks, require_trainers
 
 
 class Beforehand:
-    """Looks at one config after another; sets and networks that they share are made once.
+    """Checks configs one by one; data sets and networks that they share are made once.
 
     Args:
         ranks: how many will share a step.
-        here: whether the runs will be on this machine, whose devices can be looked at.
-        data_here: whether this machine sees the data.
-        same_environment: whether the runs will have the Python of this machine.
+        here: whether the runs will be on this machine, so that its devices can be checked.
+        data_here: whether the data are visible from this machine.
+        same_environment: whether the runs will use this machine's Python.
 
     Attributes:
-        unseen: what could not be looked at from here, in words.
+        unseen: what could not be checked from here, in words.
     """
 
     def __init__(
@@ -51,10 +51,10 @@ class Beforehand:
         self._fitting: set[Hashable] = set()
 
     def check(self, config: Config) -> None:
-        """Raise ``ValueError`` where `train` would refuse a resolved config."""
+        """Raise ``ValueError`` if `train` would reject this resolved config."""
         try:
             self._check(config)
-        except OSError as failure:  # as of an image that cannot be read
+        except OSError as failure:  # such as an unreadable image
             raise ValueError(str(failure)) from failure
 
     def _check(self, config: Config) -> None:
@@ -85,19 +85,17 @@ class Beforehand:
         try:
             torch.device(name)
         except RuntimeError:
-            pick_device(name)  # which says what is allowed
+            pick_device(name)  # raises an error that says what is allowed
         self.unseen[f"device {name}"] = None
 
     def _training_set(self, config: Config) -> ImageSet | None:
-        """The set, or one of its size; None where nobody here knows it."""
+        """The set, or a stand-in of its size; None if it is unknown here."""
         data = config.data
         own = is_file_reference(data.dataset)
         if not self.data_here and (own or data.source.photographs):
             self.unseen[f"data set {data.dataset} in {data.data_dir}"] = None
             return None
-        if (
-            data not in self._sets
-        ):  # one of the user's own may depend on more, but a sweep has thousands of seeds
+        if data not in self._sets:  # a user's set may depend on more, but a sweep may have thousands of seeds
             self._sets[data] = self._loaded(config)
         return self._sets[data]
 
@@ -108,7 +106,7 @@ class Beforehand:
             images = source.images or 0
             shape, classes = source.shape or (3, 32, 32), source.classes or 10
             return Synthetic(min(data.train_images or images, images), shape, classes)
-        # As small a demand as there is: memory and workers are the node's.
+        # The smallest demand: memory and workers are those of the node.
         bare = config.replace(global_batch=1, micro_batch=1, workers=0, keep_gb=0.0, reader="native")
         demand = Demand(config.training.seed, global_batch=1, micro_batch=1, rereads=False)
 
@@ -120,7 +118,7 @@ class Beforehand:
         except ValueError as mistake:
             if self.here or Path(data.data_dir).is_dir():
                 raise
-            raise ValueError(f"{mistake}; where the nodes alone see it, pass --data-on-nodes") from None
+            raise ValueError(f"{mistake}; if only the nodes can see it, pass --data-on-nodes") from None
 
     def _check_network(self, config: Config, images: ImageSet) -> None:
         name = config.model.model
@@ -142,7 +140,7 @@ class Beforehand:
         self._fitting.add(key)
 
     def _users_own(self, what: str, name: str, make: Any) -> Any:
-        """What ``make`` makes. A file of the user's own may need what only the nodes have: None then, and noted."""
+        """What ``make`` returns; None, and noted in `unseen`, if a user's file needs what only the nodes have."""
         try:
             return make()
         except ValueError:

@@ -1,4 +1,4 @@
-"""From a config to the objects of a run. Everything that can be wrong is found here, before anything is written."""
+"""From a config to the objects of a run. All mistakes are found here, before anything is written."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -49,12 +49,12 @@ class Parts:
     ranks: Ranks = ALONE
 
     def calibration(self, part: slice = slice(None)) -> Iterator[Tensor]:
-        """The images that the main statistics are re-estimated on, (n, C, H, W): training images as training sees them.
+        """The augmented training images on which the main statistics are re-estimated, (n, C, H, W).
 
-        Which images these are is always the same; each is augmented as in some epoch of the run, drawn by the seed.
+        The images are always the same; each is augmented as in an epoch of the run that the seed picks.
 
         Args:
-            part: which of the groups to make; all of them by default.
+            part: which of the groups to make; all by default.
         """
         for epoch, index in self.calibration_groups()[part]:
             yield self.stream.images_of(epoch, index).images
@@ -66,7 +66,7 @@ class Parts:
         chosen = torch.randperm(len(self.train_set), generator=draw, device="cpu")[:count]
         draw = generator(self.config.training.seed, "calibration epochs")
         epochs = torch.randint(self.stream.epochs, (count,), generator=draw, device="cpu")
-        # Groups of one size: a small last one would weigh as much as a full one in the average.
+        # Equal groups, since a small last one would weigh as much as a full one in the average.
         groups = max(1, round(count / EVALUATION_BATCH))
         return (
             list(zip(epochs.tensor_split(groups), chosen.tensor_split(groups), strict=True)) if count else []
@@ -74,19 +74,19 @@ class Parts:
 
 
 def build(config: Config, ranks: Ranks = ALONE) -> Parts:
-    """All objects of a resolved config, the model with initial weights, in a process that is set up for it.
+    """All objects of a resolved config, the model with initial weights; also sets up the process.
 
     Raises:
-        ValueError: whatever the config asks for and cannot have.
+        ValueError: anything that the config asks for and is not possible.
     """
-    with ranks.agreed():  # a rank that went no further would leave the others waiting in first_goes_first
+    with ranks.agreed():  # a rank that failed alone would leave the others waiting in first_goes_first
         device = pick_device(config.training.device, ranks)
     settle(config, ranks, device)
     return assemble(config, device, ranks)
 
 
 def assemble(config: Config, device: torch.device, ranks: Ranks = ALONE) -> Parts:
-    """As `build`, but nothing is set for the whole process, as in one that measures.
+    """Like `build`, but changes no process-wide settings, for processes that only measure.
 
     Raises:
         ValueError: as for `build`.
@@ -99,7 +99,7 @@ def assemble(config: Config, device: torch.device, ranks: Ranks = ALONE) -> Part
         model.fit_whitening(
             as_float(train_set.fetch(torch.arange(min(WHITENING_IMAGES, len(train_set)), device="cpu"))[0])
         )
-        # Another machine's eigenvectors may differ in their last digits.
+        # Take rank 0's: eigenvectors of another machine may differ in their last digits.
         ranks.take_from_first(model.whitening.weight)
     method = method_of(config)
     check_method(config, method)
@@ -109,8 +109,8 @@ def assemble(config: Config, device: torch.device, ranks: Ranks = ALONE) -> Part
     if config.method.placement == "ranks":
         if not isinstance(method, ConAdv):
             raise ValueError(
-                f"placement is 'ranks'; allowed for {type(method).__name__}: 'serial' or 'stream', as only "
-                "ConAdv and its subclasses have their attack placed elsewhere"
+                f"placement is 'ranks'; allowed for {type(method).__name__}: 'serial' or 'stream'; only "
+                "ConAdv and its subclasses can run their attack on other ranks"
             )
         method.placement = build_placement(config, stream, ranks)
     if ranks.trains and ranks.trainers > 1:
@@ -134,7 +134,7 @@ def assemble(config: Config, device: torch.device, ranks: Ranks = ALONE) -> Part
 
 @torch.no_grad()
 def require_fit(model: nn.Module, images: ImageSet, config: Config) -> None:
-    """Raise ``ValueError`` if augmentation or network cannot take the images, before anything is written."""
+    """Raise ``ValueError`` if the augmentation or network cannot process the images."""
     two = torch.arange(2, device="cpu") % len(images)
     pixels = as_float(images.fetch(two)[0])
     augment = augmentation(config.data, images, config.training.seed, config.model.precision == "float64")
@@ -147,15 +147,15 @@ def require_fit(model: nn.Module, images: ImageSet, config: Config) -> None:
         outputs = logits(model(pixels))
     except RuntimeError as error:
         raise ValueError(
-            f"model {config.model.model} cannot take the images of {config.data.dataset}, "
+            f"model {config.model.model} cannot process the images of {config.data.dataset}, "
             f"{tuple(pixels.shape[1:])} each: {str(error).splitlines()[0]}"
         ) from error
     finally:
         model.train()
     if outputs.shape != (2, images.classes):
         raise ValueError(
-            f"model {config.model.model} gives {tuple(outputs.shape)} for 2 images; allowed: (2, {images.classes}), "
-            "one output a class"
+            f"model {config.model.model} returns {tuple(outputs.shape)} for 2 images; allowed: (2, {images.classes}), "
+            "one output per class"
         )
 
 
@@ -171,7 +171,7 @@ def pick_device(name: str, ranks: Ranks = ALONE) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device is {name!r}, but torch sees no GPU; allowed here: auto, cpu")
     if device.type == "cuda" and ranks.count > 1:
-        # Where the site shows each rank its own GPU alone, that is number 0.
+        # If each rank sees only its own GPU, that is number 0.
         device = torch.device("cuda", ranks.local % torch.cuda.device_count())
         torch.cuda.set_device(device)
     return device
@@ -180,7 +180,7 @@ def pick_device(name: str, ranks: Ranks = ALONE) -> torch.device:
 def build_stream(config: Config, method: Method, train_set: ImageSet, ranks: Ranks = ALONE) -> Stream:
     training = config.training
     split = Split(ranks.number, ranks.trainers, training.batch_norm == "sync")
-    if not ranks.trains:  # an attacker attacks whole groups, whoever trains on them
+    if not ranks.trains:  # attackers attack whole groups, whichever rank trains on them
         split = Split(ranks.number - ranks.trainers, ranks.attackers)
     batch = round(training.global_batch * method.new_fraction)
     steps = training.steps or max(1, round(training.epochs * len(train_set) * method.replays / batch))
@@ -192,7 +192,7 @@ def build_stream(config: Config, method: Method, train_set: ImageSet, ranks: Ran
         batch=batch,
         first_batch=max(batch, training.global_batch),
         steps=steps,
-        # Images beyond the global batch come on top of each micro-batch's clean ones.
+        # Images beyond the global batch are added to each micro-batch's clean ones.
         micro_batch=round((training.micro_batch or batch) * max(1, method.new_fraction)),
         split=split,
         replays=method.replays,
@@ -203,7 +203,7 @@ def build_stream(config: Config, method: Method, train_set: ImageSet, ranks: Ran
 
 
 def build_placement(config: Config, stream: Stream, ranks: Ranks) -> Placement:
-    """This rank's side of ConAdv's attack on ranks of its own."""
+    """This rank's side when ConAdv's attack has its own ranks."""
     if not ranks.trains:
         spread = config.training.batch_norm == "sync"
         trained = [Split(trainer, ranks.trainers, spread) for trainer in range(ranks.trainers)]

@@ -1,4 +1,4 @@
-"""One job at a time trains in a run folder: two would take turns in the same metrics and checkpoints."""
+"""Only one job at a time may train in a run folder: two would mix their metrics and checkpoints."""
 
 import errno
 import fcntl
@@ -12,18 +12,18 @@ from typing import IO, Any
 
 LOCK = ".lock"
 PATIENCE = 15.0
-"""Seconds that the lock is waited for: a process that was killed a moment ago may still be ending."""
+"""Seconds to wait for the lock: a process that was just killed may still be exiting."""
 POLL = 0.2
 
 
 class Claim:
-    """A run folder's lock, and with it the right to write there; it ends with this process, however that ends.
+    """A run folder's lock, and with it the right to write there; released when this process ends in any way.
 
-    The lock is the operating system's on the file ``.lock``, so that a kill leaves nothing behind to clear away. It
-    is a record lock, not ``flock``: loader workers forked by this process do not hold it on, NFS knows it, and it
-    never stands between two runs of one process. Where a file system has no locks, nothing is kept.
+    It is an operating-system lock on the file ``.lock``, so a kill leaves nothing to clean up. It is a record lock,
+    not ``flock``: forked loader workers do not keep it, NFS supports it, and two runs in one process do not block
+    each other. On file systems without locks it does nothing.
 
-    A context manager: what was taken is given back on leaving.
+    A context manager that releases the lock on exit.
 
     Args:
         folder: the run folder.
@@ -34,9 +34,9 @@ class Claim:
         self._file: IO[str] | None = None
 
     def take(self) -> None:
-        """Take the lock, and note who has it for others to be told.
+        """Take the lock, and record the holder for other processes' error messages.
 
-        One that an earlier stretch of this SLURM job seems to hold was left behind by a lost node, and is passed by.
+        A lock held by an earlier attempt of this SLURM job was left behind by a lost node, and is ignored.
 
         Raises:
             ValueError: another process trains there.
@@ -50,11 +50,11 @@ class Claim:
                 continue
             holder = _noted(file)
             file.close()
-            if _is_earlier_stretch(holder):
-                warnings.warn(f"{self.folder} is still locked by an earlier stretch of job {holder['job']}")
+            if _is_earlier_attempt(holder):
+                warnings.warn(f"{self.folder} is still locked by an earlier attempt of job {holder['job']}")
                 return
             raise ValueError(
-                f"{self.folder} is being trained by {_told(holder)}; wait for it, end it, or pass another --out"
+                f"{self.folder} is being trained by {_told(holder)}; wait for it, stop it, or pass another --out"
             )
         file.truncate(0)
         file.write(json.dumps(_own()))
@@ -65,7 +65,7 @@ class Claim:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give the lock back, if it is held; where the run is finished, nobody needs its file any more."""
+        """Release the lock, if held; delete its file once the run is finished."""
         if self._file is None:
             return
         self._file.close()
@@ -91,7 +91,7 @@ def _own() -> dict[str, Any]:
     }
 
 
-def _is_earlier_stretch(holder: dict[str, Any]) -> bool:
+def _is_earlier_attempt(holder: dict[str, Any]) -> bool:
     own = _own()
     return bool(holder) and own["job"] == holder["job"] is not None and own["restarts"] > holder["restarts"]
 
@@ -100,7 +100,7 @@ def _noted(file: IO[str]) -> dict[str, Any]:
     file.seek(0)
     try:
         return json.loads(file.read())
-    except ValueError:  # it has only just been locked
+    except ValueError:  # it was locked a moment ago
         return {}
 
 

@@ -1,4 +1,4 @@
-"""The ranks of a run: who trains, who attacks, and the few things that they tell one another outside a gradient.
+"""The ranks of a run: which train, which attack, and all communication besides gradients.
 
 A run of one rank never touches torch.distributed.
 """
@@ -14,23 +14,23 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-# Not public, but the one way: torchtitan sets its timeouts after the first step so too (distributed/utils.py).
+# Not public, but the only way: torchtitan also sets its timeouts like this (distributed/utils.py).
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from conadv_lab.config import Config
 from conadv_lab.runs import RunFolder
 
 PATIENCE = timedelta(seconds=50)
-"""How long a rank waits within a step for another one that lives but does not answer."""
+"""How long a rank waits within a step for another one that is alive but does not answer."""
 FIRST_PATIENCE = timedelta(hours=1)
-"""The same in a process's first steps, in which ranks compile and try out convolutions, each as long as it takes."""
+"""The same in a process's first steps, when ranks compile and benchmark convolutions for unpredictable times."""
 LONG_PATIENCE = timedelta(days=1)
 """How long ranks wait for one that loads, evaluates or saves; one that dies is noticed at once."""
 SENTENCE_BYTES = 2048
 
 
 class AnotherRankFailed(RuntimeError):
-    """A rank is gone or does not answer; it has told why itself, unless it was killed."""
+    """Another rank has died or does not answer; it has reported why itself, unless it was killed."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class Ranks:
         count: of all ranks.
         attackers: how many of them only attack.
         local: number of this rank on its node, which picks its GPU.
-        owned: whether torch.distributed was initialised for this run, to be left with it.
+        owned: whether this run initialised torch.distributed, and has to shut it down.
         training: process group of the trainers.
-        patient: process group of all ranks, on the CPU, that waits long.
-        judging: the same of the trainers, who share an evaluation.
+        patient: CPU process group of all ranks, with a long timeout.
+        judging: the same for the trainers, which share an evaluation.
         weights: process group of rank 0 and the attackers.
     """
 
@@ -72,7 +72,7 @@ class Ranks:
         return self.number < self.trainers
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is up on any rank; all ranks must ask."""
+        """Whether the flag is set on any rank; a collective call of all ranks."""
         if self.count == 1:
             return flag
         told = torch.tensor([flag], dtype=torch.uint8, device="cpu")
@@ -80,20 +80,20 @@ class Ranks:
         return bool(told)
 
     def wait(self) -> None:
-        """Return once all ranks are here, however long one of them evaluates or saves."""
+        """A barrier of all ranks, which waits however long one of them evaluates or saves."""
         self.any(False)
 
     def expect_answers(self) -> None:
-        """From here on ranks wait within a step for `PATIENCE` only; all ranks must come here."""
+        """From here on ranks wait only `PATIENCE` within a step; a collective call of all ranks."""
         if self.count == 1:
             return
-        self.wait()  # a rank that is still in an earlier step must not be waited for with the new patience
+        self.wait()  # the new timeout must not apply to a rank that is still in an earlier step
         for group in (self.training, self.weights):
             if group is not None and group != dist.GroupMember.NON_GROUP_MEMBER:
                 _set_pg_timeout(PATIENCE, group)
 
     def told_by_first(self, number: int) -> int:
-        """Rank 0's number, on all ranks."""
+        """Broadcast rank 0's number to all ranks."""
         if self.count == 1:
             return number
         told = torch.tensor([number], dtype=torch.int64, device="cpu")
@@ -102,14 +102,14 @@ class Ranks:
 
     @torch.no_grad()
     def take_from_first(self, tensor: torch.Tensor) -> None:
-        """Overwrite a tensor with rank 0's; all ranks must ask."""
+        """Overwrite a tensor with rank 0's; a collective call of all ranks."""
         if self.count > 1:
             told = tensor.detach().cpu()
             dist.broadcast(told, src=0, group=self.patient)
             tensor.copy_(told)
 
     def sum(self, value: float) -> float:
-        """The sum of all trainers' values; all of them must ask."""
+        """The sum over all trainers; a collective call of all trainers."""
         if self.trainers == 1:
             return value
         told = torch.tensor([value], dtype=torch.float64, device="cpu")
@@ -117,9 +117,9 @@ class Ranks:
         return float(told)
 
     def filled(self, rows: torch.Tensor) -> torch.Tensor:
-        """(n, …) rows on the host of which each trainer has made those that are its own, number by number in turn.
+        """Complete (n, …) rows on the host, of which trainer r filled rows r, r + trainers, … and left the rest zero.
 
-        The others are zero, so that adding them changes no bit; all trainers must ask.
+        Adding zeros changes no bit. A collective call of all trainers.
 
         >>> ALONE.filled(torch.ones(2, 3)).sum().item()
         6.0
@@ -130,10 +130,10 @@ class Ranks:
 
     @contextmanager
     def agreed(self) -> Iterator[None]:
-        """A mistake that one rank finds inside is raised on all; also, nobody leaves before all have come.
+        """Raise a ``ValueError`` from inside the block on all ranks, if any rank raises one; also a barrier.
 
         Raises:
-            ValueError: the lowest such rank's, on every rank.
+            ValueError: that of the lowest failing rank, on every rank.
         """
         if self.count == 1:
             yield
@@ -148,7 +148,7 @@ class Ranks:
                 raise ValueError(told)
 
     def require_own_gpus(self, device: torch.device) -> None:
-        """Where ranks compute on GPUs each has one of its own: NCCL serves no two on one. All ranks must ask.
+        """Check that ranks on GPUs have one each, as NCCL requires; a collective call of all ranks.
 
         Raises:
             ValueError: two ranks share a GPU.
@@ -160,12 +160,12 @@ class Ranks:
         for rank, gpu in enumerate(gpus):
             if gpu and gpu in gpus[:rank]:
                 raise ValueError(
-                    f"ranks {gpus.index(gpu)} and {rank} are on one GPU; allowed: at most {len(set(gpus))} ranks "
-                    "here, one a GPU, or device cpu"
+                    f"ranks {gpus.index(gpu)} and {rank} share one GPU; allowed: at most {len(set(gpus))} ranks "
+                    "here, one per GPU, or device cpu"
                 )
 
     def _all_told(self, sentence: bytes) -> list[str]:
-        """What each rank says, on all ranks."""
+        """Gather every rank's sentence on all ranks."""
         mine = torch.zeros(SENTENCE_BYTES, dtype=torch.uint8, device="cpu")
         mine[: len(sentence)] = torch.tensor(list(sentence), dtype=torch.uint8, device="cpu")
         all_of_them = [torch.empty_like(mine) for _ in range(self.count)]
@@ -174,7 +174,7 @@ class Ranks:
 
     @contextmanager
     def first_goes_first(self) -> Iterator[None]:
-        """Rank 0 runs the block before the others do, as where it downloads what they then find."""
+        """Rank 0 runs the block before the others, for example to download what they then find."""
         if not self.first:
             self.wait()
         try:
@@ -185,10 +185,10 @@ class Ranks:
 
     @contextmanager
     def failures_told(self) -> Iterator[None]:
-        """An error of the transport becomes `AnotherRankFailed`.
+        """Turn communication errors into `AnotherRankFailed`.
 
         Raises:
-            AnotherRankFailed: a rank is gone or does not answer.
+            AnotherRankFailed: a rank has died or does not answer.
         """
         try:
             yield
@@ -197,11 +197,11 @@ class Ranks:
                 raise
             first_line = str(error).splitlines()[0]
             raise AnotherRankFailed(
-                f"rank {self.number} ends because another rank has failed or does not answer ({first_line})"
+                f"rank {self.number} stops because another rank has failed or does not answer ({first_line})"
             ) from error
 
     def leave(self) -> None:
-        """Forget torch.distributed, where this run initialised it."""
+        """Shut down torch.distributed if this run initialised it."""
         if self.owned and dist.is_initialized():
             dist.destroy_process_group()
 
@@ -210,9 +210,9 @@ ALONE = Ranks()
 
 
 class AnyLater:
-    """Whether a flag was up on any rank, told one call later: no rank waits for a message within a step.
+    """Whether a flag was set on any rank, reported one call later, so that no rank waits for a message within a step.
 
-    All ranks must call `told` after the same steps, so that all are told the same. One rank alone is told at once.
+    All ranks must call `told` after the same steps, so that all get the same answer. A single rank gets it at once.
     """
 
     def __init__(self, ranks: Ranks) -> None:
@@ -220,11 +220,11 @@ class AnyLater:
         self._asked: tuple[Any, torch.Tensor] | None = None
 
     def told(self, flag: bool, more: bool) -> bool:
-        """Whether the flag was up on any rank at the call before.
+        """Whether the flag was set on any rank at the previous call.
 
         Args:
-            flag: this rank's, which all are told at the next call.
-            more: whether there will be a next call unless the answer is yes: no question is left without an answer.
+            flag: this rank's, reported to all at the next call.
+            more: whether there will be a next call unless the answer is yes; if not, no message is left pending.
         """
         if self.ranks.count == 1:
             return flag
@@ -242,10 +242,10 @@ class AnyLater:
 
 
 def join(config: Config) -> Ranks:
-    """Meet the other ranks that torchrun's environment tells of: RANK, WORLD_SIZE, LOCAL_RANK and MASTER_*.
+    """Connect to the other ranks given by torchrun's environment: RANK, WORLD_SIZE, LOCAL_RANK and MASTER_*.
 
     Raises:
-        ValueError: a broken environment, or attackers that leave nobody to train.
+        ValueError: a broken environment, or attackers that leave no rank to train.
     """
     attackers = config.method.attackers
     count = dist.get_world_size() if dist.is_initialized() else _number("WORLD_SIZE", 1)
@@ -254,7 +254,7 @@ def join(config: Config) -> Ranks:
         return ALONE
     owned = not dist.is_initialized()
     if owned:
-        # CPU tensors go over gloo where GPUs talk over NCCL.
+        # With NCCL for GPUs, CPU tensors still need gloo.
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
             if name not in os.environ:
@@ -262,7 +262,7 @@ def join(config: Config) -> Ranks:
         with Ranks(_number("RANK", 0), count).failures_told():
             dist.init_process_group(backend, timeout=PATIENCE, **_meeting(count))
     trainers = list(range(count - attackers))
-    # All ranks make all groups, in one order.
+    # All ranks must create all groups in the same order.
     patient = dist.new_group(backend="gloo", timeout=LONG_PATIENCE)
     return Ranks(
         number=dist.get_rank(),
@@ -280,16 +280,16 @@ def join(config: Config) -> Ranks:
 
 
 def require_trainers(attackers: int, count: int) -> None:
-    """Raise ``ValueError`` where the attackers among ``count`` ranks leave nobody to train."""
+    """Raise ``ValueError`` if the attackers among ``count`` ranks leave no rank to train."""
     if attackers and attackers >= count:
         raise ValueError(
-            f"attackers is {attackers} of {count} rank{'s' * (count > 1)}; allowed: fewer than there are ranks, "
-            "which train --ranks N, torchrun or submit --tasks-per-node start"
+            f"attackers is {attackers} of {count} rank{'s' * (count > 1)}; allowed: fewer than the number of ranks, "
+            "which train --ranks N, torchrun or submit --tasks-per-node sets"
         )
 
 
 class Spectator(RunFolder):
-    """The run folder as ranks other than 0 have it: they read it, and what they would write rank 0 writes."""
+    """The run folder for ranks other than 0: they read it and leave all writing to rank 0."""
 
     def create(self, config: Config, manifest: dict[str, Any]) -> None:
         pass
@@ -311,11 +311,11 @@ class Spectator(RunFolder):
 
 
 def _meeting(count: int) -> dict[str, Any]:
-    """How to meet: under torchrun by its agent's store, else by one that rank 0 keeps."""
+    """How to rendezvous: under torchrun through its agent's store, else through one that rank 0 keeps."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return {}
     rank, port = _number("RANK", 0), _number("MASTER_PORT", 0)
-    # A client tries twice, so that a rank 0 that never comes would be waited for twice as long as is told.
+    # A client tries twice, so it would wait for a missing rank 0 twice as long as the timeout.
     store = dist.TCPStore(
         os.environ["MASTER_ADDR"], port, count, rank == 0, PATIENCE / 2, wait_for_workers=False
     )
@@ -331,6 +331,6 @@ def _number(name: str, default: int) -> int:
 
 
 def _of_the_transport(error: RuntimeError) -> bool:
-    # gloo raises plain RuntimeErrors that name its own source files, but for a connection that it has given up.
+    # gloo raises plain RuntimeErrors that name its source files, except when it gives up a connection.
     told = str(error)
     return isinstance(error, dist.DistError) or "gloo" in told or "timeout caused pair closure" in told

@@ -1,4 +1,4 @@
-"""How good a model is: accuracy and loss of the main branch, clean and under attack."""
+"""Evaluation: accuracy and loss of the main branch, clean and under attack."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -18,9 +18,9 @@ from conadv_lab.training.network import Autocast
 
 
 def calibrated_copy(parts: Parts, model: nn.Module) -> nn.Module:
-    """A copy of ``model`` in evaluation mode, its main statistics re-estimated; the original goes on untouched.
+    """A copy of ``model`` in evaluation mode with re-estimated main statistics; the original is not changed.
 
-    Trainers share the work and all get the same copy, on a CPU that of one rank bit for bit; all of them must ask.
+    A collective call: trainers share the work and all get the same copy, on a CPU bit for bit that of one rank.
     """
     judged = copy.deepcopy(model)
     if parts.config.training.bn_recalibrate:
@@ -34,7 +34,7 @@ def calibrated_copy(parts: Parts, model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def _recalibrate_together(parts: Parts, judged: nn.Module, network: nn.Module, dtype: torch.dtype) -> None:
-    """The groups are dealt out to the trainers, and their statistics averaged in one order, whoever has which."""
+    """Split the groups over the trainers, and average their statistics in a fixed order."""
     statistics = _main_statistics(judged)
     if not statistics:
         return
@@ -58,27 +58,27 @@ def _main_statistics(model: nn.Module) -> list[Tensor]:
 
 
 def _in_precision(parts: Parts, judged: nn.Module) -> nn.Module:
-    """The network as the run's precision has it. It is not compiled: that takes longer than most evaluations."""
+    """The network in the run's precision, not compiled: compiling takes longer than most evaluations."""
     return Autocast(judged, parts.device.type) if parts.config.model.precision == "bfloat16" else judged
 
 
 def statistics_used(parts: Parts) -> str:
-    """Which statistics batch norm is judged by, in words, for results and reports."""
+    """Which batch norm statistics the evaluation uses, in words, for results and reports."""
     training = parts.config.training
     if not any(isinstance(module, MixtureBatchNorm) for module in parts.model.modules()):
         return "no batch norm"
     if not training.bn_recalibrate:
         return "running averages of training"
     count = min(training.bn_recalibrate, len(parts.train_set))
-    return f"re-estimated on {count:,} training images as training sees them"
+    return f"re-estimated on {count:,} augmented training images"
 
 
 def evaluate(parts: Parts, judged: nn.Module, train_images: int = 10_000) -> dict[str, float]:
     """Accuracies in percent and mean losses of a model in evaluation mode, on the test and the training set.
 
-    The training set is judged without augmentation, on its first ``train_images`` images at most. Trainers share the
-    images and are all told the same, on a CPU what one rank is told bit for bit; all of them must ask. The network runs
-    in the run's precision: under bfloat16's autocast a few images near a decision fall to its other side.
+    The training set is evaluated without augmentation, on at most its first ``train_images`` images. A collective call:
+    trainers share the images and all get the same values, on a CPU bit for bit those of one rank. The network runs in
+    the run's precision: under bfloat16 autocast a few images near the decision boundary may change sides.
     """
     network, ranks = _in_precision(parts, judged), parts.ranks
     test_accuracy, test_loss = accuracy_and_loss(network, parts.test_set, ranks=ranks)
@@ -108,7 +108,7 @@ def accuracy_and_loss(
 ) -> tuple[float, float]:
     """Accuracy in percent and mean cross-entropy, without label smoothing.
 
-    With ``mirror``, logits are averaged over each image and its mirror image: test-time augmentation.
+    With ``mirror``, logits are averaged over each image and its horizontal flip: test-time augmentation.
     """
     dtype = next(judged.parameters()).dtype
 
@@ -127,8 +127,8 @@ def accuracy_and_loss(
 def pgd_accuracy(parts: Parts, judged: nn.Module) -> float:
     """Accuracy in percent on test images under `EvaluationAttack` with the run's ε, through the main branch.
 
-    A single-step method whose robustness collapses (Wong et al. 2020) shows here, and in no other figure. An attack
-    keeps activations as training does, so it takes no more images at once.
+    Catastrophic overfitting of a single-step method (Wong et al. 2020) shows in this metric alone. An attack stores
+    activations as training does, so it takes no more images at once.
     """
     training, section = parts.config.training, parts.config.method
     attack = EvaluationAttack(section.epsilon, training.pgd_steps, section.norm, training.seed)
@@ -154,16 +154,18 @@ def _over_batches(
     size: int,
     ranks: Ranks,
 ) -> tuple[float, float]:
-    """Accuracy in percent and mean loss from how many images of each batch are right, and their summed loss.
+    """Accuracy in percent and mean loss from each batch's number of correct images and summed loss.
 
-    The batches are dealt out to the trainers. What they found is added in the order of the set, whoever found it.
+    The batches are split over the trainers; results are summed in the order of the set, so ranks change no bit.
     """
     count = len(images) if limit is None else min(limit, len(images))
     mine = slice(ranks.number, None, ranks.trainers)
     own = [torch.stack([x.double() for x in judge(batch)]) for batch in batches(images, limit, size, mine)]
     told = torch.zeros(len(range(0, count, size)), 2, dtype=torch.float64, device="cpu")
     if own:
-        told[mine] = torch.stack(own).to(told)  # a GPU is waited for here alone, and not at every batch
+        told[mine] = torch.stack(own).to(
+            told
+        )  # the only synchronisation with a GPU, instead of one per batch
     right, loss = 0, 0.0
     for of_batch, loss_of_batch in ranks.filled(told).tolist():
         right += int(of_batch)
@@ -174,7 +176,7 @@ def _over_batches(
 def batches(
     images: ImageSet, limit: int | None = None, size: int = EVALUATION_BATCH, part: slice = slice(None)
 ) -> Iterator[Batch]:
-    """The set in its own order, in evaluation batches, as floats; or ``part`` of these batches."""
+    """The set in order, in evaluation batches of floats; or ``part`` of these batches."""
     count = len(images) if limit is None else min(limit, len(images))
     for first in range(0, count, size)[part]:
         indices = torch.arange(first, min(first + size, count), device="cpu")
@@ -184,6 +186,6 @@ def batches(
 
 
 def fixed_images(images: ImageSet, count: int) -> tuple[Tensor, Tensor]:
-    """The first ``count`` images of a set as floats, with labels: what curvature is measured on."""
+    """The first ``count`` images of a set as floats, with labels; curvature is measured on these."""
     pixels, labels = images.fetch(torch.arange(min(count, len(images)), device="cpu"))
     return as_float(pixels), labels

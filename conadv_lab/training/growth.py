@@ -1,4 +1,4 @@
-"""What a run does for AutoWU, a schedule that reads the losses: keep them, test them after an epoch, tell all ranks."""
+"""A run's part in AutoWU, a schedule driven by losses: record them, test them after each epoch, tell all ranks."""
 
 import math
 from typing import Any
@@ -11,13 +11,13 @@ from conadv_lab.training.build import Parts
 
 
 def growing(parts: Parts) -> AutoWU | None:
-    """The run's schedule while it makes the learning rate grow."""
+    """The run's AutoWU schedule while it is growing the learning rate, else None."""
     schedule = parts.schedule
     return schedule if isinstance(schedule, AutoWU) and schedule.growing else None
 
 
 def note(schedule: AutoWU, parts: Parts, number: int, losses: Losses) -> None:
-    """Before the optimizer's step: keep the clean loss, or what the adversarial one is if that is not finite."""
+    """Before the optimizer's step: record the clean loss, or the adversarial one if that is not finite."""
     loss = losses.clean
     if losses.adversarial is not None:
         loss = torch.where(torch.isfinite(losses.adversarial), loss, losses.adversarial)
@@ -26,10 +26,10 @@ def note(schedule: AutoWU, parts: Parts, number: int, losses: Losses) -> None:
 
 
 def judge(schedule: AutoWU, parts: Parts, number: int, losses: Losses) -> dict[str, Any]:
-    """After the optimizer's step: test the losses where a test is due; returns what to log of it.
+    """After the optimizer's step: test the losses if a test is due; returns what to log.
 
-    Rank 0 decides and tells the others: a sum over ranks may differ in its last digit from one to the next. On a CPU,
-    where reading a loss costs nothing, one that is not finite ends the growth at once, elsewhere after its epoch.
+    Rank 0 decides for all, as a sum over ranks may differ between them in its last digit. On a CPU, where reading a
+    loss costs nothing, a non-finite one ends the growth at once; elsewhere after its epoch.
     """
     taken = number + 1
     if not schedule.due(taken) and not (parts.device.type == "cpu" and _broken(losses)):

@@ -1,7 +1,7 @@
 """Where a run's metrics go besides its folder: TensorBoard, Weights & Biases or MLflow.
 
-The folder stays the truth: a logger gets what was written there, and one that fails is told of once and left alone.
-Names are those of ``metrics.jsonl``, and ``final_`` before those of ``result.json``.
+The folder remains authoritative: loggers get what was written there, and one that fails is dropped with one warning.
+Names are those of ``metrics.jsonl``, and those of ``result.json`` with the prefix ``final_``.
 """
 
 import hashlib
@@ -18,17 +18,17 @@ PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 
 
 class Logger(Protocol):
-    """What a run tells of itself while it goes on."""
+    """Receives a run's metrics while it trains."""
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
-        """Numbers by name, of a step counted from 0."""
+        """Log metrics by name, for a step counted from 0."""
 
     def close(self) -> None:
-        """Nothing comes any more; what was logged is safe on return."""
+        """Finish; everything logged is stored on return."""
 
 
 def require_installed(name: str) -> None:
-    """Raise ``ValueError`` where the logger's package is missing."""
+    """Raise ``ValueError`` if the logger's package is missing."""
     if name != "none":
         extras.load(PACKAGES[name], EXTRA, f"log_to {name!r}")
 
@@ -44,9 +44,9 @@ class Nothing:
 
 
 class Quiet:
-    """The logger of a run, which stops no run: at its first failure there is one warning, and it is not asked again.
+    """A run's logger, which never stops the run: after its first failure it warns once and logs nothing more.
 
-    As a context it closes what was opened.
+    A context manager that closes the logger.
     """
 
     def __init__(self, name: str) -> None:
@@ -54,7 +54,7 @@ class Quiet:
         self.logger: Logger = Nothing()
 
     def open(self, folder: Path, config: dict[str, dict[str, Any]], step: int) -> None:
-        """For a run folder that starts or goes on at a step."""
+        """Open it for a run folder that starts or resumes at ``step``."""
         makers: dict[str, Callable[[], Logger]] = {
             "none": Nothing,
             "tensorboard": lambda: TensorBoard(folder, step),
@@ -83,7 +83,7 @@ class Quiet:
         except Exception as error:  # whatever a library, a disk or a network raises
             told = str(error).strip().splitlines() or [""]
             warnings.warn(
-                f"logging to {self.name} failed and is left out from here on ({type(error).__name__}: {told[0]}); "
+                f"logging to {self.name} failed and is now off ({type(error).__name__}: {told[0]}); "
                 "the run folder has all metrics"
             )
             self.logger = Nothing()
@@ -91,7 +91,7 @@ class Quiet:
 
 
 class TensorBoard:
-    """Event files in the run folder's ``tensorboard/``; what was logged after a checkpoint is purged on resuming."""
+    """Event files in the run folder's ``tensorboard/``; resuming purges what was logged after the checkpoint."""
 
     def __init__(self, folder: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -122,7 +122,7 @@ class WandB:
 
 
 class MLflow:
-    """A run of MLflow in the experiment and store that its environment variables name; its id is in the run folder."""
+    """An MLflow run, in the experiment and store set by its environment variables; its id is in the run folder."""
 
     def __init__(self, folder: Path, config: dict[str, dict[str, Any]]) -> None:
         self.client = extras.load("mlflow", EXTRA, "log_to 'mlflow'").MlflowClient()
@@ -145,7 +145,7 @@ class MLflow:
         self.client.set_terminated(self.run)
 
     def _experiment(self) -> str:
-        """The id of the experiment, which is made where it is not there."""
+        """The id of the experiment, which is created if missing."""
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "conadv_lab")
         found = self.client.get_experiment_by_name(name)
         return found.experiment_id if found else self.client.create_experiment(name)

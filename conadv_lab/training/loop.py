@@ -1,4 +1,4 @@
-"""One training run, from a config to a finished run folder; it can be stopped at any moment and continued."""
+"""One training run, from a config to a finished run folder; it can be stopped and resumed at any time."""
 
 import time
 from collections.abc import Callable
@@ -49,21 +49,21 @@ from conadv_lab.training.weights import average_of
 
 
 def train(config: Config, out: str | Path, *, resume: bool = False, progress: Progress = "auto") -> RunFolder:
-    """Train as ``config`` says and leave a run folder at ``out``; with all ranks, where there are several.
+    """Train a config into a run folder at ``out``; with several ranks, all must call this.
 
     Args:
         config: see `conadv_lab.config`.
         out: the run folder; it must not exist, unless ``resume``.
-        resume: continue from the newest intact checkpoint, bitwise as if never stopped (on a CPU); from step 0
-            where there is none; a finished run is left as it is.
+        resume: continue from the latest intact checkpoint, bitwise as if never stopped (on a CPU), or from step 0
+            if there is none; a finished run is left unchanged.
         progress: a bar on a terminal and in a notebook, lines elsewhere; or nothing.
 
     Raises:
         ValueError: a mistake in the config or the folder; nothing is written.
-        StoppedOnRequest: TERM, INT or USR2 came; the state of that step is saved.
-        NotFinite: the loss is no number any more.
+        StoppedOnRequest: TERM, INT or USR2 arrived; the state after that step is saved.
+        NotFinite: the loss is NaN or infinite.
         OSError: the disk is full; earlier checkpoints are intact.
-        AnotherRankFailed: another rank is gone or does not answer.
+        AnotherRankFailed: another rank has died or does not answer.
     """
     with put_back():
         run = prepare(config, out, resume=resume, progress=progress)
@@ -75,10 +75,10 @@ def train(config: Config, out: str | Path, *, resume: bool = False, progress: Pr
 def prepare(
     config: Config, out: str | Path, *, resume: bool = False, progress: Progress = "auto"
 ) -> "Run | None":
-    """The run that `train` would begin, every mistake found; None where it is finished.
+    """The checked run that `train` would start; None if it is finished.
 
-    Nothing is written but the lock that keeps other processes out of the folder, until the run ends or is dropped.
-    The process keeps the run's number of threads.
+    Writes nothing but the lock that keeps other processes out of the folder until the run ends or is dropped. The
+    process keeps the run's number of threads.
 
     Raises:
         ValueError: as for `train`.
@@ -112,7 +112,7 @@ def _prepared(
 
 
 class Run:
-    """The state of a run between two steps; ``step`` is the number of the next one."""
+    """The state of a run between two steps; ``step`` is the number of the next step."""
 
     def __init__(self, parts: Parts, folder: RunFolder, progress: Progress) -> None:
         threads = torch.get_num_threads()
@@ -151,7 +151,7 @@ class Run:
         )
 
     def _backend(self) -> Backend | None:
-        """Who captures this run's steps, if anybody does; says why not where that is worth a line."""
+        """The backend that captures this run's steps, or None; prints why not if that may surprise."""
         parts, model, method = self.parts, self.config.model, self.config.method
         graphs = model.compile and model.compile_mode in GRAPH_MODES
         reason = reason_against(
@@ -194,7 +194,7 @@ class Run:
         self.ranks.leave()
 
     def start(self) -> None:
-        """Continue from the newest checkpoint, or write the new folder's first files."""
+        """Continue from the latest checkpoint, or write the new folder's first files."""
         self.started = time.monotonic()
         self.folder.clear_leftovers()
         loaded = newest(self.folder, self.ranks)
@@ -215,7 +215,10 @@ class Run:
         self.ranks.wait()
 
     def train_step(self) -> None:
-        """One global step, and whatever is due after it."""
+        """One global step, and the logging, evaluation and saving due after it."""
+        # The order matters. The probe compares stale and fresh attacks at the weights before the update. The loss is
+        # checked before the step counts, so no checkpoint is saved after a NaN. The line is logged before the
+        # checkpoint, whose commit records the length of metrics.jsonl, so a resumed run neither loses nor repeats it.
         self.saver.check()
         parts, number = self.parts, self.step
         training = self.config.training
@@ -253,14 +256,14 @@ class Run:
             self.ranks.wait()
 
     def _expect_answers(self) -> None:
-        """From now on a rank that keeps the others waiting within a step has failed."""
+        """From now on a rank that keeps the others waiting within a step counts as failed."""
         self.ranks.expect_answers()
         placement = getattr(self.parts.method, "placement", None)
         if isinstance(placement, OtherRanks):
             placement.patience = PATIENCE
 
     def prepared(self, number: int, lr: float) -> Step:
-        """The host's part of a step: its images and learning rates are where the device looks for them."""
+        """The host's part of a step: puts its images and learning rates where the device expects them."""
         parts = self.parts
         rates = learning_rates(parts.optimizer, lr)
         if not self.program.rates:
@@ -268,11 +271,11 @@ class Run:
         if self.feed is not None:
             return self.feed.load(number, rates)
         step = parts.stream.step(number, parts.method.lookahead)
-        # Where nothing is captured the images may lie anywhere.
+        # Without capture the images may be anywhere.
         return self.copies.load(step, parts.method.offsets(step) if self.program.captures else (), rates)
 
     def _reduction(self, step: Step, due: bool) -> Callable[[Callable[[], Losses]], Losses] | None:
-        """What sums a step's gradient over ranks while its last backward goes on; None for one rank."""
+        """Sums a step's gradient over ranks during its last backward pass; None for one rank."""
         parts, reducer = self.parts, self.reducer
         if reducer is None:
             return None
@@ -284,7 +287,7 @@ class Run:
         return reduced
 
     def _attack_step(self, step: Step) -> None:
-        """What a rank that only attacks does in a step."""
+        """One step of a rank that only attacks."""
         method = self.parts.method
         assert isinstance(method, ConAdv)
         method.attack_ahead(self.network, step, self.parts.criterion)
@@ -294,17 +297,17 @@ class Run:
                 self.ranks.wait()
 
     def _evaluated(self) -> dict[str, float]:
-        """The figures of the weights as they are now, and whether training began to overfit to its attack."""
+        """Metrics of the current weights, and whether catastrophic overfitting has begun."""
         figures = evaluate(self.parts, calibrated_copy(self.parts, self._judged()))
         before = self.folder.metrics() if self.ranks.first else []
         return figures | overfitting(self.parts.method, before, figures)
 
     def _comes(self, every: int) -> bool:
-        """Whether what is done every so many steps is due now, between two steps."""
+        """Whether something done every ``every`` steps is due now, between two steps."""
         return _due(self.step, every) and self.step < self.parts.stream.steps
 
     def save(self) -> None:
-        """Begin a checkpoint of the state after the last step; weights that are no numbers are not saved."""
+        """Start a checkpoint of the state after the last step; refuses NaN or infinite weights."""
         if self.saver.step == self.step or not self.ranks.trains:
             return
         require_finite_weights(self.parts, self.folder, self.step - 1)
@@ -312,7 +315,7 @@ class Run:
         self.saver.save(self.step, state, partial(completed, self.parts, self.step))
 
     def finish(self) -> None:
-        """The last checkpoint, the final figures, and with them the mark that the run is done."""
+        """Write the last checkpoint and the final metrics, which mark the run as finished."""
         self.save()
         parts = self.parts
         figures = self._evaluated() if self.ranks.trains else {}

@@ -1,7 +1,7 @@
-"""Catastrophic overfitting: from one epoch to the next, training on a single-step attack helps against no other.
+"""Catastrophic overfitting: training on a single-step attack suddenly stops helping against any other attack.
 
-It shows in the PGD accuracy alone, which falls to almost nothing, while the accuracy under the attack trained on rises
-(Wong et al., "Fast is better than free", ICLR 2020).
+Only PGD accuracy shows it: it falls to almost zero while the accuracy under the training attack rises (Wong et al.,
+"Fast is better than free", ICLR 2020).
 """
 
 import warnings
@@ -11,19 +11,19 @@ from typing import Any
 from conadv_lab.methods.base import Method
 
 DROP = 20.0
-"""Points of PGD accuracy between two evaluations."""
+"""Drop in PGD accuracy between two evaluations, in percentage points."""
 KEY = "catastrophic_overfitting"
 
 
 def overfitting(
     method: Method, history: Iterable[dict[str, Any]], figures: dict[str, float]
 ) -> dict[str, float]:
-    """``{"catastrophic_overfitting": points lost}`` where it shows in new ``figures``, which is also warned of; or {}.
+    """``{"catastrophic_overfitting": points lost}``, with a warning, if ``figures`` shows it; else {}.
 
     Args:
-        method: of the run; nothing is told of one that trains on no single-step attack.
+        method: the run's; only those that train on a single-step attack are checked.
         history: earlier lines of metrics.
-        figures: of the evaluation that is new.
+        figures: metrics of the new evaluation.
 
     >>> from conadv_lab.methods.families.robust import FGSMRS
     >>> with warnings.catch_warnings(record=True):
@@ -38,12 +38,12 @@ def overfitting(
         return {}
     warnings.warn(
         f"catastrophic overfitting: PGD accuracy fell from {before[-1]:.1f} to {now:.1f} % between two evaluations; "
-        "a smaller --epsilon or --attack-step, or an attack of more steps, may help",
+        "try a smaller --epsilon or --attack-step, or an attack of more steps",
         stacklevel=2,
     )
     return {KEY: lost}
 
 
 def first_told(history: Iterable[dict[str, Any]]) -> int | None:
-    """The step of the first line of metrics that tells of it."""
+    """The step of the first line of metrics that reports it."""
     return next((line["step"] for line in history if KEY in line), None)

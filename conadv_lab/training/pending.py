@@ -1,7 +1,7 @@
-"""A method's state of all ranks as a checkpoint has it, and back; see `conadv_lab.methods.base.Method.state_dict`.
+"""Gathers a method's state from all ranks for a checkpoint, and back; see `conadv_lab.methods.base.Method.state_dict`.
 
-Pending perturbations become one list of global groups, which depends on no split. At a batch of 96K they are gigabytes,
-sent one micro-batch after another by the threads that write checkpoints, while the training goes on.
+Pending perturbations become one list of global groups, independent of the split over ranks. At a batch of 96K they are
+gigabytes, sent micro-batch by micro-batch by the threads that write checkpoints while training goes on.
 """
 
 from dataclasses import replace
@@ -24,7 +24,7 @@ def gatherable_state(method: Method) -> dict[str, Any]:
     """The method's state on this rank.
 
     Raises:
-        ValueError: a method whose state has other parts than those that can be gathered.
+        ValueError: the method's state has parts that cannot be gathered.
     """
     state = dict(method.state_dict())
     if unknown := set(state) - set(PARTS):
@@ -36,15 +36,15 @@ def gatherable_state(method: Method) -> dict[str, Any]:
 
 
 def gathered_state(state: dict[str, Any], stream: Stream, ranks: Ranks, next_step: int) -> dict[str, Any]:
-    """The method's state for a checkpoint, on rank 0; all trainers must ask. See `Method.state_dict`.
+    """The method's state for a checkpoint, on rank 0; a collective call of all trainers. See `Method.state_dict`.
 
-    ``own`` becomes a list with an entry a trainer.
+    ``own`` becomes a list with one entry per trainer.
 
     Args:
-        state: this rank's, on the host, which nobody changes any more.
+        state: this rank's, on the host; must not change any more.
         stream: this rank's.
         ranks: of the run.
-        next_step: number of the step that comes next.
+        next_step: number of the next step.
     """
     state = dict(state)
     if "own" in state:
@@ -58,10 +58,10 @@ def gathered_state(state: dict[str, Any], stream: Stream, ranks: Ranks, next_ste
 
 
 def scattered_state(state: dict[str, Any], stream: Stream, ranks: Ranks, next_step: int) -> dict[str, Any]:
-    """This rank's part of what `gathered_state` gave; of ``pending``, from whatever number of ranks.
+    """This rank's part of what `gathered_state` returned; ``pending`` may come from any number of ranks.
 
     Raises:
-        ValueError: there is a state of each rank's own, of another number of ranks.
+        ValueError: the checkpoint has per-rank state from another number of ranks.
     """
     state = dict(state)
     if not ranks.trains:
@@ -71,7 +71,7 @@ def scattered_state(state: dict[str, Any], stream: Stream, ranks: Ranks, next_st
             len(state["own"]) == ranks.trainers,
             "the number of ranks that train",
             ranks.trainers,
-            f"{len(state['own'])}, as the checkpoint has a state of each rank's own",
+            f"{len(state['own'])}, as the checkpoint has per-rank state",
         )
         state["own"] = state["own"][ranks.number]
     if ranks.count == 1 or "pending" not in state:
@@ -83,7 +83,7 @@ def scattered_state(state: dict[str, Any], stream: Stream, ranks: Ranks, next_st
 
 
 def _of_all(own: Any, ranks: Ranks) -> list[Any]:
-    """Every trainer's own state on rank 0, each like rank 0's; its tensors are sent one after another."""
+    """Every trainer's own state on rank 0, each shaped like rank 0's; tensors are sent one by one."""
     leaves, form = tree_flatten(own)
     if not ranks.first:
         for leaf in leaves:
@@ -110,7 +110,7 @@ def _gathered(own: list[Tensor], stream: Stream, ranks: Ranks, number: int) -> l
         return []
     groups, like, mine = stream.groups(number), own[0], iter(own)
     splits = [replace(stream.split, rank=rank) for rank in range(ranks.trainers)]
-    # In the order of places, which is the order in which each rank sends its own.
+    # In order of position, the order in which each rank sends its own.
     pieces = iter(sorted((span, rank) for rank, split in enumerate(splits) for span in split.pieces(groups)))
     gathered = []
     for start, stop in groups:

@@ -1,4 +1,4 @@
-"""Gradients summed over ranks in buckets, each sent while the rest of the backward goes on."""
+"""Sums gradients over ranks in buckets, each sent while the backward pass continues."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,19 +18,19 @@ BUCKET_BYTES = 25 << 20
 
 
 class Reducer:
-    """Sums the gradients of all trainers; each has those of its own micro-batches, weighted with their shares.
+    """Sums the gradients of all trainers; each has those of its own micro-batches, weighted by their shares.
 
-    Not DistributedDataParallel, because a step has several backwards, each through one branch of the batch norms:
-    in the last one the other branch's weights get no gradient, which it would have to search the graph for after
-    every forward (``find_unused_parameters``); it averages where shares have to be summed; and it wraps the network,
-    so that an attack's forward would take part. Here hooks count the gradients that each weight gets, and the last
-    one, which the method foretells, completes a bucket. Buckets leave in one order on all ranks. The weights of
-    mixture batch norms, few and not all reached by the last backward, leave after it.
+    Not DistributedDataParallel, because a step has several backward passes, each through one branch of the batch norms:
+    in the last one the other branch's parameters get no gradient, for which DDP would search the graph after every
+    forward pass (``find_unused_parameters``); DDP averages, but shares must be summed; and it wraps the network, so
+    that an attack's forward pass would take part. Here hooks count the gradients of each parameter, and the last one,
+    which the method announces, completes a bucket. Buckets are sent in the same order on all ranks. The parameters of
+    mixture batch norms, few and not all reached by the last backward pass, are sent after it.
 
     Args:
-        model: its parameters' ``.grad`` is what is summed.
+        model: its parameters' ``.grad`` are summed.
         group: the trainers' process group.
-        bucket_bytes: a bucket is closed once it is so large.
+        bucket_bytes: size at which a bucket is closed.
     """
 
     def __init__(self, model: nn.Module, group: Any, bucket_bytes: int = BUCKET_BYTES) -> None:
@@ -38,7 +38,7 @@ class Reducer:
         norms = [module for module in model.modules() if isinstance(module, MixtureBatchNorm)]
         of_branches = {p for norm in norms for p in norm.parameters()}
         self.names: dict[Tensor, str] = {p: name for name, p in model.named_parameters() if p.requires_grad}
-        # Gradients come in about the order opposite to the layers'.
+        # Gradients arrive in roughly the reverse order of the layers.
         early = _buckets([p for p in reversed(self.names) if p not in of_branches], bucket_bytes)
         self.buckets = early + _buckets([p for p in self.names if p in of_branches], bucket_bytes)
         self.homes = {p: bucket for bucket in early for p in bucket.parameters}
@@ -48,18 +48,18 @@ class Reducer:
         self.counts: dict[Tensor, int] = {}
 
     def begin(self, expected: int) -> None:
-        """Before a step's first backward: how many gradients each weight will get on this rank, 0 if not known."""
+        """Before a step's first backward pass: how many gradients each parameter will get on this rank; 0: unknown."""
         self.expected, self.sent, self.counts = expected, 0, dict.fromkeys(self.homes, 0)
         self.is_complete = False
         for bucket in self.buckets:
             bucket.missing = len(bucket.parameters)
 
     def finish(self, losses: Losses, check: bool) -> Losses:
-        """Leave each parameter the whole step's gradient, where that is not done; returns the step's losses.
+        """Complete each parameter's gradient of the whole step; returns the step's losses.
 
         Args:
             losses: this rank's shares.
-            check: whether to compare which parameters have a gradient; makes the host wait for the device.
+            check: whether to compare which parameters have a gradient; synchronises host and device.
 
         Raises:
             RuntimeError: a parameter has a gradient on some ranks only.
@@ -75,7 +75,7 @@ class Reducer:
         return Losses(told[0], None if losses.adversarial is None else told[1])
 
     def reduce(self) -> None:
-        """Send what is left, wait, and leave each parameter the sum."""
+        """Send the remaining buckets, wait, and store the sums in ``.grad``."""
         while self.sent < len(self.buckets):
             self._send_next()
         for bucket in self.buckets:
@@ -88,8 +88,8 @@ class Reducer:
         if self.counts[parameter] != self.expected:
             if 0 < self.expected < self.counts[parameter]:
                 raise RuntimeError(
-                    f"the method announced {self.expected} backwards and made more, "
-                    f"as the gradient of {self.names[parameter]} shows: see Method.passes"
+                    f"the method announced {self.expected} backward passes but ran more "
+                    f"(seen at {self.names[parameter]}); correct its Method.passes"
                 )
             return
         self.homes[parameter].missing -= 1
@@ -110,12 +110,12 @@ class Reducer:
 
 
 class Shared(Gradients):
-    """What a method may ask about gradients that the trainers make together.
+    """A method's access to gradients that the trainers compute together.
 
     Args:
         reducer: of the run.
-        ranks: all of it.
-        spread: whether each has a slice of every micro-batch.
+        ranks: of the run.
+        spread: whether each trainer has a slice of every micro-batch.
     """
 
     def __init__(self, reducer: Reducer, ranks: Ranks, spread: bool) -> None:
@@ -145,7 +145,7 @@ class Shared(Gradients):
 
 
 class _Bucket:
-    """Parameters of one dtype and device, and room for their gradients in a row."""
+    """Parameters of one dtype and device, and a contiguous buffer for their gradients."""
 
     def __init__(self, parameters: list[Tensor]) -> None:
         self.parameters = parameters
@@ -176,14 +176,14 @@ class _Bucket:
 
 
 def _laid_out(part: Tensor, like: Tensor) -> Tensor:
-    """Numbers in a row, seen in a tensor's shape and, so that they are copied as they lie, in its memory format."""
+    """A view of contiguous numbers with a tensor's shape and memory format, so that copies are contiguous."""
     if like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last):
         return part.as_strided(like.shape, like.stride())
     return part.view(like.shape)
 
 
 def _buckets(parameters: list[Tensor], limit: int) -> list[_Bucket]:
-    """Neighbours in a row are cut into buckets of at least ``limit`` bytes, or where dtype or device change."""
+    """Consecutive parameters in buckets of at least ``limit`` bytes; a new one starts where dtype or device changes."""
     cut: list[list[Tensor]] = []
     size = limit
     for parameter in parameters:

@@ -1,4 +1,4 @@
-"""From a run folder back to its objects, to measure or to export what was trained."""
+"""From a run folder back to its objects, to measure or export the trained model."""
 
 from pathlib import Path
 
@@ -16,24 +16,24 @@ from conadv_lab.training.weights import load_weights
 def restore(
     path: str | Path, checkpoint: Path | None = None, *, trust: bool = False, **changes: object
 ) -> tuple[Parts, nn.Module]:
-    """(parts, judged model) of a run's newest intact checkpoint, or of one checkpoint of it.
+    """(parts, evaluation model) of a run's latest intact checkpoint, or of the given one.
 
-    The model is in evaluation mode with its main statistics re-estimated, as the run's own figures are, and
-    without the adversarial branch; where the run kept an average of its weights, it is that average. Threads,
-    deterministic algorithms and the like stay as this process has them.
+    The model is in evaluation mode with re-estimated main statistics, as for the run's own metrics, and without the
+    adversarial branch; if the run kept a weight average, it is that average. Process-wide settings, such as threads
+    and deterministic algorithms, do not change.
 
     Args:
         path: the run folder.
         checkpoint: a folder below its ``checkpoints``.
-        trust: run the Python files that the folder's config names, wherever they lie: a folder that came from
-            somebody else may name any.
+        trust: run the Python files that the folder's config names, wherever they are; a folder from somebody else may
+            name any file.
         changes: fields of the config to override, such as ``device="cpu"`` or ``data_dir=…``.
 
     Raises:
-        ValueError: no run folder, no intact checkpoint, a checkpoint of another model, or code that is not trusted.
+        ValueError: no run folder, no intact checkpoint, a checkpoint that does not match the model, or untrusted code.
     """
     folder = RunFolder(path)
-    # One process alone has no other rank to attack on, and perhaps no GPU.
+    # A single process has no other rank to attack on, and perhaps no GPU.
     config = folder.config()
     if not trust:
         _require_no_code(folder, {k: v for k, v in named_in(config).items() if k not in changes})
@@ -52,10 +52,10 @@ def restore(
 
 
 def _require_no_code(folder: RunFolder, references: dict[str, str]) -> None:
-    """Raise ``ValueError`` where the folder names files that would be run to build its objects."""
+    """Raise ``ValueError`` if building the folder's objects would run files that it names."""
     if references:
         told = ", ".join(f"{name} {reference}" for name, reference in references.items())
         raise ValueError(
-            f"{folder.path} names code that would run here: {told}; look at what it does, then pass --trust, or "
+            f"{folder.path} refers to code that would run here: {told}; inspect it, then pass --trust or "
             "restore(…, trust=True)"
         )

@@ -1,4 +1,4 @@
-"""What a run that is continued must have in common with the folder that it was started in."""
+"""What a resumed run must have in common with its run folder."""
 
 from pathlib import Path
 
@@ -10,13 +10,13 @@ from conadv_lab.training.claim import LOCK
 
 CHANGES_NO_BIT = frozenset(
     {
-        "data_dir",  # the images there are compared; photographs by their names and labels
+        "data_dir",  # the images are compared instead; photographs by name and label
         "download",
         "workers",
         "keep_gb",
         "placement",
-        "attackers",  # as long as as many ranks train
-        "capture",  # on a GPU to rounding, and to the bit with deterministic
+        "attackers",  # as long as the number of trainers is the same
+        "capture",  # on a GPU up to rounding; bit for bit with deterministic
         "log_every",
         "log_to",
         "checkpoint_every",
@@ -25,25 +25,27 @@ CHANGES_NO_BIT = frozenset(
         "probe_every",
     }
 )
-"""Fields of the config that a continued run may have otherwise: no weight changes, nor any figure that both have."""
+"""Fields of the config that may change on resuming: they alter no weight, and no metric that both runs have."""
 
 
 def reconciled(config: Config, folder: RunFolder, resume: bool) -> Config:
-    """The config, its machine-dependent gaps filled from the folder that is resumed.
+    """The config, with machine-dependent None values filled in from the resumed folder.
 
     Raises:
-        ValueError: the folder's run has another value where that changes bits, or it is not to be resumed.
+        ValueError: a value that changes bits differs from the folder's, or the folder exists and ``resume`` is False.
     """
     if folder.path.exists() and not folder.path.is_dir():
         raise ValueError(f"{folder.path} is a file; pass the path of a folder as --out")
     if not folder.path.exists() or all(child.name == LOCK for child in folder.path.iterdir()):
         return config
     if not resume:
-        raise ValueError(f"{folder.path} exists already; pass --resume to continue it, or another --out")
+        raise ValueError(f"{folder.path} already exists; pass --resume to continue it, or another --out")
     if not (folder.path / "config.json").exists():
         if any(not child.name.startswith(".") and child.name != "manifest.json" and child.name != "checkpoints"
                for child in folder.path.iterdir()):  # fmt: skip
-            raise ValueError(f"{folder.path} is no run folder, so it cannot be resumed; pass another --out")
+            raise ValueError(
+                f"{folder.path} is not a run folder, so it cannot be resumed; pass another --out"
+            )
         return config
     before = folder.config()
     if config.training.threads is None:
@@ -59,14 +61,14 @@ def reconciled(config: Config, folder: RunFolder, resume: bool) -> Config:
     ]
     if different:
         raise ValueError(
-            f"{folder.path} was started with another config: {'; '.join(different)}; allowed to change: "
-            f"{', '.join(sorted(CHANGES_NO_BIT))}. Pass another --out for another run"
+            f"{folder.path} was started with another config: {'; '.join(different)}; only these may change: "
+            f"{', '.join(sorted(CHANGES_NO_BIT))}. Pass another --out for a new run"
         )
     return config
 
 
 def _copies_of_one_file(one: object, other: object) -> bool:
-    """Whether both are references to what submit copied of a file of the user's own, which --new-code copies anew."""
+    """Whether both refer to submit's copies of one user file, which --new-code copies again."""
     paths = [Path(value) for value in (one, other) if isinstance(value, str) and is_file_reference(value)]
     return (
         len(paths) == 2
@@ -76,22 +78,22 @@ def _copies_of_one_file(one: object, other: object) -> bool:
 
 
 def require_unchanged(config: Config, folder: RunFolder, resume: bool) -> None:
-    """Raise ``ValueError`` if another job has begun or finished the run since it was looked at."""
-    if (folder.path / "config.json").exists():  # other files may be of this job's own model or data
+    """Raise ``ValueError`` if another job has started or finished the run since it was checked."""
+    if (folder.path / "config.json").exists():  # other files may come from this job's own model or data
         reconciled(config, folder, resume)
     if folder.result() is not None:
         raise ValueError(f"{folder.path} was finished by another job while this one started")
 
 
 def fingerprints(train_set: ImageSet, test_set: ImageSet) -> dict[str, str]:
-    """What a manifest says of a run's images."""
+    """The fingerprints of a run's images, for its manifest."""
     return {"data": fingerprint(train_set), "test_data": fingerprint(test_set)}
 
 
 def require_same_data(config: Config, folder: RunFolder, train_set: ImageSet, test_set: ImageSet) -> None:
-    """Raise ``ValueError`` if the folder's run was started on other images, as far as they tell.
+    """Raise ``ValueError`` if the folder's run was started on other images, as far as fingerprints show.
 
-    A folder of a version that noted the training images alone is compared by them.
+    Folders of versions that recorded the training images alone are compared by those.
     """
     if not (folder.path / "manifest.json").exists():
         return
@@ -99,18 +101,18 @@ def require_same_data(config: Config, folder: RunFolder, train_set: ImageSet, te
     for name, now in fingerprints(train_set, test_set).items():
         if noted.get(name) not in (None, now):
             which = "data" if name == "data" else "test images"
-            raise ValueError(f"{folder.path} was started on other {which}: {noted[name]}; now {now}")
+            raise ValueError(f"{folder.path} was started with other {which}: {noted[name]}; now {now}")
     silent = [images for images in (train_set, test_set) if not hasattr(images, "fingerprint")]
     if (folder.path / "config.json").exists() and silent:
         was, now = folder.config().data.data_dir, config.data.data_dir
         if was != now:
             raise ValueError(
                 f"data_dir is {now!r}, was {was!r}; allowed: {was!r}, as {type(silent[0]).__name__} has no "
-                "fingerprint() that tells whether the images are the same"
+                "fingerprint() to tell whether the images are the same"
             )
 
 
 def fingerprint(images: ImageSet) -> str:
-    """A set in words: its own, which tell its content, or how many images it has."""
+    """A set's own fingerprint, or its number of images if it has none."""
     own = getattr(images, "fingerprint", None)
     return own() if own else f"{len(images)} images"

@@ -1,7 +1,7 @@
-"""Checkpoints are written beside the training: a step waits neither for the disk nor for other ranks.
+"""Writes checkpoints in the background: a step waits neither for the disk nor for other ranks.
 
-On a GPU the copies of the state take their place in the stream of the training and the host goes on at once; on a CPU
-a step waits for one copy in memory.
+On a GPU the copies of the state are queued in the training stream and the host continues at once; on a CPU a step
+waits for one copy in memory.
 """
 
 import copy
@@ -15,17 +15,17 @@ from torch import Tensor
 from conadv_lab.runs import RunFolder
 
 ALIGNED = 64
-"""Bytes at whose multiples tensors begin: a cache line."""
+"""Alignment of tensors in bytes: a cache line."""
 
 
 class Saver:
-    """Writes one checkpoint at a time in a thread of its own; a context manager, which waits for the last one.
+    """Writes one checkpoint at a time in its own thread; a context manager that waits for the last one.
 
-    The next save waits for the one before, so that at most one copy of the state is held. A failed save is
-    raised by whichever of `save`, `check` and `wait` comes next, in the thread that trains.
+    A save waits for the previous one, so at most one copy of the state is held. An error is raised by the next call
+    of `save`, `check` or `wait`, in the training thread.
 
     Attributes:
-        step: of the newest checkpoint that was begun or loaded, or None.
+        step: of the latest checkpoint that was started or loaded, or None.
     """
 
     def __init__(self, folder: RunFolder) -> None:
@@ -48,15 +48,16 @@ class Saver:
     def save(
         self, step: int, state: dict[str, Any], completed: Callable[[dict[str, Any]], Any] | None = None
     ) -> None:
-        """Begin to save ``state`` as it is now, with the metrics as they stand now.
+        """Start saving the current ``state`` and metrics.
 
         Args:
-            step: how many steps the state has behind it.
+            step: number of completed steps.
             state: nested dicts, lists and tuples of tensors and plain values.
-            completed: what is to be written, made in the thread from the copy of the state, as with other ranks' parts.
+            completed: called in the thread with the copy of the state; returns what to write, for example with
+                other ranks' parts.
 
         Raises:
-            OSError: the disk is full or not writable; earlier checkpoints are as they were.
+            OSError: the disk is full or not writable; earlier checkpoints are intact.
         """
         self.wait()
         size = self.folder.metrics_size()
@@ -71,12 +72,12 @@ class Saver:
         self.step = step
 
     def check(self) -> None:
-        """Raise what the checkpoint that is being written has met so far."""
+        """Raise any error of the checkpoint being written."""
         if self._writing is not None and self._writing.done():
             self.wait()
 
     def wait(self) -> None:
-        """Return once the checkpoint that was begun is on the disk.
+        """Wait until the started checkpoint is on disk.
 
         Raises:
             OSError: it could not be written.
@@ -87,16 +88,16 @@ class Saver:
 
 
 class Room:
-    """Memory of the host for one copy of a state, kept for the next one; pinned where the state is on a GPU."""
+    """Host memory for one copy of a state, reused for the next one; pinned if the state is on a GPU."""
 
     def __init__(self) -> None:
         self._bytes = torch.empty(0, dtype=torch.uint8, device="cpu")
 
     @torch.no_grad()
     def copied(self, state: Any) -> tuple[Any, Callable[[], None]]:
-        """A copy of nested dicts, lists and tuples whose tensors lie here, and what waits until they have arrived.
+        """A copy of nested dicts, lists and tuples with tensors in this memory, and a function that waits for it.
 
-        The copy is good until the next one is made.
+        Valid until the next copy.
         """
         tensors = list(_tensors(state))
         copies = self._places(tensors)
@@ -110,7 +111,7 @@ class Room:
         return _with_tensors(state, iter(copies)), event.synchronize
 
     def _places(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Empty tensors like these, each with a storage of its own, as torch saves storages whole."""
+        """Empty tensors like these, each with its own storage, since torch saves whole storages."""
         starts, size = [], 0
         for tensor in tensors:
             starts.append(size)
@@ -123,7 +124,7 @@ class Room:
 
 
 def _like(tensor: Tensor, memory: Any, start: int) -> Tensor:
-    """A tensor of the same shape and memory format, whose values begin at a place of the memory."""
+    """A tensor of the same shape and memory format, at offset ``start`` of the memory."""
     count = tensor.numel()
     if not count:
         return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
@@ -145,7 +146,7 @@ def _tensors(state: Any) -> Iterator[Tensor]:
 
 
 def _with_tensors(state: Any, tensors: Iterator[Tensor]) -> Any:
-    """The same nest with other tensors in the places of its own."""
+    """The same nested structure with its tensors replaced."""
     if isinstance(state, Tensor):
         return next(tensors)
     if isinstance(state, dict):

@@ -1,4 +1,4 @@
-"""Stop requests: signals are only noted, and acted on between two steps; a second Ctrl-C does not wait for that."""
+"""Stop requests: signals are recorded and acted on between two steps; a second Ctrl-C stops at once."""
 
 import os
 import signal
@@ -13,15 +13,15 @@ HINT = b"saving after this step; Ctrl-C again stops at once\n"
 
 
 class StoppedOnRequest(Exception):
-    """A signal asked the run to stop; its checkpoint is saved, and it can be resumed."""
+    """A signal stopped the run; its checkpoint is saved, and it can be resumed."""
 
 
 @contextmanager
 def stop_requests() -> Iterator[list[str]]:
-    """Names of the stop signals that came; each is only noted, and acted on between two steps.
+    """Collect the names of stop signals, to be acted on between two steps.
 
-    After a first INT the handler of before is back, so that a second one stops at once: the training command with
-    the checkpoints that are there, a notebook's cell with a KeyboardInterrupt.
+    The first INT restores the previous handler, so that a second one stops at once: the training command exits with
+    the existing checkpoints, a notebook cell raises KeyboardInterrupt.
     """
     came: list[str] = []
     before: dict[int, Any] = {n: signal.getsignal(n) or signal.SIG_DFL for n in STOP_SIGNALS}
@@ -36,7 +36,7 @@ def stop_requests() -> Iterator[list[str]]:
     try:
         for stop in STOP_SIGNALS:
             signal.signal(stop, note)
-    except ValueError:  # not the main thread, as in some notebooks and tests: signals are somebody else's
+    except ValueError:  # not the main thread, as in some notebooks and tests: cannot handle signals
         yield came
         return
     try:
@@ -48,10 +48,10 @@ def stop_requests() -> Iterator[list[str]]:
 
 @contextmanager
 def interrupts_end_the_process() -> Iterator[None]:
-    """Let a Ctrl-C inside end this process at once, in whatever library it is, instead of raising KeyboardInterrupt."""
+    """Let Ctrl-C inside the block end this process at once, in whatever library, without a KeyboardInterrupt."""
     ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if not ours or threading.current_thread() is not threading.main_thread():
-        yield  # somebody else's, ignored, or of a thread that may set none
+        yield  # another handler, ignored, or a thread that cannot set one
         return
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:

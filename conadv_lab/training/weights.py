@@ -1,4 +1,4 @@
-"""Weights as such: loaded with a plain word on what does not fit, hashed, averaged, moved."""
+"""Loading, hashing, averaging and moving a model's weights."""
 
 from collections.abc import Iterable
 from hashlib import sha256
@@ -22,42 +22,42 @@ def parameters_sha256(model: nn.Module) -> str:
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], place: str) -> None:
-    """Load a state dict, or say in one sentence what does not fit.
+    """Load a state dict, with a one-sentence error if it does not match.
 
     Raises:
-        ValueError: names or shapes of another model.
+        ValueError: names or shapes do not match the model.
     """
     own = model.state_dict()
     missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
     wrong = [n for n in sorted(own.keys() & weights.keys()) if own[n].shape != weights[n].shape]
     if missing or extra or wrong:
-        found = [("missing", missing), ("unexpected", extra), ("of another shape", wrong)]
+        found = [("missing", missing), ("unexpected", extra), ("with another shape", wrong)]
         told = "; ".join(f"{len(names)} {what}, such as {names[0]!r}" for what, names in found if names)
-        raise ValueError(f"the checkpoint in {place} is of another model: {told}")
+        raise ValueError(f"the checkpoint in {place} does not match the model: {told}")
     model.load_state_dict(weights)
 
 
 def load_optimizer(optimizer: Optimizer, state: dict[str, Any], place: str) -> None:
-    """Load an optimizer's state dict, or say in one sentence what does not fit.
+    """Load an optimizer's state dict, with a one-sentence error if it does not match.
 
     Raises:
-        ValueError: the state of other parameters.
+        ValueError: it belongs to other parameters.
     """
     try:
         require_fit(optimizer, state)
     except ValueError as mistake:
-        raise ValueError(f"the checkpoint in {place} is of another run: {mistake}") from None
+        raise ValueError(f"the checkpoint in {place} does not match the optimizer: {mistake}") from None
     optimizer.load_state_dict(state)
 
 
 class Average(AveragedModel):
-    """torch's exponential average of the weights, bit for bit, updated without the host waiting for a GPU.
+    """torch's exponential moving average of the weights, bit for bit, but updated without synchronising with a GPU.
 
-    torch's own sends the count of updates to the device in every step, and copies buffers one after another.
+    torch's own copies the number of updates to the device in every step, and copies buffers one by one.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        with torch.device("cpu"):  # the count of updates stays with the host
+        with torch.device("cpu"):  # keep the number of updates on the host
             super().__init__(model)
         self.decay = decay
 
@@ -71,7 +71,7 @@ class Average(AveragedModel):
 
     @torch.no_grad()
     def follow(self, model: nn.Module, begun: bool) -> None:
-        """Move it by the weights as they are, or begin with them: operators on the device alone."""
+        """Update it with the current weights, or start with them; runs on the device alone."""
         for own, new in _by_dtype(self.module.parameters(), model.parameters()):
             if begun:
                 torch._foreach_lerp_(own, new, 1 - self.decay)
@@ -81,12 +81,12 @@ class Average(AveragedModel):
             torch._foreach_copy_(own, new)
 
     def count(self) -> None:
-        """Note on the host that it was moved."""
+        """Count the update, on the host."""
         self.n_averaged += 1
 
 
 def average_of(model: nn.Module, decay: float) -> Average | None:
-    """An exponential average that follows the model's weights; None without a decay."""
+    """An exponential moving average of the model's weights; None without a decay."""
     return Average(model, decay) if decay else None
 
 
@@ -100,7 +100,7 @@ def _by_dtype(own: Iterable[Tensor], other: Iterable[Tensor]) -> list[tuple[list
 
 
 def on_device(value: Any, device: torch.device) -> Any:
-    """The tensors in nested dicts and lists, moved."""
+    """Move the tensors in nested dicts and lists to a device."""
     if isinstance(value, Tensor):
         return value.to(device)
     if isinstance(value, dict):

@@ -87,7 +87,7 @@ def test_what_is_advised_about_a_broken_image_works(tmp_path, capsys):
     assert "leaving it out changes the data set, which needs a new run with another --out" in said
     broken.unlink()
     assert train.main([*words, "--out", str(tmp_path / "run"), "--resume"]) == 2
-    assert "was started on other data" in capsys.readouterr().err
+    assert "was started with other data" in capsys.readouterr().err
     assert train.main([*words, "--out", str(tmp_path / "another")]) == 0
     broken.write_bytes(intact)
     assert train.main([*words, "--out", str(tmp_path / "run"), "--resume"]) == 0

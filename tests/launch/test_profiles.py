@@ -35,7 +35,7 @@ def test_a_new_site_is_one_file(tmp_path, monkeypatch):
         ("minutes = 1\nsignal_delay_s = 60", "signal_delay_s is 60; allowed: 1 to 59"),
         ("executor = 'lsf'", "executor is 'lsf'; allowed: slurm, local"),
         ("mem_gb = -1", "mem_gb is -1; allowed: above 0"),
-        ("partition = ", "is no TOML"),
+        ("partition = ", "is not valid TOML"),
     ],
 )
 def test_mistakes_in_a_profile_are_told(text, message, tmp_path):

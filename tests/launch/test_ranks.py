@@ -162,7 +162,7 @@ def test_ranks_that_were_started_already_are_not_started_again(tmp_path, capsys,
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert train.main(["digits-conadv", "--ranks", "2", "--out", str(tmp_path / "run")]) == 2
-    assert "ranks is 2, but this is one of 3 ranks that were started already" in capsys.readouterr().err
+    assert "ranks is 2, but this is already one of 3 ranks" in capsys.readouterr().err
 
 
 def test_a_broken_environment_is_told(tmp_path, capsys, monkeypatch):

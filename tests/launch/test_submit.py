@@ -354,7 +354,7 @@ def test_a_verb_without_a_folder_says_so(verb, capsys):
 def test_a_table_that_cannot_be_written_is_told_first(fake, capsys, tmp_path):
     sent(tmp_path / "run")
     status, _, err = run(capsys, "collect", tmp_path / "run", "--csv", tmp_path / "none" / "a.csv")
-    assert (status, "cannot be written; allowed: a file in a folder that exists" in err) == (2, True)
+    assert (status, "cannot be written; allowed: a file in an existing folder" in err) == (2, True)
 
 
 REFUSED = {
@@ -381,7 +381,7 @@ REFUSED = {
     ),
     "a model of other images": (
         ["--dataset", "synthetic"],
-        r"model digits-cnn cannot take the images of synthetic",
+        r"model digits-cnn cannot process the images of synthetic",
     ),
     "a stream of no GPU": (
         ["--placement", "stream", "--device", "cpu"],

@@ -130,7 +130,7 @@ def test_a_state_that_does_not_fit_is_refused_when_it_is_loaded(name):
 
     optimizer = stepped((2, 3), (4,))
     with pytest.raises(
-        ValueError, match=r"in runs/x is of another run: .* parameter 1 has shape \(5,\).*\(4,\)"
+        ValueError, match=r"in runs/x does not match the optimizer: .* parameter 1 has shape \(5,\).*\(4,\)"
     ):
         load_optimizer(optimizer, stepped((2, 3), (5,)).state_dict(), "runs/x")
     with pytest.raises(ValueError, match=r"groups of \[1\] parameters; allowed for this \w+: \[2\]"):

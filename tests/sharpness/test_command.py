@@ -53,7 +53,7 @@ MISTAKES = {
     "--fact=split": "--fact is 'split'",
     "--fact=augmentatoin=none": "Did you mean 'augmentation'",
     "--fact=label_smoothing=0.3": "fact label_smoothing is 0.3; allowed: 0.0, which",
-    "--html=/nowhere/a.html": "/nowhere/a.html cannot be written; allowed: a file in a folder that exists",
+    "--html=/nowhere/a.html": "/nowhere/a.html cannot be written; allowed: a file in an existing folder",
     "--figures=pyproject.toml": "pyproject.toml is a file; allowed: a folder",
     "--fact=split=train": "does not state augmentation, learning_rate, weight_decay_inside",
     "--dtype=float16": "unknown dtype",

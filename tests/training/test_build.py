@@ -120,10 +120,7 @@ def test_evaluation_uses_those_images():
 
 
 def test_results_say_which_statistics_they_are_judged_by():
-    assert (
-        statistics_used(build(resolved(AUGMENTED)))
-        == "re-estimated on 100 training images as training sees them"
-    )
+    assert statistics_used(build(resolved(AUGMENTED))) == "re-estimated on 100 augmented training images"
     assert (
         statistics_used(build(resolved(AUGMENTED.replace(bn_recalibrate=0))))
         == "running averages of training"

@@ -101,7 +101,7 @@ def test_a_requeued_job_is_not_kept_out_by_its_own_earlier_stretch(held, tmp_pat
         with pytest.raises(ValueError, match="SLURM job 41"):
             Claim(tmp_path / "run").take()
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
-    with pytest.warns(UserWarning, match="earlier stretch of job 41"):
+    with pytest.warns(UserWarning, match="earlier attempt of job 41"):
         Claim(tmp_path / "run").take()
 
 

@@ -16,7 +16,7 @@ from conadv_lab.training.distributed import ALONE, AnyLater, Ranks
         (["", "", ""], None),  # on CPUs
         (
             ["a", "b", "a"],
-            "ranks 0 and 2 are on one GPU; allowed: at most 2 ranks here, one a GPU, or device cpu",
+            "ranks 0 and 2 share one GPU; allowed: at most 2 ranks here, one per GPU, or device cpu",
         ),
     ],
 )

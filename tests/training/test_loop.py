@@ -190,7 +190,7 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(damage, tmp_path, mo
         (newest / "state.pt").unlink()
     else:
         (newest / "COMMIT.json").write_text('{"step": 8, "fil')
-    with pytest.warns(UserWarning, match="damaged.*trying the one before"):
+    with pytest.warns(UserWarning, match="damaged.*trying the previous one"):
         resumed = train(config, folder.path, resume=True, progress="none")
     assert digest(resumed) == digest(whole)
     assert [line["step"] for line in resumed.metrics()] == [line["step"] for line in whole.metrics()]
@@ -200,7 +200,7 @@ def test_a_checkpoint_of_another_model_is_named(tmp_path):
     train(tiny(), tmp_path / "run", progress="none")
     config_file = tmp_path / "run" / "config.json"
     config_file.write_text(config_file.read_text().replace("digits-cnn", "resnet20"))
-    with pytest.raises(ValueError, match=r"is of another model: .*missing, such as"):
+    with pytest.raises(ValueError, match=r"does not match the model: .*missing, such as"):
         restore(tmp_path / "run")
 
 
@@ -334,7 +334,7 @@ def test_other_data_are_refused(tmp_path, monkeypatch):
     train_killed_before(5, tiny(), tmp_path / "run", monkeypatch)
     manifest = tmp_path / "run" / "manifest.json"
     manifest.write_text(manifest.read_text().replace("90 images, sha256", "90 images, sha257"))
-    with pytest.raises(ValueError, match="started on other data"):
+    with pytest.raises(ValueError, match="started with other data"):
         train(tiny(), tmp_path / "run", resume=True, progress="none")
 
 

@@ -288,9 +288,9 @@ def test_a_loss_that_is_no_number_ends_all_ranks_with_the_same_sentence(runs):
 
 def test_a_full_disk_or_a_dead_rank_ends_all(runs):
     assert "No space left" in world.ended(runs / "full", 0)
-    assert "AnotherRankFailed: rank 1 ends because another rank has failed" in world.ended(runs / "full", 1)
+    assert "AnotherRankFailed: rank 1 stops because another rank has failed" in world.ended(runs / "full", 1)
     for rank in (0, 1):
-        assert f"rank {rank} ends because another rank has failed" in world.ended(runs / "died", rank)
+        assert f"rank {rank} stops because another rank has failed" in world.ended(runs / "died", rank)
 
 
 def test_somebody_elses_data_parallel_loop_trains_as_one_process_with_all_batches(runs):

@@ -64,7 +64,7 @@ def test_more_backwards_than_announced_are_an_error(group):
     reducer = Reducer(model, group)
     reducer.begin(1)
     backward(model)
-    with pytest.raises(RuntimeError, match="announced 1 backwards and made more"):
+    with pytest.raises(RuntimeError, match="announced 1 backward passes but ran more"):
         backward(model)
 
 

@@ -75,9 +75,9 @@ def test_a_planted_file_runs_only_where_the_user_says_so(
     words = [str(folder), "--measures", "top_eigenvalue", "--examples", "20", "--json", "found.json"]
     assert sharpness(words) == 2
     told = capsys.readouterr().err
-    assert f"names code that would run here: {field} {folder / place}:{field}; look at what" in told
+    assert f"refers to code that would run here: {field} {folder / place}:{field}; inspect it" in told
     assert "--trust" in told
-    with pytest.raises(ValueError, match="names code that would run here"):
+    with pytest.raises(ValueError, match="refers to code that would run here"):
         restore(folder)
     collect(folder)
     RunFolder(folder).config()

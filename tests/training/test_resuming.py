@@ -73,7 +73,7 @@ def test_what_changes_bits_is_refused_and_nothing_else(name, begun):
         assert reconciled(flipped, begun, resume=True) == flipped
     else:
         with pytest.raises(
-            ValueError, match=rf"another config: {name} is .*; allowed to change: attackers, "
+            ValueError, match=rf"another config: {name} is .*; only these may change: attackers, "
         ):
             reconciled(flipped, begun, resume=True)
 
@@ -137,7 +137,7 @@ def test_other_test_images_are_refused(tmp_path):
     require_same_data(BASE, folder, train_set, test_set)
     labels = test_set.labels.clone()
     labels[0] = 1 - labels[0].clamp_max(1)
-    with pytest.raises(ValueError, match=r"was started on other test images: 6 images, sha256 .*; now 6"):
+    with pytest.raises(ValueError, match=r"was started with other test images: 6 images, sha256 .*; now 6"):
         require_same_data(BASE, folder, train_set, replace(test_set, labels=labels))
     folder.create(BASE, {"data": fingerprint(train_set)})
     require_same_data(BASE, folder, train_set, replace(test_set, labels=labels))

@@ -363,7 +363,7 @@ def test_a_mistake_exits_2_with_a_sentence_and_writes_nothing(name, tmp_path, ca
 def test_an_unknown_option_exits_2(capsys):
     assert command.main(["digits-conadv", "--tauz", "1"]) == 2
     assert (
-        "unknown option --tauz; allowed: those that --help lists. Did you mean --taus?"
+        "unknown option --tauz; allowed: options listed by --help. Did you mean --taus?"
         in capsys.readouterr().err
     )
 

@@ -267,7 +267,7 @@ def test_clusters_survive_a_trip_through_toml(name):
         ("[stragglers]\nkind = 'normal'", "unknown kind of stragglers 'normal'.*Did you mean 'lognormal'"),
         ("[stragglers]\nslow_factor = 0.5", "stragglers.slow_factor is 0.5; allowed: at least 1"),
         ("[failures]\ncheckpoint_every = 0", "failures.checkpoint_every is 0"),
-        ("about =", "x is no TOML"),
+        ("about =", "x is not valid TOML"),
     ],
 )
 def test_a_wrong_cluster_file_says_what_is_wrong(text, message):
