@@ -102,7 +102,7 @@ MISTAKES = {
     "no gpu": (["digits-conadv", "--device", "cuda:7"], r"device is 'cuda:7'|CUDA"),
     "no device": (["digits-conadv", "--device", "gpu"], r"device is 'gpu'"),
     "no archive": (["cifar10-resnet20-cpu", "--data-dir", "/nowhere"], r"/nowhere"),
-    "another number of channels": (["digits-conadv", "--dataset", "synthetic"], r"digits-cnn cannot process the images"),
+    "another number of channels": (["digits-conadv", "--dataset", "synthetic"], r"cannot process the images"),
     "a step of nothing": (["digits-conadv", "--attack-step", "0"], r"attack_step is 0.0; allowed: above 0"),
     "endless warm-up": (["digits-conadv", "--warmup-epochs", "inf"], r"warmup_epochs is inf"),
     "endless decay": (["digits-conadv", "--weight-decay", "inf"], r"weight_decay is inf"),
