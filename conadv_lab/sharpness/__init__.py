@@ -1,7 +1,7 @@
 """Curvature and sharpness of any model.
 
-``measure(model, criterion, batches)`` returns a report; the operators and algorithms below it can be used
-alone. Nothing here knows of training. Names load on first use, so that importing costs no torch.
+``measure(model, criterion, batches)`` returns a report; the underlying operators and algorithms can also be used
+alone. Nothing here depends on training. Names load on first use, so that importing this does not import torch.
 """
 
 from importlib import import_module

@@ -68,7 +68,7 @@ def _measure(asked: SharpnessOptions) -> bool:
     writable(asked.json, asked.html, asked.csv)
     for folder in (asked.figures, asked.resume):
         if folder is not None and folder.exists() and not folder.is_dir():
-            raise ValueError(f"{folder} is a file; allowed: a folder, or a name that is free")
+            raise ValueError(f"{folder} is a file; allowed: a folder or a new name")
     types = {"float32": torch.float32, "float64": torch.float64}
     if asked.dtype and asked.dtype not in types:
         raise unknown("dtype", asked.dtype, types)
@@ -117,8 +117,8 @@ def _measure(asked: SharpnessOptions) -> bool:
     except KeyboardInterrupt:
         if done:
             reports.append((subject.name, Report(tuple(done))))
-        more = "" if asked.resume else "; --resume DIR would have kept parts to go on from"
-        print(f"interrupted: what is printed above is done{more}", file=sys.stderr)
+        more = "" if asked.resume else "; with --resume DIR it could continue"
+        print(f"interrupted: the measures printed above are complete{more}", file=sys.stderr)
     if finished or reports:
         _write(asked, reports, checks)
     return finished
@@ -154,7 +154,7 @@ def _subjects(asked: SharpnessOptions, places: Sequence[str]) -> list[tuple[Any,
 
 
 def _consistent(stated: dict[str, Any], known: dict[str, Any], who: str) -> dict[str, Any]:
-    """What is stated and not known already; a statement against what is known is a mistake."""
+    """The stated facts that are not already known; contradicting a known one is an error."""
     from conadv_lab.mistakes import unknown
     from conadv_lab.sharpness.measures.results import FACTS
 
@@ -162,7 +162,9 @@ def _consistent(stated: dict[str, Any], known: dict[str, Any], who: str) -> dict
         if name not in FACTS:
             raise unknown("fact", name, FACTS)
         if known.get(name) not in (None, "unknown", value) and value != "unknown":
-            raise ValueError(f"fact {name} is {value!r}; allowed: {known[name]!r}, which {who} says itself")
+            raise ValueError(
+                f"fact {name} is {value!r}; allowed: {known[name]!r}, which {who} already states"
+            )
     return {name: value for name, value in stated.items() if known.get(name) in (None, "unknown")}
 
 
@@ -170,7 +172,7 @@ def _write(asked: SharpnessOptions, reports: Any, checks: Any) -> None:
     from conadv_lab import pages
     from conadv_lab.sharpness.report import figures, page
 
-    made = page.page(reports, checks) if asked.html else ""  # before anything is written: it may refuse
+    made = page.page(reports, checks) if asked.html else ""  # before writing anything, as it may raise
     if asked.json:
         page.write_json(reports, asked.json, cross_check=[{"subject": n, "rows": r} for n, r in checks])
     if asked.html:

@@ -1,4 +1,4 @@
-"""What the command measures: a run folder, one of its checkpoints, or a function of the user's own."""
+"""What the command measures: a run folder, one of its checkpoints, or a user's function."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ class Subject:
     """A model with its loss and data.
 
     Attributes:
-        name: how reports call it.
+        name: its name in reports.
         batches: ``(inputs, targets)`` pairs.
-        facts: what only the place it came from knows; goes into the conditions of every number.
+        facts: metadata from its source, recorded in the conditions of every number.
     """
 
     name: str
@@ -36,14 +36,14 @@ def load(
 ) -> Subject:
     """A run folder, a checkpoint folder ``…/checkpoints/step_…``, or ``path/to/file.py:function``.
 
-    The function takes nothing and returns ``(model, criterion, batches)`` or, with a mapping of facts such as
-    ``{"split": "train", "learning_rate": 0.1}``, four things. Of a run the first images are taken, without
-    augmentation, and its main statistics are re-estimated as for its own figures. Python files that the run's
-    config names are run with ``trust`` only.
+    The function takes no arguments and returns ``(model, criterion, batches)``, optionally followed by a mapping of
+    facts such as ``{"split": "train", "learning_rate": 0.1}``. For a run we use its first images without augmentation
+    and re-estimate the main statistics as for its own metrics. Python files that the run's config names only run
+    with ``trust``.
 
     Raises:
-        ValueError: no such place, a checkpoint of another architecture, code that is not trusted, or a function
-            that returns else.
+        ValueError: no such path, a checkpoint that does not match the model, untrusted code, or a function with
+            another return value.
     """
     require(split in SPLITS, "split", split, "'train' or 'test'")
     require(examples >= 1, "examples", examples, "a whole number of at least 1")
@@ -56,7 +56,7 @@ def load(
     if ".py:" in place:
         return _function(place)
     raise ValueError(
-        f"{place!r} is no run folder; allowed: a run folder, a checkpoint folder or path/to/file.py:function"
+        f"{place!r} is not a run folder; allowed: a run folder, a checkpoint folder or path/to/file.py:function"
     )
 
 
@@ -64,7 +64,7 @@ def _function(place: str) -> Subject:
     from conadv_lab.references import load as named
 
     function = named(place)
-    require(callable(function), place, type(function).__name__, "a function without arguments")
+    require(callable(function), place, type(function).__name__, "a function that takes no arguments")
     made = function()
     if not isinstance(made, tuple) or len(made) not in (3, 4) or not isinstance(made[0], nn.Module):
         raise ValueError(

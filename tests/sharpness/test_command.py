@@ -55,7 +55,7 @@ MISTAKES = {
     "--fact=label_smoothing=0.3": "fact label_smoothing is 0.3; allowed: 0.0, which",
     "--html=/nowhere/a.html": "/nowhere/a.html cannot be written; allowed: a file in an existing folder",
     "--figures=pyproject.toml": "pyproject.toml is a file; allowed: a folder",
-    "--fact=split=train": "does not state augmentation, learning_rate, weight_decay_inside",
+    "--fact=split=train": "lacks metadata that cannot be inferred: augmentation, learning_rate, weight_decay_inside",
     "--dtype=float16": "unknown dtype",
     "--bn=evl": "Did you mean 'eval'",
     "--split=trian": "'train' or 'test'",
@@ -74,7 +74,7 @@ def test_mistakes_exit_2_and_write_nothing(stranger, tmp_path, word, capsys):
 def test_batches_that_can_be_read_once_are_kept(stranger, capsys):
     assert main([stranger.replace(":subject", ":once"), "--measures", "top_eigenvalue"]) == 0
     assert main([stranger.replace(":subject", ":no_function"), "--measures", "trace"]) == 2
-    assert "is 'int'; allowed: a function without arguments" in capsys.readouterr().err
+    assert "is 'int'; allowed: a function that takes no arguments" in capsys.readouterr().err
 
 
 def test_a_line_to_another_solution(stranger, tmp_path):

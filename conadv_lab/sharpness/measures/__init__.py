@@ -1,1 +1,1 @@
-"""The numbers of a report, each with its error, price and conditions; ``front`` has `measure`."""
+"""The measures of a report, each with its error, cost and conditions; ``front`` has `measure`."""

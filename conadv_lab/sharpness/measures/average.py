@@ -24,7 +24,7 @@ def average_rise(
 ) -> tuple[float, float]:
     """E L(w+d) − L(w) and its interval's half-width, d = perturbation(z) for standard normal z.
 
-    Each z is used with −z too: the linear term, which has no mean but most of the variance, cancels.
+    Each z is paired with −z: this cancels the linear term, which has mean zero but most of the variance.
     """
     require(draws >= 2, "draws", draws, "a whole number of at least 2")
     weights, base = problem.weights(), problem.value()
@@ -65,14 +65,14 @@ def _relative(study: Study) -> Outcome:
 def sam_average(study: Study) -> Outcome:
     """E L(w+d) − L(w), d uniform on the sphere ‖d‖₂ = ρ, at the radii of ``sam_worst``.
 
-    (ρ²/2n)·tr(H) for small ρ. A rescaling of the layers moves it.
+    (ρ²/2n)·tr(H) for small ρ. Rescaling the layers changes it.
     """
     return _sphere(study)
 
 
 @register("sam_average_logit_normalised")
 def sam_average_logit_normalised(study: Study) -> Outcome:
-    """``sam_average`` of the loss on normalised logits; moves with the inner layers' scales."""
+    """``sam_average`` of the loss on normalised logits; changes with the inner layers' scales."""
     return _sphere(study.normalised)
 
 
@@ -88,12 +88,12 @@ def adaptive_average(study: Study) -> Outcome:
 
 @register("adaptive_average_logit_normalised", UNCHANGED)
 def adaptive_average_logit_normalised(study: Study) -> Outcome:
-    """``adaptive_average`` of the loss on normalised logits: the last layer's scale drops out as well."""
+    """``adaptive_average`` of the loss on normalised logits: the last layer's scale cancels too."""
     return _relative(study.normalised)
 
 
 def accuracy(problem: Problem, vector: Tensor | None = None) -> float:
-    """The share of examples (or positions) whose largest output is the label's, at ``vector``.
+    """The fraction of examples (or positions) that are classified correctly at ``vector``.
 
     Labels that the criterion ignores do not count.
 
@@ -119,10 +119,10 @@ def accuracy(problem: Problem, vector: Tensor | None = None) -> float:
 
 
 def widest_noise(problem: Problem, width: Callable[[float], Tensor], draws: Sequence[Tensor]) -> float:
-    """σ at which the mean accuracy over draws is 0.1 below that without noise, by bisection of log σ.
+    """σ at which the mean accuracy over noise samples is 0.1 below that without noise, by bisection of log σ.
 
     Raises:
-        ValueError: no σ from 1e-5 to 1000 costs that much accuracy.
+        ValueError: no σ from 1e-5 to 1000 lowers the accuracy that much.
     """
     weights, target = problem.weights(), accuracy(problem) - TARGET_DROP
 
@@ -132,13 +132,13 @@ def widest_noise(problem: Problem, width: Callable[[float], Tensor], draws: Sequ
     low, high = 1e-5, 1e-5
     if not enough(low):
         raise ValueError(
-            f"noise of sigma {low} already costs {TARGET_DROP} of accuracy; the search begins there"
+            f"noise of sigma {low}, where the search starts, already lowers the accuracy by {TARGET_DROP}"
         )
     while enough(high):
         low, high = high, high * 4
         if high > 1e3:
             raise ValueError(
-                f"no noise costs {TARGET_DROP} of accuracy; the model predicts hardly better than chance"
+                f"no noise lowers the accuracy by {TARGET_DROP}; the model is hardly better than chance"
             )
     for _ in range(8):
         middle = math.sqrt(low * high)
@@ -154,16 +154,16 @@ def _flatness(study: Study, width: Callable[[float], Tensor]) -> Outcome:
     told = {
         "sigma": whole,
         "draws": len(draws),
-        "error_is": "half the difference between halves of the draws",
+        "error_is": "half the difference between the two halves of the samples",
     }
     return Outcome(whole**-2, error, 0, told | {"accuracy": accuracy(study.problem)})
 
 
 @register("pac_bayes_flatness")
 def pac_bayes_flatness(study: Study) -> Outcome:
-    """1/σ² for the σ at which u ~ N(0, σ²I) costs 0.1 of accuracy (Jiang et al. 2020, measure 52).
+    """1/σ² for the σ at which u ~ N(0, σ²I) lowers the accuracy by 0.1 (Jiang et al. 2020, measure 52).
 
-    The number of the measure is from memory. Large is sharp. A rescaling of the layers moves it.
+    The measure's number is from memory. Large means sharp. Rescaling the layers changes it.
     """
     ones = torch.ones_like(study.problem.weights())
     return _flatness(study, lambda sigma: sigma * ones)
@@ -178,11 +178,10 @@ def magnitude_width(weights: Tensor, sigma: float) -> Tensor:
 def pac_bayes_flatness_magnitude(study: Study) -> Outcome:
     """1/σ² for uᵢ ~ N(0, σ²wᵢ² + 10⁻⁶) (Jiang et al. 2020, measure 56).
 
-    Formula and number of the measure are from memory, not re-read in the paper. The code published with
-    Dziugaite et al. (2020) hands σ²wᵢ² + (10⁻³)² to its generator as a standard deviation, where it is a
-    variance by the formula; others take its root, as here. For small σ the loss rises by
-    ½Σ(σ²wᵢ² + 10⁻⁶)Hᵢᵢ, to which a test holds these perturbations. But for the 10⁻⁶ a rescaling of the layers
-    would leave it unchanged; small weights make it move.
+    Formula and number of the measure are from memory, not checked against the paper. The code published with
+    Dziugaite et al. (2020) passes σ²wᵢ² + (10⁻³)² to its generator as a standard deviation, where the formula makes
+    it a variance; others take its root, as here. For small σ the loss rises by ½Σ(σ²wᵢ² + 10⁻⁶)Hᵢᵢ, which a test
+    checks. Without the 10⁻⁶ rescaling the layers would leave it unchanged; small weights make it change.
     """
     weights = study.problem.weights()
     return _flatness(study, partial(magnitude_width, weights))

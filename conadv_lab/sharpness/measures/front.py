@@ -1,4 +1,4 @@
-"""``measure``: the curvature and sharpness of a model, each number with its error, price and conditions."""
+"""``measure``: the curvature and sharpness of a model, each number with its error, cost and conditions."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,9 +31,9 @@ from conadv_lab.sharpness.spectrum.journal import Journal
 DEFAULT = (
     "top_eigenvalue", "trace", "ggn_trace", "sam_average", "adaptive_average", "batch_sharpness",
 )  # fmt: skip
-"""What ``measure`` gives unasked: any model and loss have it, for about 65 gradients together (:mod:`~.progress`).
+"""What ``measure`` computes by default: defined for any model and loss, about 65 gradients (:mod:`~.progress`).
 
-Worst cases, densities and searches cost 50 to 130 gradients each, and are asked for by name.
+Worst cases, densities and searches cost 50 to 130 gradients each, and have to be requested by name.
 """
 
 
@@ -55,23 +55,23 @@ def measure(
     refused: Callable[[str, ValueError], None] | None = None,
     **settings: Any,
 ) -> Report:
-    """Measure how flat a model lies, without changing it: not a bit of it, nor the global random state.
+    """Measure how flat a minimum is, without changing a bit of the model or the global random state.
 
     Args:
         model, criterion, batches, params, bn, dtype, all_reduce: see `Problem`.
         measures: names; :func:`names` lists them.
         seed: of start vectors, probes and perturbations; same seed, same bits on one machine.
-        facts: what only the caller knows and every number should carry: ``split``, ``augmentation``,
+        facts: metadata that cannot be inferred and is recorded with every number: ``split``, ``augmentation``,
             ``learning_rate``, ``weight_decay_inside``.
-        resume: a folder in which finished measures are kept; a second call with it goes on from there.
-        progress: a line a measure on standard error, with the time that is left.
+        resume: a folder that stores finished measures; a second call with it continues from there.
+        progress: print one line per measure with the time left to standard error.
         shown: called with each measure as soon as it is done.
-        refused: called with the name and the mistake of a measure that has no meaning here, which is then left
-            out; ``None`` raises the mistake.
+        refused: called with the name and error of a measure that is undefined for this model, which is then skipped;
+            ``None`` raises the error.
         settings: fields of :class:`~.study.Settings`.
 
     Raises:
-        ValueError: a mistake in the arguments, told with what is allowed.
+        ValueError: an invalid argument; the message says what is allowed.
 
     >>> torch.manual_seed(0) and None
     >>> model = nn.Linear(4, 3)
@@ -113,7 +113,7 @@ def measure(
 
 
 def names() -> list[str]:
-    """The measures that can be asked for.
+    """All available measures.
 
     >>> "top_eigenvalue" in names()
     True
@@ -133,7 +133,7 @@ def _has_meaning(problem: Problem, name: str, refused: Callable[[str, ValueError
 
 
 def _order(name: str) -> int:
-    """The longer answer first: the top eigenvalue is then part of the top-k."""
+    """Longer results first, so that the top eigenvalue is read off the top k."""
     return 1 if name == "top_eigenvalue" else 0
 
 
@@ -152,13 +152,13 @@ def _one(study: Study, name: str) -> Measure:
 
 
 def _key(problem: Problem, settings: Settings, seed: int) -> dict[str, Any]:
-    """What makes two measurements the same one."""
+    """What identifies a measurement when it is resumed."""
     weights = problem.weights().double()
     places = torch.arange(len(weights), device=weights.device)
     mark = [float(weights.sum()), float(weights.norm()), float((weights * places).sum())]
     return {
         "weights": mark, "data": problem.data_hash, "settings": vars(settings), "seed": seed,
         "bn": problem.bn, "names": problem.names, "precision": f"torch.{problem.arithmetic}",
-        # Of another criterion, architecture or buffers; rounded, as another number of threads sums in another order.
+        # Detects another criterion, architecture or buffers; rounded, as the thread count changes the order of sums.
         "loss": f"{problem.initial_loss:.3g}", "slope": f"{float(problem.gradient.norm()):.3g}",
     }  # fmt: skip

@@ -19,8 +19,8 @@ from conadv_lab.sharpness.spectrum.trace import sign_vector
 def batch_sharpness(study: Study) -> Outcome:
     """The mean over batches of g_Bᵀ H_B g_B / ‖g_B‖² (Andreyev and Beneventano 2024, def. 1).
 
-    At the batches as given, or groups of ``m``; the error is a standard error over them. Gradient descent on
-    batches holds it near 2/lr. A rescaling of the layers moves it.
+    Over the batches as given, or groups of ``m``; the error is a standard error over them. Mini-batch gradient descent
+    keeps it near 2/lr. Rescaling the layers changes it.
     """
     samples: list[float] = []
     shares: list[float] = []
@@ -29,7 +29,7 @@ def batch_sharpness(study: Study) -> Outcome:
         hessian = Hessian(group, planned=1)
         image = hessian @ gradient
         if not samples and not study.symmetry_seen:
-            hessian @ sign_vector(hessian, study.seed, 0)  # a second one, so that they can be compared
+            hessian @ sign_vector(hessian, study.seed, 0)  # a second product, so that symmetry can be checked
         samples.append(float(gradient @ image) / max(float(gradient.square().sum()), 1e-300))
         shares.append(share)
     told = {"m": study.settings.m or max(study.problem.batch_sizes), "groups": len(samples), "gradients": 1}
@@ -57,13 +57,13 @@ def noise_scale(sizes: Sequence[int], squares: Sequence[float], whole: float) ->
 
 @register("gradient_noise_scale")
 def gradient_noise_scale(study: Study) -> Outcome:
-    """The batch at which noise and signal of the gradient are alike (McCandlish et al. 2018, eq. 2.9).
+    """The batch size, in examples, at which gradient noise equals signal (McCandlish et al. 2018, eq. 2.9).
 
-    In examples. Near a minimum the signal is small and the number has little meaning: it may be negative. The
-    error is the jackknife's standard error over groups; a rescaling of the layers moves it.
+    Near a minimum the signal is small and the value means little: it may be negative. The error is the jackknife
+    standard error over groups; rescaling the layers changes it.
 
     Raises:
-        ValueError: fewer than three groups; give smaller batches or ``m``. Data shared among ranks.
+        ValueError: fewer than three groups (use smaller batches or ``m``), or data split over ranks.
     """
     require(not study.problem.all_reduce, "gradient_noise_scale's all_reduce", True, "data on one rank alone")
     study.problem.mean.require_alike("gradient_noise_scale")
@@ -76,7 +76,7 @@ def gradient_noise_scale(study: Study) -> Outcome:
     count = len(sizes)
     if count < 3:
         raise ValueError(
-            f"gradient_noise_scale has {count} groups; allowed: at least 3, by a smaller m or batches"
+            f"gradient_noise_scale has {count} groups; allowed: at least 3; use a smaller m or smaller batches"
         )
     weighted: Tensor = torch.stack([g * b for g, b in zip(gradients, sizes, strict=True)])
     sums = weighted.sum(0)
@@ -110,11 +110,11 @@ def fisher_rao(study: Study) -> Outcome:
 def lr_lambda_max(study: Study) -> Outcome:
     """Learning rate times λmax: near 2 at the edge of stability (Cohen et al. 2021).
 
-    Runs with different learning rates partly measure the learning rate; this shows how far. A rescaling of
-    the layers moves it.
+    Sharpness of runs with different learning rates partly reflects the learning rate; this shows how far. Rescaling
+    the layers changes it.
 
     Raises:
-        ValueError: ``facts`` holds no learning rate.
+        ValueError: ``facts`` has no learning rate.
     """
     rate = study.facts.get("learning_rate")
     if not isinstance(rate, (int, float)) or isinstance(rate, bool):

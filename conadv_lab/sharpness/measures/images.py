@@ -1,4 +1,4 @@
-"""Sharpness in the inputs: the loss's slope in an image, and accuracy under small attacks."""
+"""Sharpness with respect to inputs: the gradient of the loss in an image, and accuracy under small attacks."""
 
 import math
 
@@ -32,7 +32,7 @@ def _one_tensor(inputs: object) -> Tensor:
 def input_sharpness(study: Study) -> Outcome:
     """The mean over examples of ‖∇ₓℓ‖₂ (Novak et al. 2018 for the Jacobian's norm), per unit of the inputs.
 
-    It depends on the function alone, so no reparametrisation moves it. The error is a standard error over
+    It depends on the function alone, so no reparametrisation changes it. The error is a standard error over
     examples.
     """
     study.problem.mean.require_alike("input_sharpness")
@@ -96,7 +96,7 @@ def fgsm_accuracy(study: Study) -> Outcome:
 def pgd_accuracy(study: Study) -> Outcome:
     """Accuracy in percent under PGD from a random start, ``pgd_steps`` steps of 2.5·ε/steps (Madry et al. 2018).
 
-    It is the same attack as that of a run's ``pgd_accuracy``.
+    The same attack as for a run's ``pgd_accuracy``.
 
     It depends on the function alone. The error is a standard error over examples.
     """

@@ -20,16 +20,16 @@ def keskar_sharpness(
 ) -> tuple[float, int]:
     """100 · max_{z∈C} [f(x+Az) − f(x)] / (1+f(x)), C: |zᵢ| ≤ ε(|(A⁺x)ᵢ|+1) (Keskar et al. 2017, eqs. 3, 4).
 
-    The formula is from memory and from a summary, not re-read in the paper. Its box is confirmed by a second
-    derivation: for small ε the loss is linear in the box, so with A = I the value tends to
-    100·ε·Σᵢ|gᵢ|(|wᵢ|+1)/(1+f), the dual norm of the box; a test holds it to that.
+    The formula is from memory and a summary, not checked against the paper. A second derivation confirms its box: for
+    small ε the loss is linear in the box, so with A = I the value tends to 100·ε·Σᵢ|gᵢ|(|wᵢ|+1)/(1+f), the dual norm
+    of the box; a test checks that.
 
     A is the identity, or has ``subspace`` random columns, of unit length by our choice. L-BFGS-B runs for
-    ten iterations from half-way to the corner that the gradient points to, and that corner is tried as well;
-    the best of all is a lower bound of the maximum, never below 0.
+    ten iterations, starting half-way to the corner that the gradient points to, and that corner is tried as well;
+    the best value is a lower bound of the maximum, never below 0.
 
     Returns:
-        The sharpness, and the gradients it took.
+        The sharpness, and the number of gradients used.
     """
     require(epsilon > 0, "epsilon", epsilon, "a number above 0")
     weights = problem.weights()
@@ -59,7 +59,7 @@ def keskar_sharpness(
     _, slope = negative(np.zeros_like(box))
     corner = box * np.where(slope > 0, -1.0, 1.0)
     negative(corner)
-    minimize(  # without tolerances: those of SciPy stop it at once in a small box
+    minimize(  # no tolerances: SciPy's defaults stop at once in a small box
         negative, 0.5 * corner, jac=True, method="L-BFGS-B", bounds=list(zip(-box, box, strict=True)),
         options={"maxiter": ITERATIONS, "ftol": 0.0, "gtol": 0.0},
     )  # fmt: skip
@@ -79,12 +79,12 @@ def _over(study: Study, subspace: int | None) -> Outcome:
 def keskar(study: Study) -> Outcome:
     """Keskar's sharpness in the whole space at each ε, in per cent; see :func:`keskar_sharpness`.
 
-    The +1 in the box keeps it from being invariant: a rescaling of the layers moves it.
+    The +1 in the box breaks invariance: rescaling the layers changes it.
     """
     return _over(study, None)
 
 
 @register("keskar_subspace")
 def keskar_subspace(study: Study) -> Outcome:
-    """Keskar's sharpness in a random subspace of ``subspace`` dimensions; a rescaling moves it."""
+    """Keskar's sharpness in a random subspace of ``subspace`` dimensions; rescaling changes it."""
     return _over(study, min(study.settings.subspace, study.problem.size))

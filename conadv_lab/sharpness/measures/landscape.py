@@ -32,13 +32,13 @@ class Landscape:
 
 
 def filter_normalised(problem: Problem, direction: Tensor) -> Tensor:
-    """A direction with every filter as long as the weights' (Li et al. 2018, sec. 4): d_ij·‖w_ij‖/‖d_ij‖.
+    """Scale every filter of a direction to the norm of its weights (Li et al. 2018, sec. 4): d_ij·‖w_ij‖/‖d_ij‖.
 
-    A filter is a row of a weight of two or more axes. Biases and norms' parameters, of one axis, stay put, as
-    in the paper. A rescaling that keeps the function then changes nothing along the direction.
+    A filter is a row of a weight with two or more axes. Biases and normalisation parameters, with one axis, do not
+    move, as in the paper. Losses along the direction are then invariant to rescalings that keep the function.
 
     Args:
-        direction: shape ``(size,)``; not changed.
+        direction: shape ``(size,)``; not modified.
     """
     parts = []
     pairs = zip(problem.split(problem.weights()), problem.split(direction), strict=True)
@@ -53,7 +53,7 @@ def filter_normalised(problem: Problem, direction: Tensor) -> Tensor:
 
 
 def random_direction(problem: Problem, seed: int = 0, index: int = 0) -> Tensor:
-    """A filter-normalised random direction, shape ``(size,)``; other ``index``, other direction."""
+    """A filter-normalised random direction, shape ``(size,)``; each ``index`` gives another one."""
     return filter_normalised(problem, normal_vector(problem, seed, 60_000 + index))  # type: ignore[arg-type]
 
 
@@ -65,13 +65,13 @@ def landscape(
     journal: Journal | None = None,
     name: str = "landscape",
 ) -> Landscape:
-    """The mean loss at every point of a grid along one or two directions; one forward pass over the data
-    each.
+    """The mean loss at every point of a grid along one or two directions; one forward pass over the data per
+    point.
 
-    The model's weights are not touched. With a journal the finished points are kept and not made again.
+    The model's weights are not changed. With a journal finished points are stored and not recomputed.
 
     Raises:
-        ValueError: not one or two directions, or not as many axes.
+        ValueError: not one or two directions, or a different number of axes.
 
     >>> model = torch.nn.Linear(1, 1, bias=False).double()
     >>> one = torch.ones(1, 1, dtype=torch.float64)
@@ -97,7 +97,7 @@ def landscape(
 
 
 def _filled(value: Callable[[int], float], count: int, journal: Journal | None, name: str) -> np.ndarray:
-    """``value`` of every place; those that a journal holds are not made again."""
+    """``value`` at every point; those stored in the journal are not recomputed."""
     flat = np.full(count, np.nan)
     kept = journal.get(name) if journal else None
     if kept is not None:
@@ -119,9 +119,9 @@ def between(
 ) -> Landscape:
     """The loss on the straight line from one solution (position 0) to another (1) of the same network.
 
-    Goodfellow et al. (2015), "Qualitatively characterizing neural network optimization problems". Floating
-    buffers, such as running statistics, go along the line too; data and criterion are the first problem's.
-    With a journal the finished points are kept.
+    Goodfellow et al. (2015), "Qualitatively characterizing neural network optimization problems". Floating-point
+    buffers, such as running statistics, are interpolated too; data and criterion are the first problem's.
+    With a journal finished points are stored.
 
     Raises:
         ValueError: the problems' parameters differ in name or shape.
@@ -147,7 +147,7 @@ def between(
 def line_to(
     report: Report, problem: Problem, end: Problem, name: str, resume: Path | None = None, points: int = 21
 ) -> Report:
-    """The report with one more measure, ``landscape_between``: :func:`between` from position −0.25 to 1.25."""
+    """The report with an additional measure, ``landscape_between``: :func:`between` from position −0.25 to 1.25."""
     start = time.perf_counter()
     norms = [float(p.weights().norm()) for p in (problem, end)]
     journal = Journal(resume, {"data": problem.data_hash, "norms": norms, "points": points})
@@ -187,12 +187,12 @@ def landscape_plane(study: Study) -> Outcome:
 def landscape_eigen(study: Study) -> Outcome:
     """The loss over the Hessian's two top eigenvectors, 15 × 15 points (Yao et al. 2020).
 
-    The axes are in multiples of √(2/λ₁), where the quadratic model has risen by one on the first axis. A
-    rescaling of the layers moves it.
+    The axes are in multiples of √(2/λ₁), at which the quadratic model rises by one on the first axis. Rescaling the
+    layers changes it.
     """
     found = study.eigen(2)
     unit = float(np.sqrt(2 / max(abs(float(found.values[0])), 1e-12)))
-    directions = [unit * vector for vector in found.vectors[:2]]  # others may have asked for more
+    directions = [unit * vector for vector in found.vectors[:2]]  # another measure may have computed more
     axes = [np.linspace(-1, 1, 15)] * len(directions)
     grid = landscape(study.problem, directions, axes, journal=study.journal, name="eigen")
     return _told(study, grid, f"top eigenvectors, unit {unit:.6g}")

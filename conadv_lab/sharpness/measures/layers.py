@@ -15,7 +15,7 @@ SAMPLES = 64
 
 
 def layers_of(problem: Problem) -> dict[str, list[str]]:
-    """The chosen parameters' names by layer, the module that holds them directly.
+    """The chosen parameters' names by layer, the module that directly owns them.
 
     >>> from torch import nn, ones, tensor
     >>> layers_of(Problem(nn.Sequential(nn.Linear(2, 2)), nn.CrossEntropyLoss(), (ones(1, 2), tensor([0]))))
@@ -29,7 +29,7 @@ def layers_of(problem: Problem) -> dict[str, list[str]]:
 
 @register("layer_top_eigenvalues")
 def layer_top_eigenvalues(study: Study) -> Outcome:
-    """λmax of each layer's diagonal block; never above the whole Hessian's. Moves with the layer's scale."""
+    """λmax of each layer's diagonal block; never above the whole Hessian's. Changes with the layer's scale."""
     values, bounds, products, converged = {}, {}, 0, True
     s = study.settings
     for layer, names in layers_of(study.problem).items():
@@ -42,10 +42,10 @@ def layer_top_eigenvalues(study: Study) -> Outcome:
 
 @register("layer_traces")
 def layer_traces(study: Study) -> Outcome:
-    """The trace of each layer's diagonal block; together they are tr(H).
+    """The trace of each layer's diagonal block; they sum to tr(H).
 
-    Exact where the whole trace is. Else Hutchinson's vector z serves all layers at once, as z_l·(Hz)_l has
-    the block's trace as its mean; 64 samples, the error a half-width at the settings' confidence.
+    Exact if the whole trace is. Otherwise one Hutchinson vector z serves all layers at once, as the expectation of
+    z_l·(Hz)_l is the block's trace; 64 samples, the error a half-width at the configured confidence.
     """
     exact = study.exact_hessian if "exact_hessian" in vars(study) else exact_trace(study.problem)
     layers = layers_of(study.problem)

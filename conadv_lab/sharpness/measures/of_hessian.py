@@ -33,7 +33,7 @@ def _told(study: Study, found: Eigenpairs) -> dict[str, object]:
 def top_eigenvalue(study: Study) -> Outcome:
     """λmax of the Hessian, by Lanczos (the sharpness of Jastrzębski et al. 2019 and Cohen et al. 2021).
 
-    A layer-wise rescaling that keeps a ReLU network's function moves it at will (Dinh et al. 2017, thm 4).
+    A layer-wise rescaling that keeps a ReLU network's function can change it arbitrarily (Dinh et al. 2017, thm 4).
     """
     found = study.eigen(1)
     return Outcome(float(found.values[0]), float(found.bounds[0]), found.products, _told(study, found))
@@ -41,7 +41,7 @@ def top_eigenvalue(study: Study) -> Outcome:
 
 @register("top_eigenvalues")
 def top_eigenvalues(study: Study) -> Outcome:
-    """The ``k`` largest eigenvalues of the Hessian, the largest first; each moves as λmax does."""
+    """The ``k`` largest eigenvalues of the Hessian, largest first; each changes as λmax does."""
     found = study.eigen(study.settings.k)
     return Outcome(found.values.tolist(), found.bounds.tolist(), found.products, _told(study, found))
 
@@ -61,8 +61,8 @@ def trace(study: Study) -> Outcome:
     """tr(H): exact where the network's graph proves it can be, else estimated until accurate enough.
 
     Exact: see :func:`~conadv_lab.sharpness.spectrum.exact.exact_trace`. Estimated: Hutchinson (1990) on the complement
-    of a Lanczos basis, with the Gauss–Newton matrix as control variate where its own trace is exact and that
-    is the cheaper way; interval by Stein (1945). Moves with any rescaling of the weights.
+    of a Lanczos basis, with the Gauss–Newton matrix as control variate if its trace is exact and this is cheaper;
+    interval by Stein (1945). Changes with any rescaling of the weights.
     """
     exact = study.exact_hessian
     if exact.value is not None:
@@ -95,7 +95,7 @@ def trace(study: Study) -> Outcome:
 def ggn_trace(study: Study) -> Outcome:
     """tr(G) of the Gauss–Newton matrix (for cross-entropy: of the Fisher matrix), exact for known layers.
 
-    Never negative for a convex loss. Moves with any rescaling of the weights.
+    Never negative for a convex loss. Changes with any rescaling of the weights.
     """
     exact = study.exact_ggn
     if exact.value is not None:
@@ -114,7 +114,7 @@ def ggn_trace(study: Study) -> Outcome:
 
 @register("frobenius_norm")
 def frobenius_norm(study: Study) -> Outcome:
-    """‖H‖_F = √Σλ², from the products that trace and eigenvalues made. Moves with any rescaling."""
+    """‖H‖_F = √Σλ², from the products of trace and eigenvalues. Changes with any rescaling."""
     study.probes.draw(min(PILOT, study.settings.max_samples) if study.deflated < study.problem.size else 0)
     found = frobenius(study.lanczos, study.probes, study.deflated, study.settings.confidence)
     told = {"matrix": "Hessian", "samples": found.samples, "confidence": study.settings.confidence}
@@ -126,7 +126,7 @@ def spectral_density(study: Study) -> Outcome:
     """The Hessian's spectral density (Ghorbani et al. 2019), outliers exact, the bulk by quadrature.
 
     ``value``: ``grid`` (eigenvalues), ``density``, ``nodes`` and ``weights``; ``error``: the band ``low``,
-    ``high``, pointwise over probes. Its scale moves with any rescaling of the weights.
+    ``high``, pointwise over probes. Its scale changes with any rescaling of the weights.
     """
     found = study.spectrum
     value = {
@@ -144,7 +144,7 @@ def spectral_density(study: Study) -> Outcome:
 def dimension(study: Study) -> Outcome:
     """Σ λ⁺/(λ⁺ + z): how many directions the data determine (MacKay 1992; Maddox et al. 2020, eq. 3).
 
-    The error is a standard error over the density's probes. A rescaling of the weights moves it.
+    The error is a standard error over the density's probes. Rescaling the weights changes it.
     """
     value, error = effective_dimension(study.spectrum, study.problem.size, study.settings.damping)
     products = study.spectrum.products + study.eigen(study.settings.k).products
@@ -170,7 +170,7 @@ def _rounding(study: Study, value: float) -> float:
 
 
 def _with_rounding(study: Study, found: Estimate) -> float:
-    """The half-width over random vectors, and what coarse arithmetic or a whole space's sum add to it."""
+    """The half-width over random vectors, plus the error of low precision or of a sum over all dimensions."""
     coarse = study.problem.roundoff > torch.finfo(torch.float32).eps
     return found.error + (_rounding(study, found.value) if coarse or not found.samples else 0.0)
 

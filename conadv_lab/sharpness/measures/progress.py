@@ -1,4 +1,4 @@
-"""How far a measurement is: a line a measure with the time left on standard error, or a bar in a notebook."""
+"""Progress of a measurement: one line per measure with the time left on standard error, or a bar in a notebook."""
 
 import sys
 import threading
@@ -17,12 +17,12 @@ PRICES = {
     "pac_bayes_flatness_magnitude": 74, "pgd_accuracy": 5, "sam_average_logit_normalised": 12,
     "sam_worst_logit_normalised": 64, "trace_hutch_pp": 129, "trace_xtrace": 133,
 }  # fmt: skip
-"""What measures cost in gradients beside the others, measured on the digits network; one that is not here: 2.
+"""Cost of measures in gradients, on top of the others, measured on the digits network; default: 2.
 
-They decide the times that are told, and which measures are left to ``--also``.
+Used for time estimates, and to decide which measures need ``--also``.
 """
 EVERY = 5.0
-"""Seconds between two lines of one measure."""
+"""Seconds between two lines for one measure."""
 
 
 def duration(seconds: float) -> str:
@@ -37,17 +37,17 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Lines about the measures ``names``, in the order in which they are made; a long one has more than one.
+    """Reports progress over the measures ``names``, in order; a long measure gets several lines.
 
     Args:
-        names: of the measures that will be made.
-        gradient: seconds of one gradient, from which the first line's time comes; later ones go by what was seen.
-        shown: whether anything is written.
+        names: the measures to be computed.
+        gradient: seconds per gradient, for the first estimate; later ones use the times observed.
+        shown: whether to print anything.
     """
 
     def __init__(self, names: Sequence[str], gradient: float, shown: bool) -> None:
         self.names, self.shown = list(names), shown
-        self.seconds, self.spent = gradient, 1.0  # seconds seen, for so many gradients
+        self.seconds, self.spent = gradient, 1.0  # observed seconds, for this many gradients
         self.place, self.products = -1, 0
         self.began = time.monotonic()
         self.over = threading.Event()
@@ -69,17 +69,17 @@ class Progress:
             self.ticker.join()
 
     def begin(self) -> None:
-        """The next measure begins."""
+        """The next measure starts."""
         self.place, self.products = self.place + 1, 0
         self.began = time.monotonic()
         self._say()
 
     def product(self) -> None:
-        """One more product of this measure was made."""
+        """This measure has made another product."""
         self.products += 1
 
     def end(self) -> None:
-        """The measure is done; one that cost next to nothing, being kept or shared, says nothing of the others."""
+        """The measure is done; one that was nearly free, being stored or shared, does not count for the estimate."""
         took, price = time.monotonic() - self.began, self._price(self.place)
         if took > 0.1 * price * self.seconds / self.spent:
             self.seconds, self.spent = self.seconds + took, self.spent + price
@@ -87,7 +87,7 @@ class Progress:
             self.bar.update(price)
 
     def left(self) -> float:
-        """Seconds until the last measure is done, as far as prices and what was seen tell."""
+        """Estimated seconds until the last measure is done, from costs and observed times."""
         prices = sum(self._price(place) for place in range(self.place, len(self.names)))
         passed = time.monotonic() - self.began
         later = prices - self._price(self.place)
@@ -98,7 +98,7 @@ class Progress:
         return PRICES.get(self.names[place], 2)
 
     def _tick(self) -> None:
-        """Says the same again while a long measure is being made."""
+        """Repeats the line during a long measure."""
         while not self.over.wait(EVERY):
             if self.place >= 0 and time.monotonic() - self.began >= EVERY:
                 self._say()
@@ -114,7 +114,7 @@ class Progress:
 
 
 def _bar(total: float) -> Any:
-    """A bar over all measures, whose lengths are their prices."""
+    """A bar over all measures, proportional to their costs."""
     from tqdm.auto import tqdm
 
     return tqdm(total=total, bar_format="{l_bar}{bar}| {elapsed}, about {remaining} left")

@@ -1,4 +1,4 @@
-"""What a measurement returns: numbers that carry their error, their price and their conditions."""
+"""What a measurement returns: numbers with their error, cost and conditions."""
 
 import json
 from collections.abc import Mapping
@@ -17,27 +17,27 @@ CONDITIONS = (
     "label_smoothing", "weight_decay_inside", "parameters", "precision", "seed", "loss_value",
     "gradient_norm", "weight_norm", "learning_rate",
 )  # fmt: skip
-"""What every number must carry (besides its own products, error and convergence)."""
+"""Conditions that are recorded with every number (besides its products, error and convergence)."""
 FACTS = ("split", "augmentation", "learning_rate", "weight_decay_inside", "label_smoothing")
-"""Those that the model, the loss and the batches do not always show: the caller's to state."""
+"""Conditions that cannot always be inferred from model, loss and batches: the caller states them."""
 
 SHOWN = ("split", "examples", "loss_value", "gradient_norm", "bn", "precision")
-"""Conditions that a notebook shows above the numbers."""
+"""Conditions shown above the numbers in a notebook."""
 
 
 def require_facts(who: str, conditions: Mapping[str, Any]) -> None:
-    """Refuse numbers whose conditions are partly unstated; "unknown" is a statement.
+    """Reject numbers with missing metadata; "unknown" is accepted.
 
     Raises:
-        ValueError: naming the facts that are missing and how to give them.
+        ValueError: lists the missing facts and how to state them.
 
     >>> require_facts("net", dict.fromkeys(FACTS, "unknown"))
     """
     missing = [name for name in FACTS if conditions.get(name) is None]
     if missing:
         raise ValueError(
-            f"{who} does not state {', '.join(missing)}, which its numbers must carry, so nothing is written; "
-            f"state each (as 'unknown', if need be): --fact {missing[0]}=… or facts={{{missing[0]!r}: …}}"
+            f"{who} lacks metadata that cannot be inferred: {', '.join(missing)}; nothing was written. "
+            f"Pass --fact {missing[0]}=… or facts={{{missing[0]!r}: …}}; 'unknown' is accepted"
         )
 
 
@@ -47,11 +47,11 @@ class Measure:
 
     Attributes:
         name: as in ``measure(..., measures=(name,))``.
-        value: a number, a list of numbers, or a mapping: of radii, which are numbers, or of layers, by name.
-        error: bound or half-width of the interval, shaped like the value; ``None`` where no error is known.
-        products: what the value rests on, in products with a curvature matrix over the whole data set;
-            gradients are counted in the conditions as ``gradients`` and forward passes as ``forwards``.
-        seconds: wall-clock seconds that this measure added.
+        value: a number, a list of numbers, or a mapping from radii (numbers) or layer names.
+        error: bound or half-width of the interval, shaped like the value; ``None`` if unknown.
+        products: number of products with a curvature matrix over the whole data set that the value uses; the
+            conditions count gradients as ``gradients`` and forward passes as ``forwards``.
+        seconds: additional wall-clock seconds for this measure.
         conditions: everything that the number depends on.
     """
 
@@ -63,7 +63,7 @@ class Measure:
     conditions: Mapping[str, Any] = field(default_factory=dict)
 
     def parts(self) -> list[tuple[Any, float, float | None]]:
-        """(part, value, error) of every number: the radius, the place in a list or the layer; curves have none.
+        """(part, value, error) of every number; part is the radius, the list index or the layer; none for curves.
 
         >>> Measure("sam_worst", {0.1: 2.0}, None, 0, 0.0).parts()
         [(0.1, 2.0, None)]
@@ -79,12 +79,12 @@ class Measure:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Measure":
-        """The measure that JSON holds; its radii, which are strings there, are numbers again.
+        """Read a measure from JSON; radii, which are strings there, become numbers.
 
         >>> Measure.from_dict({"name": "sam_worst", "value": {"0.1": 2.0}, "error": None, "products": 0, "seconds": 0})
         Measure(name='sam_worst', value={0.1: 2.0}, error=None, products=0, seconds=0, conditions={})
         """
-        if data["name"].startswith("layer_"):  # layers may have numbers for names
+        if data["name"].startswith("layer_"):  # layers may be named by numbers
             return cls(**data)
         return cls(
             **(
@@ -95,7 +95,7 @@ class Measure:
 
 
 def _numbered(value: Any) -> Any:
-    """Mappings whose keys are all numbers, written as text, with numbers for keys."""
+    """Turn keys into numbers in mappings whose keys are all numbers written as text."""
     if not isinstance(value, Mapping):
         return value
     try:
@@ -105,7 +105,7 @@ def _numbered(value: Any) -> Any:
 
 
 def _written(value: Any) -> Any:
-    """As JSON has it: every key is text."""
+    """For JSON: every key as text."""
     return {str(key): _written(one) for key, one in value.items()} if isinstance(value, Mapping) else value
 
 
@@ -113,7 +113,7 @@ def _written(value: Any) -> Any:
 class Report:
     """The measures of one model on one data set, by name: ``report["top_eigenvalue"].value``.
 
-    In a notebook it shows as a table; ``sharpness.figures(report)`` shows its curves and landscapes.
+    A notebook shows it as a table; ``sharpness.figures(report)`` draws its curves and landscapes.
     """
 
     measures: tuple[Measure, ...]
@@ -129,7 +129,7 @@ class Report:
 
     @property
     def conditions(self) -> dict[str, Any]:
-        """What all measures have in common."""
+        """The conditions that all measures share."""
         first = self.measures[0].conditions if self.measures else {}
         return {key: first[key] for key in CONDITIONS if key in first}
 
@@ -138,7 +138,7 @@ class Report:
         return {"measures": [_written(asdict(measure)) for measure in self.measures]}
 
     def to_frame(self) -> "pd.DataFrame":
-        """One row a number: ``measure``, ``part`` (radius, place in a list or layer), ``value``, ``error`` and cost.
+        """One row per number: ``measure``, ``part`` (radius, list index or layer), ``value``, ``error`` and cost.
 
         >>> Report((Measure("sam_worst", {0.1: 2.0}, None, 0, 0.5),)).to_frame()["part"].tolist()
         [0.1]
@@ -166,11 +166,11 @@ class Report:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Report":
-        """The report that ``to_dict`` gave."""
+        """The inverse of ``to_dict``."""
         return cls(tuple(map(Measure.from_dict, data["measures"])))
 
     def complete(self, who: str = "the report") -> None:
-        """Refuse to be written down while a number lacks something that it must carry.
+        """Check that every number has the metadata required for writing.
 
         Raises:
             ValueError: a measure lacks one of ``CONDITIONS``, or one of ``FACTS`` was not stated.
@@ -182,6 +182,6 @@ class Report:
             require_facts(who, measure.conditions)
 
     def save(self, path: str | Path) -> None:
-        """Write ``to_dict()`` as JSON; a number without its conditions is refused, see :meth:`complete`."""
+        """Write ``to_dict()`` as JSON; raises if a number lacks its conditions, see :meth:`complete`."""
         self.complete()
         Path(path).write_text(json.dumps(self.to_dict(), indent=1, allow_nan=True) + "\n")

@@ -1,4 +1,4 @@
-"""One model under measurement: what its measures share, so that no product is made twice."""
+"""One model under measurement: what its measures share, so that no product is computed twice."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -20,27 +20,27 @@ from conadv_lab.sharpness.spectrum.trace import Probes
 
 @dataclass(frozen=True)
 class Settings:
-    """What the measures can be told.
+    """Settings of the measures.
 
     Attributes:
-        k: how many eigenvalues at each end.
-        tol: error allowed for an eigenvalue, relative to it.
+        k: number of eigenvalues at each end.
+        tol: relative error allowed for an eigenvalue.
         check: look for missed eigenvalues from a second start.
         likelihood: of the Fisher matrix, ``"categorical"`` or ``"gaussian"``.
-        memory_budget: bytes for kept graphs.
-        accuracy: half-width asked of traces, relative to them.
+        memory_budget: bytes for retained graphs.
+        accuracy: requested relative half-width of traces.
         confidence: of intervals and bands.
-        max_samples: at most this many random vectors for a trace.
-        deflate: Lanczos vectors whose space is taken out of a trace's samples.
-        probes, steps: random starts of the density, and Lanczos products for each.
+        max_samples: largest number of random vectors for a trace.
+        deflate: number of Lanczos vectors whose span is projected out of a trace's samples.
+        probes, steps: random starts of the density, and Lanczos products per start.
         damping: the z of the effective dimension.
         rhos: radii of the sharpness in plain weights.
         adaptive_rhos: radii of the adaptive worst case, in units of |w|, as a 2-norm over all weights.
         relative_rhos: standard deviations of the adaptive average case, relative to each weight.
-        ascent_steps, restarts: gradients for each start of a worst case, and random starts beside the
+        ascent_steps, restarts: gradients per start of a worst case, and number of random starts besides the
             one-step one.
-        draws: pairs ±d of random perturbations for an average case.
-        m: examples in a group of m-sharpness and of the noise scale; ``None``: the batches as given.
+        draws: number of pairs ±d of random perturbations for an average case.
+        m: examples per group of m-sharpness and of the noise scale; ``None``: the batches as given.
         keskar_epsilons, subspace: sizes of Keskar's box, and dimensions of its random subspace.
         epsilon: of FGSM and PGD, in the unit of the images, which lie in [0, 1].
         pgd_steps: steps of PGD.
@@ -72,7 +72,7 @@ class Settings:
 
     @classmethod
     def of(cls, **given: Any) -> "Settings":
-        """Settings from keywords; an unknown one is told with the nearest right name."""
+        """Settings from keywords; the error for an unknown one suggests the nearest name."""
         allowed = [f.name for f in fields(cls)]
         for name in given:
             if name not in allowed:
@@ -91,10 +91,10 @@ class Outcome:
 
 
 class NormalisedLogits:
-    """A criterion on f/s, s² the variance of an example's logits over classes.
+    """A criterion on f/s, where s² is the variance of an example's logits over classes.
 
-    Andriushchenko et al. (2023), sec. 3. The scale of the last layer, which changes sharpness but no
-    prediction, then has no effect.
+    Andriushchenko et al. (2023), sec. 3. It removes the effect of the last layer's scale, which changes sharpness but
+    no prediction.
     """
 
     def __init__(self, criterion: Criterion) -> None:
@@ -132,7 +132,7 @@ class Study:
 
     @cached_property
     def lanczos(self) -> Lanczos:
-        """The Hessian's run, which eigenvalues, trace and density share."""
+        """The Hessian's Lanczos run, shared by eigenvalues, trace and density."""
         run = Lanczos(self.hessian, normal_vector(self.hessian, self.seed, 0))
         state = self.journal.get("lanczos")
         if state is not None:
@@ -140,7 +140,7 @@ class Study:
         return run
 
     def eigen(self, k: int, end: str = "top") -> Eigenpairs:
-        """The outermost eigenpairs of the Hessian; the longest answer so far serves the shorter ones."""
+        """The outermost eigenpairs of the Hessian; the longest result so far serves shorter requests."""
         k = min(k, self.problem.size)
         known: Eigenpairs | None = self._eigen.get(end)
         if known is None or len(known.values) < k:
@@ -153,7 +153,7 @@ class Study:
 
     @cached_property
     def probes(self) -> Probes:
-        """Random quadratic forms of the Hessian, which trace and Frobenius norm share."""
+        """Random quadratic forms of the Hessian, shared by trace and Frobenius norm."""
         run = self.lanczos
         while run.products < min(self.settings.deflate, run.room):
             run.step()
@@ -166,17 +166,17 @@ class Study:
 
     @property
     def symmetry_seen(self) -> bool:
-        """Whether products with the Hessian were compared already."""
+        """Whether symmetry of the Hessian's products was already checked."""
         return "hessian" in vars(self) and self.hessian.symmetry.pairs > 0
 
     @property
     def deflated(self) -> int:
-        """How many Lanczos vectors the probes leave out."""
+        """How many Lanczos vectors are projected out of the probes."""
         return min(self.settings.deflate, self.problem.size)
 
     @cached_property
     def exact_ggn(self) -> ExactTrace:
-        # Where the Hessian's is exact, the graph proves both the same.
+        # If the Hessian's trace is exact, the graph proves that both are equal.
         if "exact_hessian" in vars(self) and self.exact_hessian.value is not None:
             return self.exact_hessian
         return exact_trace(self.problem, matrix="ggn")
@@ -187,7 +187,7 @@ class Study:
 
     @cached_property
     def spectrum(self) -> Density:
-        """The Hessian's density, its outliers put in exactly."""
+        """The Hessian's density, with exact outliers."""
         s = self.settings
         top = self.eigen(s.k)
         return density(
@@ -220,7 +220,7 @@ class Study:
     def conditions(self) -> dict[str, Any]:
         """What every number of this study depends on.
 
-        What the caller alone knows comes from ``facts`` and is ``None`` until it is stated there.
+        What cannot be inferred comes from ``facts`` and is ``None`` until stated there.
         """
         problem, criterion = self.problem, self.problem.criterion
         sizes = problem.batch_sizes
@@ -254,7 +254,7 @@ def _has_batch_norm(model: torch.nn.Module) -> bool:
 
 
 def label_smoothing(criterion: Any) -> float | str | None:
-    """The loss's label smoothing, ``"none"`` for other losses of torch, ``None`` for a stranger's own.
+    """The loss's label smoothing; ``"none"`` for torch's other losses, ``None`` for custom ones.
 
     >>> label_smoothing(torch.nn.CrossEntropyLoss(label_smoothing=0.1)), label_smoothing(torch.nn.MSELoss())
     (0.1, 'none')
@@ -285,11 +285,11 @@ MOVES, UNCHANGED = "moves", "unchanged"
 def register(name: str, rescaling: str = MOVES) -> Callable[[MeasureFunction], MeasureFunction]:
     """Make a function of a study available as ``measure(..., measures=(name,))``.
 
-    ``rescaling`` says what a layer-wise rescaling that keeps a ReLU network's function does to the number.
+    ``rescaling`` says how a layer-wise rescaling that keeps a ReLU network's function affects the number.
     """
 
     def keep(function: MeasureFunction) -> MeasureFunction:
-        require(name not in REGISTRY, "measure", name, "a name that is not taken")
+        require(name not in REGISTRY, "measure", name, "a name that is not in use")
         REGISTRY[name], RESCALING[name] = function, rescaling
         return function
 

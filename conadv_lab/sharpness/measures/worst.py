@@ -19,11 +19,11 @@ class Ascent:
     """The result of a maximisation over a ball.
 
     Attributes:
-        rise: the loss at the best point found, less the loss at the centre; never below ``one_step``.
-        one_step: the rise at the end of one gradient step to the ball's surface (Foret et al. 2021, eq. 2).
+        rise: the loss at the best point found minus the loss at the centre; never below ``one_step``.
+        one_step: the rise after one gradient step to the ball's surface (Foret et al. 2021, eq. 2).
         first_order: ρ‖c∘g‖, what the gradient alone predicts.
         point: the best u, shape ``(size,)``; the perturbation is c∘u.
-        gradients: gradients of the loss that it took.
+        gradients: number of loss gradients used.
     """
 
     rise: float
@@ -50,13 +50,13 @@ def ascend(
 ) -> Ascent:
     """max over ‖u‖₂ ≤ ρ of L(w + c∘u) − L(w), by projected gradient ascent from several starts.
 
-    The first start is the one-step point, the others are random on the sphere. A step of length η·ρ goes
-    along the gradient in u; η halves when the loss did not rise. The best point of all is kept. It is a
-    lower bound of the maximum; no error of it is known.
+    The first start is the one-step point, the others are random on the sphere. Steps of length η·ρ follow the gradient
+    in u; η is halved when the loss does not rise. The best point overall is returned. It is a lower bound of the
+    maximum with unknown error.
 
     Args:
-        scale: c ≥ 0, shape ``(size,)``; ``None`` is 1.
-        starts: further points to begin at, such as the answer at a smaller ρ.
+        scale: c ≥ 0, shape ``(size,)``; ``None``: 1.
+        starts: additional starting points, such as the result at a smaller ρ.
 
     Raises:
         ValueError: ``rho`` is not above 0.
@@ -87,7 +87,7 @@ def ascend(
 def _climb(
     at: Callable[[Tensor], tuple[float, Tensor]], start: Tensor, rho: float, steps: int
 ) -> tuple[float, Tensor, float, int]:
-    """Best rise, its point, the rise at the start, and the gradients used."""
+    """Best rise, its point, the rise at the start, and the number of gradients used."""
     point = start
     rise, slope = at(point)
     first, length = rise, 1.0
@@ -107,7 +107,7 @@ def _climb(
 def over_radii(
     problem: Problem, rhos: Sequence[float], scale: Tensor | None, settings: Settings, seed: int
 ) -> dict[float, Ascent]:
-    """The ascent at each ρ, each begun also at the answer of the one below, so that it grows with ρ."""
+    """The ascent at each ρ, also started from the result at the next smaller one, so that it grows with ρ."""
     results: dict[float, Ascent] = {}
     starts: list[Tensor] = []
     for rho in sorted(rhos):
@@ -144,14 +144,14 @@ def _adaptive(study: Study) -> Outcome:
 def sam_worst(study: Study) -> Outcome:
     """max_{‖d‖₂≤ρ} L(w+d) − L(w) at each ρ (Foret et al. 2021, eq. 1), over all the data at once.
 
-    A rescaling of the layers that keeps the function moves it.
+    Rescaling the layers with the function unchanged changes it.
     """
     return _plain(study)
 
 
 @register("sam_worst_logit_normalised")
 def sam_worst_logit_normalised(study: Study) -> Outcome:
-    """``sam_worst`` of the loss on normalised logits; the last layer's scale alone drops out."""
+    """``sam_worst`` of the loss on normalised logits; only the last layer's scale cancels."""
     return _plain(study.normalised)
 
 
@@ -159,15 +159,15 @@ def sam_worst_logit_normalised(study: Study) -> Outcome:
 def adaptive_worst(study: Study) -> Outcome:
     """max_{‖d/|w|‖₂≤ρ} L(w+d) − L(w) at each ρ (Kwon et al. 2021, eq. 3, with T_w = diag|w|).
 
-    At a critical point (ρ²/2)·λmax(CHC) for small ρ. A rescaling of the layers that keeps the function leaves
-    it unchanged; the scale of the last layer, which changes the function, moves it.
+    At a critical point (ρ²/2)·λmax(CHC) for small ρ. Rescaling the layers with the function unchanged leaves it
+    unchanged; the scale of the last layer, which changes the function, changes it.
     """
     return _adaptive(study)
 
 
 @register("adaptive_worst_logit_normalised", UNCHANGED)
 def adaptive_worst_logit_normalised(study: Study) -> Outcome:
-    """``adaptive_worst`` of the loss on normalised logits, where all scales drop out."""
+    """``adaptive_worst`` of the loss on normalised logits, where all scales cancel."""
     return _adaptive(study.normalised)
 
 
@@ -176,7 +176,7 @@ def m_sharpness(study: Study) -> Outcome:
     """The mean over disjoint groups B of m of max_{‖d‖≤ρ} L_B(w+d) − L_B(w), at the first of ``rhos``.
 
     Foret et al. 2021, sec. 4.1. ``value`` is a number, ``error`` its standard error over groups. It falls as
-    m grows. A rescaling of the layers moves it.
+    m grows. Rescaling the layers changes it.
     """
     s, rho = study.settings, study.settings.rhos[0]
     rises, shares, gradients = [], [], 0

@@ -1,1 +1,1 @@
-"""What vectors are multiplied with: the Hessian and its relatives, and cures for derivatives that torch gets wrong."""
+"""Curvature operators: the Hessian and its relatives, with fixes for derivatives that torch gets wrong."""

@@ -1,4 +1,4 @@
-"""Bags of embeddings and CTC out of operations that can be differentiated twice, as PyTorch's own cannot."""
+"""EmbeddingBag and CTC loss from operations that can be differentiated twice, unlike PyTorch's own."""
 
 import torch
 from torch import Tensor
@@ -20,9 +20,7 @@ def embedding_bag(
 ) -> Tensor:
     """``F.embedding_bag``: rows of ``weight``, summed, averaged or their maximum, bag by bag."""
     if max_norm is not None or scale_grad_by_freq:
-        raise ValueError(
-            "EmbeddingBag has max_norm or scale_grad_by_freq; allowed: neither, in a measurement"
-        )
+        raise ValueError("EmbeddingBag has max_norm or scale_grad_by_freq; allowed when measuring: neither")
     if input.ndim == 2:
         bag = torch.arange(len(input), device=input.device).repeat_interleave(input.shape[1])
         count, input = len(input), input.reshape(-1)
@@ -51,7 +49,7 @@ def embedding_bag(
 
 
 def _highest(rows: Tensor, bag: Tensor, empty: Tensor) -> Tensor:
-    """The maximum of each bag; an empty one is 0. By the place of the maximum, whose row alone has a gradient."""
+    """The maximum of each bag, 0 if empty; gathered by index, so that only the row of the maximum has a gradient."""
     made = []
     for number in range(len(empty)):
         mine = rows[bag == number]
@@ -93,7 +91,7 @@ def _of_one(log_probs: Tensor, labels: Tensor, blank: int) -> Tensor:
     extended = torch.full((2 * len(labels) + 1,), blank, device=labels.device, dtype=torch.int64)
     extended[1::2] = labels
     emitted = log_probs[:, extended]
-    never = torch.finfo(log_probs.dtype).min / 4  # not −∞, whose derivative is not a number
+    never = torch.finfo(log_probs.dtype).min / 4  # not −∞, whose derivative is NaN
     skips = torch.zeros_like(extended, dtype=torch.bool)
     skips[2:] = (extended[2:] != blank) & (extended[2:] != extended[:-2])
     start = torch.arange(len(extended), device=labels.device) < 2

@@ -1,6 +1,6 @@
-"""Second derivatives that PyTorch gets wrong or lacks: cured by other operations, or refused by name.
+"""Second derivatives that PyTorch gets wrong or lacks: replaced by other operations, or refused by name.
 
-``torch._weight_norm`` runs a fused kernel whose backward pass takes ‖v‖ for a constant when it is differentiated
+``torch._weight_norm`` runs a fused kernel whose backward pass treats ‖v‖ as a constant when it is differentiated
 again (``_weight_norm_differentiable_backward`` uses the saved norms), so the Hessian in v is wrong and not even
 symmetric. ``F.hardsigmoid`` has a backward pass without a derivative.
 """
@@ -36,7 +36,7 @@ CURES: dict[Any, Callable[..., Any]] = {
     F.embedding_bag: bags.embedding_bag,
     F.ctc_loss: bags.ctc_loss,
 }
-"""By the function that a model calls."""
+"""Replacements by the function that a model calls."""
 
 _MISSING = (
     re.compile(r"derivative for '?(?:aten::)?_*(\w+?)(?:_backward)?'? is not implemented"),
@@ -47,10 +47,10 @@ _MISSING = (
 
 @contextmanager
 def second_derivatives() -> Iterator[None]:
-    """Within it, a second derivative that does not exist is one sentence that names the operation.
+    """Context in which a missing second derivative raises a one-sentence error that names the operation.
 
     Raises:
-        ValueError: in place of PyTorch's error.
+        ValueError: instead of PyTorch's error.
     """
     try:
         yield
@@ -58,7 +58,7 @@ def second_derivatives() -> Iterator[None]:
         for pattern in _MISSING:
             if found := pattern.search(str(error)):
                 raise ValueError(
-                    f"no second derivative of {found[1]}, which the model or its loss uses; replace it, "
-                    "or ask for measures without a Hessian, such as sam_worst"
+                    f"{found[1]}, used by the model or its loss, has no second derivative; replace it, "
+                    "or choose measures without a Hessian, such as sam_worst"
                 ) from error
         raise

@@ -1,11 +1,10 @@
-"""What all curvature operators share: going through the data, and which graphs are kept between products.
+"""What all curvature operators share: iterating over the data, and retaining graphs between products.
 
-Each operator is the average over a data set, weighted by examples, so ragged last batches count rightly. A
-product goes through the batches. With F the arithmetic of a forward pass a gradient is 3F. A *kept* graph
-costs 3F once (the set-up: about one product and a half, as it also takes memory from the system) and then 6F,
-two gradients, for each product; a *streamed* product builds its graph and drops it: 9F, three gradients. So
-graphs are kept from the second planned product on, for as many batches as the memory budget holds, and the
-other batches are streamed. Both paths give the same bits.
+Each operator is the average over a data set, weighted by examples, so smaller last batches count correctly. A
+product iterates over the batches. If a forward pass costs F, a gradient costs 3F. A *kept* graph costs 3F once (in
+practice about one and a half products, as it also allocates memory) and then 6F, two gradients, per product; a
+*streamed* product builds its graph and drops it: 9F, three gradients. So if more than one product is planned, graphs
+are kept for as many batches as the memory budget allows, and the others are streamed. Both give the same bits.
 """
 
 import math
@@ -33,14 +32,14 @@ class Operator:
     """A symmetric ``(size, size)`` map, applied by ``operator @ v`` to a vector of shape ``(size,)``.
 
     Args:
-        problem: model, loss and batches; the weights of the moment it was made.
-        wrt: ``"parameters"``, or ``"inputs"``: then the vector holds all inputs of all batches, end to end.
-        memory_budget: bytes that kept graphs may take together; 0 streams every batch.
-        planned: how many products will be asked for; ``None``: many. With one, nothing is kept.
+        problem: model, loss and batches, with the weights at its creation.
+        wrt: ``"parameters"``, or ``"inputs"``: then the vector concatenates all inputs of all batches.
+        memory_budget: total bytes for kept graphs; 0 streams every batch.
+        planned: how many products will be computed; ``None``: many. With one, no graph is kept.
 
     Attributes:
-        products: how many products were made, each over the whole data set.
-        symmetry: how far they are from those of a symmetric matrix.
+        products: number of products so far, each over the whole data set.
+        symmetry: how far they deviate from those of a symmetric matrix.
     """
 
     linear = False  # whether a product is linear in the backward pass's cotangent alone
@@ -76,7 +75,7 @@ class Operator:
 
     @property
     def roundoff(self) -> float:
-        """The relative error of a product: of its arithmetic, or more where more was seen."""
+        """The relative error of a product: that of its arithmetic, or more if a larger one was observed."""
         seen = 0.0 if self.symmetry.plausible else self.symmetry.share
         return max(self.problem.roundoff, seen)
 
@@ -91,9 +90,9 @@ class Operator:
             with (
                 self.problem.untouched(),
                 torch.enable_grad(),
-            ):  # apart, so that a loader shuffles alike below
+            ):  # separately, so that the loader shuffles in the same way below
                 self._kept = self._keep()
-        # Kept graphs alone run neither model nor loader: nothing could be touched.
+        # With kept graphs only, neither model nor loader runs, so nothing needs protection.
         all_kept = len(self._kept) == len(self.problem.batch_sizes)
         with full_float32() if all_kept else self.problem.untouched(), torch.enable_grad():
             result = self._sum(vector) if self.wrt == "parameters" else self._blocks(vector)
@@ -123,7 +122,7 @@ class Operator:
         return torch.cat(blocks)
 
     def _rules(self) -> Iterator[tuple[Product, float, bool, torch.Size]]:
-        """Each batch's product, share and first leaf's shape: the kept ones first, the others rebuilt."""
+        """Each batch's product, share and shape of the first leaf: kept ones first, the others rebuilt."""
         kept = self._kept or []
         for product, share, shape in kept:
             yield product, share, True, shape
@@ -162,8 +161,8 @@ class Operator:
         return leaves, run, targets
 
     def _bytes_per_example(self, inputs: Any, targets: Any) -> float:
-        """What a kept graph holds, counted on a few examples; storages of the weights are not counted."""
-        # An index and not a slice: a slice would share, and count, the storage of the whole batch.
+        """Memory of a kept graph, counted on a few examples; storages of the weights are not counted."""
+        # Index instead of slice: a slice would share, and count, the storage of the whole batch.
         few = torch.arange(min(4, first_tensor(inputs).shape[0]), device=first_tensor(inputs).device)
         leaves, run, some = self._variables(take(inputs, few), take(targets, few))
         known = {leaf.untyped_storage().data_ptr() for leaf in leaves}
@@ -179,7 +178,7 @@ class Operator:
             with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
                 rule = self._prepare(leaves, run, some)
         except RuntimeError as error:
-            if "saved tensor hooks" in str(error):  # torch.func's transforms do without
+            if "saved tensor hooks" in str(error):  # not supported within torch.func's transforms
                 return math.inf
             raise
         total = sum(seen.values())
@@ -190,7 +189,7 @@ class Operator:
         raise NotImplementedError
 
     def dense(self) -> Tensor:
-        """The matrix itself, shape ``(size, size)``, by ``size`` products; for small problems and tests."""
+        """The dense matrix, shape ``(size, size)``, from ``size`` products; for small problems and tests."""
         return torch.stack(
             [self @ row for row in torch.eye(self.size, dtype=self.dtype, device=self.device)], 1
         )
@@ -206,5 +205,5 @@ class Operator:
         return LinearOperator((self.size, self.size), matvec=matvec, rmatvec=matvec, dtype=kind)
 
     def release(self) -> None:
-        """Forget the kept graphs; the next product builds them again."""
+        """Free the kept graphs; the next product builds them again."""
         self._kept = None

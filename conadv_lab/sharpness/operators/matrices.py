@@ -1,4 +1,4 @@
-"""Curvature as symmetric linear maps: what is multiplied, apart from the algorithms that multiply."""
+"""Curvature matrices as symmetric linear maps, separate from the algorithms that use them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -28,7 +28,7 @@ class Hessian(Operator):
 
     def _prepare(self, leaves: list[Tensor], run: Callable[[], Tensor], targets: Any) -> Product:
         output = run()
-        with CheapTwice(cheap=False):  # losses too have second derivatives that are cured
+        with CheapTwice(cheap=False):  # losses also have second derivatives to fix
             loss = self.problem.criterion(output, targets)
         gradients = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True)
         curved = [i for i, g in enumerate(gradients) if g is not None and g.requires_grad]
@@ -48,10 +48,10 @@ class Hessian(Operator):
 
 
 class _OutputCurvature(Operator):
-    """Jᵀ M J, J the Jacobian of the outputs, by two backward passes and a small map M on the outputs.
+    """Jᵀ M J, with J the Jacobian of the outputs, by two backward passes and a small map M on the outputs.
 
-    The product Jv is the derivative of u ↦ Jᵀu in direction v (the double-backward trick), so nothing but
-    reverse mode is needed and every layer with a second derivative works.
+    The product Jv is the derivative of u ↦ Jᵀu in direction v (the double-backward trick), so only reverse mode is
+    needed and every layer with a second derivative works.
     """
 
     linear = True
@@ -126,7 +126,7 @@ class Fisher(_OutputCurvature):
 class EmpiricalFisher(_OutputCurvature):
     """(1/N) Σₙ gₙgₙᵀ with the examples' own gradients gₙ at their labels (Kunstner et al. 2019, eq. 3).
 
-    Not a curvature: at a perfect fit it vanishes where Hessian and Fisher need not.
+    Not a curvature: at a perfect fit it vanishes, while Hessian and Fisher need not.
     """
 
     def _inner(self, output: Tensor, targets: Any) -> Callable[[Tensor], Tensor]:

@@ -1,10 +1,10 @@
-"""Whether products with a symmetric matrix are those of a symmetric one, from products that are made anyway.
+"""Checks that products come from a symmetric matrix, using products that are computed anyway.
 
-PyTorch's second derivatives are sometimes wrong, and then mostly not symmetric. Of two products in a row, Hu and
-Hv, uᵀHv and vᵀHu are compared: the first two, and later two in sixteen. That is four sums over the weights and two
-copies, one per cent of the products where a layer is wide, and far less elsewhere. What differs is looked at once
-more in float64: if it is still there, the derivative is wrong; if not, it was rounding. A second derivative that
-is wrong and symmetric, as of a backward pass that detaches, is not seen.
+PyTorch's second derivatives are sometimes wrong, and then mostly asymmetric. For two consecutive products, Hu and
+Hv, we compare uᵀHv and vᵀHu: for the first two, and later for two in sixteen. That costs four sums over the weights and
+two copies: one per cent of the products for wide layers, and far less elsewhere. A difference is checked again in
+float64: if it persists, the derivative is wrong; if not, it was rounding. A second derivative that is wrong but
+symmetric, such as from a backward pass that detaches, is not detected.
 """
 
 import copy
@@ -21,9 +21,9 @@ from conadv_lab.sharpness.operators.twice import CheapTwice
 from conadv_lab.sharpness.problem.nests import copied, first_tensor, take
 from conadv_lab.sharpness.problem.problem import Problem
 
-EVERY = 16  # products: two in a row are compared, so that the copies cost little beside wide layers too
-FADING = 0.75  # of what earlier pairs count, so that a few count together
-LOST = 0.05  # rounding of this share leaves no number worth giving
+EVERY = 16  # of this many products two are compared, so that the copies cost little even for wide layers
+FADING = 0.75  # decay of earlier pairs, so that a few pairs count together
+LOST = 0.05  # with relative rounding above this a result is worthless
 EXAMPLES = 8
 
 
@@ -31,19 +31,19 @@ class Symmetry:
     """The difference of uᵀHv and vᵀHu over the last few pairs of products, relative to their size.
 
     Attributes:
-        pairs: how many were compared.
-        scale: the largest ‖Hv‖ / ‖v‖ so far; products that are small beside it are rounding alone.
-        share: √(Σ(uᵀHv − vᵀHu)² / Σ((uᵀHv)² + (vᵀHu)²)), recent pairs counting most.
+        pairs: number of pairs compared.
+        scale: the largest ‖Hv‖ / ‖v‖ so far; products much smaller than it are pure rounding.
+        share: √(Σ(uᵀHv − vᵀHu)² / Σ((uᵀHv)² + (vᵀHu)²)), weighted towards recent pairs.
     """
 
     def __init__(self, roundoff: float) -> None:
         self.roundoff, self.pairs, self.noted = roundoff, 0, 0
         self._last: tuple[Tensor, Tensor, float] | None = None
         self.scale = 0.0
-        self._sums = np.zeros(3)  # squares of the difference, of both forms, and of ‖u‖‖v‖
+        self._sums = np.zeros(3)  # squares of the difference, both forms, and ‖u‖‖v‖
 
     def note(self, vector: Tensor, image: Tensor) -> None:
-        """One more product. Vectors that are kept are copied, as a caller may go on to change them.
+        """Record a product. Stored vectors are copied, as the caller may modify them later.
 
         Raises:
             ValueError: the product is not finite.
@@ -57,8 +57,8 @@ class Symmetry:
         mine, other, *forms = torch.stack(numbers).double().tolist()
         if not math.isfinite(mine * other):
             raise ValueError(
-                "a product with the curvature matrix holds NaN or infinity: at these weights a second "
-                "derivative does not exist (as of a root or a norm at 0) or is out of range"
+                "a product with the curvature matrix contains NaN or infinity: at these weights a second "
+                "derivative does not exist (for example of a root or norm at 0) or overflows"
             )
         self.scale = max(self.scale, other / mine if mine else 0.0)
         if last is not None:
@@ -74,17 +74,17 @@ class Symmetry:
 
     @property
     def plausible(self) -> bool:
-        """Whether the difference may be rounding: of the forms, or of products as large as any so far."""
+        """Whether the difference may be rounding, of the forms or of products as large as the largest so far."""
         difference, forms, sizes = self._sums
         floor = min(100 * self.roundoff, 0.01)
         return bool(difference <= self.roundoff / 16 * forms + (floor * self.scale) ** 2 * sizes)
 
 
 def judge(operator: Any) -> None:
-    """What to do about a difference that rounding does not seem to make: look at fresh vectors in float64.
+    """Handle a difference that does not look like rounding: check new vectors in float64.
 
     Raises:
-        ValueError: the matrix is not symmetric there either, or rounding leaves no number worth giving.
+        ValueError: the matrix is asymmetric there too, or rounding makes results worthless.
     """
     problem, checked = operator.problem, operator.symmetry
     twin = _in_float64(operator)
@@ -101,15 +101,15 @@ def judge(operator: Any) -> None:
     if not checked.plausible and checked.share > LOST:
         raise ValueError(
             f"products with the {type(operator).__name__} are lost in rounding: uᵀHv and vᵀHu differ by "
-            f"{checked.share:.2g} of their size in {problem.arithmetic}; give dtype=torch.float64"
+            f"{checked.share:.2g} of their size in {problem.arithmetic}; use dtype=torch.float64"
         )
 
 
 def _told(operator: Any, share: float, name: str | None) -> str:
-    what = f"suspect: {name}" if name else "no module shows it alone"
+    what = f"suspect: {name}" if name else "no single module reproduces it"
     return (
         f"the {type(operator).__name__} is not symmetric (uᵀHv and vᵀHu differ by {share:.2g} of their size), so "
-        f"PyTorch's second derivative of this model is wrong; {what}; replace it, or ask for measures without a "
+        f"PyTorch's second derivative of this model is wrong; {what}; replace it, or choose measures without a "
         "Hessian, such as sam_worst"
     )
 
@@ -186,7 +186,7 @@ def _symmetric_alone(state: dict[str, Tensor], module: nn.Module, args: Any, kwa
             )  # fmt: skip
             checked.note(_flat(vector), _flat(images))
     except (RuntimeError, TypeError):
-        return True  # without a second derivative of its own, or not in float64
+        return True  # it has no second derivative, or does not run in float64
     return checked.plausible
 
 

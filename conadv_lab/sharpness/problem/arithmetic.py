@@ -1,4 +1,4 @@
-"""float32 that is float32: a GPU multiplies convolutions with fewer digits of its own accord."""
+"""Full float32 precision: by default a GPU computes convolutions with fewer digits."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,10 +14,10 @@ FULL = ("ieee", "none")
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Within it float32 products keep 24 bits, where TF32 keeps 11 and bfloat16 8; settings are put back.
+    """Context in which float32 products keep 24 bits, instead of TF32's 11 or bfloat16's 8; restores the settings.
 
-    cuDNN convolves in TF32 by default, and ``torch.set_float32_matmul_precision`` allows it for the rest. A
-    Hessian product would then be off by 1e-3 where bounds count float32's rounding of 1e-7.
+    cuDNN uses TF32 for convolutions by default, and ``torch.set_float32_matmul_precision`` allows it elsewhere. A
+    Hessian product would then be off by 1e-3, while error bounds assume float32's rounding of 1e-7.
 
     >>> torch.set_float32_matmul_precision("high")
     >>> with full_float32():
@@ -27,13 +27,13 @@ def full_float32() -> Iterator[None]:
     """
     places = GPU + CPU if _gpu_in_use() else CPU
     before = [place.fp32_precision for place in places]
-    if all(precision in FULL for precision in before):  # as within another such block
+    if all(precision in FULL for precision in before):  # already full, for example when nested
         yield
         return
     convolutions = _unless_mixed(lambda: torch.backends.cudnn.allow_tf32, True)
     products = _unless_mixed(torch.get_float32_matmul_precision, "highest")
     try:
-        # The older switches too, or whoever reads them meets an error about a mix of both.
+        # Set the older switches too, or torch raises an error about mixing both when they are read.
         torch.backends.cudnn.allow_tf32 = False
         torch.set_float32_matmul_precision("highest")
         for place in places:
@@ -51,7 +51,7 @@ def _gpu_in_use() -> bool:
 
 
 def _unless_mixed(read: Callable[[], Any], default: Any) -> Any:
-    """What an older switch says; its default where newer ones were set beside it, which torch refuses to read."""
+    """An older switch's value; its default if newer ones were set too, when torch refuses to read it."""
     try:
         return read()
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""What is asked of a model, its loss and its data before anything is measured: each mistake one sentence."""
+"""Checks of a model, its loss and its data before measuring; each error is one sentence."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from conadv_lab.sharpness.problem.nests import first_tensor, take
 
 
 def reusable(batches: Any) -> Any:
-    """Batches to go through many times: a pair or a mapping is one batch, an iterator is read into a list."""
+    """Batches that can be iterated repeatedly: a pair or mapping is one batch, an iterator is read into a list."""
     pair = isinstance(batches, tuple) and len(batches) == 2
     if pair and all(isinstance(part, (tuple, list)) for part in batches):  # two batches
         pair = False
@@ -29,10 +29,12 @@ def reusable(batches: Any) -> Any:
 def chosen_names(
     model: nn.Module, tensors: Mapping[str, Tensor], params: Sequence[str] | None
 ) -> tuple[str, ...]:
-    """The names of the parameters that are asked for by their own names or their modules'."""
+    """The names of the parameters selected by their own names or their modules'."""
     if params is None:
         names = tuple(name for name, tensor in tensors.items() if tensor.requires_grad)
-        require(bool(names), "params", params, "names, since no parameter of the model requires a gradient")
+        require(
+            bool(names), "params", params, "explicit names, as no parameter of the model requires a gradient"
+        )
         return names
     params = [params] if isinstance(params, str) else list(params)
     require(bool(params), "params", params, "at least one name of a parameter or module")
@@ -49,9 +51,9 @@ def chosen_names(
 
 
 def check_labels(output: Tensor, targets: Any, criterion: Any, index: int) -> None:
-    """Refuse class labels beyond the outputs' classes, which a GPU would answer with an abort.
+    """Reject class labels beyond the outputs' classes, which would abort the process on a GPU.
 
-    Only for criteria known to have the classes on axis 1: one of the user's own may have them elsewhere.
+    Only for criteria known to have the classes on axis 1: a custom one may have them elsewhere.
     """
     if not isinstance(criterion, (nn.CrossEntropyLoss, nn.NLLLoss)) and criterion not in (
         F.cross_entropy, F.nll_loss,
@@ -82,7 +84,7 @@ def check_loss(loss: Tensor, index: int) -> None:
 
 
 def check_mean(loss: Callable[[Any, Any], Tensor], inputs: Any, targets: Any) -> None:
-    """Refuse a sum. A mean over something else than examples is found by `means.Mean`."""
+    """Reject a sum. `means.Mean` detects a mean over anything but examples."""
     first = first_tensor(inputs)
     index = torch.arange(min(8, first.shape[0]), device=first.device)
     twice = torch.cat([index, index])
@@ -92,5 +94,5 @@ def check_mean(loss: Callable[[Any, Any], Tensor], inputs: Any, targets: Any) ->
     if reduction(once, double, rounding=1e-3) == "sum":
         raise ValueError(
             f"the criterion sums over the batch (loss {once:.4g} on {len(index)} examples, {double:.4g} "
-            "on the same twice); allowed: the mean, as with reduction='mean'"
+            "on the same examples twice); allowed: the mean, as with reduction='mean'"
         )

@@ -1,4 +1,4 @@
-"""Whether a model's outputs are classes, and which measures have a meaning only then."""
+"""Whether a model's outputs are classes, and which measures require that."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -8,14 +8,14 @@ if TYPE_CHECKING:
     from conadv_lab.sharpness.problem.problem import Problem
 
 NORMALISED = "_logit_normalised"
-FEWEST = 3  # logits of two classes are ±1 once they are normalised, whatever the weights
+FEWEST = 3  # normalised logits of two classes are always ±1
 
 
 def classes_of(output: Any, targets: Any, labelled: bool) -> int:
-    """How many classes axis 1 of the outputs holds; 0 if the targets show none there.
+    """Number of classes on axis 1 of the outputs; 0 if the targets do not indicate classes there.
 
     Args:
-        labelled: a loss of class labels was called, whose targets may be distributions over classes.
+        labelled: a loss for class labels was called, whose targets may be distributions over classes.
     """
     if not isinstance(output, Tensor) or not isinstance(targets, Tensor) or output.ndim < 2:
         return 0
@@ -26,13 +26,13 @@ def classes_of(output: Any, targets: Any, labelled: bool) -> int:
 
 
 def require_meaning(problem: "Problem", name: str) -> None:
-    """Refuse a measure that has no meaning for this problem.
+    """Reject a measure that is undefined for this problem.
 
     Raises:
-        ValueError: on normalised logits, where the outputs are no classes.
+        ValueError: the measure uses normalised logits, but the outputs are not classes.
     """
     if name.endswith(NORMALISED) and problem.classes < FEWEST:
         raise ValueError(
             f"{name} needs outputs of at least {FEWEST} classes on axis 1, with class labels as targets; "
-            f"ask for {name.removesuffix(NORMALISED)}"
+            f"use {name.removesuffix(NORMALISED)}"
         )

@@ -1,4 +1,4 @@
-"""Whether parameters without a gradient really have no effect: tried by moving them."""
+"""Checks that parameters without a gradient really have no effect, by perturbing them."""
 
 import copy
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from conadv_lab.sharpness.problem.problem import Problem
 
 WAYS = (
-    "reentrant checkpointing (give use_reentrant=False), torch.inference_mode, torch.no_grad, .detach(), .data "
-    "and autograd.grad without create_graph=True do that"
+    "reentrant checkpointing (pass use_reentrant=False), torch.inference_mode, torch.no_grad, .detach(), .data "
+    "and autograd.grad without create_graph=True cause this"
 )
 SHOWN = 5
 
@@ -24,12 +24,12 @@ def listed(names: Sequence[str]) -> str:
 
 
 def hidden(problem: "Problem", names: Sequence[str]) -> list[str]:
-    """Those of these parameters that change the loss when they are moved; at most six are looked for.
+    """Which of these parameters change the loss when perturbed; at most six are reported.
 
-    Each costs a forward pass over the data, after three for all of them together.
+    Costs one forward pass over the data for each, after three for all of them together.
     """
     mine = copy.copy(problem)
-    mine.all_reduce = False  # each rank has its own parameters without a gradient
+    mine.all_reduce = False  # parameters without a gradient may differ between ranks
     base = mine.value()
     noise = abs(mine.value() - base) + 4 * problem.roundoff * abs(base)
 
@@ -52,19 +52,19 @@ def hidden(problem: "Problem", names: Sequence[str]) -> list[str]:
 
 
 def reentrant(error: RuntimeError) -> ValueError | None:
-    """What to say of PyTorch's refusal of a gradient through reentrant checkpointing."""
+    """The error for gradients through reentrant checkpointing, which PyTorch refuses."""
     if "use_reentrant" not in str(error):
         return None
     return ValueError(
-        "the model uses reentrant checkpointing, through which gradients cannot be asked for; give "
-        "torch.utils.checkpoint use_reentrant=False"
+        "the model uses reentrant checkpointing, which does not support autograd.grad; pass "
+        "use_reentrant=False to torch.utils.checkpoint"
     )
 
 
 def bypassed(loss: Tensor, model: nn.Module) -> str | None:
-    """A parameter of the model itself that the loss rests on, though the model ran with others in its place.
+    """A parameter of the original model that the loss depends on directly, although the model ran with copies.
 
-    A criterion that adds a penalty on ``model.parameters()`` does that: its part would be constant.
+    A criterion with a penalty on ``model.parameters()`` does that: the penalty would count as constant.
     """
     names = {id(p): name for name, p in model.named_parameters()}
     nodes = topological(loss.grad_fn) if loss.grad_fn is not None else []

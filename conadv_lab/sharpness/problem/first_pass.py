@@ -1,4 +1,4 @@
-"""The first pass over a problem's data: everything is counted and checked once, at the price of one gradient."""
+"""The first pass over a problem's data, which counts and checks everything at the cost of one gradient."""
 
 import hashlib
 import warnings
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def go_through(problem: "Problem", named: bool) -> None:
-    """Count and check the data; keep loss, gradient norm and weight norm. Costs one gradient."""
+    """Count and check the data; store loss, gradient norm and weight norm. Costs one gradient."""
     digest, sizes = hashlib.sha256(), []
     leaves = problem.leaves()
     used = [False] * len(leaves)
@@ -51,7 +51,9 @@ def go_through(problem: "Problem", named: bool) -> None:
             if index == 0:
                 problem.classes = 0 if problem.whole else classes_of(output, targets, seen.labelled)
                 _check_first(problem, loss, leaves, inputs, targets)
-            with torch.random.fork_rng(_cuda(problem)):  # a random loss must not move the loader's numbers
+            with torch.random.fork_rng(
+                _cuda(problem)
+            ):  # a random loss must not affect the loader's random numbers
                 weight = problem.mean.add(seen, output, targets, int(share), run)
             check_loss(loss, index)
             grads = _gradients(problem, loss, leaves)
@@ -76,9 +78,9 @@ def go_through(problem: "Problem", named: bool) -> None:
 
 
 def _meet(problem: "Problem", leaves: list[Tensor], inputs: Any, targets: Any) -> None:
-    """How forward, criterion and outputs go together, tried on a few examples of the first batch."""
+    """Find out how forward pass, criterion and outputs fit together, on a few examples of the first batch."""
     few = slice(0, 3)
-    problem.differentiates = True  # until it is known
+    problem.differentiates = True  # until known
     with torch.random.fork_rng(_cuda(problem)):
         with GradientWatch() as watch:
             raw = problem.outputs(leaves, take(inputs, few), raw_alone=True)
@@ -100,9 +102,9 @@ def _cuda(problem: "Problem") -> list[torch.device]:
 def _check_first(problem: "Problem", loss: Tensor, leaves: list[Tensor], inputs: Any, targets: Any) -> None:
     if name := bypassed(loss, problem.model):
         raise ValueError(
-            f"the loss reads the model's parameter {name!r} itself and not through the model's call, so that "
-            "part would count as a constant; allowed: a loss of outputs and targets, the rest being the "
-            "model's to return"
+            f"the loss reads the model's parameter {name!r} directly instead of through the model's outputs, so "
+            "that term would count as a constant; allowed: a loss of outputs and targets; let the model return "
+            "anything else it needs"
         )
     with torch.random.fork_rng(_cuda(problem)):
         check_mean(lambda x, y: problem.loss(leaves, x, y), inputs, targets)
@@ -118,8 +120,8 @@ def _gradients(problem: "Problem", loss: Tensor, leaves: list[Tensor]) -> Sequen
     for name, gradient in zip(problem.names, grads, strict=True):
         if gradient is not None and gradient.layout != torch.strided:
             raise ValueError(
-                f"parameter {name!r} has a sparse gradient, as of F.embedding(…, sparse=True); allowed: dense "
-                "ones, with sparse=False"
+                f"parameter {name!r} has a sparse gradient, as from F.embedding(…, sparse=True); allowed: dense "
+                "gradients, with sparse=False"
             )
     return grads
 
@@ -149,14 +151,14 @@ def _drop_unused(problem: "Problem", used: list[bool], named: bool) -> None:
     if moving := hidden(problem, problem.left_out):
         raise ValueError(
             f"parameter {listed(moving)} changes the loss, but no gradient reaches it: {WAYS}; "
-            "mend the model or name other parameters in params"
+            "fix the model or choose other parameters with params"
         )
     if named or len(problem.left_out) == len(problem.names):
         raise ValueError(
-            f"no effect on the loss: parameter {listed(problem.left_out)}; name others in params"
+            f"no effect on the loss: parameter {listed(problem.left_out)}; choose others with params"
         )
     told = listed(problem.left_out)
-    warnings.warn(f"left out, as they have no effect on the loss: {told}", stacklevel=4)
+    warnings.warn(f"left out (no effect on the loss): {told}", stacklevel=4)
     kept = [s for name, s in problem.slices().items() if name not in problem.left_out]
     problem.gradient = torch.cat([problem.gradient[s] for s in kept])
     problem.names = tuple(n for n in problem.names if n not in problem.left_out)

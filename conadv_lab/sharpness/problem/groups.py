@@ -1,4 +1,4 @@
-"""The data of a problem cut into groups: each a problem of its own, with its share of the whole."""
+"""A problem's data split into groups, each a problem with its share of the whole."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -11,9 +11,9 @@ from conadv_lab.sharpness.problem.problem import Problem
 
 
 def groups(problem: Problem, m: int | None = None) -> Iterator[tuple[Problem, float]]:
-    """The data in disjoint groups of at most ``m`` (``None``: the batches as given), each with its share.
+    """The data in disjoint groups of at most ``m`` examples (``None``: the batches as given), each with its share.
 
-    A group is a problem of its own, on its own rank; a batch that ``m`` does not divide leaves a smaller one.
+    A group is a separate problem on one rank; if ``m`` does not divide a batch, its last group is smaller.
     """
     with problem.untouched():
         for inputs, targets, share in problem.data():
@@ -28,7 +28,7 @@ def groups(problem: Problem, m: int | None = None) -> Iterator[tuple[Problem, fl
 
 
 def share_of(problem: Problem, inputs: Any, targets: Any, part: slice, share: float) -> float:
-    """The share of a part of a batch, which has this share; 0 if none of its labels counts."""
+    """The share of part of a batch, given the batch's share; 0 if none of its labels count."""
     size, count = first_tensor(inputs).shape[0], part.stop - part.start
     if count == size or problem.mean.over_examples:
         return share * count / size

@@ -1,4 +1,4 @@
-"""How a criterion meets a model's outputs: one tensor of them or all, its own tensors of their type and place."""
+"""How a criterion is applied to a model's outputs: to one tensor or all, with its tensors on their device and dtype."""
 
 import copy
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from conadv_lab.sharpness.problem.nests import to_device
 
 
 class GradientWatch(TorchFunctionMode):
-    """Notes whether a forward pass takes gradients itself; ``found`` says so."""
+    """Detects whether a forward pass takes gradients itself, in ``found``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,9 +29,9 @@ class GradientWatch(TorchFunctionMode):
 
 
 def takes_whole(criterion: Callable[..., Any], raw: Any, targets: Any) -> bool:
-    """Whether a criterion accepts all that the model returned, as it is called in a training loop.
+    """Whether a criterion accepts the model's whole output, as in a training loop.
 
-    One that needs the tensor alone, as every loss of torch, fails on a tuple or an object.
+    One that needs a tensor, like torch's losses, fails on a tuple or object.
     """
     if isinstance(raw, Tensor):
         return False
@@ -43,10 +43,10 @@ def takes_whole(criterion: Callable[..., Any], raw: Any, targets: Any) -> bool:
 
 
 class WholeOutput:
-    """A criterion of a nest of tensors as one of a single tensor (examples, numbers), into which they are packed.
+    """Turns a criterion on nested tensors into one on a single packed tensor (examples, numbers).
 
     Raises:
-        ValueError: a tensor whose first axis does not count the examples, or that cannot be packed exactly.
+        ValueError: a tensor's first axis does not index examples, or it cannot be packed exactly.
     """
 
     def __init__(self, criterion: Callable[..., Tensor]) -> None:
@@ -57,7 +57,7 @@ class WholeOutput:
         self._structure: Any = None
 
     def pack(self, raw: Any) -> Tensor:
-        """All tensors of an output side by side; what they looked like is kept for the next call."""
+        """Concatenate all tensors of an output; stores their layout for the next call."""
         self._leaves, self._structure = tree_flatten(raw)
         tensors = [leaf for leaf in self._leaves if isinstance(leaf, Tensor)]
         count = {tuple(t.shape[:1]) for t in tensors}
@@ -65,7 +65,7 @@ class WholeOutput:
             shapes = ", ".join(str(tuple(t.shape)) for t in tensors)
             raise ValueError(
                 f"the criterion takes the whole output, of shapes {shapes or 'unknown'}; allowed: a tuple, list or "
-                "mapping of tensors whose first axis counts the examples"
+                "mapping of tensors whose first axis indexes the examples"
             )
         kind = next((t.dtype for t in tensors if t.is_floating_point()), torch.get_default_dtype())
         columns = [t.flatten(1).to(kind) if t.ndim > 1 else t[:, None].to(kind) for t in tensors]
@@ -73,7 +73,7 @@ class WholeOutput:
             exact = tensor.is_floating_point() or torch.equal(column.to(tensor.dtype).view_as(tensor), tensor)
             if tensor.is_complex() or not exact:
                 raise ValueError(
-                    f"the criterion takes the whole output, which holds {tensor.dtype} numbers that {kind} cannot; "
+                    f"the criterion takes the whole output, whose {tensor.dtype} values do not fit {kind}; "
                     "allowed: floating-point tensors"
                 )
         return torch.cat(columns, 1)
@@ -90,7 +90,7 @@ class WholeOutput:
 
 
 def alongside(criterion: Callable[..., Any], device: torch.device, dtype: torch.dtype) -> Any:
-    """The criterion with its tensors, such as class weights, of this type and place; the caller's stays as it is."""
+    """A copy of the criterion with its tensors, such as class weights, on this device and dtype."""
     if isinstance(criterion, nn.Module):
         own = [*criterion.parameters(), *criterion.buffers()]
         if all(t.device == device and (t.dtype == dtype or not t.is_floating_point()) for t in own):

@@ -1,8 +1,8 @@
-"""What a criterion's mean divides by: examples, labels that count, class weights, tokens.
+"""What a criterion's mean divides by: examples, non-ignored labels, class weights, tokens.
 
-Batches must be weighed by it, or ignored labels and weighted classes count in one batch for more than in another.
-It is read off the losses of torch that the criterion calls, and tried: the mean of a batch's parts, so weighed,
-must be the batch's, on outputs that are changed so that the parts differ much.
+Batches must be weighted by it; otherwise ignored labels and weighted classes count more in one batch than in another.
+It is read from torch's losses that the criterion calls, and verified: the weighted mean over a batch's parts must
+equal the batch's loss, on outputs rescaled to make the parts differ strongly.
 """
 
 import inspect
@@ -19,11 +19,14 @@ from torch.utils._pytree import tree_leaves, tree_map
 from conadv_lab.sharpness.problem.nests import take
 
 Criterion = Callable[[Any, Any], Tensor]
-SCALES = ((4.0, 0.25), (1.0, 0.25))  # of both parts' outputs; the second keeps probabilities what they are
+SCALES = (
+    (4.0, 0.25),
+    (1.0, 0.25),
+)  # factors on both parts' outputs; the second pair keeps probabilities valid
 
 
 def _of_labels(input: Tensor, target: Tensor, weight: Tensor | None, ignore: int) -> tuple[float, bool]:
-    if target.is_floating_point():  # a distribution at each position; class weights do not divide
+    if target.is_floating_point():  # a distribution per position; class weights are not in the divisor
         classes = input.shape[1] if input.ndim > 1 else input.shape[0]
         return input.numel() / classes, weight is None
     kept = target[target != ignore]
@@ -45,7 +48,7 @@ _SIGNATURES = {function: inspect.signature(function) for function in (*LABELLED,
 
 
 class Divisors(TorchFunctionMode):
-    """Notes what each loss of torch that is called within divides by, and whether all its labels count alike."""
+    """Records the divisor of each torch loss called inside, and whether all its labels count equally."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,7 +67,7 @@ class Divisors(TorchFunctionMode):
         bound = _SIGNATURES[func].bind(*args, **kwargs)
         bound.apply_defaults()
         told = bound.arguments
-        input, target = list(told.values())[:2]  # their names differ from loss to loss
+        input, target = list(told.values())[:2]  # their names differ between losses
         if told.get("reduce") is not None or told.get("size_average") is not None:
             return None
         if func in LABELLED and told["reduction"] == "mean":
@@ -75,29 +78,29 @@ class Divisors(TorchFunctionMode):
 
     @property
     def divisor(self) -> tuple[float, bool] | None:
-        """The one divisor of all losses that were called, or ``None``."""
+        """The common divisor of all losses called, or ``None``."""
         return next(iter(self.found)) if len(self.found) == 1 else None
 
 
 def _whole(divisor: float, targets: Any) -> bool:
-    """Whether that many labels are all there are: a mask may have left some out before the loss."""
+    """Whether the divisor covers all labels: a mask may have dropped some before the loss."""
     return not isinstance(targets, Tensor) or divisor % max(targets.numel(), 1) == 0
 
 
 def labels_that_count(criterion: Any, targets: Tensor) -> Tensor:
-    """Where class labels are not those that the criterion (by default, any loss of torch) ignores."""
+    """Mask of class labels that the criterion (by default, any torch loss) does not ignore."""
     return targets != getattr(criterion, "ignore_index", -100)
 
 
 @torch.no_grad()
 def _value(criterion: Criterion, output: Any, targets: Any) -> float:
-    """The loss of copies, as a criterion may write into both."""
+    """The loss on copies, as a criterion may modify its arguments."""
     mine = tree_map(lambda t: t.detach().clone() if isinstance(t, Tensor) else t, (output, targets))
     return float(criterion(*mine))
 
 
 def divisor(criterion: Criterion, output: Any, targets: Any) -> float:
-    """What the criterion divides by on these outputs, where that can be seen."""
+    """The criterion's divisor on these outputs, if it can be determined."""
     with Divisors() as seen:
         _value(criterion, output, targets)
     assert seen.divisor is not None
@@ -112,12 +115,12 @@ Part = tuple[Any, Any]
 
 
 class Mean:
-    """How the batches of a data set count, found out in the first pass over them.
+    """The weights of a data set's batches, determined in the first pass over them.
 
     Attributes:
-        weights: what each batch counts: what its loss divides by.
-        uniform: no label is ignored and no class weighted.
-        over_examples: the loss is the mean over examples, each counting alike in every batch.
+        weights: each batch's weight: the divisor of its loss.
+        uniform: no label is ignored and no class is weighted.
+        over_examples: the loss is a mean over examples that count equally in every batch.
     """
 
     def __init__(self, criterion: Criterion, alone: bool) -> None:
@@ -131,20 +134,20 @@ class Mean:
     def add(
         self, seen: Divisors, output: Any, targets: Any, size: int, run: Callable[[slice], Part]
     ) -> float:
-        """What the next batch counts.
+        """The weight of the next batch.
 
         Args:
-            seen: the losses of torch that the criterion called on this batch.
-            run: the model's outputs and the targets of a part of the batch.
+            seen: the torch losses that the criterion called on this batch.
+            run: returns the model's outputs and the targets of part of the batch.
 
         Raises:
-            ValueError: no example of it counts, or the mean is over something that cannot be seen.
+            ValueError: no example of it counts, or what the mean is over cannot be determined.
         """
         index, known = len(self.weights), seen.divisor
         if known is not None and known[0] <= 0:
             raise ValueError(
-                f"batch {index} holds no label that counts (all are ignored, or of weight 0), so its loss is no "
-                "number; leave it out"
+                f"batch {index} has no label that counts (all are ignored or have weight 0), so its loss is "
+                "undefined; leave it out"
             )
         batch = halves(output, targets)
         if index == 0:
@@ -161,9 +164,9 @@ class Mean:
             self.weights.append(float(size))
         if self._kind == "batch" and (index > 0 or not self.alone):
             raise ValueError(
-                f"the criterion's mean is over something else than examples (batch {index} is not the mean of its "
-                "parts), so batches cannot be weighed; allowed: all data as one batch, or one of torch's losses "
-                "with reduction='mean', whose ignored labels and class weights are seen"
+                f"the criterion is not a mean over examples (batch {index} is not the mean of its "
+                "parts), so batches cannot be weighted; allowed: all data as one batch, or one of torch's losses "
+                "with reduction='mean', whose ignored labels and class weights are handled"
             )
         self.uniform &= self._kind != "batch"
         self._per = self._per if index else self.weights[0] / size
@@ -176,27 +179,27 @@ class Mean:
         return self._kind != "batch"
 
     def of(self, output: Any, targets: Any, size: int) -> float:
-        """What a part of a batch counts.
+        """The weight of part of a batch.
 
         Raises:
             ValueError: the loss of a batch is not a mean of its parts' losses.
         """
         if self._kind == "batch":
             raise ValueError(
-                "the criterion couples the examples of a batch, or its mean is over something else than examples, "
-                "so the batch cannot be cut into groups"
+                "the criterion couples the examples of a batch, or is not a mean over examples, "
+                "so the batch cannot be split into groups"
             )
         return divisor(self.criterion, output, targets) if self._kind == "labels" else float(size)
 
     def require_alike(self, who: str, over_examples: bool = True) -> None:
-        """Refuse what has a meaning only where each example (or label) counts alike.
+        """Reject what is defined only if each example (or label) counts equally.
 
         Raises:
-            ValueError: naming who asks for it.
+            ValueError: names ``who`` needs it.
         """
         if not (self.over_examples if over_examples else self.uniform):
             raise ValueError(
-                f"{who} needs a loss in which each example counts alike; this one ignores or weighs labels, has more "
+                f"{who} needs a loss in which all examples count equally; this one ignores or weights labels, has more "
                 "of them in some examples, or couples the examples"
             )
 
@@ -222,7 +225,7 @@ class Mean:
             return True
         try:
             return not parts_differ(self.criterion, [self._first, part], _by_examples)
-        except Exception:  # of another length, say, so that they cannot be joined
+        except Exception:  # for example of different lengths, so that they cannot be joined
             return True
 
     def _divisor(self, output: Any, targets: Any) -> float:
@@ -235,7 +238,7 @@ class Mean:
         run: Callable[[slice], Part],
         weigh: Callable[[Any, Any], float],
     ) -> bool | None:
-        """Whether a batch's loss is the mean of its parts', so weighed; ``None`` if it cannot be told."""
+        """Whether a batch's loss is the weighted mean of its parts'; ``None`` if it cannot be determined."""
         if size < 2:
             return True
         try:
@@ -245,17 +248,17 @@ class Mean:
                     self.criterion, run(slice(0, size)), [run(slice(0, cut)), run(slice(cut, size))], weigh
                 )
             return not parts_differ(self.criterion, batch, weigh)
-        except Exception:  # a stranger's criterion on half a batch
+        except Exception:  # a custom criterion on half a batch
             return None
 
 
 @torch.no_grad()
 def parts_differ(criterion: Criterion, parts: Sequence[Part], weigh: Callable[[Any, Any], float]) -> bool:
-    """Whether the loss of parts together is another number than the weighted mean of their losses.
+    """Whether the joint loss of two parts differs from the weighted mean of their losses.
 
     Args:
         parts: outputs and targets of two parts of a batch, or of two batches.
-        weigh: what a part counts.
+        weigh: gives a part's weight.
 
     Raises:
         Exception: whatever the criterion raises on parts.
@@ -276,7 +279,7 @@ def parts_differ(criterion: Criterion, parts: Sequence[Part], weigh: Callable[[A
 def parts_differ_as_they_are(
     criterion: Criterion, together: Part, parts: Sequence[Part], weigh: Callable[[Any, Any], float]
 ) -> bool:
-    """The same, of outputs that are not changed."""
+    """The same, without rescaling the outputs."""
     losses = [_value(criterion, *part) for part in parts]
     counted = [(w, value) for w, value in zip([weigh(*part) for part in parts], losses, strict=True) if w]
     whole, mean = (
@@ -299,21 +302,21 @@ def _scaled(output: Any, scale: float) -> Any:
             return tensor
         places = torch.arange(tensor.numel(), device=tensor.device).view(tensor.shape)
         pattern = (1.7 * places + 0.5).cos().to(tensor.dtype)
-        base = tensor if bool(tensor.any()) else pattern  # a head that begins at zero
+        base = tensor if bool(tensor.any()) else pattern  # a head initialised to zero
         return base * scale * (1 + 0.1 * pattern) / 1.1
 
     return tree_map(one, output)
 
 
 def _a_part(batch: list[Part] | None, output: Any, targets: Any) -> Part | None:
-    """A part of a batch to be laid beside another batch's: the first of two, or a single example."""
+    """A part of a batch to combine with another batch's: the first of two, or a single example."""
     tensors = [t for t in tree_leaves((output, targets)) if isinstance(t, Tensor)]
     alone = all(t.ndim and t.shape[0] == 1 for t in tensors)
     return batch[0] if batch else (output, targets) if alone else None
 
 
 def halves(output: Any, targets: Any) -> list[Part] | None:
-    """A batch's outputs and targets in two unequal parts; ``None`` where they have no common first axis."""
+    """A batch's outputs and targets in two unequal parts; ``None`` if they have no common first axis."""
     tensors = [t for t in tree_leaves((output, targets)) if isinstance(t, Tensor)]
     sizes = {t.shape[0] if t.ndim else 0 for t in tensors}
     size = min(sizes)

@@ -1,4 +1,4 @@
-"""Inputs and targets in any nest of tensors: moved, cut, hashed."""
+"""Inputs and targets as nested tensors: moved, sliced, hashed."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,9 +10,9 @@ LABELS = ("labels", "label")
 
 
 def to_device(data: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
-    """The same nest of tensors on ``device``, its floating tensors as ``dtype`` (``None`` keeps theirs).
+    """The same nested tensors on ``device``, floating-point ones as ``dtype`` (``None`` keeps theirs).
 
-    Complex ones have parts of that type, or of float32 where it is a half.
+    Complex ones get parts of that dtype, or of float32 if it is half precision.
     """
     if isinstance(data, Tensor):
         if data.is_complex() and dtype is not None:
@@ -26,12 +26,12 @@ def to_device(data: Any, device: torch.device, dtype: torch.dtype | None) -> Any
 
 
 def real_parts(tensor: Tensor) -> Tensor:
-    """A complex tensor as a real one with a last axis of two, real and imaginary part; another as it is."""
+    """A complex tensor as a real one with a last axis of two, real and imaginary part; others unchanged."""
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def copied(data: Any) -> Any:
-    """The same nest with tensors of its own, which a stranger's code may write into."""
+    """A deep copy of nested tensors, which user code may modify."""
     if isinstance(data, Tensor):
         return data.clone()
     if isinstance(data, Mapping):
@@ -42,7 +42,7 @@ def copied(data: Any) -> Any:
 
 
 def first_tensor(data: Any) -> Tensor:
-    """The first tensor of a batch's inputs or targets; its first axis counts the examples."""
+    """The first tensor of a batch's inputs or targets; its first axis indexes the examples."""
     if isinstance(data, Tensor):
         return data
     if isinstance(data, Mapping):
@@ -53,7 +53,7 @@ def first_tensor(data: Any) -> Tensor:
 
 
 def take(data: Any, index: slice | Tensor) -> Any:
-    """Some examples of a nest of tensors, by their place on the first axis."""
+    """Some examples of nested tensors, by index on the first axis."""
     if isinstance(data, Tensor):
         return data[index] if data.ndim else data
     if isinstance(data, Mapping):
@@ -64,7 +64,7 @@ def take(data: Any, index: slice | Tensor) -> Any:
 
 
 def pair(batch: Any) -> tuple[Any, Any]:
-    """A batch's inputs and targets: of a pair its parts; of a mapping its ``labels``, the rest being the inputs.
+    """A batch's inputs and targets: the parts of a pair; of a mapping, ``labels`` are the targets, the rest the inputs.
 
     >>> pair({"input_ids": 1, "labels": 2})
     ({'input_ids': 1}, 2)
@@ -75,13 +75,13 @@ def pair(batch: Any) -> tuple[Any, Any]:
         for name in LABELS:
             if name in batch:
                 return {key: value for key, value in batch.items() if key != name}, batch[name]
-        raise ValueError(f"a batch has the keys {', '.join(map(str, batch))}; allowed: one called 'labels'")
+        raise ValueError(f"a batch has the keys {', '.join(map(str, batch))}; one must be called 'labels'")
     size = f" of {len(batch)}" if isinstance(batch, (list, tuple)) else ""
     raise ValueError(f"a batch is {type(batch).__name__}{size}; allowed: (inputs, targets)")
 
 
 def hash_into(digest: Any, *data: Any) -> None:
-    """Feed every tensor's bytes to a digest, in the nest's order."""
+    """Feed every tensor's bytes to a digest, in order."""
     for item in data:
         if isinstance(item, Tensor):
             digest.update(item.detach().to("cpu").contiguous().view(-1).view(torch.uint8).numpy().tobytes())
@@ -92,5 +92,5 @@ def hash_into(digest: Any, *data: Any) -> None:
 
 
 def cpu(numbers: float | Sequence[float]) -> Tensor:
-    """Numbers of the host in float64, whatever the default device is."""
+    """Numbers as a float64 tensor on the CPU, whatever the default device."""
     return torch.tensor(numbers, dtype=torch.float64, device="cpu")

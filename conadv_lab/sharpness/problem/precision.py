@@ -1,4 +1,4 @@
-"""In which arithmetic a model really runs: its own type or autocast; and how far that can be trusted."""
+"""The arithmetic in which a model really runs, its own dtype or autocast, and how accurate that is."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -9,19 +9,19 @@ from torch.overrides import TorchFunctionMode
 
 
 def autocast_around(device: torch.device) -> torch.dtype | None:
-    """The type to which autocast casts here and now; ``None`` where it is off."""
+    """The current autocast dtype; ``None`` if autocast is off."""
     return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
 
 
 def under(autocast: torch.dtype | None, device: torch.device) -> AbstractContextManager[Any]:
-    """Autocast to this type, or none, whatever is around: sums and bases of vectors must not be cast."""
+    """Autocast to this dtype, or disable it, whatever surrounds it: sums and bases of vectors must not be cast."""
     if autocast is None and autocast_around(device) is None:
         return nullcontext()
     return torch.autocast(device.type, dtype=autocast, enabled=autocast is not None)
 
 
 class AutocastWatch(TorchFunctionMode):
-    """Notes the type to which autocast casts, if it is on anywhere in a forward pass; ``found`` holds it."""
+    """Detects the autocast dtype, if autocast is on anywhere in a forward pass, in ``found``."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class AutocastWatch(TorchFunctionMode):
 
 
 def arithmetic(precision: torch.dtype, autocast: torch.dtype | None, device: torch.device) -> str:
-    """What a report calls it.
+    """The name of the arithmetic in reports.
 
     >>> arithmetic(torch.float32, torch.bfloat16, torch.device("cpu"))
     'float32 under bfloat16 autocast'
@@ -48,14 +48,14 @@ def arithmetic(precision: torch.dtype, autocast: torch.dtype | None, device: tor
 
 
 def roundoff(precision: torch.dtype, autocast: torch.dtype | None, device: torch.device) -> float:
-    """The relative spacing of the coarsest numbers that take part."""
-    finest = float(torch.finfo(precision).eps)  # float32 is full there, see `full_float32`
+    """The relative spacing of the coarsest numbers involved."""
+    finest = float(torch.finfo(precision).eps)  # full float32, see `full_float32`
     return finest if autocast is None else max(finest, float(torch.finfo(autocast).eps))
 
 
 def trusted(eps: float) -> float:
-    """The relative error taken for a number summed of many: 100 ε, in coarse arithmetic 8 ε.
+    """The assumed relative error of a large sum: 100 ε, in low precision 8 ε.
 
-    Coarse products are summed in float32, where their errors average out. bfloat16: 6 %.
+    Low-precision products are summed in float32, where their errors average out. bfloat16: 6 %.
     """
     return (100 if eps < 1e-5 else 8) * eps

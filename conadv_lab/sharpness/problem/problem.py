@@ -1,4 +1,4 @@
-"""What is measured: a model, a loss and batches as a function of one flat vector; the model is untouched."""
+"""What is measured: a model, a loss and batches as a function of one flat vector; does not change the model."""
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,39 +29,39 @@ BN_MODES = ("eval", "train")
 
 
 def _leaf(tensor: Tensor) -> Tensor:
-    """The tensor where a gradient is asked of it already, or cannot be, else a leaf of the same numbers."""
+    """The tensor if it already requires a gradient or cannot, else a leaf with the same values."""
     differentiable = tensor.is_floating_point() or tensor.is_complex()
     return tensor if tensor.requires_grad or not differentiable else tensor.detach().requires_grad_()
 
 
 class Problem(Snapshot):
-    """A loss over a data set as a function of the chosen parameters, laid end to end in one vector.
+    """A loss over a data set as a function of the chosen parameters, concatenated into one vector.
 
-    The weights are copied when the problem is made: it is a snapshot, whatever happens to the model later.
+    The weights are copied when the problem is created: it is a snapshot, whatever happens to the model later.
 
     Args:
         model: any module. Its first output tensor (or ``.logits``) goes to the criterion.
         criterion: ``criterion(output, targets)``, a scalar that is the **mean** over the batch's examples, or
-            over labels with some ignored or weighted, if a loss of torch does that: batches are weighed by
-            what it divides by. Any other mean needs all data as one batch.
-        batches: ``(inputs, targets)`` pairs that can be gone through many times: a list or a ``DataLoader``.
+            over labels with some ignored or weighted, if one of torch's losses does that: batches are weighted by
+            its divisor. Any other mean needs all data as one batch.
+        batches: ``(inputs, targets)`` pairs that can be iterated repeatedly: a list or a ``DataLoader``.
             One pair is one batch; a generator is read into a list. Inputs may be a tensor, a tuple
-            (``model(*inputs)``) or a mapping (``model(**inputs)``). A batch may also be one mapping with
-            ``labels`` in it. The first axis counts examples.
+            (``model(*inputs)``) or a mapping (``model(**inputs)``). A batch may also be one mapping that
+            contains ``labels``. The first axis indexes examples.
         params: names of parameters or of modules (all of the module's parameters), or ``None`` for every
             parameter that requires a gradient and has an effect on the loss.
         bn: ``"eval"`` uses batch norm's running statistics, ``"train"`` each batch's own. Other layers, such
             as dropout, are always in evaluation mode.
-        dtype: computes in this type; ``None`` in the model's own. Sums over batches are at least float32.
-        all_reduce: each rank of ``torch.distributed``'s default group holds a share of the data.
+        dtype: compute in this dtype; ``None``: the model's own. Sums over batches are at least float32.
+        all_reduce: each rank of ``torch.distributed``'s default group has part of the data.
         seed: of anything random inside the data loader.
 
     Attributes:
         names: of the chosen parameters; left_out: of those without effect on the loss.
-        mean: what the loss divides by; counted: the sum of it over all data, examples where each counts alike.
-        rows: whether the outputs' first axis counts the examples; classes: on axis 1, 0 if there are none.
-        examples: of all ranks; batch_sizes: of this one.
-        autocast: the type to which the model's forward casts, ``None`` without autocast.
+        mean: what the loss divides by; counted: its sum over all data (examples, if all count equally).
+        rows: whether the outputs' first axis indexes the examples; classes: on axis 1, 0 if there are none.
+        examples: on all ranks; batch_sizes: on this one.
+        autocast: autocast dtype of the model's forward pass, ``None`` without autocast.
         initial_loss, gradient: at the weights, over all data.
         data_hash: of all inputs and targets.
 
@@ -102,9 +102,7 @@ class Problem(Snapshot):
         if bn not in BN_MODES:
             raise unknown("bn", bn, BN_MODES)
         if torch.is_inference_mode_enabled():
-            raise ValueError(
-                "torch.inference_mode is on, under which there are no gradients; measure outside of it"
-            )
+            raise ValueError("torch.inference_mode is on, which disables gradients; measure outside of it")
         model = unwrapped(model)
         require_whole(model)
         self.criterion, self.bn, self.seed = criterion, bn, seed
@@ -118,7 +116,7 @@ class Problem(Snapshot):
         go_through(self, named=params is not None)
 
     def restricted(self, names: Sequence[str]) -> "Problem":
-        """The same problem as a function of some of its parameters, without going through the data again."""
+        """The same problem as a function of some of its parameters, without another pass over the data."""
         part = copy.copy(self)
         slices = self.slices()
         part.names = tuple(name for name in self.names if name in set(names))
@@ -126,13 +124,13 @@ class Problem(Snapshot):
         return part
 
     def with_criterion(self, criterion: Criterion) -> "Problem":
-        """The same problem judged by another criterion."""
+        """The same problem with another criterion."""
         other = copy.copy(self)
         other.criterion = criterion
         return other
 
     def use(self, batches: list[Batch]) -> None:
-        """Take these few batches, on this rank alone, in place of all the data."""
+        """Use these few batches, on this rank alone, instead of all the data."""
         self.all_reduce, self.weights_of_batches = False, None
         self.batches = self._passes = batches
         self.batch_sizes = tuple(first_tensor(inputs).shape[0] for inputs, _ in batches)
@@ -140,7 +138,7 @@ class Problem(Snapshot):
 
     @property
     def arithmetic(self) -> str:
-        """The type in which the model runs, autocast included, as reports call it."""
+        """The model's arithmetic, including autocast, as named in reports."""
         return arithmetic(self.precision, self.autocast, self.device)
 
     @property
@@ -150,27 +148,27 @@ class Problem(Snapshot):
 
     @property
     def whole(self) -> bool:
-        """Whether the criterion takes all that the model returns."""
+        """Whether the criterion takes the model's whole output."""
         return isinstance(self.criterion, WholeOutput)
 
     def require_one_output(self, what: str, rows: bool = False) -> None:
-        """Refuse what needs logits, example by example if ``rows``.
+        """Raise unless the outputs are one tensor, with one row per example if ``rows``.
 
         Raises:
-            ValueError: the criterion takes the model's whole output, or the outputs' first axis is another.
+            ValueError: the criterion takes the model's whole output, or the first axis does not index examples.
         """
         if self.whole:
             raise ValueError(
-                f"{what} needs one tensor of outputs, but the criterion takes all that the model returns"
+                f"{what} needs one output tensor, but the criterion takes the model's whole output"
             )
         if rows and not self.rows:
-            raise ValueError(f"{what} needs outputs whose first axis counts the examples")
+            raise ValueError(f"{what} needs outputs whose first axis indexes the examples")
 
     @contextmanager
     def untouched(self) -> Iterator[None]:
-        """The context in which batches are read and the model is run; see :func:`untouched`.
+        """The context for reading batches and running the model; see :func:`untouched`.
 
-        Autocast is as it was around the problem's making.
+        Autocast is as it was when the problem was created.
         """
         with (
             untouched(self.model, self.batches, self.bn, self.seed),
@@ -179,7 +177,7 @@ class Problem(Snapshot):
             yield
 
     def data(self) -> Iterator[tuple[Any, Any, float]]:
-        """Each batch on the device, with its share: of what the loss divides by, such as all examples."""
+        """Each batch on the device, with its share of the loss's divisor, such as of all examples."""
         for index, batch in enumerate(self._passes):
             inputs, targets = pair(batch)
             inputs = to_device(inputs, self.device, self.compute_dtype)
@@ -190,18 +188,18 @@ class Problem(Snapshot):
                 yield inputs, targets, self.weights_of_batches[index] / self.counted
 
     def outputs(self, parameters: Sequence[Tensor], inputs: Any, raw_alone: bool = False) -> Any:
-        """The model's outputs at these parameters; buffers are copies, so running statistics stay.
+        """The model's outputs at these parameters; buffers are copies, so running statistics do not change.
 
-        One tensor: the output, its ``logits``, its first part, or all parts where the criterion takes them all.
-        With ``raw_alone`` what the model returned.
+        One tensor: the output, its ``logits``, its first part, or all parts packed if the criterion takes them all.
+        With ``raw_alone`` the unchanged return value.
         """
         wanted = torch.is_grad_enabled()
         state = self._state(zip(self.names, parameters, strict=True))
-        if self.differentiates:  # perhaps in its weights, whether or not we do
+        if self.differentiates:  # the forward pass takes gradients, perhaps in its weights
             state = {k: _leaf(t) for k, t in state.items()}
         for name, buffer in self.buffers.items():
             state[name] = to_device(buffer.clone(), buffer.device, self.compute_dtype)
-        inputs = copied(inputs)  # a forward pass may write into its inputs, which are the caller's
+        inputs = copied(inputs)  # a forward pass may modify its inputs, which belong to the caller
         args: tuple[Any, ...] = ()
         kwargs: dict[str, Any] = {}
         if isinstance(inputs, Mapping):

@@ -1,4 +1,4 @@
-"""Batches that must be the same in every pass: each later one is checked against the first, cheaply."""
+"""Checks cheaply that batches are the same in every pass over the data."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ Mark = tuple[Any, ...]
 
 
 def mark(data: Any) -> Mark:
-    """What tells one batch from another: of each tensor its shape, the sum of its numbers and some of them."""
+    """A batch's fingerprint: each tensor's shape, sum and some of its values."""
     return tuple(_mark(part) for part in tree_leaves(data) if isinstance(part, (Tensor, np.ndarray)))
 
 
@@ -32,7 +32,7 @@ def _mark(part: Tensor | np.ndarray) -> Mark:
 
 
 class Passes:
-    """Batches that are gone through many times; from the second pass on each is compared with the first pass's."""
+    """Batches for repeated iteration; from the second pass on each is compared with the first pass's."""
 
     def __init__(self, source: Any) -> None:
         self._source = source
@@ -43,26 +43,24 @@ class Passes:
         for index, batch in enumerate(self._source):
             marks.append(mark(batch))
             if first is not None and (index >= len(first) or marks[index] != first[index]):
-                what = "is more than" if index >= len(first) else "is not what"
-                raise _changed(f"batch {index} {what} the first pass over the data gave")
+                what = "did not exist in" if index >= len(first) else "differs from"
+                raise _changed(f"batch {index} {what} the first pass over the data")
             yield batch
         if first is None:
             self._marks = marks
         elif len(marks) < len(first):
-            raise _changed(
-                f"a later pass over the data gave {len(marks)} of the first one's {len(first)} batches"
-            )
+            raise _changed(f"a later pass over the data had {len(marks)} batches, the first one {len(first)}")
 
 
 def _changed(what: str) -> ValueError:
     return ValueError(
-        f"{what}, so products would be of another matrix each time; allowed: the same batches in every pass, as by "
+        f"{what}, so each product would use another matrix; allowed: the same batches in every pass, such as "
         "list(batches), a loader without persistent workers, or one without random augmentation"
     )
 
 
 def generators(batches: Any) -> list[tuple[Callable[[], Any], Callable[[Any], Any]]]:
-    """How to read and set the state of each random generator that a loader, its samplers or its data hold."""
+    """Functions to get and set the state of each random generator in a loader, its samplers or its data."""
     found: dict[int, tuple[Callable[[], Any], Callable[[Any], Any]]] = {}
     layer, seen = [batches], set()
     for _ in range(DEPTH):

@@ -1,4 +1,4 @@
-"""A model's weights as they are when it is measured, the chosen ones as one vector."""
+"""A snapshot of a model's weights, the chosen ones as one vector."""
 
 from collections.abc import Iterable, Sequence
 
@@ -11,11 +11,11 @@ from conadv_lab.sharpness.problem.nests import real_parts, to_device
 
 
 class Snapshot:
-    """Copies of a model's parameters and buffers, and the chosen parameters laid end to end in one vector.
+    """Copies of a model's parameters and buffers, with the chosen parameters concatenated into one vector.
 
     Args:
         params: names of parameters or of modules; ``None`` for every parameter that requires a gradient.
-        dtype: computes in this type; ``None`` in the model's own.
+        dtype: compute in this dtype; ``None``: the model's own.
 
     Raises:
         ValueError: no parameter, an unknown name, NaN or infinite weights.
@@ -28,7 +28,7 @@ class Snapshot:
             raise ValueError(f"the model {type(model).__name__} has no parameters; nothing can be measured")
         for name, tensor in tensors.items():
             if not bool(torch.isfinite(tensor).all()):
-                raise ValueError(f"parameter {name!r} holds NaN or infinity; allowed: finite weights")
+                raise ValueError(f"parameter {name!r} contains NaN or infinity; allowed: finite weights")
         self.compute_dtype = dtype
         self.complex_names = frozenset(name for name, t in tensors.items() if t.is_complex())
         parts = {name: real_parts(t.detach()) for name, t in tensors.items()}
@@ -49,7 +49,7 @@ class Snapshot:
 
     @property
     def size(self) -> int:
-        """The length of the vector: how many numbers the chosen parameters hold."""
+        """The length of the vector: the number of values in the chosen parameters."""
         return sum(shape.numel() for shape in self.shapes)
 
     def weights(self) -> Tensor:
@@ -57,18 +57,18 @@ class Snapshot:
         return torch.cat([self._all[name].reshape(-1).to(self.dtype) for name in self.names])
 
     def split(self, vector: Tensor) -> list[Tensor]:
-        """A vector of shape ``(size,)`` cut and shaped like the chosen parameters, in the computing type."""
+        """Split a vector of shape ``(size,)`` into tensors like the chosen parameters, in the computing dtype."""
         parts, start = [], 0
         for name in self.names:
             tensor = self._all[name]
             part = vector[start : start + tensor.numel()].view(tensor.shape).to(tensor.dtype)
-            # A complex view must not begin at an odd place.
+            # A complex view must not start at an odd offset.
             parts.append(part.clone() if name in self.complex_names else part)
             start += tensor.numel()
         return parts
 
     def slices(self) -> dict[str, slice]:
-        """Where each chosen parameter lies in the vector."""
+        """Each chosen parameter's slice of the vector."""
         result, start = {}, 0
         for name, shape in zip(self.names, self.shapes, strict=True):
             result[name] = slice(start, start + shape.numel())
@@ -84,7 +84,7 @@ class Snapshot:
         return torch.cat([tensor.reshape(-1) for tensor in tensors]).to(self.dtype)
 
     def cast(self, dtype: torch.dtype) -> None:
-        """Compute in this type from now on, autocast aside."""
+        """Compute in this dtype from now on, apart from autocast."""
         self.compute_dtype = self.precision = self.dtype = dtype
         self._all = {name: to_device(t, t.device, dtype) for name, t in self._all.items()}
 
@@ -94,6 +94,6 @@ class Snapshot:
         return {name.removeprefix(start): t for name, t in state.items() if name.startswith(start)}
 
     def _state(self, chosen: Iterable[tuple[str, Tensor]] = ()) -> dict[str, Tensor]:
-        """All parameters by name, these ones chosen, as the model has them: complex ones of their two parts."""
+        """All parameters by name, with these replaced, as the model has them: complex ones rejoined from two parts."""
         state = self._all | dict(chosen)
         return state | {name: torch.view_as_complex(state[name]) for name in self.complex_names}

@@ -1,8 +1,8 @@
-"""What a network's graph proves: whether its outputs are piecewise linear in every weight taken alone.
+"""Proves from a network's graph whether its outputs are piecewise linear in each single weight.
 
-Where they are, ∂²f/∂w² = 0 almost everywhere for each weight w, so the Hessian's diagonal is that of the
-Gauss–Newton matrix, and its trace can be computed exactly. The proof walks the graph that autograd recorded,
-so it holds for any Python code; an operation that is not on the lists below is refused.
+If so, ∂²f/∂w² = 0 almost everywhere for each weight w, so the Hessian's diagonal equals that of the Gauss–Newton
+matrix, and its trace can be computed exactly. The proof walks autograd's recorded graph, so it works for any Python
+code; operations that are not on the lists below are refused.
 """
 
 import re
@@ -21,13 +21,13 @@ LINEAR = frozenset((
     "Relu", "LeakyRelu", "Threshold", "Hardtanh", "Clamp", "ClampMin", "ClampMax", "Abs", "Max", "Amax",
     "Maximum", "Embedding", "UpsampleNearest2D", "UpsampleBilinear2D", "PixelShuffle",
 ))  # fmt: skip
-"""Linear, or linear on each piece, in all their operands together."""
+"""Piecewise linear jointly in all operands."""
 
 PRODUCTS = frozenset((
     "Mul", "Mm", "Mv", "Dot", "Bmm", "Addmm", "Addmv", "Baddbmm", "Convolution", "MkldnnConvolution",
     "Linear", "PreluKernel", "NativeBatchNorm", "CudnnBatchNorm",
 ))  # fmt: skip
-"""Linear in each operand alone: allowed where no weight reaches two of them."""
+"""Linear in each operand alone: allowed if no weight reaches two of them."""
 
 KNOWN_CURVED = {
     "Gelu": "GELU is not piecewise linear",
@@ -49,7 +49,7 @@ def kind(node: Any) -> str:
 
 
 def topological(root: Any) -> list[Any]:
-    """The nodes below ``root``, each after all that it rests on."""
+    """The nodes below ``root``, each after all that it depends on."""
     order, seen, stack = [], set(), [(root, False)]
     while stack:
         node, done = stack.pop()

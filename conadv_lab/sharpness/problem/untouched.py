@@ -1,4 +1,4 @@
-"""One evaluation of a stranger's model and loader that leaves no trace in either."""
+"""Evaluates a user's model and loader without leaving a trace in either."""
 
 import random
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from conadv_lab.sharpness.problem.wrappers import dense_gradients, differentiabl
 
 
 def _seed_all(seed: int) -> None:
-    # Not torch.manual_seed: before CUDA starts, each call of that queues a stack trace for ever.
+    # Not torch.manual_seed: before CUDA starts, each call queues a stack trace that is never freed.
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(seed)
@@ -26,10 +26,10 @@ def _seed_all(seed: int) -> None:
 
 @contextmanager
 def untouched(model: nn.Module, batches: Any, bn: str, seed: int) -> Iterator[None]:
-    """Set modes and random state for one evaluation, and put everything back, also after an exception.
+    """Set modes and random state for one evaluation, and restore everything, also after an exception.
 
-    Every module is in evaluation mode, batch norm in train mode if ``bn == "train"``. The flags are set one
-    by one, since a model may have overridden ``train()``.
+    Every module is in evaluation mode, batch norm in train mode if ``bn == "train"``. Flags are set one by one, since
+    a model may override ``train()``.
     """
     modes = [(module, module.training) for module in model.modules()]
     kept = [(restore, read()) for read, restore in generators(batches)]

@@ -1,4 +1,4 @@
-"""Models inside wrappers, and those whose weights cannot be put in one vector."""
+"""Models inside wrappers, and models whose weights cannot be put into one vector."""
 
 import sys
 from collections.abc import Iterator
@@ -13,8 +13,8 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 def unwrapped(model: nn.Module) -> nn.Module:
     """The network inside ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel``.
 
-    Its parameters are the wrapper's, under shorter names. A compiled network has no second derivative, and copies
-    on several devices, or hooks that average gradients over ranks, would take part in every product.
+    It shares the wrapper's parameters, under shorter names. A compiled network has no second derivative, and replicas
+    on several devices, or hooks that average gradients over ranks, would interfere with every product.
 
     >>> unwrapped(DataParallel(nn.Linear(2, 1)))
     Linear(in_features=2, out_features=1, bias=True)
@@ -29,7 +29,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def require_whole(model: nn.Module) -> None:
-    """Refuse a model whose weights cannot be exchanged or lie in pieces.
+    """Reject a model whose weights cannot be replaced or are sharded.
 
     Raises:
         ValueError: TorchScript modules, or parameters that are sharded over processes.
@@ -38,27 +38,27 @@ def require_whole(model: nn.Module) -> None:
         if isinstance(module, torch.jit.ScriptModule):
             which = f"module {name!r} of the model" if name else "the model"
             raise ValueError(
-                f"{which} is TorchScript, whose weights cannot be exchanged; allowed: the Python module that it "
+                f"{which} is TorchScript, whose weights cannot be replaced; allowed: the Python module that it "
                 "was made from, with load_state_dict(scripted.state_dict())"
             )
     for name, parameter in model.named_parameters():
-        if hasattr(parameter, "full_tensor"):  # what a DTensor alone has
+        if hasattr(parameter, "full_tensor"):  # only a DTensor has this
             raise ValueError(
-                f"parameter {name!r} is a DTensor, of which this process holds a part (FSDP2, tensor parallelism); "
+                f"parameter {name!r} is a DTensor, sharded over processes (FSDP2, tensor parallelism); "
                 "allowed: a plain copy of the model, loaded with "
                 "{name: p.full_tensor() for name, p in model.state_dict().items()}"
             )
         if type(parameter).__name__ == "FlatParameter":
             raise ValueError(
-                f"parameter {name!r} holds this process's part of several (FullyShardedDataParallel); allowed: a "
+                f"parameter {name!r} is sharded over processes (FullyShardedDataParallel); allowed: a "
                 "plain copy of the model, loaded with its full state dict"
             )
 
 
 @contextmanager
 def eager() -> Iterator[None]:
-    """Within it whatever was compiled runs as it was written: compiled code has no second derivative."""
-    if "torch._dynamo" not in sys.modules:  # then nothing was compiled, and importing it takes a second
+    """Context in which compiled code runs eagerly, as compiled code has no second derivative."""
+    if "torch._dynamo" not in sys.modules:  # nothing was compiled, and importing it takes a second
         yield
         return
     with torch.compiler.set_stance("force_eager"):
@@ -67,7 +67,7 @@ def eager() -> Iterator[None]:
 
 @contextmanager
 def dense_gradients(model: nn.Module) -> Iterator[None]:
-    """Within it embeddings give dense gradients, of which alone second derivatives and vectors are made."""
+    """Context in which embeddings have dense gradients, as second derivatives and vectors need."""
     sparse: list[Any] = [
         m for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag)) and m.sparse
     ]
@@ -82,7 +82,7 @@ def dense_gradients(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def differentiable_recurrence(model: nn.Module) -> Iterator[None]:
-    """Within it recurrent layers do without cuDNN, whose backward pass needs train mode and has no second one."""
+    """Context in which recurrent layers avoid cuDNN, whose backward pass needs train mode and has no derivative."""
     if not any(isinstance(m, nn.RNNBase) for m in model.modules()):
         yield
         return

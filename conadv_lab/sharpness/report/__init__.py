@@ -1,1 +1,1 @@
-"""Reports as a page, tables and figures, compared with one another and with PyHessian."""
+"""Reports as a page, tables and figures, compared with each other and with PyHessian."""

@@ -1,4 +1,4 @@
-"""Several runs side by side: each measure against test accuracy and gap, by Kendall's τ over seeds."""
+"""Compares several runs: each measure against test accuracy and gap, by Kendall's τ over seeds."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ TOLD = {
     "test_accuracy": "test accuracy (%)",
     "train_test_gap": "train − test accuracy (points)",
 }
-"""Of a run, above its measures in a comparison."""
+"""Rows about a run, above its measures in a comparison."""
 RESAMPLES = 1000
 FEWEST_SEEDS = 5
 
@@ -32,10 +32,10 @@ class Correlation:
 
     Attributes:
         tau: τ-b over all runs.
-        low, high: its 95 % interval, from resampling *seeds*, all of a seed's runs together; ``None`` with fewer
-            than five seeds, of which a resampling says too little.
-        luck: the share of random reorderings of the outcome with at least this |τ|; within seeds, where every
-            seed has several runs, since runs of one seed are not independent.
+        low, high: its 95 % interval, from resampling *seeds*, all runs of a seed together; ``None`` with fewer
+            than five seeds, which are too few to resample.
+        luck: the permutation p-value: the fraction of random reorderings of the outcome with at least this |τ|; within
+            seeds if every seed has several runs, since runs of one seed are not independent.
         runs, seeds: how many of each.
     """
 
@@ -50,7 +50,7 @@ class Correlation:
 
 
 def scalars(report: Report) -> dict[str, float]:
-    """A report's numbers, one each, those over radii by name and radius; not lists, layers and curves.
+    """A report's scalar numbers, those over radii keyed by name and radius; without lists, layers and curves.
 
     >>> from conadv_lab.sharpness.measures.results import Measure
     >>> scalars(Report((Measure("sam_worst", {0.1: 2.0}, None, 0, 0.0), Measure("trace", 3.0, 0.0, 0, 0.0))))
@@ -68,10 +68,10 @@ def scalars(report: Report) -> dict[str, float]:
 
 
 def compare(reports: "Mapping[str, Report] | Sequence[tuple[str, Report]]") -> "pd.DataFrame":
-    """Measures × runs: a column a run, first its method, batch and accuracy, then every number of its report.
+    """Measures × runs: one column per run, with its method, batch and accuracy, then all numbers of its report.
 
     Args:
-        reports: by the names that the columns get.
+        reports: by column name.
 
     >>> from conadv_lab.sharpness.measures.results import Measure
     >>> def of(method, value):
@@ -96,9 +96,9 @@ def compare(reports: "Mapping[str, Report] | Sequence[tuple[str, Report]]") -> "
 
 
 def kendall_tau(x: np.ndarray, y: np.ndarray) -> float:
-    """Kendall's τ-b (Kendall 1945), which counts ties rightly; NaN where one side is all ties.
+    """Kendall's τ-b (Kendall 1945), which handles ties; NaN if one side is all ties.
 
-    Many times faster than SciPy's for the few dozen runs of a comparison, of which thousands are resampled.
+    Many times faster than SciPy's for a comparison's few dozen runs, which are resampled thousands of times.
 
     >>> round(kendall_tau(np.array([1, 2, 3, 3]), np.array([2, 4, 6, 9])), 4)
     0.9129
@@ -109,10 +109,10 @@ def kendall_tau(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def correlations(reports: Sequence[Report], seed: int = 0) -> list[Correlation]:
-    """τ of every number that all reports have with every outcome that all runs state.
+    """τ between every number that all reports have and every outcome that all runs state.
 
-    Runs of one seed share data order and start, so they are not independent: the interval resamples seeds and
-    takes all runs of each; fewer than five seeds give no interval, fewer than three runs no τ.
+    Runs of one seed share data order and initial weights, so they are not independent: the interval resamples seeds
+    with all their runs; fewer than five seeds give no interval, fewer than three runs no τ.
     """
     numbers = [scalars(report) for report in reports]
     facts = [report.measures[0].conditions for report in reports if report.measures]

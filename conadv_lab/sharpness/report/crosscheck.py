@@ -1,8 +1,8 @@
-"""PyHessian on the same weights and batches, safely, to be printed beside our numbers.
+"""Runs PyHessian safely on the same weights and batches, to print its numbers beside ours.
 
-Yao et al. (2020), "PyHessian: Neural Networks Through the Lens of the Hessian". Its constructor adds into
-``.grad`` and keeps the graph there, it leaves the model in evaluation mode and draws from the global random
-state; so it works here on a deep copy, with gradients cleared before and after, seeded, and put back.
+Yao et al. (2020), "PyHessian: Neural Networks Through the Lens of the Hessian". Its constructor accumulates into
+``.grad`` and retains the graph there, it leaves the model in evaluation mode and uses the global random state; so we
+run it on a deep copy, clear gradients before and after, and seed and restore the random state.
 """
 
 import copy
@@ -27,11 +27,11 @@ class CrossCheck:
     """PyHessian's numbers.
 
     Attributes:
-        product_difference: ‖ours − theirs‖ / ‖ours‖ of one product with the same vector, the sharpest check.
-        top_eigenvalue: theirs, by power iteration; by magnitude, so a negative one may come first.
+        product_difference: ‖ours − theirs‖ / ‖ours‖ for one product with the same vector, the most precise check.
+        top_eigenvalue: theirs, by power iteration; largest in magnitude, so it may be negative.
         trace: theirs, the mean of ``samples`` quadratic forms.
         trace_error: its standard error.
-        samples: how many.
+        samples: number of quadratic forms.
     """
 
     product_difference: float
@@ -42,7 +42,7 @@ class CrossCheck:
 
 
 def _copied(problem: Problem) -> torch.nn.Module:
-    """A copy of the model with the snapshot's weights, only the chosen parameters taking gradients."""
+    """A copy of the model with the snapshot's weights, in which only the chosen parameters require gradients."""
     model = copy.deepcopy(problem.model).to(problem.precision)
     chosen = dict(zip(problem.names, problem.split(problem.weights()), strict=True))
     for name, parameter in model.named_parameters():
@@ -55,7 +55,7 @@ def _copied(problem: Problem) -> torch.nn.Module:
 
 @contextmanager
 def _at_home(device: torch.device) -> Iterator[None]:
-    """PyHessian draws on the default device, meant to be the CPU, and moves to "cuda", the current GPU."""
+    """PyHessian creates tensors on the default device, assumed to be the CPU, and moves them to the current GPU."""
     on_gpu = device.type == "cuda"
     with torch.device("cpu"), torch.cuda.device(device) if on_gpu else nullcontext():
         yield
@@ -63,23 +63,21 @@ def _at_home(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def pyhessian(problem: Problem, seed: int = 0) -> Iterator[Any]:
-    """PyHessian's object for this problem; everything it touches is put back or thrown away at the end.
+    """PyHessian's object for this problem; everything it changes is restored or discarded at the end.
 
     Raises:
-        ValueError: batch norm in train mode, which PyHessian does not offer, or inputs that are not one tensor.
+        ValueError: batch norm in train mode, which PyHessian does not support, or inputs that are not one tensor.
     """
     from pyhessian import hessian
 
     if problem.bn != "eval":
-        raise ValueError(
-            f"the cross-check has bn {problem.bn!r}; allowed: 'eval', the only mode of PyHessian"
-        )
+        raise ValueError(f"the cross-check has bn {problem.bn!r}; allowed: 'eval', PyHessian's only mode")
     if len(problem.batch_sizes) > 1:
         problem.mean.require_alike("PyHessian")
     if problem.complex_names or problem.whole:
         what = "complex weights" if problem.complex_names else "a criterion of the whole output"
         raise ValueError(
-            f"the cross-check has {what}; allowed: what PyHessian takes, real weights and one output"
+            f"the cross-check has {what}; allowed: real weights and one output, as PyHessian requires"
         )
     batches = []
     with problem.untouched():
@@ -90,11 +88,13 @@ def pyhessian(problem: Problem, seed: int = 0) -> Iterator[Any]:
     model = _copied(problem)
     source = {"data": batches[0]} if len(batches) == 1 else {"dataloader": batches}
     with problem.untouched(), warnings.catch_warnings(), _at_home(problem.device):
-        warnings.simplefilter("ignore")  # of backward(create_graph=True), whose leak is stopped below
+        warnings.simplefilter("ignore")  # about backward(create_graph=True), whose leak is stopped below
         torch.default_generator.manual_seed(seed)
         theirs = hessian(model, problem.criterion, cuda=problem.device.type == "cuda", **source)
         try:
-            if len(batches) > 1:  # its constructor takes the parameters from gradients, which a loader lacks
+            if (
+                len(batches) > 1
+            ):  # its constructor reads parameters from gradients, which do not exist yet with a loader
                 theirs.params = [p for p in model.parameters() if p.requires_grad]
             yield theirs
         finally:
@@ -127,7 +127,7 @@ def cross_check(problem: Problem, *, samples: int = 100, seed: int = 0) -> Cross
     with pyhessian(problem, seed) as theirs:
         product = their_product(theirs, problem, vector)
         values, _ = theirs.eigenvalues(maxIter=1000, tol=1e-5)
-        # Its stopping rule divides by the running mean, and stops at once where that is negative, even at tol 0.
+        # Its stopping rule divides by the running mean, so it stops at once if that is negative, even with tol 0.
         forms = np.array(theirs.trace(maxIter=samples, tol=-np.inf))
     return CrossCheck(
         float((ours - product).norm() / ours.norm()), float(values[0]), float(forms.mean()),
@@ -136,7 +136,7 @@ def cross_check(problem: Problem, *, samples: int = 100, seed: int = 0) -> Cross
 
 
 def side_by_side(report: Report, check: CrossCheck) -> list[tuple[str, str, str]]:
-    """Rows of (what, ours, PyHessian's) for printing."""
+    """Rows of (quantity, ours, PyHessian's) for printing."""
     rows = [("one product, same vector", "–", f"differs by {check.product_difference:.1e}")]
     if "top_eigenvalue" in report:
         ours = report["top_eigenvalue"]

@@ -1,4 +1,4 @@
-"""Pictures of a report: spectrum, layers, sharpness against ρ, landscapes."""
+"""Figures of a report: spectrum, layers, sharpness against ρ, landscapes."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -16,14 +16,14 @@ from conadv_lab.sharpness.measures.results import Measure, Report
 Named = tuple[str, Report]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""Okabe and Ito's, a run each; markers differ too, for print."""
+"""Okabe and Ito's colours, one per run; markers differ too, for print."""
 MARKERS = ("o", "s", "^", "D", "v", "P")
 RADII = {
-    "sam": "ρ, L2 norm of the change of all weights",
-    "adaptive_worst": "adaptive ρ, L2 norm of the relative changes",
-    "adaptive_average": "relative ρ, change of each weight over its size",
+    "sam": "ρ, L2 norm of the perturbation",
+    "adaptive_worst": "adaptive ρ, L2 norm of the relative perturbation",
+    "adaptive_average": "relative ρ, std. of each weight's relative perturbation",
 }
-"""Measures over a radius by the start of their names: the radii have no common scale, so each has an axis."""
+"""Measures over a radius, by the prefix of their names; radii have no common scale, so each kind has its own axis."""
 OF_LAYERS = {
     "layer_top_eigenvalues": "top eigenvalue λ of the layer's block",
     "layer_traces": "trace of the layer's block",
@@ -40,7 +40,7 @@ def _look(index: int) -> dict[str, Any]:
 
 
 def _neutral(axes: Axes) -> Axes:
-    """Text and frame in a colour that is seen on a bright and on a dark page."""
+    """Text and frame in a colour that is visible on light and dark pages."""
     for item in (axes.xaxis, axes.yaxis):
         item.label.set_color(NEUTRAL)
     axes.tick_params(colors=NEUTRAL, which="both")
@@ -57,7 +57,7 @@ def _axes(width: float = 6.4, height: float = 3.6, projection: str | None = None
 
 
 def _legend(axes: Axes) -> None:
-    if not axes.get_legend_handles_labels()[1]:  # one model without a name
+    if not axes.get_legend_handles_labels()[1]:  # one unnamed model
         return
     axes.legend(frameon=False, labelcolor=NEUTRAL, fontsize=8)
 
@@ -76,7 +76,7 @@ def spectrum(reports: Sequence[Named]) -> Figure | None:
         axes.semilogy(value["grid"], np.maximum(value["density"], 1e-12), lw=1.2, label=name, color=colour)
         axes.fill_between(value["grid"], band["low"], band["high"], color=colour, alpha=0.25, lw=0)
         lowest.append(max(value["density"]) * 1e-6)
-    axes.set(xlabel="eigenvalue of the Hessian", ylabel="density (share of eigenvalues per unit)")
+    axes.set(xlabel="eigenvalue of the Hessian", ylabel="density (fraction of eigenvalues per unit)")
     axes.set_ylim(min(lowest), 3e6 * max(lowest))
     _legend(axes)
     return figure
@@ -102,7 +102,7 @@ def layers(reports: Sequence[Named], measure: str) -> Figure | None:
 
 
 def against_rho(reports: Sequence[Named], kind: str) -> Figure | None:
-    """Worst (lines) and average (dashes) rise of the loss over one kind of radius."""
+    """Worst-case (solid) and average (dashed) rise of the loss over one kind of radius."""
     found = [(index, name, m) for index, (name, report) in enumerate(reports) for m in _over(report, kind)]
     if not found:
         return None
@@ -111,7 +111,7 @@ def against_rho(reports: Sequence[Named], kind: str) -> Figure | None:
         told = f"{name}: {measure.name.replace('_', ' ')}".removeprefix(": ")
         look = _look(index) | ({"ls": "--", "mfc": "none"} if "average" in measure.name else {})
         axes.plot(list(measure.value), list(measure.value.values()), label=told, **look)
-    axes.set(xlabel=RADII[kind], ylabel="rise of the loss", xscale="log")
+    axes.set(xlabel=RADII[kind], ylabel="rise in loss", xscale="log")
     if min(min(measure.value.values()) for _, _, measure in found) > 0:
         axes.set_yscale("log")
     radii = sorted({radius for _, _, measure in found for radius in measure.value})
@@ -135,7 +135,7 @@ def line(reports: Sequence[Named]) -> Figure | None:
     figure, axes = _axes()
     for index, (name, value) in enumerate(found):
         axes.semilogy(value["axes"][0], value["losses"], label=name, markevery=0.1, **_look(index))
-    axes.set(xlabel="distance along the direction (in norms of each filter)", ylabel="loss")
+    axes.set(xlabel="distance along the direction (in filter norms)", ylabel="loss")
     _legend(axes)
     return figure
 
@@ -158,7 +158,7 @@ def between(reports: Sequence[Named]) -> Figure | None:
 
 
 def contours(name: str, report: Report, measure: str) -> Figure | None:
-    """A plane's losses as contours, the levels spaced in the logarithm."""
+    """A plane's losses as contours with logarithmic levels."""
     if measure not in report or len(report[measure].value["axes"]) != 2:
         return None
     value = report[measure].value
@@ -195,16 +195,16 @@ SHARED: dict[str, tuple[str, Callable[[Sequence[Named]], Figure | None]]] = {
     "adaptive_rho": ("Adaptive sharpness against ρ, worst case", partial(against_rho, kind="adaptive_worst")),
     "relative_rho": ("Adaptive sharpness against ρ, average", partial(against_rho, kind="adaptive_average")),
     "line": ("Loss along a random direction", line),
-    "between": ("Loss on the line between two solutions", between),
+    "between": ("Loss along the line between two solutions", between),
 }
 PLANES = {
     "landscape_plane": "Loss over two random directions",
-    "landscape_eigen": "Loss over two top eigenvectors",
+    "landscape_eigen": "Loss over the top two eigenvectors",
 }
 
 
 def pictures(reports: Sequence[Named]) -> Iterator[tuple[str, str, Figure]]:
-    """(file name, title, figure) of everything that the reports have."""
+    """(file name, title, figure) of everything in the reports."""
     for key, (title, draw) in SHARED.items():
         if (figure := draw(reports)) is not None:
             yield key, title, figure
@@ -216,7 +216,7 @@ def pictures(reports: Sequence[Named]) -> Iterator[tuple[str, str, Figure]]:
 
 
 class Pictures(dict[str, Figure]):
-    """Figures by title; in a notebook all of them show, one below the other."""
+    """Figures by title; a notebook shows all of them, one below the other."""
 
     def _repr_html_(self) -> str:
         return "".join(
@@ -226,10 +226,10 @@ class Pictures(dict[str, Figure]):
 
 
 def figures(reports: Report | Mapping[str, Report]) -> Pictures:
-    """Spectrum, layers, sharpness against ρ and landscapes of one report or several, as far as they were measured.
+    """Spectrum, layers, sharpness against ρ and landscapes of one or several reports, if they were measured.
 
     Args:
-        reports: one, or several by the names that the legends get.
+        reports: one report, or several by legend label.
 
     >>> list(figures(Report(())))
     []

@@ -28,7 +28,7 @@ def write_json(reports: Sequence[Named], path: Path, **more: Any) -> None:
 
 
 def write_csv(reports: Sequence[Named], path: Path) -> None:
-    """One row a number: subject, measure, part (ρ, place in a list, layer), value, error and the conditions."""
+    """One row per number: subject, measure, part (ρ, list index, layer), value, error and the conditions."""
     _complete(reports)
     rows = [
         {"subject": name, "measure": m.name, "part": part, "value": value, "error": error, "products": m.products,
@@ -65,14 +65,14 @@ def _price(measure: Measure) -> str:
 
 
 def page(reports: Sequence[Named], checks: Sequence[tuple[str, Sequence[tuple[str, str, str]]]] = ()) -> str:
-    """The page, figures inside.
+    """The report as an HTML page with its figures.
 
     Args:
         reports: (name, report) of each subject.
-        checks: for each cross-checked subject, its rows of (what, ours, PyHessian's).
+        checks: for each cross-checked subject, its rows of (quantity, ours, PyHessian's).
 
     Raises:
-        ValueError: a number lacks something that it must carry, see `Report.complete`.
+        ValueError: a number lacks metadata, see `Report.complete`.
     """
     _complete(reports)
     subjects = []

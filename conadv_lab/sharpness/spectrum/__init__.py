@@ -1,1 +1,1 @@
-"""Eigenvalues, trace and density of a matrix that can only be multiplied with."""
+"""Eigenvalues, trace and density of a matrix known only through products with vectors."""

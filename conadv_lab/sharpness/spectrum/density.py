@@ -14,13 +14,13 @@ from conadv_lab.sharpness.spectrum.journal import Journal
 
 @dataclass(frozen=True)
 class Density:
-    """A spectrum as weighted points, one set a probe, and as a smooth curve with a band.
+    """A spectrum as weighted points, one set per probe, and as a smooth curve with a band.
 
     Attributes:
         nodes, weights: for each probe, Ritz values and their weights; a probe's weights sum to one.
-        grid: (g,) eigenvalues at which the curve is given.
+        grid: (g,) eigenvalues at which the curve is evaluated.
         density: (g,) the mean over probes, normalised to an integral of one.
-        low, high: (g,) its confidence band, pointwise, over probes.
+        low, high: (g,) its pointwise confidence band over probes.
         sigma: width of the Gaussians.
         products: products with the matrix.
     """
@@ -43,7 +43,7 @@ class Density:
 
 
 def quadrature(run: Lanczos) -> tuple[np.ndarray, np.ndarray]:
-    """Ritz values and Gauss weights of a run: the spectrum as its start vector sees it."""
+    """Ritz values and Gauss quadrature weights of a run: the spectrum as seen from its start vector."""
     values, vectors, _ = run.ritz()
     return values, vectors[0] ** 2
 
@@ -63,15 +63,15 @@ def density(
     """The spectral density (1/n) Σ δ(λ − λᵢ), each point a Gaussian of width ``sigma``.
 
     Stochastic Lanczos quadrature (Ubaru, Chen and Saad 2017, alg. 1; for networks Ghorbani et al. 2019).
-    Known eigenpairs are put in exactly and taken out of the probes, so that outliers carry their true weight
-    1/n and the probes see the bulk alone.
+    Known eigenpairs are included exactly and projected out of the probes, so that outliers have their true weight
+    1/n and the probes sample the bulk only.
 
     Args:
         known: eigenvalues (k,) and unit eigenvectors (k, size).
-        probes: random starts; two or more for a band.
-        steps: Lanczos products for each.
-        journal: where finished probes are kept, to go on from there.
-        sigma: ``None`` takes a hundredth of the spectrum's range.
+        probes: number of random starts; two or more for a band.
+        steps: Lanczos products per probe.
+        journal: stores finished probes, to resume from.
+        sigma: ``None``: a hundredth of the spectrum's range.
 
     Raises:
         ValueError: fewer than one probe or step.
@@ -133,8 +133,8 @@ def effective_dimension(spectrum: Density, size: int, damping: float) -> tuple[f
     """Σ λ⁺/(λ⁺ + z) over the spectrum's positive part, with its standard error (MacKay 1992;
     Maddox, Benton and Wilson 2020, eq. 3).
 
-    ``damping`` z is the precision of the prior (weight decay times the number of examples, say); a rescaling
-    of the weights that keeps the function moves it.
+    ``damping`` z is the precision of the prior (such as weight decay times the number of examples); rescaling the
+    weights with the function unchanged changes it.
     """
     require(damping > 0, "damping", damping, "a number above 0")
     mean, error = spectrum.mean(lambda v: np.maximum(v, 0) / (np.maximum(v, 0) + damping))

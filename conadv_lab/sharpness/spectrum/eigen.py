@@ -1,4 +1,4 @@
-"""Eigenpairs from one Lanczos core with full reorthogonalisation; the same run also serves the density."""
+"""Eigenpairs by Lanczos with full reorthogonalisation; the same run also serves the density."""
 
 import math
 from collections.abc import Callable
@@ -16,7 +16,7 @@ ENDS = ("top", "bottom")
 
 
 class Symmetric(Protocol):
-    """What the algorithms need of an operator."""
+    """What the algorithms need from an operator."""
 
     size: int
     dtype: torch.dtype
@@ -26,14 +26,14 @@ class Symmetric(Protocol):
 
 
 def normal_vector(operator: Symmetric, seed: int, index: int) -> Tensor:
-    """A standard normal vector of shape ``(size,)``, drawn on the CPU: the same on every device and rank."""
+    """A standard normal vector of shape ``(size,)``, sampled on the CPU: the same on every device and rank."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + index) % 2**63)
     drawn = torch.randn(operator.size, generator=generator, dtype=operator.dtype, device="cpu")
     return drawn.to(operator.device)
 
 
 def orthonormal(vectors: Tensor) -> Tensor:
-    """Rows that are orthonormal and span what the given rows span."""
+    """Orthonormal rows with the same span as the given rows."""
     return torch.linalg.qr(vectors.T).Q.T
 
 
@@ -45,14 +45,14 @@ class Lanczos:
 
     Attributes:
         alphas, betas: T's diagonal (j,) and the norms that follow each step (j,).
-        products: how many products were made.
+        products: number of products so far.
     """
 
     def __init__(self, operator: Symmetric, start: Tensor, against: Tensor | None = None) -> None:
         if torch.is_autocast_enabled(operator.device.type):
             raise ValueError(
-                "autocast is on around Lanczos, whose basis it would spoil; allowed: around the making of the "
-                "Problem, which keeps it for the model"
+                "autocast is on around Lanczos, which would corrupt its basis; allowed: around the creation of the "
+                "Problem, which applies it to the model only"
             )
         self.operator, self.against = operator, against
         self.alphas: list[float] = []
@@ -98,7 +98,7 @@ class Lanczos:
             beta, rest = (
                 0.0,
                 self._orthogonal(normal_vector(self.operator, 7, j)),
-            )  # an invariant space: go on
+            )  # an invariant subspace: continue with a new vector
         self.betas.append(beta if self.products < self.room else 0.0)
         self._next = rest / rest.norm().clamp_min(torch.finfo(rest.dtype).tiny)
 
@@ -119,12 +119,12 @@ class Lanczos:
         return mixed / mixed.norm(dim=1, keepdim=True)
 
     def state(self) -> dict[str, Tensor]:
-        """All that a later run needs to go on from here."""
+        """Everything needed to resume from here."""
         numbers = torch.tensor([self.alphas, self.betas], dtype=torch.float64, device="cpu")
         return {"numbers": numbers, "basis": self.basis.clone(), "next": self._next}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Go on where ``state()`` was taken."""
+        """Resume from a ``state()``."""
         self.alphas, self.betas = state["numbers"].tolist()
         self._basis = state["basis"].to(self.operator.device)
         self._next = state["next"].to(self.operator.device)
@@ -132,15 +132,15 @@ class Lanczos:
 
 @dataclass(frozen=True)
 class Eigenpairs:
-    """Some eigenpairs, the wanted end first.
+    """Some eigenpairs, from the requested end inwards.
 
     Attributes:
-        values: (k,) eigenvalues, from the end inwards: the largest first for ``top``.
+        values: (k,) eigenvalues, outermost first: the largest first for ``top``.
         vectors: (k, size) unit eigenvectors as rows.
         residuals: (k,) ‖Av − λv‖ by Lanczos' recurrence.
-        bounds: (k,) bound of each value's error, rounding included.
-        products: products made, the check included.
-        check_products: those of the check for missed eigenvalues; 0 if it was not asked for.
+        bounds: (k,) bound of each value's error, including rounding.
+        products: number of products, including the check.
+        check_products: products of the check for missed eigenvalues; 0 without the check.
         converged: every bound is within the tolerance.
     """
 
@@ -154,10 +154,10 @@ class Eigenpairs:
 
 
 def error_bounds(values: np.ndarray, residuals: np.ndarray, eps: float) -> np.ndarray:
-    """Bounds of the Ritz values' errors: residual, or residual² / gap where that is smaller, plus rounding.
+    """Bounds of the Ritz values' errors: residual, or residual² / gap if smaller, plus rounding.
 
     The Kato–Temple bound (Parlett 1998, thm 11.7.1) needs the distance to the rest of the spectrum. Only Ritz
-    values are known, so half the distance to the nearest other one is taken.
+    values are known, so we use half the distance to the nearest other one.
     """
     gaps = np.full(len(values), np.inf)
     distance = np.diff(values)
@@ -170,7 +170,7 @@ def error_bounds(values: np.ndarray, residuals: np.ndarray, eps: float) -> np.nd
 
 
 def tolerances(values: np.ndarray, scale: float, tol: float) -> np.ndarray:
-    """The error allowed for each value: relative to it, but not to less than a hundredth of ``scale``."""
+    """The error allowed for each value: relative to it, but to at least a hundredth of ``scale``."""
     return tol * np.maximum(np.abs(values), 0.01 * scale)
 
 
@@ -179,8 +179,8 @@ def _wanted(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Values, T-eigenvectors, residuals and bounds of the ``k`` outermost Ritz pairs at one end.
 
-    ``eps`` is the rounding that bounds include, by default of the vectors' type alone: a run in coarse
-    arithmetic ends where more steps are of no use, and its bounds say later how good it is.
+    ``eps`` is the rounding included in the bounds, by default that of the vectors' dtype: a run in low precision then
+    stops when more steps do not help, and its final bounds account for the precision.
     """
     values, coefficients, residuals = run.ritz()
     bounds = error_bounds(values, residuals, eps or torch.finfo(run.operator.dtype).eps)
@@ -212,16 +212,16 @@ def eigenpairs(
 ) -> Eigenpairs:
     """The ``k`` largest or smallest eigenvalues (signed, not by magnitude) with bounds of their errors.
 
-    Lanczos runs until each wanted value's bound is within ``tol`` of it. A single start finds one vector of a
-    multiple eigenvalue and can miss one that it is nearly orthogonal to; so with ``check`` a second start,
-    kept orthogonal to what was found, runs until its largest value is clearly on one side of the k-th, and
-    adds what it finds. Its price, about that of the first run, is stated in ``check_products``.
+    Lanczos runs until each requested value's bound is within ``tol``. A single start finds one vector of a
+    multiple eigenvalue and can miss eigenvectors that it is nearly orthogonal to; so with ``check`` a second start,
+    kept orthogonal to those found, runs until its largest value is clearly on one side of the k-th, and
+    adds what it finds. Its cost, about that of the first run, is in ``check_products``.
 
     Args:
         operator: a symmetric map.
-        tol: error allowed, relative to each value.
+        tol: relative error allowed for each value.
         max_products: at most this many for the first run; ``None`` allows 300 (or ``size``).
-        run: a Lanczos run to use and grow, shared with other measures.
+        run: a Lanczos run to use and extend, shared with other measures.
         on_step: called after each product, to save or to show progress.
 
     Raises:
@@ -266,7 +266,7 @@ def _with_missed(
     tol: float,
     seed: int,
 ) -> tuple[np.ndarray, Tensor, np.ndarray, np.ndarray, int]:
-    """What was found, with any pair beyond the k-th that a second start in its complement shows."""
+    """The pairs found, plus any beyond the k-th that a second start in their complement reveals."""
     values, vectors, residuals, bounds = found
     sign = 1.0 if end == "top" else -1.0
     spent = 0

@@ -33,15 +33,14 @@ COUPLED = "the loss of a batch is not a mean of its parts' losses"
 
 @dataclass(frozen=True)
 class ExactTrace:
-    """An exact trace, or why there is none.
+    """An exact trace, or the reasons why there is none.
 
     Attributes:
         value: the trace; ``None`` if refused.
         by_parameter: each parameter's share, by name.
-        refusals: why not, in words; empty if there is a value.
-        gradients: the price, in gradients over the data set (F of a forward pass counted as a third), by the
-            passes made: one forward and, for each output direction, one backward pass to the layers' outputs
-            and one for the weights.
+        refusals: the reasons, in words; empty if there is a value.
+        gradients: the cost, in gradients over the data set (a forward pass counts as a third): one forward pass and,
+            for each output direction, one backward pass to the layers' outputs and one for the weights.
     """
 
     value: float | None
@@ -52,17 +51,17 @@ class ExactTrace:
 
 @dataclass
 class _Use:
-    """One call of a layer's function with a chosen weight: what its per-example derivatives need."""
+    """One call of a layer's function with a chosen weight, and what its per-example derivatives need."""
 
     function: str
     input: Tensor
-    edge: GradientEdge  # where its output's gradient arrives; the output itself may be written to later, as by relu_
+    edge: GradientEdge  # where its output's gradient arrives; the output itself may be overwritten later, as by relu_
     names: dict[str, str]  # "weight" or "bias" → the parameter's name
     options: dict[str, Any]
 
 
 class _Recorder(TorchFunctionMode):
-    """Notes each call in which a chosen weight takes part, without a hook on the model."""
+    """Records each call that uses a chosen weight, without hooks on the model."""
 
     def __init__(self, leaves: Sequence[Tensor], names: Sequence[str]) -> None:
         super().__init__()
@@ -82,7 +81,7 @@ class _Recorder(TorchFunctionMode):
             if use is None or sorted(use.names.values()) != sorted(mine):
                 name = getattr(func, "__name__", str(func))
                 self.refusals.append(
-                    f"parameter {mine[0]!r} enters through {name}, whose norms are not known here"
+                    f"parameter {mine[0]!r} is used by {name}, whose per-example norms are not implemented"
                 )
             else:
                 self.uses.append(use)
@@ -180,7 +179,7 @@ _NORMS = {
 
 
 def output_curvature(problem: Problem, output: Tensor, targets: Any) -> tuple[Tensor, Tensor]:
-    """Eigenvalues (m, C) and eigenvectors (m, C, C, in columns) of each example's ∂²ℓ/∂f², C outputs each."""
+    """Eigenvalues (m, C) and eigenvectors (m, C, C, in columns) of each example's ∂²ℓ/∂f² over its C outputs."""
     leaf = output.detach().requires_grad_()
     with CheapTwice(cheap=False):
         loss = problem.criterion(leaf.clone(), targets)
@@ -202,11 +201,11 @@ def output_curvature(problem: Problem, output: Tensor, targets: Any) -> tuple[Te
 
 @second_derivatives()
 def exact_trace(problem: Problem, *, matrix: str = "hessian") -> ExactTrace:
-    """The exact trace of the Gauss–Newton matrix, or of the Hessian where the graph proves them equal.
+    """The exact trace of the Gauss–Newton matrix, or of the Hessian if the graph proves them equal.
 
     Args:
         matrix: ``"ggn"`` or ``"hessian"``; the Hessian is refused unless the outputs are piecewise linear in
-            every chosen weight alone (see :mod:`~conadv_lab.sharpness.problem.structure`).
+            every single chosen weight (see :mod:`~conadv_lab.sharpness.problem.structure`).
 
     >>> x, y = torch.randn(9, 4, dtype=torch.float64), torch.randint(0, 3, (9,))
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.ReLU(), torch.nn.Linear(5, 3)).double()
@@ -244,10 +243,10 @@ def exact_trace(problem: Problem, *, matrix: str = "hessian") -> ExactTrace:
 
 
 def _hidden(problem: Problem, one: Any) -> str:
-    """Why the recorded calls do not tell all of one example's derivative, by a random one; empty if they do.
+    """Why the recorded calls miss part of one example's derivative, tested on a random one; empty if they do not.
 
-    A weight may enter through what no record shows: gradients that the forward takes itself, functions with a
-    backward of their own, TorchScript.
+    A weight may be used in ways that are not recorded: gradients taken within the forward pass, functions with a
+    custom backward, TorchScript.
     """
     leaves = problem.leaves()
     recorder = _Recorder(leaves, problem.names)
@@ -255,12 +254,12 @@ def _hidden(problem: Problem, one: Any) -> str:
         with recorder:
             output = problem.outputs(leaves, one)
     except (RuntimeError, ValueError, IndexError):
-        return "the forward fails on one example alone"
+        return "the forward pass fails on a single example"
     used = [name for use in recorder.uses for name in use.names.values()]
     if recorder.refusals or len(set(used)) < len(used) or not recorder.uses:
-        return ""  # refused, in better words, where the examples are gone through
+        return ""  # refused with a better message when iterating over the examples
     if output.shape[0] != 1:
-        return f"the first axis of the outputs, {tuple(output.shape)} for one example, does not count the examples"
+        return f"the first axis of the outputs, {tuple(output.shape)} for one example, does not index the examples"
     probe = (
         torch.arange(output.numel(), dtype=output.dtype, device=output.device).view_as(output).add(0.5).cos()
     )
@@ -281,7 +280,7 @@ def _hidden(problem: Problem, one: Any) -> str:
     for name, gradient in zip(problem.names, whole, strict=True):
         true = float(gradient.double().square().sum())
         if abs(true - shown[name]) > tolerance * max(true, 1e-4 * scale):
-            return f"parameter {name!r} enters in a way that no record of the forward shows"
+            return f"parameter {name!r} is used in a way that recording the forward pass does not show"
     return ""
 
 
@@ -298,7 +297,9 @@ def _chunk(problem: Problem, inputs: Any, targets: Any, matrix: str) -> tuple[li
     if matrix == "hessian":
         refusals = curved_because(output, leaves, problem.names) + refusals
     if output.shape[1:].numel() > MAX_OUTPUTS:
-        refusals.append(f"{output.shape[1:].numel()} outputs an example are too many (at most {MAX_OUTPUTS})")
+        refusals.append(
+            f"{output.shape[1:].numel()} outputs per example are too many (at most {MAX_OUTPUTS})"
+        )
     if refusals:
         return refusals, nothing, 0
     values, vectors = output_curvature(problem, output, targets)
@@ -310,7 +311,7 @@ def _chunk(problem: Problem, inputs: Any, targets: Any, matrix: str) -> tuple[li
     for c in kept:
         gradients = torch.autograd.grad(output, edges, vectors[:, :, c].view_as(output), retain_graph=True)
         for use, norm, gradient in zip(recorder.uses, norms, gradients, strict=True):
-            gradient = gradient.to(use.input.dtype)  # autocast's type, where the model turned that on
+            gradient = gradient.to(use.input.dtype)  # the autocast dtype, if the model enabled it
             for role, name in use.names.items():
                 nothing[place[name]] += (values[:, c] * norm[role](gradient)).double().mean()
     return [], nothing, len(kept)

@@ -1,4 +1,4 @@
-"""Long measurements keep what they have finished in a folder, so that a second call goes on from there."""
+"""Stores finished parts of long measurements in a folder, so that a second call resumes from there."""
 
 import json
 import os
@@ -10,13 +10,13 @@ import torch
 
 
 class Journal:
-    """Finished parts by name, in one folder; without a folder nothing is kept.
+    """Finished parts by name, in one folder; without a folder nothing is stored.
 
-    Each part is written beside its place and renamed, so an interrupted write leaves the earlier one. A
-    folder belongs to one measurement: ``key`` (weights, data, loss, facts, settings) is compared when it is opened.
+    Each part is written to a temporary file and renamed, so an interrupted write keeps the previous version. A
+    folder belongs to one measurement: ``key`` (weights, data, loss, facts, settings) is compared on opening.
 
     Raises:
-        ValueError: the folder holds another measurement.
+        ValueError: the folder belongs to another measurement.
     """
 
     def __init__(
@@ -31,18 +31,18 @@ class Journal:
         note = self.folder / "measurement.json"
         if note.exists() and note.read_text() != text:
             raise ValueError(
-                f"{self.folder} holds another measurement (other weights, data, loss, facts or settings); name another"
+                f"{self.folder} belongs to another measurement (other weights, data, loss, facts or settings)"
             )
         note.write_text(text)
 
     def get(self, name: str) -> Any:
-        """The part kept under this name, or ``None``."""
+        """The part stored under this name, or ``None``."""
         if self.folder is None or not (self.folder / f"{name}.pt").exists():
             return None
         return torch.load(self.folder / f"{name}.pt", weights_only=True, map_location="cpu")
 
     def put(self, name: str, part: Any) -> None:
-        """Keep a part: tensors, numbers, strings, lists and dicts of them."""
+        """Store a part: tensors, numbers, strings, lists and dicts of them."""
         if self.folder is None:
             return
         temporary = self.folder / f"{name}.pt.partial"
@@ -52,5 +52,5 @@ class Journal:
 
     @property
     def due(self) -> bool:
-        """Whether it is time to keep an unfinished part."""
+        """Whether it is time to store an unfinished part."""
         return self.folder is not None and time.monotonic() - self._last >= self.every

@@ -1,4 +1,4 @@
-"""Stochastic traces: deflated Hutchinson until an asked accuracy, Hutch++, XTrace, and the Frobenius norm."""
+"""Stochastic traces: deflated Hutchinson to a requested accuracy, Hutch++, XTrace, and the Frobenius norm."""
 
 import math
 from collections.abc import Callable
@@ -13,9 +13,9 @@ from conadv_lab.mistakes import require
 from conadv_lab.sharpness.spectrum.eigen import Lanczos, Symmetric, normal_vector
 
 PILOT = 32
-"""Samples of the first stage. Fewer leave its variance so uncertain that some seeds need twice the products."""
+"""Samples in the first stage. With fewer, its variance is so uncertain that some seeds need twice the products."""
 LOOK = 16
-"""Pairs of samples that show whether a control variate pays."""
+"""Pairs of samples that decide whether a control variate pays off."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Estimate:
     Attributes:
         value: the estimate.
         error: half-width of the interval; for XTrace and Hutch++ the estimated standard error.
-        products: products with the matrix.
-        samples: random vectors drawn.
-        converged: the half-width is within what was asked.
+        products: number of products with the matrix.
+        samples: number of random vectors.
+        converged: the half-width is within the requested accuracy.
     """
 
     value: float
@@ -38,14 +38,14 @@ class Estimate:
 
 
 def sign_vector(operator: Symmetric, seed: int, index: int) -> Tensor:
-    """A vector of random signs, shape ``(size,)``, drawn on the CPU: the same on every device and rank."""
+    """A vector of random signs, shape ``(size,)``, sampled on the CPU: the same on every device and rank."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + 500_009 + index) % 2**63)
     signs = torch.randint(0, 2, (operator.size,), generator=generator, dtype=torch.int8, device="cpu")
     return (2 * signs - 1).to(operator.device, operator.dtype)
 
 
 class Probes:
-    """Quadratic forms zᵀAz of random signs, kept as they are drawn; the basis' space is taken out.
+    """Quadratic forms zᵀAz of random sign vectors, stored as they are sampled; the basis is projected out.
 
     With V the basis (rows, orthonormal) and P = I − VᵀV, tr(A) = tr(VAVᵀ) + E (Pz)ᵀA(Pz): the large
     eigenvalues, which cause the variance, are summed exactly (Gambhir et al. 2017; Lin 2017).
@@ -67,7 +67,7 @@ class Probes:
         self.squares: list[float] = []
 
     def deflated(self, vector: Tensor) -> Tensor:
-        """The vector without its part in the basis."""
+        """The vector without its component in the basis."""
         if self.basis is None:
             return vector
         for _ in range(2):
@@ -75,7 +75,7 @@ class Probes:
         return vector
 
     def draw(self, count: int) -> None:
-        """Draw until there are ``count`` samples."""
+        """Sample until there are ``count`` samples."""
         while len(self.forms) < count:
             z = self.deflated(sign_vector(self.operator, self.seed, len(self.forms)))
             image = self.operator @ z
@@ -93,11 +93,11 @@ def mean_to_accuracy(
     confidence: float = 0.95,
     max_samples: int = 1000,
 ) -> tuple[float, float, int, bool]:
-    """``known`` plus a mean, to a relative accuracy, by Stein's two stages.
+    """``known`` plus a mean, to a relative accuracy, by Stein's two-stage procedure.
 
     A pilot of 32 samples gives a variance s²; the number of samples is then fixed at (t·s/target)², and the
     interval is mean ± t·s/√n with the *pilot's* s and its degrees of freedom. The interval's coverage is
-    exact for normal samples (Stein 1945, thm 1), where stopping as soon as an interval looks short is not.
+    exact for normal samples (Stein 1945, thm 1), unlike that of stopping as soon as an interval looks short.
 
     Returns:
         value, half-width, samples, whether the target was reached.
@@ -125,13 +125,13 @@ def deflated_trace(
     probes: Probes | None = None,
     known: float | None = None,
 ) -> Estimate:
-    """The trace of a symmetric matrix: a Lanczos basis exactly, the rest by Hutchinson until accurate enough.
+    """The trace of a symmetric matrix: exact on a Lanczos basis, the rest by Hutchinson until accurate enough.
 
     Args:
-        run: a Lanczos run to deflate with, grown to ``deflate`` products; its own products are counted.
-        accuracy: half-width asked for, relative to the trace.
-        probes: samples to use and to add to; they rest on a part of the run's basis.
-        known: the trace within that part; ``None``: the whole basis is that part.
+        run: a Lanczos run to deflate with, extended to ``deflate`` products; its products are counted.
+        accuracy: requested half-width, relative to the trace.
+        probes: samples to use and extend; they are deflated by part of the run's basis.
+        known: the trace on that part; ``None``: the part is the whole basis.
 
     Raises:
         ValueError: ``accuracy`` or ``confidence`` not between 0 and 1.
@@ -171,11 +171,11 @@ def controlled_trace(
     """The Hessian's trace with the Gauss–Newton matrix, whose trace is known exactly, as control variate.
 
     tr(H) = tr(G) + tr(V(H − G)Vᵀ) + E (Pz)ᵀ(H − G)(Pz). A pilot on both matrices shows whether the smaller
-    variance of H − G is worth its second product; if not, :func:`deflated_trace` goes on with its samples.
+    variance of H − G is worth the second product; if not, :func:`deflated_trace` continues with its samples.
 
     Args:
         run: of the Hessian; its first ``deflate`` vectors are V.
-        probes: of the Hessian, resting on those vectors.
+        probes: of the Hessian, deflated by those vectors.
     """
     basis = run.basis[:deflate]
     second = Probes(ggn, probes.basis, probes.seed)
@@ -209,11 +209,10 @@ def controlled_trace(
 
 
 def frobenius(run: Lanczos, probes: Probes, deflate: int, confidence: float = 0.95) -> Estimate:
-    """‖A‖_F from products already made: ‖AVᵀ‖² of the Lanczos basis exactly, E‖APz‖² of the probes.
+    """‖A‖_F from products already computed: ‖AVᵀ‖² of the Lanczos basis exactly, E‖APz‖² from the probes.
 
-    ‖Av_j‖² = β²_{j−1} + α²_j + β²_j by the recurrence, over the ``deflate`` first vectors, on which the
-    probes rest. The interval is that of the mean of the squares,
-    carried through the root.
+    ‖Av_j‖² = β²_{j−1} + α²_j + β²_j by the recurrence, over the first ``deflate`` vectors, by which the probes are
+    deflated. The interval is that of the mean of squares, mapped through the root.
     """
     betas = np.array([0.0, *run.betas])[: deflate + 1]
     known = float((betas[:-1] ** 2 + np.array(run.alphas[:deflate]) ** 2 + betas[1:] ** 2).sum())
@@ -228,9 +227,9 @@ def frobenius(run: Lanczos, probes: Probes, deflate: int, confidence: float = 0.
 
 
 def hutch_pp(operator: Symmetric, products: int = 120, seed: int = 0) -> Estimate:
-    """Hutch++ (Meyer et al. 2021, alg. 1): a third of the products for a range, a third exact, a third drawn.
+    """Hutch++ (Meyer et al. 2021, alg. 1): a third of the products for a range, a third exact, a third random.
 
-    The error is the standard error of its random third; a third as large as the matrix makes it exact.
+    The error is the standard error of the random third; it is exact if a third is as large as the matrix.
     """
     require(products >= 6, "products", products, "at least 6")
     third = min(products // 3, operator.size)
@@ -250,9 +249,9 @@ def hutch_pp(operator: Symmetric, products: int = 120, seed: int = 0) -> Estimat
 def xtrace(operator: Symmetric, products: int = 120, seed: int = 0) -> Estimate:
     """XTrace (Epperly, Tropp and Webber 2024, alg. 1.1 without normalisation): every probe serves twice.
 
-    For each test vector ω_i the range of A·(all the others) is taken out exactly and ω_i samples the rest;
-    the estimate is the mean over i. With Q an orthonormal basis of AΩ, leaving out column i leaves the
-    range's complement of one direction s_i in Q's coordinates, so no further products are needed.
+    For each test vector ω_i the range of A·(all the others) is treated exactly and ω_i samples the rest;
+    the estimate is the mean over i. With Q an orthonormal basis of AΩ, leaving out column i removes one
+    direction s_i in Q's coordinates, so no further products are needed.
     """
     require(products >= 4, "products", products, "at least 4")
     m = min(products // 2, operator.size)

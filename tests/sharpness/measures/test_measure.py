@@ -63,7 +63,8 @@ def test_facts_that_nobody_stated_are_none_and_are_not_written(tmp_path, kind):
     )  # fmt: skip
     assert report.conditions["weight_decay_inside"] is None
     with pytest.raises(
-        ValueError, match=r"does not state weight_decay_inside, label_smoothing, .* 'unknown'"
+        ValueError,
+        match=r"lacks metadata that cannot be inferred: weight_decay_inside, label_smoothing, .* 'unknown'",
     ):
         WRITERS[kind](report, tmp_path / "out")
     assert not list(tmp_path.iterdir())
@@ -86,7 +87,7 @@ def test_a_second_call_goes_on_from_the_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(operators.Operator, "__matmul__", stop)
     third = measure(mlp(), nn.CrossEntropyLoss(), BATCHES, resume=tmp_path, **options)
     assert third.measures == again.measures
-    with pytest.raises(ValueError, match="holds another measurement"):
+    with pytest.raises(ValueError, match="belongs to another measurement"):
         measure(mlp(), nn.CrossEntropyLoss(), BATCHES, resume=tmp_path, seed=1, **options)
 
 

@@ -56,7 +56,7 @@ def test_an_interrupted_command_writes_what_is_done_and_goes_on(stranger, tmp_pa
         patch.setitem(REGISTRY, "adaptive_average", interrupted)
         assert main(words) == 130
         told = capsys.readouterr()
-        assert "--resume DIR would have kept parts" in told.err
+        assert "with --resume DIR it could continue" in told.err
         assert told.out.splitlines()[1].split()[0] == "trace"
         assert [m["name"] for m in json.loads(out.read_text())["measures"]] == ["trace", "sam_average"]
         assert main([*words, "--resume", str(kept)]) == 130

@@ -80,7 +80,7 @@ def test_weight_norm_without_its_cure_is_found(monkeypatch, wrap, named):
 
 
 def test_a_loss_that_is_wrong_is_refused_though_no_module_is():
-    with pytest.raises(ValueError, match="no module shows it alone"):
+    with pytest.raises(ValueError, match="no single module reproduces it"):
         measure(
             mlp().double(),
             lambda f, y: nn.functional.cross_entropy(5 * _Unit.apply(f), y),

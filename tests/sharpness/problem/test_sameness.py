@@ -63,14 +63,14 @@ class Augmented(Dataset):
 
 
 CHANGING = {
-    "a stream that can be read once": (lambda: DataLoader(Once(), batch_size=6), "gave 0 of the first one's 4"),
-    "a shorter second pass": (Shorter, "gave 3 of the first one's 4"),
-    "a longer second pass": (Longer, "batch 4 is more than the first pass"),
-    "new augmentations": (lambda: DataLoader(Augmented(False), batch_size=6), "batch 0 is not what"),
+    "a stream that can be read once": (lambda: DataLoader(Once(), batch_size=6), "had 0 batches, the first one 4"),
+    "a shorter second pass": (Shorter, "had 3 batches, the first one 4"),
+    "a longer second pass": (Longer, "batch 4 did not exist in the first pass"),
+    "new augmentations": (lambda: DataLoader(Augmented(False), batch_size=6), "batch 0 differs from"),
     "workers that go on": (
         lambda: DataLoader(Augmented(True), batch_size=6, num_workers=1, persistent_workers=True), "batch 0 is not"
     ),
-    "labels": (lambda: Relabelled(), "batch 1 is not what"),
+    "labels": (lambda: Relabelled(), "batch 1 differs from"),
 }  # fmt: skip
 
 

@@ -100,7 +100,7 @@ def test_a_criterion_of_ones_own_may_have_its_classes_on_another_axis():
 
 
 STRANGE = {
-    "keys": ([{"x": torch.ones(2)}], "has the keys x; allowed: one called 'labels'"),
+    "keys": ([{"x": torch.ones(2)}], "has the keys x; one must be called 'labels'"),
     "three": ([(torch.ones(2), torch.ones(2), torch.ones(2))], "a batch is tuple of 3"),
     "tensor": ([torch.ones(2)], "a batch is Tensor"),
 }
