@@ -1,4 +1,4 @@
-"""How one step's gradient is made. What is known of a method is known here, without torch."""
+"""How one step's gradient is computed. All facts about methods are available here without torch."""
 
 from dataclasses import fields, is_dataclass
 from importlib import import_module
@@ -14,31 +14,31 @@ if TYPE_CHECKING:
 
 
 def _found() -> dict[str, type[Method]]:
-    """Vanilla, and every class with a name of its own in a file of `families`."""
+    """Vanilla, and every class with a ``name`` in a file of `families`."""
     files = [import_module(f"{families.__name__}.{one.name}") for one in iter_modules(families.__path__)]
     classes = [Vanilla, *(kind for file in files for kind in vars(file).values() if isinstance(kind, type))]
     return {kind.name: kind for kind in classes if issubclass(kind, Method) and vars(kind).get("name")}
 
 
 METHODS = _found()
-"""Every method by its name."""
+"""Every method by name."""
 
 
 def options() -> list[Any]:
-    """The dataclasses whose fields methods read, each once and after those that it extends."""
+    """The dataclasses whose fields methods read, each once and after its bases."""
     read = (part for method in METHODS.values() for part in method.reads)
     return list(dict.fromkeys(kind for part in read for kind in reversed(part.__mro__) if is_dataclass(kind)))
 
 
 def filled(config: "Config") -> "Config":
-    """The config with those options that are None as its method has them then."""
+    """The config with options that are None filled in by its method."""
     section, kind = config.method, METHODS.get(config.method.method, Method)
     values = {"attack_step": section.epsilon, "attack_steps": 1, "staleness": 1} | kind.filled(config)
     return config.replace(**{n: value for n, value in values.items() if getattr(section, n) is None})
 
 
 def described() -> str:
-    """A line a method: what a step trains on, and its options."""
+    """One line per method: what a step trains on, and its options."""
     lines = []
     for name, method in METHODS.items():
         own = dict.fromkeys(field.name for part in method.reads for field in fields(part))
@@ -47,10 +47,10 @@ def described() -> str:
 
 
 def method_of(config: "Config") -> Method:
-    """The method of a config, one of a user's own too.
+    """The method of a config, built-in or a user's.
 
     Raises:
-        ValueError: a user's function that returns something else, or options that do not fit together.
+        ValueError: a user's function returns something else, or options are incompatible.
     """
     name = config.method.method
     if name in METHODS:

@@ -1,4 +1,4 @@
-"""Who else has a share of a step's gradient: nobody, unless a run over ranks says otherwise."""
+"""Access to gradients shared over ranks; the default is a single process."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 class Gradients:
-    """What a method may ask about gradients that several ranks make together; here one process makes them alone."""
+    """A method's access to gradients that several ranks compute together; here for a single process."""
 
     rank: int = 0
     ranks: int = 1
@@ -15,16 +15,16 @@ class Gradients:
 
     @contextmanager
     def summed(self) -> Iterator[None]:
-        """Gradients that are made within are the sum over all ranks on leaving; ``.grad`` is empty on entering."""
+        """On exit, gradients computed inside are summed over all ranks; ``.grad`` must be empty on entry."""
         yield
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Gradients that are made within are this rank's own, and nobody waits for them."""
+        """Gradients computed inside stay on this rank, and no other rank waits for them."""
         yield
 
     def is_complete(self) -> None:
-        """What lies in ``.grad`` is the same on all ranks and must not be summed again at the step's end."""
+        """Declare that ``.grad`` is already equal on all ranks and must not be summed again at the end of the step."""
 
     def sum(self, value: float) -> float:
         """The sum of a number over all ranks."""

@@ -1,4 +1,4 @@
-"""Attacks on images: what is computed with some weights (`perturb`) and what is kept until it is used (`apply`).
+"""Attacks on images: `perturb` computes with the current weights what `apply` later turns into adversarial images.
 
 An attack changes neither the weights' gradients nor the running statistics. Images are floats in [0, 1], and so
 are ε and step, unless the attack is told of other bounds. The direction is ascent on the true label (Goodfellow et al.
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from conadv_lab.models.norm import Branch, Statistics
 
 WARM_UPDATES = 10
-"""Updates of the adversarial branch before its running statistics are trusted; batch statistics until then."""
+"""Updates of the adversarial branch before its running statistics are used; until then batch statistics are."""
 
 
 @dataclass(frozen=True)
 class RadiusOptions:
-    """Of methods that move images."""
+    """Options of methods that perturb images."""
 
     epsilon: float = 1 / 255
     """Radius of the attack's ball, for images in [0, 1]. The paper's value is unknown."""
@@ -44,32 +44,32 @@ class RadiusOptions:
 
 @dataclass(frozen=True)
 class StepOptions(RadiusOptions):
-    """Of methods that move images by steps."""
+    """Options of methods that perturb images in steps."""
 
     attack_step: float | None = None
-    """Length of one attack step; None: epsilon, of fgsm-rs 1.25 epsilon, of advprop's k > 1 steps epsilon/(k - 1)."""
+    """Size of one attack step; None: epsilon; fgsm-rs: 1.25 epsilon; advprop with k > 1 steps: epsilon/(k - 1)."""
 
     def check(self) -> None:
         step = self.attack_step
-        # A step of 0 would leave the random start alone; only a ball of radius 0 has no other.
+        # A step of 0 would leave only the random start; it makes sense only with radius 0.
         fine = step is None or 0 < step < math.inf or (step == 0 and self.epsilon == 0)
         require(fine, "attack_step", step, "above 0, or None")
 
 
 @dataclass(frozen=True)
 class AttackOptions(StepOptions):
-    """Of methods that attack images."""
+    """Options of methods that attack images."""
 
     attack_steps: int | None = None
-    """Steps of the attack, 1 in the L∞ ball is a sign attack that keeps one bit a pixel; None: 1, of advprop 5."""
+    """Attack steps; 1 step in the L∞ ball is a sign attack, which stores one bit per pixel; None: 1, for advprop 5."""
     norm: Literal["linf", "l2"] = "linf"
     """Norm of the attack's ball."""
     random_start: bool = True
-    """Start the attack at a uniform point of the ball."""
+    """Start the attack at a uniformly random point of the ball."""
     attack_branch: Literal["adversarial", "main"] = "adversarial"
-    """Batch norm branch that is attacked."""
+    """Batch norm branch to attack."""
     attack_statistics: Literal["running", "batch"] = "running"
-    """Batch norm statistics that the attack sees."""
+    """Batch norm statistics that the attack uses."""
 
     def check(self) -> None:
         fine = self.attack_steps is None or self.attack_steps >= 1
@@ -77,13 +77,13 @@ class AttackOptions(StepOptions):
 
 
 def attack_of(config: Config) -> Attack:
-    """The attack that a config asks for; the seed of random starts is derived from the run's."""
+    """The attack specified by a config; the seed of random starts is derived from the run's."""
     section = config.method
     kind: Any = SignAttack
     more: dict[str, Any] = {"branch": section.attack_branch, "statistics": section.attack_statistics}
     if section.attack_steps > 1 or section.norm == "l2":
         kind, more = PGDAttack, more | {"steps": section.attack_steps, "norm": section.norm}
-    step = section.attack_step or None  # ε = 0 leaves no step to take
+    step = section.attack_step or None  # ε = 0 means no step
     return kind(section.epsilon, step, section.random_start, config.training.seed, **more)
 
 
@@ -104,7 +104,7 @@ class Attack:
     steps = 1
     norm: Norm = "linf"
     kept_bytes: float = 4
-    """Bytes that are kept of each value of an image."""
+    """Bytes stored per pixel value."""
 
     def __init__(
         self,
@@ -127,15 +127,15 @@ class Attack:
         self.branch, self.statistics = branch, statistics
 
     def perturb(self, model: nn.Module, batch: Batch, criterion: Criterion) -> Tensor:
-        """What has to be kept of an attack on ``batch`` with the model as it is now."""
+        """Attack ``batch`` with the current model; returns what has to be stored."""
         raise NotImplementedError
 
     def apply(self, batch: Batch, kept: Tensor) -> Tensor:
-        """The adversarial images of ``batch`` from what `perturb` kept."""
+        """The adversarial images of ``batch`` from the result of `perturb`."""
         raise NotImplementedError
 
     def space(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """An uninitialised tensor on the CPU like what `perturb` keeps of images of this shape (B, C, H, W)."""
+        """An uninitialised CPU tensor like the result of `perturb` for images of shape (B, C, H, W)."""
         raise NotImplementedError
 
     def gradient(
@@ -151,14 +151,14 @@ class Attack:
         return input_gradient(model, images, labels, criterion, self.branch, statistics, tokens)
 
     def seen_statistics(self, model: nn.Module) -> Statistics:
-        """Batch norm statistics that an attack on ``model`` sees now: those of the batch while it is cold."""
+        """Batch norm statistics that an attack on ``model`` uses now: the batch's until running ones are warmed up."""
         updates = norm.adversarial_updates(model)
         cold = self.branch == "adversarial" and updates is not None and updates < WARM_UPDATES
         return "batch" if cold else self.statistics
 
 
 class SignAttack(Attack):
-    """One step of length ``step`` along the sign of the input gradient: one bit a pixel is kept.
+    """One step of size ``step`` along the sign of the input gradient; stores one bit per pixel.
 
     x̂ = clip[0,1](x + clip[−ε,ε](u + step · sign(∇ₓL(clip[0,1](x + u))))), u the random start or 0, sign(0) = +1.
     Goodfellow et al., "Explaining and Harnessing Adversarial Examples", ICLR 2015; the random start as in
@@ -189,10 +189,10 @@ class SignAttack(Attack):
 
 
 class PGDAttack(Attack):
-    """k projected steps in the L∞ or L2 ball; the perturbation is kept as floats, 4 bytes a value.
+    """k projected steps in the L∞ or L2 ball; stores the perturbation as floats, 4 bytes per value.
 
     Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018. The random start in
-    the L2 ball uses logarithms and cosines, whose last bits may differ between a CPU and CUDA.
+    the L2 ball uses logarithms and cosines, whose last bits may differ between CPU and CUDA.
     """
 
     def __init__(
@@ -247,10 +247,10 @@ def input_gradient(
     statistics: Statistics,
     tokens: Tokens | None = None,
 ) -> Tensor:
-    """∇ₓ of the mean loss, (B, C, H, W), in evaluation mode but for the statistics asked for.
+    """∇ₓ of the mean loss, (B, C, H, W), in evaluation mode apart from the requested statistics.
 
-    No weight gradient is computed, and the running statistics stay as they are. Of a network in
-    DistributedDataParallel the module is attacked, so that no rank waits for another.
+    Computes no parameter gradients and leaves running statistics unchanged. Of a DistributedDataParallel network it
+    attacks the inner module, so that no rank waits for another.
     """
     if isinstance(model, torch.nn.parallel.DistributedDataParallel):
         model = model.module
@@ -288,7 +288,7 @@ def l2_start(batch: Batch, ball: Ball, seed: int) -> Tensor:
 
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without weight gradients, each module and parameter put back as it was."""
+    """Evaluation mode without parameter gradients; restores each module and parameter."""
     training = [module for module in model.modules() if module.training]
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for module in training:

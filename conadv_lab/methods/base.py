@@ -1,4 +1,4 @@
-"""What a method is: facts that cost no torch, and the one place where methods differ, how a step's gradient is made."""
+"""What a method is: facts available without torch, and the one place where methods differ: a step's gradient."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Weights = tuple[float, float]
 class Losses:
     """Mean losses of a step, detached and on the device.
 
-    ``adversarial`` is None where there are no two kinds of images: ``clean`` is then the loss of all.
+    ``adversarial`` is None if there is only one kind of images: ``clean`` is then the loss of all.
     """
 
     clean: Tensor
@@ -38,46 +38,46 @@ class Losses:
 class Method:
     """Base of all methods. ``backward`` adds the gradient of one global step to the parameters' ``.grad``.
 
-    It has three parts, and a method says what it is in the middle one:
+    It has three parts; subclasses implement the second one:
 
-    1. `begin`, on the host: checks, and makes what waits between steps where it is not there yet.
-    2. `gradient`, on the device: every operator of the step. It may be recorded once and replayed for all later steps
-       of the same `kind`, without Python. So it reads no value back (``.item()``, ``bool(tensor)``), makes no tensor
-       from a Python number that changes, and knows the time by ``step`` alone, in so far as `kind` tells it.
+    1. `begin`, on the host: checks, and allocates state that is carried between steps.
+    2. `gradient`, on the device: all operators of the step. It may be recorded once and replayed for all later steps
+       of the same `kind`, without running Python. So it must not read values back (``.item()``, ``bool(tensor)``) or
+       create tensors from changing Python numbers, and may depend on ``step`` only as far as `kind` reflects it.
     3. `end`, on the host: counters, after a step that did not fail.
 
-    What waits for a later step lies in tensors that are made once and changed in place with ``copy_``: a queue of τ
-    steps is τ + 1 tensors that move up by one. Where one has to be made anew, because more images come than ever
-    before, `kind` must change for good, for example by naming the tensor's size.
+    State for later steps lives in tensors that are allocated once and updated in place with ``copy_``: a queue of τ
+    steps is τ + 1 tensors that move up by one. If one must be reallocated, because a batch is larger than ever before,
+    `kind` must change permanently, for example by including the tensor's size.
 
-    A forward in training mode moves the running statistics. One that must not, as the second of a sharpness-aware
-    step, is made with ``counted=False``: see `steps.train_on` and `conadv_lab.models.norm.branch_of`.
+    A forward pass in training mode updates the running statistics. One that must not, such as the second pass of a
+    sharpness-aware step, uses ``counted=False``: see `steps.train_on` and `conadv_lab.models.norm.branch_of`.
 
-    The attributes are all that is known of a method elsewhere: config, help, plans, the simulator, memory and figures
-    take them from here, cost and depth among them. Those up to ``reads`` are of the class; an instance may decide
-    the others.
+    The attributes are all that the rest of the package knows of a method: config, help, plans, the simulator, memory
+    and figures take them, including cost and depth, from here. Those up to ``reads`` belong to the class; an instance
+    may set the others.
 
     Attributes:
-        name: what ``--method`` calls it; empty for a base, and for a method of a user's own, called by its file.
+        name: its name for ``--method``; empty for base classes and for a user's method, which is named by its file.
         label, colour, marker: in figures.
         about: what a step trains on, in a few words.
-        source: whose it is, paper and year.
-        reads: dataclasses whose fields are the options of the config that it reads.
+        source: authors, venue and year.
+        reads: dataclasses whose fields are the config options that it reads.
         clean_fraction: clean images that a step trains on over the global batch B: 1, or ½ for equal-cost forms.
         altered_fraction: altered images of a step over B.
-        replays: how many steps in a row train on the same images.
-        together: whether clean and altered images share a forward and a backward.
-        side: what has to be computed besides the training: an ``attack`` has no weight gradients, an ``ascent`` has.
-        side_steps: how often, one after another; on average, where steps differ. side_share: on which share of B.
-        repeats: how many whole trainings, over clean and altered images, come before the last one, as an ascent of its
-            own loss takes.
-        concurrent: whether the side may run beside the step, or on ranks of its own, once it is stale.
-        staleness: τ, how many steps old the weights are that altered images or an ascent were made with.
-        lookahead: how many steps ahead the stream must let it see.
+        replays: how many consecutive steps train on the same images.
+        together: whether clean and altered images share a forward and a backward pass.
+        side: computation besides training: an ``attack`` (no parameter gradients) or an ``ascent`` (with them).
+        side_steps: how many of them in sequence; the mean, if steps differ. side_share: on what fraction of B.
+        repeats: how many full training passes, over clean and altered images, precede the last one, as in an ascent
+            of the method's own loss.
+        concurrent: whether the side computation may run beside the step, or on its own ranks, once it is stale.
+        staleness: τ, the age in steps of the weights that altered images or an ascent were computed with.
+        lookahead: how many steps ahead the stream must look.
         two_branches: whether batch norm needs its adversarial branch.
-        left_out: how many steps were, as a pass of theirs was not finite.
-        copies: tensors as large as all weights that are held beside weights, gradients and optimizer state.
-        lanes: how passes run that need not wait for one another; whoever captures a step puts streams in its place.
+        left_out: number of steps skipped because a pass was not finite.
+        copies: number of copies of all weights held besides weights, gradients and optimizer state.
+        lanes: how independent passes run; capturing a step replaces it with CUDA streams.
     """
 
     name: str = ""
@@ -110,37 +110,37 @@ class Method:
 
     @classmethod
     def of(cls, config: Config) -> Method:
-        """The method that a config asks for; randomness is derived from the run's seed."""
+        """The method specified by a config; randomness is derived from the run's seed."""
         return cls()
 
     @classmethod
     def filled(cls, config: Config) -> dict[str, Any]:
-        """The method's own values of options that the config leaves at None."""
+        """The method's values for options that the config leaves at None."""
         return {}
 
     @property
     def new_fraction(self) -> float:
-        """Images that a step takes from the stream over B; the clean ones, as altered images are made of those."""
+        """Images that a step takes from the stream over B: the clean ones, as altered images are made from those."""
         return self.clean_fraction
 
     @property
     def single_step(self) -> bool:
-        """Whether images are attacked by one step, where training may overfit to the attack (Wong et al. 2020)."""
+        """Whether it uses a single-step attack, to which training may overfit catastrophically (Wong et al. 2020)."""
         return bool(self.side) and self.side_steps == 1 and self.altered_fraction > 0
 
     def check(self, config: Config) -> None:
-        """Raise ``ValueError`` where the config's other parts do not suit the method."""
+        """Raise ``ValueError`` if the rest of the config does not suit the method."""
 
     def require_cut(self, images: int) -> None:
-        """Raise ``ValueError`` where a micro-batch of so many images of the stream does not suit the method."""
+        """Raise ``ValueError`` if a micro-batch with this many images from the stream does not suit the method."""
 
     def attach(self, optimizer: Optimizer | None, gradients: Gradients = ALONE) -> None:
-        """Tell the method, before the first step, of the optimizer and of who else makes the gradients."""
+        """Give the method, before the first step, the optimizer and its access to gradients of other ranks."""
         self.optimizer, self.gradients = optimizer, gradients
 
     @cached_property
     def gradient_evaluations(self) -> float:
-        """Passes (forward, input gradient, weight gradient) / 3, per image of B.
+        """(Forward, input-gradient and weight-gradient passes) / 3, per image of B.
 
         >>> Vanilla().gradient_evaluations
         1.0
@@ -150,32 +150,32 @@ class Method:
 
     @cached_property
     def depth(self) -> float:
-        """Gradient computations of a step that must follow one another; an average where steps differ."""
+        """Number of gradient computations of a step that must run in sequence; the mean, if steps differ."""
         beside = self.side_steps if self.side else 0
         stale = (self.concurrent or self.repeats) and self.staleness
         return (max(1, beside) if stale else 1 + beside) + self.repeats
 
     def step_cost(self, number: int, steps: int) -> tuple[float, float]:
-        """(gradient evaluations, depth) of step ``number`` of a run of so many steps."""
+        """(gradient evaluations, depth) of step ``number`` of a run of ``steps`` steps."""
         return self.gradient_evaluations, self.depth
 
     @property
     def rereads(self) -> bool:
-        """Whether images of a step are wanted more than once."""
+        """Whether a step's images are needed more than once."""
         return bool(self.side) or self.altered_fraction > 0
 
     def kept_bytes(self, steps: float) -> float:
-        """Bytes a pixel value and image of what waits for its step, in a run of so many steps."""
+        """Bytes stored per pixel value and image for later steps, in a run of ``steps`` steps."""
         return 0.0
 
     def backward(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
         """Add the step's gradient to the parameters' ``.grad``; returns its mean losses.
 
         Args:
-            model: of images, which stay as they are, whatever its forward writes into what it is given.
+            model: takes images, which are not changed even if its forward pass works in place.
             step: from `conadv_lab.lookahead` or a `Stream`.
-            criterion: (outputs, labels) to their mean loss. Where the model returns more than a tensor, a criterion
-                that takes it gets all of it, any other the ``logits``, ``out`` or first part.
+            criterion: (outputs, labels) to their mean loss. If the model returns more than a tensor, a criterion
+                that accepts it gets the whole output, any other the ``logits``, ``out`` or first element.
         """
         criterion = self.begin(model, step, criterion)
         losses = self.gradient(model, step, criterion)
@@ -183,63 +183,63 @@ class Method:
         return losses
 
     def begin(self, model: nn.Module, step: Step, criterion: Criterion) -> Criterion:
-        """What the host does before a step's `gradient`; returns the criterion that it is given."""
+        """The host's part before a step's `gradient`; returns the criterion to pass to it."""
         return self.checked(model, step, criterion)
 
     def gradient(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
-        """The step's operators: its gradient, added to ``.grad``, and its mean losses."""
+        """The step's operators: adds its gradient to ``.grad`` and returns its mean losses."""
         raise NotImplementedError
 
     def end(self, step: Step) -> None:
-        """What the host notes after a step's `gradient`."""
+        """The host's part after a step's `gradient`."""
 
     def kind(self, step: Step) -> Hashable | None:
-        """All that decides, on the host, which operators the step's `gradient` runs; asked after `begin`.
+        """Everything on the host that decides which operators the step's `gradient` runs; called after `begin`.
 
-        Steps of one kind run the same operators on tensors at the same places. Sizes of batches need not be named, nor
-        whether the adversarial statistics are warm: whoever captures adds them. None, which is what a method says
-        that is not told otherwise, means "not known": every step runs operator by operator.
+        Steps of one kind run the same operators on the same tensors. It need not include batch sizes, nor whether the
+        adversarial statistics are warmed up: the capture adds these. None, the default, means "unknown": every step
+        then runs operator by operator.
         """
         return None
 
     def offsets(self, step: Step) -> Sequence[int]:
-        """Which batches `gradient` asks for with ``step.batches(offset)``; by default all that the stream has."""
+        """The offsets for which `gradient` calls ``step.batches(offset)``; by default all that the stream offers."""
         return range(-1 if step.number else 0, min(step.ahead, step.last - step.number) + 1)
 
     def passes(self, step: Step) -> int:
-        """How many calls of ``.backward()`` reach the weights for each of the step's micro-batches, 0 if not known.
+        """How many calls of ``.backward()`` per micro-batch reach the parameters; 0: unknown.
 
-        Ranks send a gradient while the step's last backward goes on; where the last is not known, after it. Gradients
-        that `torch.autograd.grad` returns, as those of an ascent, are nobody's ``.grad`` and do not count.
+        Ranks send gradients during the step's last backward pass or, if that is unknown, after it. Gradients from
+        `torch.autograd.grad`, such as those of an ascent, do not go to ``.grad`` and do not count.
         """
         return 0
 
     def probe(self, model: nn.Module, step: Step, criterion: Criterion) -> dict[str, float]:
-        """Figures of how stale the step's attack or ascent is, by name; called before `backward`, changes nothing.
+        """Metrics of how stale the step's attack or ascent is, by name; called before `backward`, changes nothing.
 
-        They are the same on all ranks. Empty where nothing is stale.
+        Equal on all ranks. Empty if nothing is stale.
         """
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs beside weights, tensors and plain values only, under any of these names:
+        """What a resumed run needs besides weights; tensors and plain values only, under any of these names:
 
-        - ``pending``: one tensor a micro-batch, a list for those of the step before, or a dict with one for each step
-          to come. Over ranks it is gathered by global groups, so a checkpoint depends on no number of ranks.
-        - ``shared``: what is the same on all ranks, such as one tensor a parameter. The first rank's is kept.
-        - ``own``: each rank's own, of the same shapes on all, such as the last gradient of its own images. A run goes
-          on with as many ranks as it was saved with.
+        - ``pending``: one tensor per micro-batch: a list for the previous step, or a dict with a list per upcoming
+          step. It is gathered over ranks by global groups, so a checkpoint does not depend on the number of ranks.
+        - ``shared``: state that is equal on all ranks, such as one tensor per parameter. The first rank's is saved.
+        - ``own``: per-rank state with equal shapes on all ranks, such as the last gradient of its own images. A run
+          must resume with the number of ranks that it was saved with.
         """
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave, into tensors of the method's own."""
+        """Restore from `state_dict`, copying into the method's own tensors."""
 
     def checked(self, model: nn.Module, step: Step, criterion: Criterion) -> Criterion:
-        """The criterion, which is judged at its first use.
+        """The criterion, wrapped to be checked at its first use.
 
         Raises:
-            ValueError: model, optimizer or steps are not what the method needs.
+            ValueError: model, optimizer or steps do not suit the method.
         """
         if self.two_branches:
             self._check_branches(model)
@@ -249,7 +249,7 @@ class Method:
             )
         if step.replays != self.replays:
             raise ValueError(
-                f"the steps show each batch {step.replays} times; {type(self).__name__} needs "
+                f"the steps replay each batch {step.replays} times; {type(self).__name__} needs "
                 f"lookahead(…, replays={self.replays})"
             )
         if self._mean_check is None:
@@ -293,11 +293,11 @@ class Vanilla(Method):
 
 @dataclass(frozen=True)
 class StalenessOptions:
-    """Of an attack or ascent that its step does not wait for."""
+    """Options of stale attacks and ascents."""
 
     staleness: int | None = None
-    """τ: how many steps old the weights are that a batch is attacked with, or the ascent gradient is taken at; None: 1,
-    of advprop and fgsm-rs 0."""
+    """τ: the age in steps of the weights used for the attack or the ascent gradient; None: 1, for advprop and
+    fgsm-rs 0."""
 
     def check(self) -> None:
         fine = self.staleness is None or self.staleness >= 0
@@ -306,10 +306,10 @@ class StalenessOptions:
 
 @dataclass(frozen=True)
 class WeightOptions:
-    """Of methods that train on two kinds of images."""
+    """Options of methods that train on two kinds of images."""
 
     weights: tuple[float, float] | None = None
-    """Weights of clean and adversarial loss; None: (0.5, 0.5) for sgd and equal-cost forms, else (1, 1)."""
+    """Loss weights, clean and adversarial; None: (0.5, 0.5) for sgd and equal-cost forms, else (1, 1)."""
 
     def check(self) -> None:
         if self.weights is not None and (min(self.weights) < 0 or sum(self.weights) == 0):
@@ -317,12 +317,12 @@ class WeightOptions:
 
 
 class TwoBranches(Method):
-    """Base of the methods that train on clean and altered images: loss = w₁ · mean(clean) + w₂ · mean(altered).
+    """Base of methods that train on clean and altered images: loss = w₁ · mean(clean) + w₂ · mean(altered).
 
     Args:
-        weights: None is (1, 1), or (½, ½) at equal cost.
-        equal_cost: of a global batch B, half are new clean images and half are the step before's, altered: a step
-            costs what a vanilla step costs.
+        weights: loss weights (w₁, w₂); None: (1, 1), or (½, ½) at equal cost.
+        equal_cost: half of a global batch B are new clean images, the other half are the previous batch's, altered:
+            a step costs as much as a vanilla step.
     """
 
     altered_fraction = 1.0

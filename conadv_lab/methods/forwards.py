@@ -1,4 +1,4 @@
-"""How a method calls anybody's network: the images that it is given stay as they are, and what it returns is judged."""
+"""How methods call any network: protects images from in-place forward passes and applies the criterion."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ from conadv_lab.data.tokens import Tokens
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
-# Whether a network's forward writes into its input, in training and in evaluation mode: True, False, or not in it.
+# Whether a network's forward pass modifies its input, in training and in evaluation mode; absent: not known yet.
 _writes: WeakKeyDictionary[nn.Module, dict[bool, bool]] = WeakKeyDictionary()
 
 
@@ -33,13 +33,13 @@ def outputs_of(model: nn.Module, images: Tensor, tokens: Tokens | None = None) -
     version = copy._version
     outputs = model(copy)
     if model.training not in known:
-        # The values tell what no counter does, as x.data.sub_(0.5); the counter what left the values as they were.
+        # Compare values, as x.data.sub_(0.5) bypasses the version counter, and the counter, as values may stay equal.
         known[model.training] = copy._version > version or not torch.equal(copy, images)
     return outputs
 
 
 class Judge:
-    """A criterion for whatever a network returns: all of it where the criterion takes it, else what `logits` finds."""
+    """Applies a criterion to a network's whole output if it accepts that, else to what `logits` finds."""
 
     def __init__(self, criterion: Criterion) -> None:
         self.criterion = criterion
@@ -61,7 +61,7 @@ class Judge:
 
 
 def rows_of(outputs: Any, first: int, last: int) -> Any:
-    """The outputs of images ``first`` to ``last``: of each tensor in a tuple, list or dict its rows."""
+    """The outputs of images ``first`` to ``last``: these rows of each tensor in a tuple, list or dict."""
     if isinstance(outputs, Tensor):
         return outputs[first:last]
     leaves, form = tree_flatten(outputs)
@@ -72,7 +72,7 @@ def rows_of(outputs: Any, first: int, last: int) -> Any:
 
 
 def twice(outputs: Any) -> Any:
-    """The outputs of a batch for the batch twice; None of an object that torch cannot look into."""
+    """A batch's outputs repeated twice; None for an object that torch cannot traverse."""
     if isinstance(outputs, Tensor):
         return torch.cat([outputs, outputs])
     leaves, form = tree_flatten(outputs)

@@ -1,4 +1,4 @@
-"""What waits for a later step: tensors that are made once and changed in place, one a step."""
+"""State for later steps: tensors that are allocated once and updated in place, one per step."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ if TYPE_CHECKING:
 
 
 class Slots:
-    """Perturbations of several steps, each step's in one tensor that stays where it is; after a step all move up.
+    """Perturbations of several steps, each step's in one tensor at a fixed address; after a step all move up.
 
-    One tensor for all micro-batches of a step: hundreds of small ones would lie between the activations that a CPU's
-    heap frees, which then grows with their number.
+    One tensor holds all micro-batches of a step: hundreds of small ones would fragment the CPU's heap between freed
+    activations, which would then grow with their number.
 
-    Where images come that are more or of another size than before, tensors are made anew, which ``version`` tells: a
-    captured step of another version reads and writes memory that is no longer these tensors'.
+    If there are more images than before, or of another size, tensors are reallocated and ``version`` changes: a step
+    captured with another version would use memory that no longer belongs to these tensors.
 
     Args:
-        count: of tensors; the first one's step comes first.
+        count: number of tensors, in order of their steps.
 
     >>> import torch
     >>> slots = Slots(2)
@@ -36,7 +36,7 @@ class Slots:
         self.rows: list[Tensor] = []
 
     def reserve(self, images: int) -> None:
-        """Have room for so many images of a step; the content stays, in other tensors where they were too small."""
+        """Make room for this many images per step; keeps the contents, in new tensors if they were too small."""
         if images <= self.images:
             return
         self.images, old = images, self.rows
@@ -46,7 +46,7 @@ class Slots:
             new[: len(rows)] = rows
 
     def write(self, slot: int, first: int, part: Tensor) -> None:
-        """Keep (m, …) of the images from ``first`` on; all of a step have one shape and dtype."""
+        """Store (m, …) for the images from ``first`` on; all of a step have the same shape and dtype."""
         if not self.rows:
             self.rows = [self._room(part) for _ in range(self.count)]
             self.version += 1
@@ -64,11 +64,11 @@ class Slots:
         return part.new_zeros(self.images, *part.shape[1:])
 
     def parts(self, slot: int, sizes: Sequence[int]) -> list[Tensor]:
-        """What a slot holds of micro-batches of these sizes, as views."""
+        """A slot's contents as views for micro-batches of these sizes."""
         return list(self.rows[slot][: sum(sizes)].split(list(sizes))) if self.rows else []
 
     def adopt(self, slot: int, parts: Sequence[Tensor]) -> list[Tensor]:
-        """The parts, copied into a slot unless they lie in it."""
+        """The parts, copied into a slot unless they are already there."""
         sizes = [len(part) for part in parts]
         self.reserve(sum(sizes))
         own = self.parts(slot, sizes)
@@ -81,7 +81,7 @@ class Slots:
         return self.parts(slot, sizes)
 
     def move_up(self) -> None:
-        """Each slot gets what the one after it holds."""
+        """Copy each slot from the next one."""
         for slot, later in enumerate(self.rows[1:]):
             if _kind(self.rows[slot]) == _kind(later):
                 self.rows[slot].copy_(later)

@@ -1,4 +1,4 @@
-"""Passes of a step that need not wait for one another: one after another, or on CUDA streams beside each other."""
+"""Runs independent passes of a step: in sequence, or in parallel on CUDA streams."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ if TYPE_CHECKING:
 
 
 class Lanes:
-    """One after another, gradients gathering in ``.grad`` as ``.backward()`` adds them.
+    """In sequence; gradients accumulate in ``.grad`` through ``.backward()``.
 
-    So hooks see every gradient: a reducer sends it while the backward goes on, DistributedDataParallel and
-    fully_shard work, and reentrant checkpointing does.
+    So hooks see every gradient: a reducer can send it during the backward pass, and DistributedDataParallel,
+    fully_shard and reentrant checkpointing work.
     """
 
     def beside(self, *passes: Callable[[], Any]) -> list[Any]:
-        """What each pass returns; their gradients are added in the order of the passes."""
+        """Run the passes and return their results; their gradients are added in the order of the passes."""
         return [run() for run in passes]
 
     def backward(self, loss: Tensor, model: nn.Module, images: Tensor | None = None) -> Tensor | None:
-        """Add a loss's gradient to the weights'; returns that of ``images``, where they are given."""
+        """Add a loss's gradient to the parameters' ``.grad``; returns the gradient of ``images``, if given."""
         loss.backward()
         return None if images is None else images.grad
 
 
 class Beside(Lanes):
-    """Beside each other: each pass's gradients are tensors of its own, added once all are there.
+    """In parallel: each pass has its own gradient tensors, which are added once all are done.
 
-    They are added in the order in which `Lanes` adds them, so both give the same bits.
+    They are added in the same order as in `Lanes`, so both give the same bits.
     """
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class Beside(Lanes):
                     with lane:
                         returned.append(run())
                     gathered += self._gradients
-        finally:  # the list of a pass that failed would swallow the gradients of all later steps
+        finally:  # a failed pass must not leave its list behind, which would collect all later gradients
             self._gradients = outside
         for gradients in gathered:
             self._keep(*gradients)
@@ -62,7 +62,7 @@ class Beside(Lanes):
         return of_images
 
     def _keep(self, parameters: list[nn.Parameter], gradients: list[Tensor | None]) -> None:
-        if self._gradients is not None:  # within a pass; they are added once it has been joined
+        if self._gradients is not None:  # inside a pass; added after the join
             self._gradients.append((parameters, gradients))
             return
         there = [(p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None]
@@ -78,12 +78,12 @@ class Beside(Lanes):
 
 
 class Streams(Beside):
-    """`Beside` on CUDA streams. Meant for capturing: a graph's memory outlives it, so no tensor is freed too early.
+    """`Beside` on CUDA streams. Meant for capture: a graph's memory stays allocated, so no tensor is freed too early.
 
-    The first pass stays on the stream it is called on, the others fork from it and join it.
+    The first pass stays on the current stream, the others fork from it and join it.
 
     Raises:
-        ValueError: the device is no GPU.
+        ValueError: the device is not a GPU.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -97,7 +97,7 @@ class Streams(Beside):
 
 
 def require_streams(device: torch.device) -> None:
-    """Raise ``ValueError`` where a device has no streams."""
+    """Raise ``ValueError`` if a device has no streams."""
     if device.type != "cuda":
         raise ValueError(
             f"placement is 'stream' on device {device.type!r}; allowed: on cuda, as only a GPU has streams"
@@ -109,7 +109,7 @@ class _Fork:
         self.lanes, self.here = lanes, torch.cuda.current_stream(lanes.device)
         while len(lanes._idle) < count - 1:
             lanes._idle.append(torch.cuda.Stream(lanes.device))
-        self.others = [lanes._idle.pop() for _ in range(count - 1)]  # a pass that forks takes others
+        self.others = [lanes._idle.pop() for _ in range(count - 1)]  # a nested fork uses others
 
     def __enter__(self) -> list[AbstractContextManager[Any]]:
         for stream in self.others:

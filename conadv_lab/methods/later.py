@@ -1,6 +1,6 @@
-"""Modules that a step needs and the facts of a method do not: each is imported when a name in it is first used.
+"""Modules needed by a step but not by a method's facts: each is imported when a name in it is first used.
 
-So help, plans and the simulator read every method's facts without waiting for torch.
+So help, plans and the simulator can read every method's facts without importing torch.
 """
 
 from importlib import import_module

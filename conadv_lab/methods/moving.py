@@ -1,4 +1,4 @@
-"""A model's weights, moved for a pass and put back, and the gradients that are made there."""
+"""Moves a model's weights for a pass, restores them, and provides the gradients computed there."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from conadv_lab.optim.lars import LARS
 
 @dataclass(frozen=True)
 class Move:
-    """w + scale · direction for every weight w: ``direction`` has a tensor a weight, ``scale`` is 0-d."""
+    """w + scale · direction for every weight w: ``direction`` has one tensor per weight, ``scale`` is 0-d."""
 
     direction: list[Tensor]
     scale: Tensor
 
 
 class Weights:
-    """The trainable weights of a model, and room for a copy of them.
+    """The trainable weights of a model, with memory for a copy.
 
-    They come back from the copy, bit for bit. Subtracting what was added costs no memory but does not do that: of
-    ResNet-18's initial weights in float32, moved by 0.05 along a random direction, 0.2 % come back in other bits, as a
-    test counts, and every step would add to it.
+    They are restored from the copy, bit for bit. Subtracting what was added needs no memory but is not exact: of
+    ResNet-18's initial weights in float32, moved by 0.05 along a random direction, 0.2 % come back with other bits, as
+    a test counts, and the error would grow with every step.
 
     Args:
-        model: weights without ``requires_grad`` stay where they are.
+        model: weights without ``requires_grad`` are not moved.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -57,7 +57,7 @@ class Weights:
 
     @contextmanager
     def moved(self, move: Move) -> Iterator[None]:
-        """Forwards and backwards within are at the moved weights; afterwards they are bitwise what they were."""
+        """Passes inside run at the moved weights; afterwards the weights are restored bitwise."""
         with torch.no_grad():
             torch._foreach_copy_(self.kept, self.parameters)
             scales = [move.scale.to(p.device, p.dtype) for p in self.parameters]
@@ -69,7 +69,7 @@ class Weights:
                 torch._foreach_copy_(self.parameters, self.kept)
 
     def taken(self) -> list[Tensor | None]:
-        """What lies in ``.grad``, which is None afterwards."""
+        """Take the gradients from ``.grad``, which is then None."""
         found = [p.grad for p in self.parameters]
         for parameter in self.parameters:
             parameter.grad = None
@@ -87,17 +87,17 @@ class Weights:
                 parameter.grad.add_(gradient)
 
     def gradients(self) -> list[Tensor]:
-        """Those that lie in ``.grad``."""
+        """The gradients in ``.grad``."""
         return [p.grad for p in self.parameters if p.grad is not None]
 
 
 Run = Callable[[bool], Losses]
 """(counted) adds the gradient of a loss to ``.grad`` and returns this process's share of the step's mean losses;
-``counted`` says whether batch norm's running statistics learn from its forwards."""
+``counted`` says whether its forward passes update batch norm's running statistics."""
 
 
 class Part:
-    """What the weights move for once: a whole step, or one of its micro-batches.
+    """The unit for which the weights move once: a whole step, or one of its micro-batches.
 
     Args:
         weights: of the model.
@@ -124,11 +124,11 @@ class Part:
         self._present: list[bool] = []
 
     def here(self, counted: bool, run: Run | None = None) -> tuple[Losses, list[Tensor]]:
-        """(losses, gradient) of a pass where the weights are: a tensor a weight, and ``.grad`` is left as it was.
+        """(losses, gradient) of a pass at the current weights: one tensor per weight; ``.grad`` is unchanged.
 
         Args:
-            counted: whether running statistics learn from it.
-            run: another pass than the part's own.
+            counted: whether it updates running statistics.
+            run: use this pass instead of the part's own.
         """
         before = self.weights.taken()
         with self.gradients.summed() if self.is_whole else self.gradients.aside():
@@ -140,12 +140,12 @@ class Part:
         return losses, [torch.zeros_like(p) if g is None else g for g, p in pairs]
 
     def at(self, move: Move, counted: bool, run: Run | None = None) -> tuple[Losses, list[Tensor]]:
-        """As `here`, at the moved weights, which are then back where they were."""
+        """Like `here`, at the moved weights, which are restored."""
         with self.weights.moved(move):
             return self.here(counted, run)
 
     def give(self, gradient: list[Tensor]) -> None:
-        """Add this, of the latest pass, to the step's gradient."""
+        """Add the latest pass's gradient to the step's gradient."""
         if self.is_whole:
             self.gradients.is_complete()
         if self.is_one_of_many:  # what is added to it later is not this part's
@@ -156,7 +156,7 @@ class Part:
 
 @torch.no_grad()
 def shift(kept: Sequence[list[Tensor]], gradient: list[Tensor]) -> None:
-    """Put a gradient behind what is kept; the oldest is given up."""
+    """Append a gradient to those kept and drop the oldest."""
     for older, newer in zip(kept, [*kept[1:], gradient], strict=True):
         torch._foreach_copy_(older, newer)
 
@@ -170,13 +170,13 @@ def norm(tensors: Sequence[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def inner(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
-    """The inner product of two vectors that are cut into tensors, 0-d."""
+    """The inner product of two vectors given as lists of tensors, 0-d."""
     return torch.stack([(a * b).sum() for a, b in zip(one, other, strict=True)]).sum()
 
 
 @torch.no_grad()
 def ratio(above: Tensor | float, below: Tensor) -> Tensor:
-    """above / below, and 0 where ``below`` is 0: nothing moves along a gradient that is zero."""
+    """above / below, or 0 if ``below`` is 0: nothing moves along a zero gradient."""
     return torch.where(below == 0, 0.0, above / below)
 
 
@@ -197,24 +197,24 @@ def length(move: Move) -> Tensor:
 
 
 def groups(optimizer: Optimizer, weights: Weights) -> list[dict[str, Any]]:
-    """The optimizer's group of each weight.
+    """The optimizer's parameter group of each weight.
 
     Raises:
-        ValueError: it does not have them all.
+        ValueError: the optimizer lacks a weight.
     """
     homes = {p: group for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in zip(weights.names, weights.parameters, strict=True):
         if parameter not in homes:
-            raise ValueError(f"the optimizer lacks {name}; allowed: one that has all weights that learn")
+            raise ValueError(f"the optimizer lacks {name}; allowed: one with all trainable weights")
     return [homes[p] for p in weights.parameters]
 
 
 BUFFERS = ("momentum_buffer", "velocity", "mean", "exp_avg")
-"""What torch's SGD, this package's LARS and LAMB, and torch's Adam call their momentum."""
+"""Names of the momentum in torch's SGD, this package's LARS and LAMB, and torch's Adam."""
 
 
 def momenta(optimizer: Optimizer, weights: Weights) -> list[Tensor]:
-    """The optimizer's momentum of each weight, which must not be written to; zeros where it has none yet."""
+    """The optimizer's momentum of each weight, not to be modified; zeros if it has none yet."""
 
     def found(parameter: Tensor) -> Tensor:
         state = optimizer.state.get(parameter, {})
@@ -227,15 +227,15 @@ def momenta(optimizer: Optimizer, weights: Weights) -> list[Tensor]:
 
 
 def decays_in_gradient(optimizer: Optimizer) -> bool:
-    """Whether the optimizer adds λ w to the gradient, as SGD and LARS do, and not to its step."""
+    """Whether the optimizer adds λ w to the gradient, as SGD and LARS do, instead of to its step."""
     return isinstance(optimizer, (torch.optim.SGD, LARS))
 
 
 @torch.no_grad()
 def rates(optimizer: Optimizer, weights: Weights, gradient: list[Tensor]) -> list[Any]:
-    """How long a step without momentum would be, over the gradient's length, for each weight.
+    """The length of a step without momentum over the gradient's length, for each weight.
 
-    That is the learning rate, under LARS times the trust ratio η‖w‖ / (‖g‖ + d‖w‖ + eps), which is 1 where a norm is 0.
+    That is the learning rate, under LARS times the trust ratio η‖w‖ / (‖g‖ + d‖w‖ + eps), which is 1 if a norm is 0.
     """
     found: list[Any] = []
     for parameter, one, group in zip(weights.parameters, gradient, groups(optimizer, weights), strict=True):

@@ -1,7 +1,7 @@
-"""ConAdv's attack on ranks that do nothing else.
+"""Runs ConAdv's attack on dedicated ranks.
 
-Every placement attacks with weights and running statistics as they are at the start of the step, so all of them
-give the same parameters.
+Every placement attacks with the weights and running statistics at the start of the step, so all give the same
+parameters.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from conadv_lab.models.norm import adversarial_updates, note_updates
 
 
 class Elsewhere(Placement):
-    """On other ranks: what is pending is not kept in this device's slots, and no step can be captured."""
+    """The attack runs on other ranks: pending results are not in this device's slots, and no step can be captured."""
 
     here = False
 
@@ -34,24 +34,24 @@ class Elsewhere(Placement):
         return pending
 
     def move_up(self) -> None:
-        """Nothing moves: tensors are made anew for every step."""
+        """Nothing to move: every step has new tensors."""
 
     def end(self, step: Step, pending: Sequence[int]) -> dict[int, list[Any]]:
         return {number: self.made[number] for number in pending if number > step.number}
 
 
 class OtherRanks(Elsewhere):
-    """Some ranks only attack. This is a trainer's side; `Attacker` is the other.
+    """A trainer's side when some ranks only attack; `Attacker` is the other side.
 
-    At the start of a step the first trainer sends weights and statistics to the attackers and goes on; attacker a
-    attacks the whole groups a, a + attackers, … and sends to each trainer what belongs to its micro-batches, as bytes
-    over the CPU: one bit a pixel is little, and it never waits behind a gradient on the device.
+    At the start of a step the first trainer sends weights and statistics to the attackers and continues; attacker a
+    attacks whole groups a, a + attackers, … and sends each trainer the results for its micro-batches as bytes through
+    the CPU: one bit per pixel is little data, and it never waits behind a gradient on the device.
 
     Args:
         stream: this rank's.
         trainers, attackers: how many; ranks 0 to trainers - 1 train.
         weights: the process group of rank 0 and the attackers.
-        patience: how long an attacker is waited for.
+        patience: how long to wait for an attacker.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class OtherRanks(Elsewhere):
         self.device = parameter.device
         self.sending = [(work, kept) for work, kept in self.sending if not work.is_completed()]
         if self.stream.split.rank == 0:
-            # The count of updates beside the buffers that tell it, which a device would have to be asked for.
+            # Send the number of updates too: reading it from its buffer would synchronise with the device.
             count = torch.tensor([adversarial_updates(model) or 0], device="cpu")
             for told in (count, packed_state(model)):
                 work = dist.broadcast(told, src=0, group=self.weights, async_op=True)
@@ -85,7 +85,7 @@ class OtherRanks(Elsewhere):
         if isinstance(kept, Tensor):
             return kept
         work, received = kept
-        work.wait(self.patience)  # the group's own is that with which it was made
+        work.wait(self.patience)  # the group's own timeout is that of its creation
         return sent(received, self.device)
 
     def _places(self, number: int) -> list[tuple[int, Span]]:
@@ -142,28 +142,28 @@ class Attacker(Elsewhere):
 
 
 def tag_of(stream: Stream, number: int, group: int) -> int:
-    """A number for one message of one pair of ranks; it returns after more messages than can be under way."""
+    """The tag of a message between two ranks; repeats only after more messages than can be in flight."""
     return (number * len(stream.groups(0)) + group) % (1 << 30)
 
 
 @torch.no_grad()
 def packed_state(model: nn.Module) -> Tensor:
-    """All weights and running statistics as bytes, one after another: (total bytes,) uint8."""
+    """All weights and running statistics as concatenated bytes: (total bytes,) uint8."""
     return torch.cat([value.contiguous().view(-1).view(torch.uint8) for value in model.state_dict().values()])
 
 
 @torch.no_grad()
 def unpack_state(model: nn.Module, flat: Tensor, updates: int) -> None:
-    """Write into a model's own tensors what `packed_state` took from one like it.
+    """Copy the result of `packed_state` into a model of the same structure.
 
     Args:
-        model: it is changed in place.
-        flat: of `packed_state`.
+        model: changed in place.
+        flat: from `packed_state`.
         updates: that model's `adversarial_updates`, which are in its buffers too, but on the device.
     """
     state = list(model.state_dict().values())
     parts = flat.split([value.numel() * value.element_size() for value in state])
     for value, part in zip(state, parts, strict=True):
-        # A cut at an odd place is no valid start of a wider number, so the bytes are copied.
+        # An unaligned offset cannot be viewed as a wider dtype, so copy the bytes.
         value.copy_(part.clone().view(value.dtype).view(value.shape))
     note_updates(model, updates)

@@ -1,4 +1,4 @@
-"""Robust accuracy: how much a network gets right under projected gradient ascent, for runs and for any checkpoint."""
+"""Robust accuracy: a network's accuracy under projected gradient ascent, for runs and any checkpoint."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
 STEPS = 10
 REACH = 2.5
-"""How far all steps of an evaluation go together, in radii of the ball (Madry et al., ICLR 2018)."""
+"""Total length of all steps of an evaluation attack, in radii of the ball (Madry et al., ICLR 2018)."""
 
 
 class EvaluationAttack(PGDAttack):
-    """The attack that robust accuracy is measured with: k steps of 2.5 ε/k from a random start, on the main branch.
+    """The attack for measuring robust accuracy: k steps of 2.5 ε/k from a random start, on the main branch.
 
     Args:
         epsilon, norm, seed, random_start: as for `PGDAttack`.
         steps: k.
-        step: length of a step; None is 2.5 ε/k.
-        gradient: images and labels to the input gradient; None is that of the model that is attacked.
+        step: size of a step; None: 2.5 ε/k.
+        gradient: images and labels to the input gradient; None: that of the attacked model.
 
     >>> EvaluationAttack(0.1, 20).step
     0.0125
@@ -43,7 +43,7 @@ class EvaluationAttack(PGDAttack):
         random_start: bool = True,
         gradient: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
-        step = step or REACH * epsilon / steps or None  # ε = 0 leaves no step to take
+        step = step or REACH * epsilon / steps or None  # ε = 0 means no step
         super().__init__(epsilon, step, random_start, seed, steps=steps, norm=norm, branch="main")
         self._gradient = gradient
 
@@ -62,11 +62,11 @@ def right_under_attack(
     criterion: Criterion,
     outputs: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """How many images of a batch are still given their label, as a 0-d tensor.
+    """How many images of a batch are still classified correctly, as a 0-d tensor.
 
     Args:
-        attack: as `EvaluationAttack`.
-        model, criterion: what is attacked, as `PGDAttack.perturb` takes it.
+        attack: such as `EvaluationAttack`.
+        model, criterion: what to attack, as for `PGDAttack.perturb`.
         outputs: images (m, C, H, W) in [0, 1] to logits (m, classes).
     """
     images = attack.apply(batch, attack.perturb(model, batch, criterion))

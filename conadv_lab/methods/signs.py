@@ -1,11 +1,11 @@
-"""Signs as one bit a pixel: what a pending sign attack keeps."""
+"""Signs as one bit per pixel, the stored form of a pending sign attack."""
 
 import torch
 from torch import Tensor
 
 
 def pack(values: Tensor) -> Tensor:
-    """The signs of (B, …) as (B, ⌈P / 8⌉) uint8, P values an image; a zero counts as positive.
+    """The signs of (B, …) as (B, ⌈P / 8⌉) uint8, with P values per image; zero counts as positive.
 
     >>> pack(torch.tensor([[1.0, -2.0, 0.0]])).tolist()
     [[5]]

@@ -1,4 +1,4 @@
-"""What methods make a step's gradient of: forward and backward of a micro-batch, sums, a checked criterion."""
+"""Building blocks of a step's gradient: forward and backward of a micro-batch, sums, a checked criterion."""
 
 import math
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ from conadv_lab.models.norm import (
 )
 
 ALONE = Lanes()
-"""Passes one after another."""
+"""Passes in sequence."""
 
 
 def train_on(
@@ -40,9 +40,9 @@ def train_on(
     """Forward and backward of one micro-batch; returns its share of the step's unweighted mean loss.
 
     Args:
-        counted: whether the forward's batch statistics move the running ones, as the first of a step on the same
-            images does and a second does not.
-        lanes: what makes the backward. Images that require a gradient get it as their ``.grad``.
+        counted: whether the forward pass updates the running statistics; a step's first pass over its images does, a
+            second one does not.
+        lanes: runs the backward pass. Images that require a gradient get it in ``.grad``.
     """
     with branch_of(model, branch, counted=counted):
         loss = criterion(outputs_of(model, images, batch.tokens), batch.labels)
@@ -62,9 +62,9 @@ def train_on_both(
     weights: tuple[float, float],
     lanes: Lanes = ALONE,
 ) -> tuple[Tensor, Tensor]:
-    """Both halves of an equal-cost step in one backward, and in one forward as large as a vanilla step's.
+    """Both halves of an equal-cost step in one backward pass, and in one forward pass as large as a vanilla step's.
 
-    Each half has a forward of its own where a batch norm sees other rows than images: they may lie in any order.
+    The halves have separate forward passes if a batch norm's rows are not images, as their order is then unknown.
 
     Returns the shares of the step's unweighted mean losses, clean and altered.
     """
@@ -81,7 +81,7 @@ def train_on_both(
 
 
 def _together(model: nn.Module, clean: Batch, altered: Batch) -> Any:
-    """The outputs of one forward of both; None where they need one each."""
+    """The outputs of a joint forward pass; None if the halves need separate ones."""
     counts = len(clean.labels), len(altered.labels)
     try:
         with branch_of(model, counts):
@@ -110,28 +110,28 @@ def train_on_clean(
 
 
 def gradient_of(images: Tensor) -> Tensor:
-    """What a backward left in images that asked for it."""
+    """The gradient that a backward pass left in images that required it."""
     assert images.grad is not None
     return images.grad
 
 
 def total(parts: Iterable[Tensor]) -> Tensor:
-    """Sum of what each micro-batch gives, one at a time.
+    """Sum over micro-batches, one at a time.
 
-    A list of them would lie between the activations that a CPU's heap frees, which then grows with their number.
+    A list of results would fragment the CPU's heap between freed activations, which would then grow with their number.
     """
     return reduce(torch.add, parts)
 
 
 def totals(pairs: Iterable[tuple[Tensor, Tensor]]) -> Losses:
-    """As `total`, of clean and adversarial losses."""
+    """Like `total`, for clean and adversarial losses."""
     return Losses(*reduce(lambda sums, pair: (sums[0] + pair[0], sums[1] + pair[1]), pairs))
 
 
 class MeanCheck:
-    """Wraps a criterion, and refuses at its first use one that is not a mean over the images.
+    """Wraps a criterion and raises at its first use if it is not a mean over the images.
 
-    With a sum, the weights of clean and adversarial losses and of micro-batches would mean something else.
+    With a sum, loss weights and micro-batch shares would mean something else.
     """
 
     def __init__(self) -> None:
@@ -156,7 +156,7 @@ class MeanCheck:
 
 @torch.no_grad()
 def check_mean(criterion: Criterion, outputs: Any, labels: Tensor) -> None:
-    """Raise ``ValueError`` unless the loss is a number, and the same number for every image twice."""
+    """Raise ``ValueError`` unless the loss is a scalar that does not change when every image is repeated."""
     once, both = criterion(outputs, labels), twice(outputs)
     if once.ndim != 0:
         raise ValueError(
@@ -169,6 +169,6 @@ def check_mean(criterion: Criterion, outputs: Any, labels: Tensor) -> None:
     rounding = max(1e-3, 4 * torch.finfo(once.dtype).eps)
     if math.isfinite(value) and reduction(value, again, rounding, least=1e-5) != "mean":
         raise ValueError(
-            f"the criterion gave {value:.4g} for a batch and {again:.4g} for the batch twice; "
+            f"the criterion gave {value:.4g} for a batch and {again:.4g} for the same batch twice; "
             "allowed: a mean over the images (reduction='mean'), not a sum"
         )

@@ -1,4 +1,4 @@
-"""Attacks towards a class that is not the true one: what an attack climbs is minus the loss of that class."""
+"""Targeted attacks: ascent on minus the loss of a class that is not the true one."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Target = Literal["true", "random", "least-likely"]
 
 @dataclass(frozen=True)
 class TargetOptions:
-    """Of attacks that may lead to a class."""
+    """Options of attacks that may be targeted."""
 
     attack_target: Target = "true"
-    """Away from the true class, or towards another: one at random, or the least likely where the attack starts."""
+    """Attack away from the true class, or towards another: a random one, or the least likely one at the start."""
 
     def check(self) -> None:
         if self.attack_target not in get_args(Target):
@@ -31,12 +31,12 @@ class TargetOptions:
 
 
 class TargetedAttack(PGDAttack):
-    """`PGDAttack` towards a class, of which the steps lower the loss (Kurakin et al., "Adversarial machine learning at
+    """`PGDAttack` towards a class, whose loss the steps lower (Kurakin et al., "Adversarial machine learning at
     scale", ICLR 2017).
 
     Args:
-        target: ``"random"`` is any other class, drawn by (seed, epoch, image); ``"least-likely"`` is the one of lowest
-            logit where the attack starts, so that no forward is made for it.
+        target: ``"random"``: any other class, determined by (seed, epoch, image); ``"least-likely"``: the one with the
+            lowest logit at the attack's start, which needs no extra forward pass.
         rest: as for `PGDAttack`.
     """
 
@@ -53,7 +53,7 @@ class TargetedAttack(PGDAttack):
 
 
 class _Towards:
-    """Minus the loss of a class that is chosen at the first call and stays."""
+    """Minus the loss of a class that is chosen at the first call and then fixed."""
 
     def __init__(self, criterion: Criterion, target: str, batch: Batch, seed: int) -> None:
         self.criterion, self.target, self.batch, self.seed = criterion, target, batch, seed
@@ -66,12 +66,12 @@ class _Towards:
 
     def _choice(self, logits: Tensor, labels: Tensor) -> Tensor:
         shape = tuple(logits.shape)
-        allowed = "(images, classes) with at least 2 classes, as an attack towards a class needs another one"
+        allowed = "(images, classes) with at least 2 classes, as a targeted attack needs another class"
         require(logits.ndim == 2 and shape[1] > 1, "the shape of the outputs", shape, allowed)
         if self.target == "least-likely":
             return logits.argmin(1)
-        true = labels.argmax(1) if labels.ndim == 2 else labels  # of mixed images the larger part
+        true = labels.argmax(1) if labels.ndim == 2 else labels  # for mixed images the dominant class
         keys = hashing.image_keys(self.seed, "target", self.batch.epochs, self.batch.indices)
-        # The largest draw, 1 − 2⁻²⁴, times the number of other classes may be rounded up to it.
+        # The largest uniform number, 1 − 2⁻²⁴, times the number of other classes may round up to it.
         others = (hashing.uniform(keys, 1)[:, 0] * (shape[1] - 1)).long().clamp_max(shape[1] - 2)
         return (true + 1 + others) % shape[1]

@@ -1,6 +1,6 @@
-"""Neighbours of ConAdv in weight space: the weights are moved before the gradient is taken, and put back.
+"""Weight-space relatives of ConAdv: move the weights before computing the gradient, then restore them.
 
-A family's file says only where to: see `conadv_lab.methods.families.sam`.
+A family only defines the move: see `conadv_lab.methods.families.sam`.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ WHOSE: tuple[Whose, ...] = ("global", "micro-batch", "rank")
 
 @dataclass(frozen=True)
 class RhoOptions:
-    """Of sharpness-aware methods."""
+    """Options of sharpness-aware methods."""
 
     rho: float | None = None
-    """Radius ρ by which the weights are moved, the L2 norm over all of them; None: the method's own."""
+    """Radius ρ by which the weights are moved, as L2 norm over all of them; None: the method's default."""
 
     def check(self) -> None:
         if self.rho is not None:
@@ -42,11 +42,11 @@ class RhoOptions:
 
 @dataclass(frozen=True)
 class PerturbationOptions:
-    """Of methods whose move may be made for less than a step."""
+    """Options of methods that may move the weights separately for parts of a step."""
 
     perturbation: Literal["global", "micro-batch", "rank"] | None = None
-    """Whose gradient moves the weights: the whole step's, each micro-batch's or each rank's own ("m-sharpness"); None:
-    the method's choice."""
+    """Gradient that moves the weights: the whole step's, or separately each micro-batch's or rank's ("m-sharpness");
+    None: the method's default."""
 
     def check(self) -> None:
         if self.perturbation is not None and self.perturbation not in WHOSE:
@@ -54,28 +54,28 @@ class PerturbationOptions:
 
 
 class WeightSpace(Method):
-    """Base: a step's gradient is taken at w + e and applied to w. A family says what e is.
+    """Base class: computes a step's gradient at w + e and applies it to w. A family defines e.
 
     Common to all:
 
-    - The weights come back bitwise, from a copy (`conadv_lab.methods.moving.Weights` says why).
-    - Running statistics learn from the first pass over a batch alone, as in SAM's own code; counting a second pass, at
-      weights that are never kept, is a known cause of divergence. Branches of a mixture norm are left alone: what has
-      no gradient does not move.
-    - The optimizer's weight decay acts at w, outside of the loss, as in SAM's equation (Foret et al. 2021, section 2),
-      unless a family says otherwise. SAM's own code has it inside of both losses.
-    - Where a pass is not finite, the whole step is left out: there is no gradient, which every optimizer here takes for
-      "do nothing", running statistics and what waits for later steps are as they were, and ``left_out`` counts it.
-      On a GPU, where the host does not look, every gradient is NaN then, and the next look at the loss ends the run.
-    - ``perturbation`` is whose gradient moves the weights. ``global``, the whole step's, does not depend on how it is
-      split over micro-batches and ranks. SAM's own code moves each device's weights by the device's gradient, which is
-      ``rank``; ``micro-batch`` is the same for any number of ranks.
+    - The weights are restored bitwise from a copy (`conadv_lab.methods.moving.Weights` says why).
+    - Only the first pass over a batch updates running statistics, as in SAM's own code; counting a second pass, at
+      weights that are never kept, is a known cause of divergence. Branches of a mixture norm need no special care:
+      parameters without a gradient do not move.
+    - The optimizer's weight decay acts at w, outside the loss, as in SAM's equation (Foret et al. 2021, section 2),
+      unless a family says otherwise. SAM's own code has it inside both losses.
+    - If a pass is not finite, the whole step is skipped: there is no gradient, for which every optimizer here does
+      nothing, running statistics and state for later steps are unchanged, and ``left_out`` counts it. On a GPU, where
+      the host does not check, every gradient is NaN then, and the next check of the loss ends the run.
+    - ``perturbation`` selects the gradient that moves the weights. ``global``, the whole step's, does not depend on the
+      split over micro-batches and ranks. SAM's own code moves each device's weights by its own gradient: ``rank``.
+      ``micro-batch`` gives the same result for any number of ranks.
 
     Attributes:
-        radius: ρ where none is given.
-        own_perturbation: where none is given.
-        perturbations: those that make sense.
-        keeps: gradients of earlier steps that are kept.
+        radius: default ρ.
+        own_perturbation: default perturbation.
+        perturbations: allowed perturbations.
+        keeps: how many gradients of earlier steps are kept.
     """
 
     radius: ClassVar[float] = 0.05
@@ -117,16 +117,16 @@ class WeightSpace(Method):
         if gradients.spread and self.perturbation == "micro-batch":
             raise ValueError(
                 "perturbation is 'micro-batch'; allowed with batch_norm 'sync' over several ranks: 'global' or 'rank', "
-                "as each rank has a slice of every micro-batch"
+                "as micro-batches are split over ranks"
             )
         super().attach(optimizer, gradients)
 
     def needed_optimizer(self) -> Optimizer:
-        """The optimizer that `attach` told of; see `optimizer_of`."""
+        """The optimizer passed to `attach`; see `optimizer_of`."""
         return optimizer_of(self)
 
     def advance(self, step: Step) -> None:
-        """Note on the host that a step was not left out."""
+        """Called on the host after a step that was not skipped."""
 
     def of_part(self, part: Part, step: Step) -> tuple[Losses, list[Tensor] | None]:
         """Give the part's gradient; returns its losses, and what is to be kept for later steps.
@@ -150,14 +150,14 @@ class WeightSpace(Method):
         return criterion
 
     def _make_room(self, parts: int) -> None:
-        """Tensors for what is kept, where none were loaded."""
+        """Allocate tensors for what is kept, if none were loaded."""
         assert self._weights is not None
         for _ in range(parts - len(self._kept)):
             self._kept.append([self._weights.zeros() for _ in range(self.keeps)])
             self._version += 1
 
     def forget(self) -> None:
-        """Begin anew: nothing is kept of earlier steps."""
+        """Forget everything kept from earlier steps."""
         for part in self._kept:
             for tensors in part:
                 torch._foreach_zero_(tensors)
@@ -208,7 +208,7 @@ class WeightSpace(Method):
             yield self.run(model, partial(iter, [batch]), criterion)
 
     def run(self, model: nn.Module, batches: Callable[[], Iterable[Batch]], criterion: Criterion) -> Run:
-        """A pass over micro-batches, which are asked for each time."""
+        """A pass over micro-batches, which are requested anew each time."""
 
         def trained(counted: bool) -> Losses:
             losses = (
@@ -219,7 +219,7 @@ class WeightSpace(Method):
         return trained
 
     def _require_finite(self, weights: Weights, kept: Sequence[list[Tensor] | None]) -> None:
-        """Raise unless all is finite that a CPU can look at without waiting, and that all ranks would judge alike."""
+        """On a CPU, raise unless everything on which all ranks agree is finite; a GPU would have to synchronise."""
         if not weights.on_cpu or (self.gradients.ranks > 1 and self.perturbation != "global"):
             return
         # What is kept may be what is given, and is looked at once.
@@ -248,14 +248,14 @@ class WeightSpace(Method):
         self.left_out = found.get("left_out", 0)
 
     def stale_move(self, part: Part, step: Step) -> Move | None:
-        """The move that was decided before this step's images were seen; None where there is none."""
+        """The move that was decided before this step's images were seen; None if there is none."""
         return None
 
     def probe(self, model: nn.Module, step: Step, criterion: Criterion) -> dict[str, float]:
-        """How stale the move is: the cosine between it and today's gradient, and the share of the gain that is left.
+        """How stale the move is: its cosine with the current gradient, and the fraction of the gain that remains.
 
-        The gain is what the move adds to the step's loss, against a fresh move of the same length along the gradient.
-        Costs three gradients and changes nothing. With several parts it is the first one's.
+        The gain is how much the move raises the step's loss, relative to a fresh move of the same length along the
+        gradient. Costs three gradients and changes nothing. With several parts it uses the first one.
         """
         criterion = self.begin(model, step, criterion)
         part = next(self._parts(model, step, criterion))
@@ -275,14 +275,14 @@ class WeightSpace(Method):
 
 
 def optimizer_of(method: Method) -> Optimizer:
-    """The optimizer that a method was told of.
+    """The optimizer attached to a method.
 
     Raises:
-        ValueError: there is none.
+        ValueError: none was attached.
     """
     if method.optimizer is None:
         raise ValueError(
-            f"{type(method).__name__} knows no optimizer; allowed: method.attach(optimizer) before its first step"
+            f"{type(method).__name__} has no optimizer; call method.attach(optimizer) before the first step"
         )
     return method.optimizer
 

@@ -223,7 +223,7 @@ def test_an_optimizer_without_the_adversarial_branch_is_refused(name, to_none):
     """At the step after the first one that trains on altered images."""
     model, optimizer = made_too_early()
     method, taken = METHODS[name](), 0
-    with pytest.raises(ValueError, match="the optimizer lacks weights of the adversarial branch"):  # noqa: PT012
+    with pytest.raises(ValueError, match="the optimizer lacks parameters of the adversarial branch"):  # noqa: PT012
         for step in cl.lookahead(loader(), steps=5, ahead=method.lookahead):
             method.backward(model, step, nn.CrossEntropyLoss())
             optimizer.step()

@@ -190,7 +190,7 @@ class _Unchecked:
         ({"method": "late-sam", "early_method": "vanila"}, "unknown early_method 'vanila'.*'vanilla'"),
         (
             {"method": "late-sam", "early_method": "recycled-equal", "late_method": "looksam"},
-            "early_method is 'recycled-equal' and late_method 'looksam'; allowed: two that take as many images",
+            "early_method is 'recycled-equal' and late_method 'looksam'; allowed: two with the same number of images",
         ),
         ({"method": "late-sam", "late_method": "msam", "momentum": 0.0}, "allowed for msam: above 0"),
         (
@@ -217,7 +217,7 @@ def test_what_cannot_be_is_refused_in_one_sentence(options, told):
 
 
 def test_a_loop_of_ones_own_tells_of_the_optimizer():
-    with pytest.raises(ValueError, match=r"MSAM knows no optimizer; allowed: method.attach\(optimizer\)"):
+    with pytest.raises(ValueError, match=r"MSAM has no optimizer; call method.attach\(optimizer\)"):
         MSAM().backward(mixture_batch_norm(small_cnn()), stream().step(0), CRITERION)
 
 

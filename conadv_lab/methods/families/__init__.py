@@ -1,1 +1,1 @@
-"""The methods, a file a family. A class with a name is a method; nothing else has to be told of it."""
+"""The methods, one file per family. A class with a ``name`` is a method; it needs no further registration."""

@@ -1,4 +1,4 @@
-"""AdvProp, and fast AdvProp, which keeps its attack's weight gradient."""
+"""AdvProp, and fast AdvProp, which reuses its attack's weight gradient."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ if TYPE_CHECKING:
     from conadv_lab.methods.forwards import Criterion
 
 STEPS = 5
-"""Of AdvProp's attack where nothing else is asked for."""
+"""Default number of AdvProp's attack steps."""
 
 
 class AdvProp(ConAdv):
-    """Adversarial propagation: clean images and the same under a k-step attack, each kind with a batch norm of its own.
+    """Adversarial propagation: clean images and the same under a k-step attack, each kind with its own batch norm.
 
     Xie et al., "Adversarial Examples Improve Image Recognition", CVPR 2020. It is `ConAdv` with `PGDAttack` or
-    `TargetedAttack`, and ConAdv's queue: with τ = 0 its step waits for its own attack as the paper's does, with τ ≥ 1
+    `TargetedAttack`, with ConAdv's queue: with τ = 0 a step waits for its own attack as in the paper, with τ ≥ 1
     the attack is stale. The loss is the mean of both kinds, (½, ½) (from a public port); 5 steps of ε/4 are the
-    paper's at ε = 4/255 (recalled: k = ε + 1 steps of 1/255, one at ε = 1/255). Target classes at random are those
-    of the port, where a fifth of the batches or more starts without noise, which is left out here.
+    paper's at ε = 4/255 (recalled: k = ε + 1 steps of 1/255, one at ε = 1/255). Random target classes follow the
+    port, in which at least a fifth of the batches starts without noise; that is left out here.
 
     Args:
         attack, first, placement: as for `ConAdv`.
         staleness: τ ≥ 0.
-        weights: of the clean and the adversarial mean loss.
+        weights: loss weights of the clean and the adversarial mean loss.
 
     >>> from conadv_lab.methods.attack import PGDAttack
     >>> method = AdvProp(PGDAttack(4 / 255, 1 / 255, steps=5))
@@ -99,29 +99,29 @@ def _attack_of(config: Config) -> Attack:
 
 
 class FastAdvProp(Method):
-    """Fast AdvProp: one other image is attacked for every four clean ones, and its attack's gradient is trained on too.
+    """Fast AdvProp: attacks one extra image per four clean ones, and also trains on the attack's gradient.
 
-    Mei et al., "Fast AdvProp", ICLR 2022, and their code. Of five images of a micro-batch the first four are clean
-    and go through the main branch. The fifth is moved to a random start and goes through the adversarial branch in
-    training mode; that pass gives the gradient of the image, along whose sign it is moved, and one of the weights,
-    which is kept; then the moved image goes through the adversarial branch once more.
+    Mei et al., "Fast AdvProp", ICLR 2022, and their code. Of every five images in a micro-batch the first four are
+    clean and go through the main branch. The fifth is moved to a random start and goes through the adversarial branch
+    in training mode; that pass gives the image's gradient, along whose sign the image is moved, and a weight gradient,
+    which is kept; then the moved image goes through the adversarial branch again.
 
-    The images of the three passes weigh 1, ½ and ½, and the gradient of each parameter is divided by the weights of the
-    images that it sees. With four clean images to one other that is
+    The images of the three passes have weights 1, ½ and ½, and each parameter's gradient is divided by the weights of
+    the images that it sees. With four clean images per attacked one that is
 
     - main batch norm: ∇L(clean);
     - adversarial batch norm: ½ ∇L(start) + ½ ∇L(moved);
     - everything else, which sees all: 0.8 ∇L(clean) + 0.1 ∇L(start) + 0.1 ∇L(moved), L a mean.
 
-    An epoch is a pass over the set in which each image is seen either clean or attacked, as in their count (105 epochs
-    are 105/1.2 of these at equal cost). Two things of theirs are left out: the attacked images are not shuffled between
-    groups before the last pass, and all starts are random (their default leaves out more than half of them).
-    There is no stale form: the attack's pass is one of the step's training passes.
+    In an epoch each image is seen either clean or attacked, as the authors count (105 epochs are 105/1.2 of these at
+    equal cost). Two differences from their code: attacked images are not shuffled between groups before the last pass,
+    and all starts are random (their default skips more than half of them). There is no stale form: the attack's pass
+    is one of the step's training passes.
 
     Args:
         epsilon: radius of the L∞ ball, in image units.
-        step: length of the attack's step; None is ``epsilon``.
-        weights: of an image of the clean, the start's and the moved pass.
+        step: size of the attack step; None: ``epsilon``.
+        weights: of an image in the clean, the start's and the moved pass.
         seed: of the random start.
     """
 
@@ -153,7 +153,7 @@ class FastAdvProp(Method):
         return cls(section.epsilon, section.attack_step or None, seed=config.training.seed)
 
     def require_cut(self, images: int) -> None:
-        allowed = "a multiple of 5 on each rank, four clean ones to one other"
+        allowed = "a multiple of 5 on each rank: four clean images per attacked one"
         require(images % 5 == 0, "images of a micro-batch", images, allowed)
 
     def passes(self, step: Step) -> int:
@@ -190,7 +190,7 @@ class FastAdvProp(Method):
 
 
 def _clean_and_others(batch: Batch) -> tuple[Batch, Batch]:
-    """The first four and the last one of every five images, which any cut at a multiple of five leaves as they are."""
+    """The first four and the last of every five images; splitting at multiples of five does not change them."""
     names = ("images", "labels", "epochs", "indices")
     fives = {name: getattr(batch, name).unflatten(0, (-1, 5)) for name in names}
     return (
@@ -200,7 +200,7 @@ def _clean_and_others(batch: Batch) -> tuple[Batch, Batch]:
 
 
 def _branch_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """What learns in the main and in the adversarial branch alone."""
+    """The parameters of the main branch and those of the adversarial branch."""
     norms = [module for module in model.modules() if isinstance(module, norm.MixtureBatchNorm)]
 
     def learning(branches: Iterator[nn.Module]) -> list[nn.Parameter]:
@@ -211,7 +211,7 @@ def _branch_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Pa
 
 @contextmanager
 def _multiplied(factors: Sequence[tuple[float, Sequence[nn.Parameter]]]) -> Iterator[None]:
-    """Within, what a backward adds to these parameters' gradients is multiplied, before any rank sends it."""
+    """Inside, scale what a backward pass adds to these parameters' gradients, before ranks send it."""
 
     def times(factor: float) -> Any:
         return lambda gradient: gradient * factor

@@ -1,4 +1,4 @@
-"""AsyncSAM: SAM with the ascent gradient of τ steps ago."""
+"""AsyncSAM: SAM with the ascent gradient from τ steps ago."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 
 class AsyncSAM(WeightSpace):
-    """SAM whose step does not wait for its ascent: it moves along the gradient of τ steps ago.
+    """SAM whose step does not wait for its ascent: it moves along the gradient from τ steps ago.
 
     "Asynchronous Sharpness-Aware Minimization for Fast and Accurate Deep Learning", arXiv 2503.11147:
 
         e_t = ρ g_{t−τ} / ‖g_{t−τ}‖,  g_t = ∇L_t(w_t)        w ← w − η ∇L_t(w_t + e_t)
 
     with τ = 1 in the paper: ConAdv's idea in weight space. L_t is the loss of step t's own images in both gradients, so
-    that nothing has to be looked at ahead. No code of theirs was found. Ours: any τ; no move in the first τ steps, as
-    there is no gradient yet; ρ = 0.05, SAM's. The paper's smaller ascent batch is left to the simulator
-    (``ascent_share``). Two gradients that can run side by side.
+    no look-ahead is needed. We found no code by the authors. Ours: any τ; no move in the first τ steps, as there is no
+    gradient yet; SAM's ρ = 0.05. Only the simulator models the paper's smaller ascent batch (``ascent_share``). Two
+    gradients that can run in parallel.
 
     Args:
         staleness: τ ≥ 0; 0 is SAM.

@@ -1,11 +1,11 @@
-"""Images and weights moved together: ConAdv with SAM, and recycled ConAdv with MSAM.
+"""Perturbs images and weights together: ConAdv with SAM, and recycled ConAdv with MSAM.
 
-These two are what staleness leaves room for: the attack is stale and costs no depth, so that SAM's ascent is all that a
-step waits for; and what recycled images and MSAM move along has been computed already, so that both cost nothing.
+Staleness makes both attractive: a stale attack adds no depth, so a step only waits for SAM's ascent; and recycled
+images and MSAM move along directions that are already computed, so both are free.
 
-Left out: the equal-cost forms, whose one forward for both halves would be made twice; LookSAM, SAMPa, AsyncSAM and
-EXTRAP, whose own staleness could not be told from the attack's; and ConAdv with MSAM, which is recycled with MSAM at
-8/3 of the price.
+Not included: the equal-cost forms, whose single forward pass for both halves would run twice; LookSAM, SAMPa, AsyncSAM
+and EXTRAP, whose own staleness could not be told apart from the attack's; and ConAdv with MSAM, which equals recycled
+with MSAM at 8/3 of the cost.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 
 
 class ConAdvSAM(ConAdv):
-    """ConAdv whose step is SAM's: both gradients are of its whole loss, clean and adversarial.
+    """ConAdv with a SAM step: both gradients are of its whole loss, clean and adversarial.
 
-    Ours. L is ConAdv's loss of the step's clean images and those attacked τ steps ago:
+    Ours. L is ConAdv's loss on the step's clean images and those attacked τ steps ago:
 
         e = ρ ∇L(w) / ‖∇L(w)‖        w ← w − η ∇L(w + e)
 
-    The attack sees w, as it is at the start of the step. Running statistics of both branches learn from the first pass
-    alone. Unlike in `WeightSpace` a pass that is not finite is not left out.
+    The attack uses w at the start of the step. Running statistics of both branches are updated by the first pass
+    alone. Unlike in `WeightSpace`, steps with a non-finite pass are not skipped.
 
     >>> from conadv_lab.methods.attack import SignAttack
     >>> method = ConAdvSAM(SignAttack(1 / 255))
@@ -52,7 +52,7 @@ class ConAdvSAM(ConAdv):
     about = "as `conadv`, with its gradient taken at w + ρ g/‖g‖"
     source = "ours"
     reads: tuple[type, ...] = (*ConAdv.reads, RhoOptions)
-    concurrent = False  # its attack has no ranks of its own
+    concurrent = False  # its attack cannot run on other ranks
     repeats = 1
     copies = 2
 
@@ -102,16 +102,16 @@ class ConAdvSAM(ConAdv):
         return losses
 
     def _trained_at_once(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
-        # An attack between two micro-batches' training would see the moved weights.
+        # An attack between two micro-batches would see the moved weights.
         return self._attacked_and_trained(model, step, criterion)  # type: ignore[attr-defined, unused-ignore]
 
 
 class RecycledMSAM(Recycled):
-    """Recycled ConAdv whose gradient is MSAM's: of its whole loss, at w − ρ v / ‖v‖, v the optimizer's momentum.
+    """Recycled ConAdv with MSAM's gradient: of its whole loss, at w − ρ v / ‖v‖, v the optimizer's momentum.
 
-    Ours. The signs that the next step's images move along are those at the moved weights, where the clean pass is. Cost
-    and depth are recycled's, MSAM adds none. The weight decay acts as in `MSAM`. Unlike in `WeightSpace` a pass that is
-    not finite is not left out. A loop of one's own tells it the optimizer: ``method.attach(optimizer)``.
+    Ours. The signs for the next step's images are those at the moved weights, where the clean pass runs. Cost and depth
+    are recycled's; MSAM adds none. Weight decay acts as in `MSAM`. Unlike in `WeightSpace`, steps with a non-finite
+    pass are not skipped. In your own loop call ``method.attach(optimizer)``.
     """
 
     name, label, colour, marker = "recycled-msam", "recycled with MSAM", "#99CCEE", "P"
@@ -152,7 +152,7 @@ class RecycledMSAM(Recycled):
 
 
 def _part(method: Any, model: nn.Module, train: Callable[[], Losses]) -> Any:
-    """The whole step as a part, whose pass is the method's own training."""
+    """The whole step as one part, whose pass is the method's own training."""
     if getattr(method, "_moving", None) is None or method._moving.model is not model:
         method._moving = moving.Weights(model)
 

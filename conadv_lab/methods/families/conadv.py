@@ -1,4 +1,4 @@
-"""ConAdv, and DisAdv, its form without staleness."""
+"""ConAdv, and DisAdv, its variant without staleness."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StaleOptions(StalenessOptions):
-    """Of an attack that its step does not wait for."""
+    """Options of stale attacks."""
 
     first: Literal["initial", "clean"] = "initial"
-    """What the first τ steps train on: images attacked with the initial weights, or clean ones alone."""
+    """What the first τ steps train on: images attacked with the initial weights, or clean images only."""
     placement: Literal["serial", "stream", "ranks"] = "serial"
-    """Where the attack of conadv runs: before the step, on a CUDA stream beside it, or on ranks that only attack."""
+    """Where conadv's attack runs: before the step, on a parallel CUDA stream, or on ranks that only attack."""
     attackers: int = 0
-    """How many of the ranks only attack (placement ranks)."""
+    """Number of ranks that only attack (with placement ranks)."""
 
     def check(self) -> None:
         super().check()
@@ -38,10 +38,10 @@ class StaleOptions(StalenessOptions):
 
 
 class Placement:
-    """Where the attack runs and its results wait. This is the serial placement: on this device, before the step.
+    """Where the attack runs and its results are kept. This is the serial placement: on this device, before the step.
 
     Attributes:
-        here: whether a step's operators are all this device's, so that they can be captured.
+        here: whether all of a step's operators run on this device, so that they can be captured.
     """
 
     here = True
@@ -50,7 +50,7 @@ class Placement:
         self.slots = Slots(1)
 
     def begin(self, step: Step, pending: dict[int, list[Any]], staleness: int) -> dict[int, list[Any]]:
-        """On the host, before a step: what is pending by step number, where this placement keeps it."""
+        """On the host, before a step: returns what is pending, by step number, where this placement keeps it."""
         if self.slots.count != staleness + 1:
             self.slots = Slots(staleness + 1)
         self.slots.reserve(max(step.size(ahead) for ahead in _ahead(step, staleness)))
@@ -61,7 +61,7 @@ class Placement:
     def attack(
         self, attack: Attack, model: nn.Module, step: Step, criterion: Criterion, wanted: Sequence[int]
     ) -> dict[int, list[Any]]:
-        """For each step number that is wanted, what `taken` turns into the perturbation of each micro-batch."""
+        """For each wanted step number, per micro-batch, what `taken` turns into the perturbation."""
         for number in wanted:
             slot, first = number - step.number, 0
             for batch in step.batches(slot):
@@ -71,40 +71,40 @@ class Placement:
         return {number: self.slots.parts(number - now, step.sizes(number - now)) for number in wanted}
 
     def taken(self, kept: Any) -> Tensor:
-        """One micro-batch's perturbation, waited for where it is not there yet."""
+        """One micro-batch's perturbation; waits for it if necessary."""
         return kept
 
     def move_up(self) -> None:
-        """At the end of a step: what waits for the next steps comes one nearer."""
+        """At the end of a step: move the queue up by one."""
         self.slots.move_up()
 
     def end(self, step: Step, pending: Sequence[int]) -> dict[int, list[Any]]:
-        """On the host, after a step: by step number what is pending then."""
+        """On the host, after a step: returns what is pending, by step number."""
         now = step.number
         return {n: self.slots.parts(n - now - 1, step.sizes(n - now)) for n in pending if n > now}
 
 
 def _ahead(step: Step, staleness: int) -> range:
-    """The offsets of the steps that are attacked up to a step."""
+    """The offsets of the upcoming steps to be attacked."""
     return range(min(staleness, step.last - step.number) + 1)
 
 
 class ConAdv(TwoBranches):
-    """Concurrent adversarial learning: train on images that were attacked with the weights of τ steps ago.
+    """Concurrent adversarial learning: train on images attacked with the weights from τ steps ago.
 
-    Liu et al., "Concurrent Adversarial Learning for Large-Batch Training", ICLR 2022, Algorithm 1. At step t the
-    batch of step t + τ is attacked first, with weights and running statistics as they are, and kept; then the
-    step trains on its clean images and on those attacked at step t − τ. No old weights are stored. Nothing in a
-    step waits for its own attack, so that it can run beside the training: see `conadv_lab.methods.placement`.
+    Liu et al., "Concurrent Adversarial Learning for Large-Batch Training", ICLR 2022, Algorithm 1. Step t first attacks
+    the batch of step t + τ with the current weights and running statistics and stores the result; then it trains on
+    its clean images and on those attacked at step t − τ. No old weights are stored. A step never waits for its own
+    attack, which can run in parallel with training: see `conadv_lab.methods.placement`.
 
     Args:
         attack: how an image is attacked.
         staleness: τ ≥ 0; 0 is DisAdv.
-        weights: of the clean and the adversarial mean loss; (1, 1) as in Algorithm 1. A step without
-            adversarial images weighs its clean loss 1.
-        first: what the first τ steps train on, which the paper does not say: ``"initial"`` is images attacked
-            with the initial weights, ``"clean"`` is clean images alone.
-        placement: where the attack runs; None is before the step, on the same device. It changes no bit.
+        weights: loss weights, clean and adversarial; (1, 1) as in Algorithm 1. A step without adversarial images
+            gives its clean loss weight 1.
+        first: what the first τ steps train on, which the paper does not say: ``"initial"``: images attacked
+            with the initial weights; ``"clean"``: clean images only.
+        placement: where the attack runs; None: before the step, on the same device. It changes no bit.
     """
 
     name, label, colour, marker = "conadv", "ConAdv", "#D55E00", "v"
@@ -150,7 +150,7 @@ class ConAdv(TwoBranches):
 
     def begin(self, model: nn.Module, step: Step, criterion: Criterion) -> Criterion:
         criterion = self.checked(model, step, criterion)
-        if step.number == 0:  # another loop: what an earlier one left behind belongs to other images
+        if step.number == 0:  # a new loop: what an earlier one left behind belongs to other images
             self.pending.clear()
         waiting = {number: parts for number, parts in self.pending.items() if number >= step.number}
         self.pending = self.placement.begin(step, waiting, self.staleness)
@@ -178,7 +178,7 @@ class ConAdv(TwoBranches):
         self.pending = self.placement.end(step, sorted({*self.pending, *self._wanted(step)}))
 
     def attack_ahead(self, model: nn.Module, step: Step, criterion: Criterion) -> None:
-        """A step of a rank that only attacks."""
+        """One step of a rank that only attacks."""
         criterion = self.begin(model, step, criterion)
         self._attack(model, step, criterion)
         self.end(step)
@@ -187,7 +187,7 @@ class ConAdv(TwoBranches):
         return 1 if self._starts_clean(step.number) else 2
 
     def _wanted(self, step: Step) -> list[int]:
-        """What will be trained on within τ steps and is not attacked yet: τ + 1 steps' batches at first."""
+        """The steps within τ whose batches are not attacked yet: τ + 1 steps at first."""
         ahead = (step.number + offset for offset in _ahead(step, self.staleness))
         return [n for n in ahead if n not in self.pending and not self._starts_clean(n)]
 
@@ -197,7 +197,7 @@ class ConAdv(TwoBranches):
 
     def _attacked_and_trained(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
         now = step.number
-        if now in self._wanted(step):  # made in the step that trains on it, which has to wait
+        if now in self._wanted(step):  # attacked in the step that trains on it, which has to wait
             made = self._attack(model, step, criterion)
             return self._trained(model, step, criterion, made[now])
         _, losses = self.lanes.beside(
@@ -207,10 +207,10 @@ class ConAdv(TwoBranches):
         return losses
 
     def _trained_at_once(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
-        """Without staleness each micro-batch is attacked and trained on before the next: it is made once.
+        """Without staleness each micro-batch is attacked and trained on before the next, so it is made only once.
 
-        Neither weights nor running statistics change before the step's end, so the attack sees what it would have
-        seen at the start.
+        Neither weights nor running statistics change before the step's end, so the attack sees the same values as at
+        the start.
         """
 
         def trained(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -253,9 +253,9 @@ class ConAdv(TwoBranches):
         return self.first == "clean" and number < self.staleness
 
     def sign_agreement(self, model: nn.Module, step: Step, criterion: Criterion) -> float | None:
-        """Share of pixels where the pending, stale sign equals a fresh one; a probe, called before `backward`.
+        """Fraction of pixels whose pending, stale sign equals a fresh one; a probe, called before `backward`.
 
-        None where there is no pending sign attack for this step. Costs one attack.
+        None if there is no pending sign attack for this step. Costs one attack.
         """
         pending = [self.placement.taken(kept) for kept in self.pending.get(step.number, [])]
         if not pending or pending[0].dtype != torch.uint8:
@@ -282,7 +282,7 @@ class ConAdv(TwoBranches):
 
 
 class DisAdv(ConAdv):
-    """Distributed adversarial training: attack a batch with today's weights, then train on it. ConAdv with τ = 0.
+    """Distributed adversarial training: attack a batch with the current weights, then train on it. ConAdv with τ = 0.
 
     >>> from conadv_lab.methods.attack import SignAttack
     >>> DisAdv(SignAttack(1 / 255)).depth
@@ -303,6 +303,6 @@ class DisAdv(ConAdv):
 
 
 def _radius(given: object) -> str:
-    """The ε that was meant where a number was given for an attack."""
+    """The ε to suggest if a number was passed as the attack."""
     is_radius = isinstance(given, (int, float)) and not isinstance(given, bool) and 0 <= given <= 1
     return f"{given:g}" if is_radius else "1/255"

@@ -1,4 +1,4 @@
-"""Controls: what helps may be the second half of the batch, or the second branch, and not the attack."""
+"""Controls: any gain might come from the second half of the batch, or the second branch, instead of the attack."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 class _Control(TwoBranches):
-    """A control: as its rival, but the altered images come from no gradient.
+    """A control: like the method it is compared with, but altered images use no gradient.
 
-    Paired, a step trains on its own images and their altered form, as ConAdv does. At equal cost it trains on
-    B/2 new images and on the step before's, altered, as recycled ConAdv does.
+    Paired, a step trains on its own images and their altered form, as in ConAdv. At equal cost it trains on B/2 new
+    images and the previous batch's, altered, as in recycled ConAdv.
     """
 
     def alter(self, batch: Batch) -> Tensor:
@@ -68,7 +68,7 @@ class _Control(TwoBranches):
 
 
 class Noise(_Control):
-    """Control: random signs of length ε in place of the attack, fixed by (seed, epoch, image)."""
+    """Control: random signs of size ε instead of the attack, determined by (seed, epoch, image)."""
 
     name, label, colour, marker = "noise", "noise", "#E69F00", "^"
     about = "B clean images and the same images plus random sign noise (control)"
@@ -99,7 +99,7 @@ class Noise(_Control):
 
 
 class NoiseEqual(Noise):
-    """`Noise` at equal cost, as a method of its own."""
+    """`Noise` at equal cost, as a separate method."""
 
     name, label = "noise-equal", "noise-equal"
     about = "B/2 clean images and B/2 from the previous step plus random sign noise (control)"
@@ -109,7 +109,7 @@ class NoiseEqual(Noise):
 
 
 class Copy(_Control):
-    """Control: the same images once more, unchanged, through the adversarial branch."""
+    """Control: the same images again, unchanged, through the adversarial branch."""
 
     name, label, colour, marker = "copy", "copy", "#999999", "s"
     about = "B clean images and the same images again, unchanged (control)"
@@ -127,7 +127,7 @@ class Copy(_Control):
 
 
 class CopyEqual(Copy):
-    """`Copy` at equal cost, as a method of its own."""
+    """`Copy` at equal cost, as a separate method."""
 
     name, label = "copy-equal", "copy-equal"
     about = "B/2 clean images and B/2 from the previous step, unchanged (control)"

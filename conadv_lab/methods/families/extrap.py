@@ -1,4 +1,4 @@
-"""EXTRAP: every worker goes on along its own last gradient before it takes the next one."""
+"""EXTRAP: every worker moves along its own last gradient before it computes the next one."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ Direction = Literal["gradient", "noise"]
 
 @dataclass(frozen=True)
 class ExtrapOptions:
-    """Of `extrap`."""
+    """Options of `extrap`."""
 
     extrapolation: float = 1.0
     """γ̂ in units of the learning rate."""
     extrapolate_along: Literal["gradient", "noise"] = "gradient"
-    """The worker's last gradient, or random signs as long."""
+    """Move along the worker's last gradient, or along random signs of the same norm."""
 
     def check(self) -> None:
         fine = 0 <= self.extrapolation < float("inf")
@@ -38,23 +38,22 @@ class ExtrapOptions:
 
 
 class Extrap(WeightSpace):
-    """EXTRAP-SGD and EXTRAP-LARS: the gradient is taken ahead of the weights, where the worker's last one points to.
+    """EXTRAP-SGD and EXTRAP-LARS: the gradient is computed ahead of the weights, along the worker's last one.
 
-    Lin et al., "Extrapolation for Large-batch Training in Deep Learning", ICML 2020. The abstract was read; the formula
-    is **recalled, not checked against the paper**. For each worker k, with its own gradient before any all-reduce:
+    Lin et al., "Extrapolation for Large-batch Training in Deep Learning", ICML 2020. Only the abstract was read; the
+    formula is **recalled, not checked against the paper**. For each worker k, with its own gradient before all-reduce:
 
         w̃_k = w_t − γ̂ g_{k,t−1}        g_{k,t} = ∇L_k(w̃_k)        step with the mean of g_{k,t} over k
 
-    and variants with i.i.d. noise in place of g_{k,t−1}. That the move goes down the gradient is what MSAM's authors
-    say of it. **γ̂ was not found and is ours**: ``extrapolation`` times the learning rate of the weight's group. Ours is
-    the LARS form as well: with the optimizer LARS, γ̂ is times the tensor's trust ratio at w_t and g_{k,t−1}, so that
-    the move is as long as LARS's own step without momentum. Ours is the noise: random
-    signs, in each tensor as long as g_{k,t−1} is there.
+    and variants with i.i.d. noise instead of g_{k,t−1}. That the move goes down the gradient is according to MSAM's
+    authors. **γ̂ was not found and is ours**: ``extrapolation`` times the learning rate of the weight's parameter group.
+    So is the LARS form: γ̂ is multiplied by the tensor's trust ratio at w_t and g_{k,t−1}, so that the move is as long
+    as LARS's own step without momentum. So is the noise: random signs, in each tensor with the norm of g_{k,t−1}.
 
-    A worker is a rank; ``perturbation="micro-batch"`` makes each micro-batch a worker, on any number of ranks, and
-    ``"global"`` all images of the step one. The first step does not move. One gradient.
+    A worker is a rank; with ``perturbation="micro-batch"`` it is a micro-batch, on any number of ranks, and with
+    ``"global"`` the whole step. The first step does not move. One gradient.
 
-    A loop of one's own tells it the optimizer: ``method.attach(optimizer)``.
+    In your own loop call ``method.attach(optimizer)``.
     """
 
     name, label, colour, marker = "extrap", "EXTRAP", "#AA4499", "H"
@@ -89,7 +88,7 @@ class Extrap(WeightSpace):
     def check(self, config: Config) -> None:
         if config.optimization.optimizer == "lamb":
             raise ValueError(
-                f"optimizer is 'lamb'; allowed for {self.name}: 'sgd' or 'lars', the two forms that it has"
+                f"optimizer is 'lamb'; allowed for {self.name}: 'sgd' or 'lars', for which it is defined"
             )
 
     def begin(self, model: nn.Module, step: Step, criterion: Criterion) -> Criterion:
@@ -113,7 +112,7 @@ class Extrap(WeightSpace):
             return moving.Move(ahead, ahead[0].new_full((), -self.extrapolation))
 
     def _noise(self, part: Part) -> list[Tensor]:
-        """For each weight random signs times ‖g‖/√n of its own gradient, the same on any machine."""
+        """For each weight random signs times ‖g‖/√n of its gradient, the same on any machine."""
         assert self._number is not None
         last = part.kept[0]
         places = torch.arange(len(last), device=self._number.device)

@@ -1,4 +1,4 @@
-"""Late SAM, and any other change of the method at a step of the run."""
+"""Late SAM, and any other switch of methods during a run."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LateOptions:
-    """Of `late-sam`."""
+    """Options of `late-sam`."""
 
     early_method: str = "vanilla"
-    """What most of the run is trained with; its own options are its own."""
+    """Method for most of the run; it reads its own options."""
     late_method: str = "sam"
-    """What the last steps are trained with."""
+    """Method for the last steps."""
     late_share: float = 0.1
-    """Which share of all steps is the last."""
+    """Fraction of all steps trained with late_method."""
 
     def check(self) -> None:
         require(0 <= self.late_share <= 1, "late_share", self.late_share, "0 to 1")
 
 
 class LateSAM(Method):
-    """One method in most of the run, and another one in its last steps; by default SAM after vanilla.
+    """One method for most of the run and another one for its last steps; by default SAM after vanilla.
 
     "Sharpness-Aware Minimization Efficiently Selects Flatter Minima Late in Training", arXiv 2410.10373: SGD, and SAM
-    in the last 6 to 12 % of the steps. Nothing in it is about SAM: any two methods do that take as many images a step.
-    The late one begins as it would at the start of a run, with nothing kept of earlier steps.
+    in the last 6 to 12 % of the steps. It is not specific to SAM: any two methods with the same number of images per
+    step work. The late one starts as at the beginning of a run, with no state from earlier steps.
 
     Args:
         early, late: the methods.
-        share: of all steps, rounded to whole ones, that the late one makes; 0.1 is ours, within the paper's range.
+        share: fraction of all steps, rounded to whole steps, for the late one; 0.1 is ours, within the paper's range.
 
     >>> from conadv_lab.methods.base import Vanilla
     >>> from conadv_lab.methods.families.sam import SAM
@@ -66,8 +66,8 @@ class LateSAM(Method):
             for fact in ("clean_fraction", "new_fraction", "replays")
         ):
             raise ValueError(
-                f"early_method is {early.name!r} and late_method {late.name!r}; allowed: two that take as many images "
-                "a step, as the equal-cost forms and others do not"
+                f"early_method is {early.name!r} and late_method {late.name!r}; allowed: two with the same number of "
+                "images per step, so equal-cost forms do not mix with others"
             )
         self.early, self.late, self.share = early, late, share
         self._is_late = False
@@ -80,7 +80,7 @@ class LateSAM(Method):
         self.depth = self._mean(early.depth, late.depth)
         self.together = early.together and late.together
         beside = self.gradient_evaluations - self.clean_fraction - self.altered_fraction
-        if beside > 1e-9:  # what the simulator adds to the training passes
+        if beside > 1e-9:  # the simulator adds this to the training passes
             self.side = "attack" if "ascent" not in (early.side, late.side) else "ascent"
             self.side_steps = beside * (1.5 if self.side == "attack" else 1)
 
@@ -108,11 +108,11 @@ class LateSAM(Method):
         return early if early == late else (1 - self.share) * early + self.share * late
 
     def first_late(self, steps: int) -> int:
-        """Number of the first step, of so many, that the late method makes."""
+        """Number of the late method's first step in a run of ``steps`` steps."""
         return steps - round(self.share * steps)
 
     def at(self, step: Step) -> Method:
-        """The method that makes a step."""
+        """The method of a step."""
         return self.late if step.number >= self.first_late(step.last + 1) else self.early
 
     def kept_bytes(self, steps: float) -> float:
@@ -149,7 +149,7 @@ class LateSAM(Method):
         return self.at(step).probe(model, step, criterion)
 
     def state_dict(self) -> dict[str, Any]:
-        """Of the method that made the last step: the late one needs nothing of the early one."""
+        """State of the last step's method: the late one needs nothing from the early one."""
         state = (self.late if self._is_late else self.early).state_dict()
         return state | {"shared": {"is_late": self._is_late, "its": state.get("shared", {})}}
 
@@ -160,7 +160,7 @@ class LateSAM(Method):
 
 
 def _kind(config: Config, field: str) -> type[Method]:
-    """The class that a field of the config names, which may not be this one again."""
+    """The class that a field of the config names; must not be this one."""
     name, allowed = getattr(config.method, field), [one for one in methods.METHODS if one != LateSAM.name]
     if name not in allowed:
         raise unknown(field, name, allowed)

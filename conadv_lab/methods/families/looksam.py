@@ -1,4 +1,4 @@
-"""LookSAM: SAM's second gradient in one step of k, its useful part used again in the others."""
+"""LookSAM: SAM's second gradient in one step of k, with its useful part reused in the others."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LookOptions:
-    """Of `looksam`."""
+    """Options of `looksam`."""
 
     look_every: int = 5
-    """k: one step of so many makes SAM's second gradient."""
+    """k: one step of k computes SAM's second gradient."""
     look_alpha: float = 0.1
     """α: how much of it the other steps use."""
 
@@ -34,16 +34,16 @@ class LookOptions:
 
 
 class LookSAM(WeightSpace):
-    """SAM in one step of k; its part across the gradient, which changes slowly, steers the steps between.
+    """SAM in one step of k; its component orthogonal to the gradient, which changes slowly, is reused in between.
 
     Liu et al., "Towards Efficient and Scalable Sharpness-Aware Minimization", CVPR 2022, Algorithm 1. With g = ∇L(w):
 
         t mod k = 0    g_s = ∇L(w + ρ g / ‖g‖),  g_v = g_s − (g_s·g / ‖g‖²) g      w ← w − η g_s
         otherwise                                              w ← w − η (g + α ‖g‖ / ‖g_v‖ g_v)
 
-    Norms and products are over all weights. g_v is used in the next steps, so it has to be of the whole step:
-    there is no m-sharpness. k = 5; α = 0.1 is what MSAM's authors took for CNNs, and LookSAM's own 0.7 is for
-    vision transformers; ρ = 0.05 is SAM's. On average 1 + 1/k gradients, one after the other.
+    Norms and products are over all weights. g_v is used in later steps, so it must be of the whole step: there is no
+    m-sharpness. k = 5; α = 0.1 is what MSAM's authors used for CNNs, and LookSAM's own 0.7 is for vision transformers;
+    ρ = 0.05 is SAM's. On average 1 + 1/k gradients in sequence.
 
     >>> LookSAM().gradient_evaluations, LookSAM().depth, LookSAM().step_cost(10, 20), LookSAM().step_cost(11, 20)
     (1.2, 1.2, (2.0, 2), (1.0, 1))

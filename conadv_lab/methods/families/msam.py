@@ -1,4 +1,4 @@
-"""MSAM: the weights are moved against the optimizer's momentum, which costs no gradient."""
+"""MSAM: moves the weights against the optimizer's momentum, which costs no gradient."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 
 class MSAM(WeightSpace):
-    """Momentum-SAM: one gradient a step, at w − ρ v / ‖v‖ with v the momentum as it is before the update.
+    """Momentum-SAM: one gradient per step, at w − ρ v / ‖v‖ with v the momentum before the update.
 
     Becker et al., "Momentum-SAM: Sharpness Aware Minimization without Computational Overhead", 2024:
 
         w̃ = w − ρ v / ‖v‖        v ← μ v + ∇L(w̃) + λ w̃        w ← w − η v
 
-    The weight decay λ acts at w̃, as in the authors' code: what the optimizer adds at w is completed by λ (w̃ − w).
-    With LAMB, whose decay is not part of the gradient, it stays at w. v is whatever the optimizer keeps, and its norm
-    is over all weights; under LARS it holds each layer's trust ratio. The weights that are evaluated and saved are w,
-    and batch norm is re-estimated at them. ρ = 0.3 is ours. One gradient.
+    The weight decay λ acts at w̃, as in the authors' code: we add λ (w̃ − w) to what the optimizer adds at w. With LAMB,
+    whose decay is not part of the gradient, it stays at w. v is the optimizer's momentum, and its norm is over all
+    weights; under LARS it includes each layer's trust ratio. The weights that are evaluated and saved are w, and batch
+    norm is re-estimated at them. ρ = 0.3 is ours. One gradient.
 
-    A loop of one's own tells it the optimizer: ``method.attach(optimizer)``.
+    In your own loop call ``method.attach(optimizer)``.
     """
 
     name, label, colour, marker = "msam", "MSAM", "#CC6677", "*"
@@ -61,7 +61,7 @@ class MSAM(WeightSpace):
 
 
 def require_momentum(method: Method, config: Config) -> None:
-    """Raise ``ValueError`` where the config's optimizer keeps no momentum."""
+    """Raise ``ValueError`` if the config's optimizer has no momentum."""
     section = config.optimization
     if section.optimizer in ("sgd", "lars") and section.momentum == 0:
         raise ValueError(
@@ -76,7 +76,7 @@ def against_momentum(part: Part, optimizer: Optimizer, rho: float) -> Move:
 
 
 def at_momentum(part: Part, optimizer: Optimizer, rho: float) -> tuple[Losses, list[Tensor]]:
-    """(losses, gradient) of the part at w̃, with λ (w̃ − w) where the optimizer will add λ w to the gradient."""
+    """(losses, gradient) of the part at w̃, plus λ (w̃ − w) if the optimizer will add λ w to the gradient."""
     move = against_momentum(part, optimizer, rho)
     losses, gradient = part.at(move, counted=True)
     if moving.decays_in_gradient(optimizer):

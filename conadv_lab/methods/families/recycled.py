@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 class Recycled(TwoBranches):
-    """Recycled ConAdv: the clean backward of step t also gives ∇ₓL; step t + 1 trains on x_t moved along its sign.
+    """Recycled ConAdv: the clean backward pass of step t also gives ∇ₓL; step t + 1 trains on x_t moved along its sign.
 
-    Ours, not the paper's. Staleness 1 and depth 1 without an attack pass: x̂ = clip[0,1](x + ε · sign(∇ₓL)), the
-    gradient through the main branch as it trains. The first step trains on clean images alone, with weight 1.
+    Ours, not the paper's. Staleness 1 and depth 1 without an attack pass: x̂ = clip[0,1](x + ε · sign(∇ₓL)), with the
+    gradient through the main branch in training mode. The first step trains on clean images only, with loss weight 1.
 
     Args:
         epsilon: length of the move, in the images' units; a number, or one value per channel.
@@ -57,9 +57,9 @@ class Recycled(TwoBranches):
         )
         self.epsilon = self.ball.epsilon
         self.pending: list[Tensor] = []
-        # The step that they were made in; None after loading, where it is the step before the one to come.
+        # The step that made them; None after loading: then the step before the next one.
         self._made_in: int | None = None
-        self._slots = Slots(2)  # the signs of the step before, and the step's own
+        self._slots = Slots(2)  # the previous step's signs, and the current step's
 
     @classmethod
     def of(cls, config: Config) -> Method:
@@ -73,7 +73,7 @@ class Recycled(TwoBranches):
         return 2 if self._is_pending(step) and not self.together else 1
 
     def _is_pending(self, step: Step) -> bool:
-        """Whether there are signs of the step before; not where it was left out, failed or is of another loop."""
+        """Whether there are signs from the previous step; not if it was skipped, failed or belonged to another loop."""
         return bool(self.pending) and step.number > 0 and self._made_in in (None, step.number - 1)
 
     def begin(self, model: nn.Module, step: Step, criterion: Criterion) -> Criterion:
@@ -140,7 +140,7 @@ class Recycled(TwoBranches):
         return losses
 
     def _moved(self, step: Step, pending: list[Tensor]) -> Iterator[Batch]:
-        """The step before's images, moved. An equal-cost step 1 uses the leading half of the longer step 0."""
+        """The previous batch, perturbed. An equal-cost step 1 uses the leading half of the larger step 0."""
         for batch, kept in zip(step.batches(-1), pending, strict=True):
             yield replace(batch, images=self.ball.moved(batch.images, self.ball.taken(kept, batch.images)))
 
@@ -152,7 +152,7 @@ class Recycled(TwoBranches):
 
 
 class RecycledEqual(Recycled):
-    """Recycled ConAdv at equal cost, as a method of its own."""
+    """Recycled ConAdv at equal cost, as a separate method."""
 
     name, label = "recycled-equal", "recycled-equal"
     about = "B/2 clean images and B/2 from the previous step, perturbed as in `recycled`"
@@ -162,7 +162,7 @@ class RecycledEqual(Recycled):
 
 
 def _numbered(batches: Iterable[Batch]) -> Iterator[tuple[int, Batch]]:
-    """Each micro-batch with how many images come before it."""
+    """Each micro-batch with the number of images before it."""
     first = 0
     for batch in batches:
         yield first, batch

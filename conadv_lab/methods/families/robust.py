@@ -1,4 +1,4 @@
-"""Adversarial training on attacked images alone, as cheap as it gets: FGSM from a random start, and FreeAT."""
+"""Cheap adversarial training on attacked images only: FGSM from a random start, and FreeAT."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 
 
 class FGSMRS(ConAdv):
-    """Fast adversarial training: attacked images alone, one step of 1.25 ε from a uniform start.
+    """Fast adversarial training: attacked images only, one step of 1.25 ε from a uniform start.
 
     Wong et al., "Fast is better than free: Revisiting adversarial training", ICLR 2020:
     x̂ = clip[0,1](x + clip[−ε,ε](u + α · sign ∇ₓL(x + u))), u uniform in the ball. The attack runs in training mode
-    through the one batch norm there is, the main branch, whose running statistics it leaves alone. With τ ≥ 1 it is
-    as stale as ConAdv's, by the same queue; that form is ours. A PGD accuracy that drops by more than 20 points between
-    two evaluations is a sign of catastrophic overfitting: see `conadv_lab.training.overfitting`.
+    through the only batch norm, the main branch, and leaves its running statistics unchanged. With τ ≥ 1 it is stale
+    like ConAdv's, using the same queue; that form is ours. A drop in PGD accuracy by more than 20 points between two
+    evaluations is a sign of catastrophic overfitting: see `conadv_lab.training.overfitting`.
 
     Args:
         epsilon: radius of the L∞ ball, in image units.
-        step: length of the attack's step α; None is 1.25 ``epsilon``.
+        step: size α of the attack step; None: 1.25 ``epsilon``.
         staleness, first, placement: as for `ConAdv`.
         seed: of the random start.
 
@@ -95,27 +95,26 @@ class FGSMRS(ConAdv):
 
 @dataclass(frozen=True)
 class ReplayOptions:
-    """Of methods that train on a batch several times."""
+    """Options of methods that train on a batch several times."""
 
     replays: int = 4
-    """m: how many steps in a row train on the same images (free-at)."""
+    """m: how many consecutive steps train on the same images (free-at)."""
 
     def check(self) -> None:
         require(self.replays >= 1, "replays", self.replays, "a whole number of at least 1")
 
 
 class FreeAT(Method):
-    """Free adversarial training: a batch is trained on m times, and each backward moves its noise and the weights.
+    """Free adversarial training: trains on a batch m times; each backward pass updates both its noise and the weights.
 
-    Shafahi et al., "Adversarial Training for Free!", NeurIPS 2019, algorithm 1: at each step, from the gradients of
-    one backward at clip[0,1](x + δ), the weights go down and δ ← clip[−ε,ε](δ + α · sign ∇ₓL). δ starts at 0,
-    belongs to a place in the batch and not to an image, and is never reset. A step is one update. An epoch is a pass
-    over the set, however often each batch is replayed: the authors train for 1/m of the usual epochs, which are as
-    many steps as usual (m = 4 and α = ε = 4/255 on ImageNet).
+    Shafahi et al., "Adversarial Training for Free!", NeurIPS 2019, algorithm 1: one backward pass at clip[0,1](x + δ)
+    gives the weights' descent step and δ ← clip[−ε,ε](δ + α · sign ∇ₓL). δ starts at 0, belongs to a position in the
+    batch rather than an image, and is never reset. A step is one update. Replays do not count towards epochs: the
+    authors train for 1/m of the usual epochs, which is the usual number of steps (m = 4 and α = ε = 4/255 on ImageNet).
 
     Args:
         epsilon: radius of the L∞ ball, in image units.
-        step: length of a move of the noise; None is ``epsilon``.
+        step: step size α of the noise; None: ``epsilon``.
         replays: m.
     """
 
@@ -157,7 +156,7 @@ class FreeAT(Method):
             if self.noise is not None:
                 grown[:there] = self.noise
             self.noise = grown
-        if step.number == 0 and self.noise is not None:  # another loop: its places have no noise yet
+        if step.number == 0 and self.noise is not None:  # a new loop starts without noise
             self.noise.zero_()
         return criterion
 

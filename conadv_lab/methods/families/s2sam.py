@@ -1,4 +1,4 @@
-"""S²-SAM: SAM in one pass, along the gradient of the step before."""
+"""S²-SAM: SAM in one pass, along the previous step's gradient."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class S2SAM(WeightSpace):
-    """Single-step SAM: it moves along the last step's own gradient, which was taken at moved weights too.
+    """Single-step SAM: moves along the previous step's gradient, which was also computed at moved weights.
 
     "A Single-Step, Sharpness-Aware Minimization is All You Need to Achieve Efficient and Accurate Sparse Training",
     NeurIPS 2024:

@@ -1,4 +1,4 @@
-"""SAM and its scale-invariant form, ASAM: the weights are moved to where the loss is largest nearby."""
+"""SAM and its scale-invariant variant, ASAM: moves the weights to where the loss is highest nearby."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class SAM(WeightSpace):
 
         e = ρ g / ‖g‖,  g = ∇L(w)        w ← w − η ∇L(w + e)
 
-    Both gradients are of the same images; the norm is over all weights of the model, and where it is 0, e is 0: no
-    constant is added to it. Two gradients, one after the other. ρ = 0.05 is the paper's for CIFAR-10.
+    Both gradients use the same images; the norm is over all weights of the model, without an added constant; if it is
+    0, so is e. Two gradients in sequence. ρ = 0.05 is the paper's for CIFAR-10.
 
     >>> SAM().gradient_evaluations, SAM().depth
     (2.0, 2)
@@ -45,31 +45,31 @@ class SAM(WeightSpace):
         return losses, None
 
     def move(self, part: Part, ascent: list[Tensor]) -> Move:
-        """Where to, given the gradient at w, which is not needed any more."""
+        """The move, given the gradient at w, which may be overwritten."""
         return moving.along(ascent, self.rho)
 
 
 @dataclass(frozen=True)
 class AsamOptions:
-    """Of `asam`."""
+    """Options of `asam`."""
 
     asam_eta: float = 0.01
-    """η, what is added to |w|."""
+    """η, added to |w|."""
 
     def check(self) -> None:
         require(0 <= self.asam_eta < float("inf"), "asam_eta", self.asam_eta, "a number of at least 0")
 
 
 class ASAM(SAM):
-    """Adaptive SAM: the radius is measured in units of the weights, so that rescaling a layer changes nothing.
+    """Adaptive SAM: the radius is relative to the weights, so that rescaling a layer changes nothing.
 
     Kwon et al., "ASAM: Adaptive Sharpness-Aware Minimization for Scale-Invariant Learning of Deep Neural Networks",
     ICML 2021, equation 12:
 
         e = ρ T² g / ‖T g‖,  T = |w| + η        w ← w − η_t ∇L(w + e)
 
-    T is 1 for what is not a weight by its name, that is biases, as in the authors' code; batch norm's γ is one there
-    and here. η = 0.01 is their class's default (their script passes 0), ρ = 0.5 is the paper's for CIFAR-10.
+    T is 1 for parameters not named ``weight``, that is biases, as in the authors' code; batch norm's γ counts as a
+    weight. η = 0.01 is their class's default (their script passes 0), ρ = 0.5 is the paper's for CIFAR-10.
     """
 
     name, label, colour, marker = "asam", "ASAM", "#88CCEE", "<"

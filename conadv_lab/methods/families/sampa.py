@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SampaOptions:
-    """Of `sampa`."""
+    """Options of `sampa`."""
 
     sampa_lambda: float = 0.2
     """λ: weight of the gradient at the point ahead."""
@@ -33,7 +33,7 @@ class SampaOptions:
 
 
 class SAMPa(WeightSpace):
-    """SAM made parallel: the next step's ascent gradient is taken at a point that is known already.
+    """Parallelised SAM: computes the next step's ascent gradient at a point that is already known.
 
     Xie, Pethick and Cevher, "SAMPa: Sharpness-aware Minimization Parallelized", NeurIPS 2024, Algorithm 1. f_t is the
     loss of step t's images:
@@ -41,13 +41,13 @@ class SAMPa(WeightSpace):
         x̃_t = x_t + ρ ∇f_t(y_t) / ‖∇f_t(y_t)‖        y_{t+1} = x_t − η_t ∇f_t(y_t)
         x_{t+1} = x_t − η_t (1 − λ) ∇f_t(x̃_t) − η_t λ ∇f_{t+1}(y_{t+1})
 
-    with y_0 = x_0. As in the authors' code y_{t+1} is where the optimizer would go with that gradient, momentum and
-    decay included, and its gradient is of the images that come next, so that the stream has to look one step ahead.
-    Where they count a step from the new batch, we count it from the older one. Ours: the last step, after which nothing
-    comes, takes ∇f(x̃) whole. λ = 0.2 is the paper's, ρ = 0.05 is SAM's. Two gradients side by side; the first step
-    makes one more, the last one less. Running statistics learn from each batch where it is looked at first, ahead.
+    with y_0 = x_0. As in the authors' code y_{t+1} is where the optimizer would go with that gradient, including
+    momentum and decay, and its gradient uses the next step's images, so the stream has to look one step ahead. They
+    count a step from the new batch, we from the older one. Ours: the last step, which has no successor, uses the full
+    ∇f(x̃). λ = 0.2 is the paper's, ρ = 0.05 is SAM's. Two gradients in parallel; the first step computes one more, the
+    last one less. Running statistics are updated when a batch is first seen, one step ahead.
 
-    A loop of one's own tells it the optimizer, torch's SGD: ``method.attach(optimizer)``.
+    In your own loop call ``method.attach(optimizer)`` with torch's SGD.
     """
 
     name, label, colour, marker = "sampa", "SAMPa", "#882255", "8"
@@ -75,8 +75,8 @@ class SAMPa(WeightSpace):
     def check(self, config: Config) -> None:
         if config.optimization.optimizer != "sgd":
             raise ValueError(
-                f"optimizer is {config.optimization.optimizer!r}; allowed for {self.name}: 'sgd', whose step it takes "
-                "in advance"
+                f"optimizer is {config.optimization.optimizer!r}; allowed for {self.name}: 'sgd', whose step it "
+                "predicts"
             )
 
     def step_cost(self, number: int, steps: int) -> tuple[float, float]:
