@@ -84,7 +84,7 @@ def test_inference_mode_around_a_measurement_is_named():
 def test_parameters_without_effect_are_still_left_out():
     model = Two("not reentrant").double()
     model.spare = nn.Linear(2, 2).double()
-    with pytest.warns(UserWarning, match="left out \(no effect on the loss\): 'spare.weight'"):
+    with pytest.warns(UserWarning, match=r"left out \(no effect on the loss\): 'spare.weight'"):
         found = Problem(model, nn.CrossEntropyLoss(), (X, Y))
     assert found.left_out == ("spare.weight", "spare.bias")
 

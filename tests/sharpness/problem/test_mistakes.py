@@ -55,7 +55,7 @@ def test_a_mistake_is_told(mistake):
 
 
 def test_parameters_without_effect_are_left_out_aloud():
-    with pytest.warns(UserWarning, match="left out \(no effect"):
+    with pytest.warns(UserWarning, match=r"left out \(no effect"):
         problem = Problem(Spare(), nn.CrossEntropyLoss(), BATCHES)
     assert problem.left_out == ("spare.weight", "spare.bias")
     assert problem.size == sum(p.numel() for p in mlp().parameters()) == len(problem.gradient)
