@@ -28,7 +28,7 @@ ALSO_CALLED = {
 
 @dataclass(frozen=True)
 class Options:
-    """Options of this command"""
+    """Run folder, ranks and predictions."""
 
     out: Path | None = None
     """The run folder; None: runs/RECIPE-METHOD-bBATCH-sSEED."""

@@ -53,13 +53,11 @@ class Training:
     device: str = "auto"
     """cpu, cuda, cuda:1 …; auto uses a GPU if there is one."""
     threads: int | None = None
-    """CPU threads of torch; results are bitwise reproducible for a fixed number. None: all cores available to this
-    process."""
+    """CPU threads; the number may change bits. None: all cores available to this process."""
     deterministic: bool = False
     """Use deterministic algorithms on CUDA (slower)."""
     capture: Literal["auto", "on", "off"] = "auto"
-    """Capture a whole step as one CUDA graph: auto does so if possible and a rank has few micro-batches; on fails if
-    impossible."""
+    """Capture whole steps as CUDA graphs; auto: if possible with few micro-batches per rank; on: fail if impossible."""
     log_every: int = 10
     """Steps between log lines."""
     checkpoint_every: int = 200
@@ -67,8 +65,7 @@ class Training:
     evaluate_every: int = 0
     """Steps between evaluations on the test set; 0: only at the end."""
     bn_recalibrate: int = 10_000
-    """Number of augmented training images on which batch norm's main statistics are re-estimated before an
-    evaluation; 0 keeps the running averages."""
+    """Augmented training images for re-estimating batch norm's main statistics; 0: use the running averages."""
     mirror: bool = False
     """Also report test accuracy with logits averaged over each image and its horizontal flip."""
     pgd_images: int = 0

@@ -80,7 +80,7 @@ def test_json_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_a_folder_that_is_no_run_says_so(tmp_path):
-    with pytest.raises(ValueError, match=r"is no run folder: it has no config.json"):
+    with pytest.raises(ValueError, match=r"is not a run folder: it has no config.json"):
         RunFolder(tmp_path).config()
     with pytest.raises(ValueError, match="is not a checkpoint"):
         read_checkpoint(tmp_path)

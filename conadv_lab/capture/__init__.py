@@ -1,1 +1,1 @@
-"""A whole training step as one piece: run operator by operator, or captured once in a CUDA graph and replayed."""
+"""A whole training step as one unit: run operator by operator, or captured once in a CUDA graph and replayed."""

@@ -1,4 +1,4 @@
-"""Whether a run's steps are captured, and why not."""
+"""Decides whether a run's steps are captured, with the reason if not."""
 
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 Capture = Literal["auto", "on", "off"]
 FEW = 8
-"""Micro-batches of a rank's step up to which ``auto`` captures: beyond, launches are not what takes the time."""
+"""Largest number of micro-batches per rank for which ``auto`` captures: beyond it, launches hardly matter."""
 
 
 def require_graphs(choice: Capture, device: torch.device) -> None:
-    """Raise ``ValueError`` where a step has to be captured on a device that has no graphs."""
+    """Raise ``ValueError`` if a step must be captured on a device without graphs."""
     if choice == "on" and device.type != "cuda":
         raise refused(_no_graphs(device))
 
@@ -30,7 +30,7 @@ def _no_graphs(device: torch.device) -> str:
 
 
 def refused(reason: str) -> ValueError:
-    """What a user is told who asks for a capture that cannot be."""
+    """The error for ``capture='on'`` if a step cannot be captured."""
     return ValueError(f"capture is 'on', but {reason}; allowed: 'auto', 'off'")
 
 
@@ -42,29 +42,29 @@ def reason_against(
     placement: str = "serial",
     graphs: bool = False,
 ) -> str | None:
-    """Why no step can be captured, whatever the method is; None where it may be tried.
+    """Why no step can be captured, whatever the method; None if it can be tried.
 
     Args:
-        ranks: that train together. placement: of the attack. graphs: whether torch.compile captures the network.
+        ranks: number of training ranks. placement: of the attack. graphs: whether torch.compile captures the network.
     """
     if device.type != "cuda":
         return _no_graphs(device)
     if placement == "ranks":
         return "the attack runs on other ranks"
     if ranks > 1:
-        return f"{ranks} ranks sum their gradients while a step's last backward goes on"
+        return f"{ranks} ranks sum their gradients during a step's last backward pass"
     if graphs:
-        return "compile_mode captures the network in graphs of its own"
+        return "compile_mode already captures the network in graphs"
     return why_not(optimizer)
 
 
 def hooked(model: nn.Module) -> str | None:
-    """Why a model's gradients must be made by ``.backward()``, whose hooks a captured step does not call; or None."""
+    """Why a model's gradients need ``.backward()``, whose hooks a captured step does not call; or None."""
     if any(isinstance(module, DistributedDataParallel) for module in model.modules()):
-        return "DistributedDataParallel sums gradients over ranks while a backward goes on"
+        return "DistributedDataParallel sums gradients over ranks during the backward pass"
     for name, parameter in model.named_parameters():
         if hasattr(type(parameter), "placements"):  # a DTensor, as fully_shard makes them
-            return "the weights are spread over ranks"
+            return "the parameters are sharded over ranks"
         if parameter._post_accumulate_grad_hooks:
             return f"{name} has a hook on its gradient, which a captured step would not call"
     return None
@@ -73,10 +73,10 @@ def hooked(model: nn.Module) -> str | None:
 def backend_of(
     choice: Capture, device: torch.device, reason: str | None, stream: "Stream | None" = None
 ) -> tuple[Backend | None, str | None]:
-    """Who captures, and a line that says why nobody does where that is worth saying.
+    """The backend that captures, or None with a line that says why, if that may surprise.
 
     Raises:
-        ValueError: ``on``, and there is a reason against it; or another choice.
+        ValueError: ``on``, but there is a reason against it; or an unknown choice.
     """
     if choice not in get_args(Capture):
         raise unknown("capture", str(choice), get_args(Capture))
@@ -87,7 +87,7 @@ def backend_of(
     if reason is None and choice == "auto" and stream is not None:
         batches = len(stream.own_spans(min(1, stream.steps - 1)))
         if batches > FEW:
-            reason = f"a step has {batches} micro-batches, more than the {FEW} up to which that is faster"
+            reason = f"a step has {batches} micro-batches; capturing is faster for at most {FEW}"
     if reason is None:
         return CudaGraphs(device), None
     return None, f"steps are not captured: {reason}" if device.type == "cuda" else None

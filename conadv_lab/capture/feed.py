@@ -1,4 +1,4 @@
-"""The host's part of a step: what changes from step to step, written into tensors that stay where they are."""
+"""The host's part of a step: writes what changes between steps into tensors with fixed addresses."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -10,14 +10,14 @@ from conadv_lab.data.loader import Batch, Step, Stream
 from conadv_lab.data.order import places
 
 BEFORE = 1
-"""Steps before the present one whose images may be asked for."""
+"""How many previous steps' images may be requested."""
 
 
 class Block:
-    """Whole numbers and learning rates in one piece of the device's memory, written with one asynchronous copy.
+    """Integers and learning rates in one block of device memory, written with one asynchronous copy.
 
     Args:
-        numbers: how many int64 numbers; rates: how many float32 ones, each in the first half of an int64's place.
+        numbers: number of int64 values; rates: number of float32 ones, each in the first half of an int64 slot.
     """
 
     def __init__(self, numbers: int, rates: int, device: torch.device) -> None:
@@ -28,11 +28,11 @@ class Block:
         self.rates = _floats(self.there[numbers:]).unbind()
 
     def send(self, rates: Sequence[float]) -> None:
-        """Write what ``numbers`` holds, and the learning rates, where the device reads them."""
+        """Copy ``numbers`` and the learning rates to the device."""
         for place, rate in enumerate(rates):
-            # As float64 first: beyond float32 it becomes infinite, which the next loss tells, and raises nothing.
+            # Via float64: beyond float32 a value becomes infinite, which the next loss shows, instead of raising.
             self._rates[place] = torch.tensor(rate, dtype=torch.float64, device="cpu")
-        # Pinned anew each time: the copy of the step before may not have begun yet.
+        # Pin a new buffer each time: the previous step's copy may not have started yet.
         values = self.host.pin_memory() if self.there.is_cuda else self.host
         self.there.copy_(values, non_blocking=True)
 
@@ -42,12 +42,12 @@ def _floats(words: Tensor) -> Tensor:
 
 
 class Feed:
-    """Steps of a `Stream` over a set that lies on the device: the host sends places, the device makes the images.
+    """Steps of a `Stream` over a set on the device: the host sends indices, the device makes the images.
 
     Args:
-        stream: over a set whose ``fetch`` takes places on the device.
-        lookahead: how many steps ahead may be asked for.
-        rates: of how many parameter groups the learning rate is sent along.
+        stream: over a set whose ``fetch`` takes indices on the device.
+        lookahead: how many steps ahead may be requested.
+        rates: number of parameter groups whose learning rate is sent too.
     """
 
     def __init__(self, stream: Stream, lookahead: int, device: torch.device, rates: int = 0) -> None:
@@ -61,7 +61,7 @@ class Feed:
         self._known: dict[int, Tensor] = {}
 
     def load(self, number: int, rates: Sequence[float] = ()) -> Step:
-        """Send a step's places and learning rates; its batches read them when they are iterated over."""
+        """Send a step's indices and learning rates; its batches read them when iterated over."""
         stream = self.stream
         first, last = max(0, number - BEFORE), min(number + self.lookahead, stream.steps - 1)
         self._known = {
@@ -80,9 +80,7 @@ class Feed:
         """Epochs and indices of this rank's images of a step, (2, n)."""
         stream = self.stream
         runs: list[list[int]] = []
-        for first, last in stream.own_spans(
-            number
-        ):  # neighbours together, as every look-up costs the host its time
+        for first, last in stream.own_spans(number):  # group neighbours, as every look-up costs host time
             if runs and runs[-1][1] == first:
                 runs[-1][1] = last
             else:
@@ -104,9 +102,9 @@ def _sizes(stream: Stream, number: int) -> list[int]:
 
 
 class Copies:
-    """Steps whose images come from the host or from anybody's loader, copied into tensors that stay where they are.
+    """Steps whose images come from the host or any loader, copied into tensors with fixed addresses.
 
-    Each layout of a batch, its shapes, types and strides, has tensors of its own, which the step names in ``layout``.
+    Each layout of a batch (shapes, dtypes and strides) has its own tensors; the step reports it in ``layout``.
     """
 
     def __init__(self, device: torch.device, rates: int = 0) -> None:
@@ -115,7 +113,7 @@ class Copies:
         self._there: dict[tuple, Batch] = {}
 
     def load(self, step: Step, offsets: Sequence[int], rates: Sequence[float] = ()) -> Step:
-        """The step with its batches at these offsets copied; without any it stays what it is."""
+        """The step with its batches at these offsets copied; unchanged if there are none."""
         self.block.send(rates)
         if not offsets:
             return step

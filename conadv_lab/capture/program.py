@@ -1,4 +1,4 @@
-"""One training step: gradient, update and average as one part, run operator by operator or replayed."""
+"""One training step: gradient, update and weight average as one unit, run operator by operator or replayed."""
 
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol
@@ -21,26 +21,26 @@ class Follows(Protocol):
     """An average of the weights."""
 
     def follow(self, model: nn.Module, begun: bool) -> None:
-        """Move it by the weights as they are, or begin with them: operators alone."""
+        """Update it with the current weights, or start with them; operators only."""
 
     def count(self) -> None:
-        """Note on the host that it was moved."""
+        """Count the update, on the host."""
 
     @property
     def begun(self) -> bool: ...
 
 
 class Program:
-    """What a step does on the device: the method's gradient, the optimizer's update, the average of the weights.
+    """A step's work on the device: the method's gradient, the optimizer's update, the weight average.
 
     Args:
-        model: whose parameters and batch norms these are; network: what is called, the model or a wrapper of it.
-        average: follows the weights, or None.
-        rates: a tensor a parameter group, from which the optimizer reads its learning rate; none where it stays the
-            optimizer's own, as on a CPU.
-        backend: who captures, or None.
-        required: whether it is a mistake if a step cannot be captured.
-        told: is given a sentence where steps are not captured.
+        model: owns the parameters and batch norms; network: what is called, the model or a wrapper of it.
+        average: the weight average, or None.
+        rates: one tensor per parameter group, from which the optimizer reads its learning rate; empty if it uses its
+            own, as on a CPU.
+        backend: captures steps, or None.
+        required: whether failing to capture a step is an error.
+        told: called with a sentence if steps are not captured.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Program:
             network.modules()
         )  # going through the tree in every step would cost the host 0.7 ms
         self.replays = Replays(backend)
-        if backend is not None:  # a state that is loaded lies in other tensors
+        if backend is not None:  # loading a state replaces its tensors
             optimizer.register_load_state_dict_post_hook(lambda _: self.forget())
 
     @property
@@ -77,24 +77,24 @@ class Program:
         reduced: Callable[[Callable[[], Losses]], Losses] | None = None,
         noted: Callable[[Losses], Any] | None = None,
     ) -> Losses:
-        """Take a step; returns its mean losses, which are good until the next one.
+        """Take a step; returns its mean losses, valid until the next step.
 
         Args:
-            step: its batches are where they are in every step of its kind.
-            reduced: sums over ranks what the function that it is given adds to ``.grad``; such a step is not captured.
-            noted: is told the losses before the optimizer's step; such a step is not captured either.
+            step: its batches must have the same addresses in every step of its kind.
+            reduced: wraps the gradient function and sums ``.grad`` over ranks; such a step is not captured.
+            noted: called with the losses before the optimizer's step; such a step is not captured either.
 
         Raises:
-            ValueError: it cannot be captured, and has to be.
+            ValueError: it cannot be captured, but must be.
         """
         if self.rates:
             bind(self.optimizer, self.rates)
-        whole = type(self.method).backward is not Method.backward  # which only the method itself can run
+        whole = type(self.method).backward is not Method.backward  # then it has to be called as a whole
         criterion = self.criterion if whole else self.method.begin(self.network, step, self.criterion)
         begun = self.average is not None and self.average.begun
         kind = None if whole or reduced or noted else self.kind(step)
         if whole and self.captures:
-            self._give_up(f"{type(self.method).__name__} has a backward of its own: see Method.gradient")
+            self._give_up(f"{type(self.method).__name__} overrides backward: see Method.gradient")
 
         def gradient() -> Losses:
             made = self.method.backward if whole else self.method.gradient
@@ -114,17 +114,19 @@ class Program:
         return losses
 
     def forget(self) -> None:
-        """Capture anew, as tensors that a step reads or writes were replaced."""
+        """Capture again, as tensors that a step reads or writes were replaced."""
         self.replays = Replays(self.replays.backend)
 
     def kind(self, step: Step) -> Hashable | None:
-        """All that decides which operators a step runs; None where that is not known."""
+        """Everything that decides which operators a step runs; None if unknown."""
         if not self.captures:
             return None
         method = self.method
         known = method.kind(step)
         if known is None:
-            self._give_up(f"what {type(method).__name__} runs in a step is not known: see Method.kind")
+            self._give_up(
+                f"{type(method).__name__} does not say which operators a step runs: see Method.kind"
+            )
             return None
         sizes = tuple((offset, *step.sizes(offset)) for offset in method.offsets(step))
         updates = norm.adversarial_updates(self.model)
@@ -167,7 +169,7 @@ class Program:
             if not ran and before is not None:
                 norm.note_updates(self.model, before + updates)
             return losses
-        # Not while the error is handled, which holds all that the failed capture made: memory may be what it lacked.
+        # After the except block: the error keeps the failed capture's memory alive, and memory may be what was missing.
         self.optimizer.zero_grad()
         norm.note_updates(self.model, before)
         self._give_up(reason)

@@ -1,4 +1,4 @@
-"""Functions without arguments that are run a few times, then captured, then replayed; one capture a kind."""
+"""Functions without arguments that are run a few times, then captured, then replayed; one capture per kind."""
 
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
@@ -8,35 +8,35 @@ import torch
 
 Result = TypeVar("Result")
 WARM = 3
-"""Runs before a capture: what happens at first alone, such as choosing algorithms, cannot be captured."""
+"""Runs before a capture: first-time work, such as choosing algorithms, cannot be captured."""
 
 
 class CannotCapture(RuntimeError):
-    """Why something cannot be captured, in a sentence."""
+    """The reason why something cannot be captured, in one sentence."""
 
 
 class Backend(Protocol):
-    """Who captures. Memory that a captured function returns is good until anything is captured or replayed next."""
+    """Captures functions. Memory that a captured function returns is valid until the next capture or replay."""
 
     def run(self, part: Callable[[], Result]) -> Result:
-        """Run it as it is, where it will be captured later."""
+        """Run it normally, where it will be captured later."""
 
     def capture(self, part: Callable[[], Result]) -> tuple[Result, Callable[[], None]]:
-        """Run it once and return what replays its operators; both its Python and its operators have happened once.
+        """Run it once, and also return a function that replays its operators; Python and operators have run once.
 
         Raises:
-            CannotCapture: neither has an effect, but on what lies in ``.grad``.
+            CannotCapture: neither had an effect, except on ``.grad``.
         """
 
     def replay(self, graph: Callable[[], None]) -> None:
-        """Run its operators again."""
+        """Replay its operators."""
 
 
 class Replays:
     """Runs parts of a step by their kind.
 
     Args:
-        backend: who captures; None runs everything operator by operator.
+        backend: captures; None runs everything operator by operator.
     """
 
     def __init__(self, backend: Backend | None) -> None:
@@ -45,10 +45,10 @@ class Replays:
         self.graphs: dict[Hashable, tuple[Any, Callable[[], None]]] = {}
 
     def __call__(self, kind: Hashable | None, part: Callable[[], Result]) -> tuple[Result, bool]:
-        """What the part returns, and whether its Python was run.
+        """The part's result, and whether its Python code ran.
 
         Raises:
-            CannotCapture: the part has to be run once more, without a backend.
+            CannotCapture: the part must be run again, without a backend.
         """
         if self.backend is None or kind is None:
             return part(), True
@@ -64,7 +64,7 @@ class Replays:
 
 
 class CudaGraphs:
-    """CUDA graphs on a stream of their own; they share memory, as they are replayed one after another."""
+    """CUDA graphs on a separate stream; they share memory, as they are replayed in sequence."""
 
     def __init__(self, device: torch.device) -> None:
         self.stream = torch.cuda.Stream(device)
@@ -83,18 +83,20 @@ class CudaGraphs:
         failed: list[Exception] = []
         reason = None
         try:
-            # The outer context puts the stream back, which torch does not where a capture cannot be ended.
+            # The outer context restores the stream, which torch does not do if a capture cannot be ended.
             with torch.cuda.stream(self.stream), _no_autocast_cache(), self._graph(graph, self.pool):
                 try:
                     result = part()
-                except Exception as error:  # ending the capture may raise another one, which would hide it
+                except (
+                    Exception
+                ) as error:  # ending the capture may raise another error, which would hide this one
                     failed.append(error)
                     raise
         except RuntimeError as error:
             if failed and not isinstance(failed[0], RuntimeError):
                 raise failed.pop() from None
             reason = _reason(failed.pop() if failed else error)
-        if reason is not None:  # not above, where the error keeps alive all that the capture made
+        if reason is not None:  # not above, where the error keeps the capture's memory alive
             self._clear_up()
             raise CannotCapture(reason)
         self.replay(graph.replay)
@@ -104,14 +106,14 @@ class CudaGraphs:
         return torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local")
 
     def _clear_up(self) -> None:
-        """After a failed capture, let what runs operator by operator have memory and random numbers as before.
+        """After a failed capture, restore memory and random numbers for running operator by operator.
 
-        Of a capture that CUDA has broken off, torch's allocator and random generator are not told that it is over.
+        If CUDA aborts a capture, torch's allocator and random generator do not learn that it is over.
         """
-        with suppress(RuntimeError):  # raised where it was told
+        with suppress(RuntimeError):  # raised if it did learn
             torch._C._cuda_endAllocateToPool(self.stream.device_index, self.pool)
             torch._C._cuda_releasePool(self.stream.device_index, self.pool)
-        # A capture that goes well takes the generator out of the state in which it refuses numbers outside of one.
+        # A successful capture resets the generator, which otherwise refuses numbers outside a capture.
         with suppress(RuntimeError), torch.cuda.stream(self.stream), self._graph(torch.cuda.CUDAGraph()):
             torch.zeros(1, device=self.stream.device)
 
@@ -121,7 +123,7 @@ class CudaGraphs:
 
 @contextmanager
 def _no_autocast_cache() -> Iterator[None]:
-    """Weights are cast in the graph itself: a cached cast from before would stay what it was in all replays."""
+    """Cast weights inside the graph: a cached cast from before would stay constant in all replays."""
     before = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:
@@ -132,7 +134,7 @@ def _no_autocast_cache() -> Iterator[None]:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, torch.OutOfMemoryError):
-        return "the GPU's memory does not suffice for a captured step"
+        return "there is not enough GPU memory for a captured step"
     first = (str(error).splitlines() or [type(error).__name__])[0]
     if "stream is capturing" in first:
         return f"the model, the loss or the method does what a graph cannot hold, such as .item() ({first})"

@@ -1,4 +1,4 @@
-"""A captured step for anybody's own training loop."""
+"""A captured step for your own training loop."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -24,25 +24,25 @@ ENDLESS = 1 << 62
 
 
 class CapturedStep:
-    """A whole training step, gradient and update, as one CUDA graph that takes a batch a call; on a CPU a plain call.
+    """A whole training step, gradient and update, as one CUDA graph that takes one batch per call; plain code on a CPU.
 
     The first calls run operator by operator, then each kind of step is captured once and replayed. Learning rates may
-    change between calls, by a scheduler or by hand; another setting of the optimizer that changes, another shape of the
-    images, or weights that are frozen or thawed are another kind. A method that looks τ steps ahead trains on the batch
-    of τ calls before, so the first τ calls return None and `rest` trains on the last τ batches.
+    change between calls, by a scheduler or by hand; changing another optimizer setting or the image shape, or freezing
+    or unfreezing parameters, makes another kind. A method that looks τ steps ahead trains on the batch from τ calls
+    earlier, so the first τ calls return None and `rest` trains on the last τ batches.
 
     Args:
-        model: converted by `conadv_lab.mixture_batch_norm` where the method needs it, in training mode, on its device.
-        method: such as ``conadv_lab.ConAdv(…)``; the object is this step's from now on.
-        optimizer: torch's SGD with ``fused=True``, another of torch's with ``capturable=True``, LARS or LAMB. On a CPU
-            any.
+        model: converted by `conadv_lab.mixture_batch_norm` if the method needs it, in training mode, on its device.
+        method: such as ``conadv_lab.ConAdv(…)``; do not share it with another loop.
+        optimizer: torch's SGD with ``fused=True``, another torch optimizer with ``capturable=True``, LARS or LAMB. Any
+            optimizer on a CPU.
         criterion: (outputs, labels) to their mean loss.
-        example: (images, labels) of an ordinary batch, as later calls bring it; it is only checked.
-        capture: "auto" runs operator by operator what cannot be captured, and says so on stderr in a line; "on"
-            refuses; "off" never captures.
+        example: (images, labels), a typical batch; only used for checks.
+        capture: "auto" runs operator by operator if it cannot capture, and prints why to stderr; "on" raises instead;
+            "off" never captures.
 
     Raises:
-        ValueError: "on", and it cannot be captured; or a batch that is none.
+        ValueError: "on", but the step cannot be captured; or an invalid batch.
 
     >>> from conadv_lab.methods.base import Vanilla
     >>> model = nn.Linear(2, 2)
@@ -97,12 +97,12 @@ class CapturedStep:
         self._batches: dict[int, Batch] = {}
 
     def __call__(self, images: Any, labels: Any) -> Losses | None:
-        """Train on a batch, or on that of τ calls before; returns its mean losses, good until the next call.
+        """Train on a batch, or on that from τ calls earlier; returns its mean losses, valid until the next call.
 
         Args:
             images: (B, …) floats in [0, 1]; labels: (B,) int64, or probabilities; both on the host or the device. They
-                are copied, from pinned memory while the call goes on already, as ``non_blocking`` does: a pinned
-                tensor must not be filled anew before the GPU has read it. A DataLoader makes new ones.
+                are copied, from pinned memory asynchronously as with ``non_blocking``: do not overwrite a pinned
+                tensor before the GPU has read it. A DataLoader makes new ones.
         """
         images, labels = images_and_labels((images, labels))
         indices = torch.arange(self.seen, self.seen + len(images), device=self.device)
@@ -115,9 +115,9 @@ class CapturedStep:
         return self._stepped() if self.calls - self.taken > self.method.lookahead else None
 
     def rest(self) -> Iterator[Losses]:
-        """Train on the batches that are left because the method looks ahead; a call after it begins to look ahead anew.
+        """Train on the batches that remain because the method looks ahead; later calls start a new look-ahead.
 
-        Nothing is trained on before the iterator is asked.
+        Training happens lazily, as the iterator is consumed.
         """
         self.last = self.calls - 1
         while self.taken < self.calls:
@@ -131,7 +131,7 @@ class CapturedStep:
         self.taken += 1
         if self.rates:
             groups = len(self.optimizer.param_groups)
-            if groups > len(self.rates):  # one was added since
+            if groups > len(self.rates):  # a group was added
                 self.rates += rates_on(self.optimizer, self.device)[len(self.rates) :]
             take_over(self.optimizer, self.rates)
         if self.program.captures:
@@ -148,7 +148,7 @@ def _size(held: dict[int, Batch]) -> Callable[[int], list[int]]:
 
 
 def _there(values: Tensor, device: torch.device) -> Tensor:
-    # A copy on the same device too: the batch waits for later steps, and a loop may fill one tensor for all of them.
+    # Copy on the same device too: the batch is used in later steps, and a loop may reuse one tensor for all of them.
     return values.to(device, non_blocking=True, copy=True)
 
 

@@ -1,4 +1,4 @@
-"""Hugging Face Accelerate: the loop stays the user's, and Accelerate's checkpoints keep what is pending."""
+"""Hugging Face Accelerate: you keep your own loop, and Accelerate's checkpoints include pending attacks."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -8,9 +8,9 @@ from conadv_lab.methods.base import Method
 
 
 def look_ahead(accelerator: Any, loader: Iterable[Any], method: Method, **options: Any) -> Ahead:
-    """Steps over a prepared loader, whose place and pending attacks ``accelerator.save_state`` saves.
+    """Steps over a prepared loader; ``accelerator.save_state`` saves its position and pending attacks.
 
-    Call ``ahead.done(step)`` after the optimizer's step: what is saved goes on after that one.
+    Call ``ahead.done(step)`` after the optimizer's step: a checkpoint resumes after that step.
 
     Args:
         accelerator: an ``accelerate.Accelerator`` of one process, without fp16.
@@ -24,7 +24,7 @@ def look_ahead(accelerator: Any, loader: Iterable[Any], method: Method, **option
     require_one_process("Accelerate", accelerator.num_processes)
     if accelerator.mixed_precision == "fp16":
         raise ValueError(
-            "mixed_precision is 'fp16'; allowed: 'no' and 'bf16', as an attack's backward is not scaled"
+            "mixed_precision is 'fp16'; allowed: 'no' and 'bf16', as loss scaling does not cover the attack"
         )
     ahead = Ahead(loader, method, device=accelerator.device, **options)
     accelerator.register_for_checkpointing(ahead)

@@ -1,4 +1,4 @@
-"""Look-ahead for trainers that own the loop: a loader of steps, epoch by epoch, that can be saved and resumed."""
+"""Look-ahead for trainers that own the loop: a resumable loader of steps, epoch by epoch."""
 
 import random
 import warnings
@@ -30,16 +30,16 @@ def require_one_process(trainer: str, processes: int) -> None:
 
 
 class Ahead:
-    """A loader whose items are steps that see the batches of later steps, as `conadv_lab.lookahead` gives them.
+    """A loader whose items are steps that see the batches of later steps, as from `conadv_lab.lookahead`.
 
-    Iterating over it once gives the steps of one epoch, ``len(loader) // accumulate``. What was read ahead is kept for
-    the next epoch, so a shuffled loader is read once, and attacks cross the end of an epoch.
+    One iteration gives the steps of one epoch, ``len(loader) // accumulate``. Batches read ahead are kept for the next
+    epoch, so a shuffled loader is read only once, and attacks cross epochs.
 
-    A checkpoint holds what is pending and the place in the loader, but no images: on resuming they are read again. So
-    that a shuffled loader without a seed gives the same images then, the loader runs under a random state of its own,
-    a function of (seed, epoch), and leaves torch's, NumPy's and Python's as they were. Generators of the loader and its
-    sampler are saved and restored. Images that depend on anything else come back different; the checksum in the
-    checkpoint tells, and the steps that were already attacked are then attacked anew, with a warning.
+    A checkpoint has pending attacks and the position in the loader, but no images: on resuming they are read again.
+    So that a shuffled loader without a seed then gives the same images, the loader runs under its own random state, a
+    function of (seed, epoch), and leaves those of torch, NumPy and Python unchanged. Generators of the loader and its
+    sampler are saved and restored. Images that depend on anything else differ; the checksum in the checkpoint detects
+    this, and steps that were already attacked are then attacked again, with a warning.
 
     Args:
         loader: a list or a DataLoader of ``(images, labels)`` or mappings, with a length.
@@ -85,8 +85,8 @@ class Ahead:
         return self._per_epoch
 
     def __iter__(self) -> Iterator[Step]:
-        """The steps that are left of this epoch."""
-        # Counted when the first step is asked for: trainers make an iterator before they load a checkpoint.
+        """The remaining steps of this epoch."""
+        # Evaluated at the first step: trainers create an iterator before they load a checkpoint.
         for _ in range(len(self) - self.number % len(self)):
             if self.steps is not None and self.number >= self.steps:
                 return
@@ -97,11 +97,11 @@ class Ahead:
         return self._device() if callable(self._device) else self._device
 
     def done(self, step: Step) -> None:
-        """Note that a step was trained: a checkpoint goes on after it, whatever was handed out already."""
+        """Record that a step was trained: a checkpoint resumes after it, whatever was already handed out."""
         self.trained = step.number + 1
 
     def state_dict(self) -> dict[str, Any]:
-        """What is pending, and where the loader was: tensors and plain values only."""
+        """Pending attacks and the loader's position: tensors and plain values only."""
         first = self._first(self.trained)
         epoch, place = self._places.get(first, (self._reader.epoch, self._reader.place))
         held = [number for number in sorted(self._held) if number >= first]
@@ -130,9 +130,9 @@ class Ahead:
             self.method.load_state_dict(own)
             return
         warnings.warn(
-            f"the loader gives other images for step {self.number} than before the stop, so what was attacked ahead is "
-            "attacked anew; images that depend on (epoch, index) or on torch's, NumPy's or Python's random state alone "
-            "come back the same"
+            f"the loader gives other images for step {self.number} than before the stop, so pending steps are "
+            "attacked again; images that depend only on (epoch, index) or on torch's, NumPy's or Python's random state "
+            "are reproduced"
         )
 
     def _next(self) -> Step:
@@ -143,7 +143,7 @@ class Ahead:
                 self._hold(wanted)
         first = self._first(number)
         self._held = {fresh: batches for fresh, batches in self._held.items() if fresh >= first}
-        # A trainer may have asked for a step more than it has trained.
+        # A trainer may have requested one step more than it has trained.
         self._places = {fresh: place for fresh, place in self._places.items() if fresh >= first - 2}
         self.number += 1
         return step_of(dict(self._held), number, ahead, last, replays)
@@ -158,7 +158,7 @@ class Ahead:
         self._held[number], self._places[number] = shared(batches), place
 
     def _first(self, number: int) -> int:
-        """The earliest images that step ``number`` may ask for: those of the step before."""
+        """The earliest step whose images step ``number`` may request: the previous one."""
         return max(0, number - 1) // self.method.replays
 
     def _checksum(self, numbers: list[int]) -> str:
@@ -190,11 +190,11 @@ class Ahead:
 
 
 class _Reader:
-    """The batches of a loader, one epoch after another, each epoch under a random state that (seed, epoch) decide.
+    """The batches of a loader, epoch by epoch, each epoch under a random state determined by (seed, epoch).
 
     Attributes:
-        epoch, place: of the next batch.
-        starts: states of the loader's generators at the start of each epoch that may have to be read again.
+        epoch, place: position of the next batch.
+        starts: states of the loader's generators at the start of each epoch that may be read again.
     """
 
     def __init__(self, loader: Iterable[Any], seed: int, embeddings: nn.Module | None) -> None:
@@ -236,8 +236,8 @@ class _Reader:
             self.epoch, self.place, self._images = self.epoch + 1, 0, 0
             self._begin()
         raise ValueError(
-            f"the loader gave no batch in epoch {self.epoch}; allowed: a list or a DataLoader, "
-            "not what can be read only once"
+            f"the loader yielded no batch in epoch {self.epoch}; allowed: a list or a DataLoader, "
+            "which can be iterated over repeatedly"
         )
 
     def _begin(self) -> None:
@@ -253,7 +253,7 @@ class _Reader:
             self._batches = iter(self.loader)
 
     def _generators(self) -> list[torch.Generator]:
-        """Those of the loader and of what it samples with, each once."""
+        """The generators of the loader and its samplers, each once."""
         sampler = getattr(self.loader, "sampler", None)
         inner = getattr(getattr(self.loader, "batch_sampler", None), "sampler", None)
         found = (getattr(part, "generator", None) for part in (self.loader, sampler, inner))
@@ -261,7 +261,7 @@ class _Reader:
 
 
 class _Random:
-    """States of torch's CPU, NumPy's and Python's global generators, put in place for as long as a loader reads."""
+    """States of torch's CPU, NumPy's and Python's global generators, active while a loader reads."""
 
     def __init__(self, seed: int, epoch: int) -> None:
         drawn = np.random.SeedSequence([seed % 2**64, epoch]).generate_state(3)

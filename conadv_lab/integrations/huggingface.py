@@ -1,6 +1,6 @@
-"""Hugging Face's Trainer: a method makes the gradient of its training step.
+"""Hugging Face's Trainer: a method computes the gradient of its training step.
 
-This file needs nothing of transformers until a callback is made: `TrainerMethod` is mixed into the library's class.
+This file does not need transformers until a callback is created: `TrainerMethod` is a mixin for the library's class.
 """
 
 from collections.abc import Iterator
@@ -19,11 +19,11 @@ from conadv_lab.methods.base import Method
 from conadv_lab.methods.forwards import Criterion
 
 STATE = "conadv_lab.pt"
-"""What is pending, in each checkpoint folder of the Trainer."""
+"""File for pending attacks in each of the Trainer's checkpoint folders."""
 
 
 class TrainerMethod:
-    """Mixed in before ``Trainer``: ``class ConAdvTrainer(TrainerMethod, transformers.Trainer): pass``.
+    """Mixin before ``Trainer``: ``class ConAdvTrainer(TrainerMethod, transformers.Trainer): pass``.
 
     All else is the Trainer's: optimizer, schedule, clipping, logging, evaluation. The model is called with images
     alone, ``model(pixel_values)``, or with a token batch without its labels; the criterion takes its logits.
@@ -37,7 +37,7 @@ class TrainerMethod:
         others: of ``Trainer``, by keyword.
 
     Raises:
-        ValueError: arguments under which the Trainer would train otherwise than the method says.
+        ValueError: arguments that the method does not support.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class TrainerMethod:
         _require_plain(self.args)  # type: ignore[attr-defined]
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **others: Any) -> Any:
-        """As the Trainer's own; what was pending in the checkpoint is taken up again."""
+        """Like the Trainer's own; also restores pending attacks from the checkpoint."""
         trainer_utils = extras.load("transformers.trainer_utils", "adapters", "TrainerMethod")
         folder = resume_from_checkpoint
         if folder is True:
@@ -80,7 +80,7 @@ class TrainerMethod:
         return DataLoader(_Steps(self._ahead, trained), batch_size=None)
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> Any:
-        """The next step; the Trainer would look for labels in it, to count them."""
+        """The next step; the Trainer's own method would look for labels in it to count them."""
         step = next(epoch_iterator, None)
         return ([] if step is None else [step]), None
 
@@ -97,7 +97,7 @@ class TrainerMethod:
         return losses.clean
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """The Trainer's estimate for the step's images, times what the method costs."""
+        """The Trainer's estimate for the step's images, times the method's cost."""
         base: Any = super()
         if not isinstance(inputs, Step):
             return base.floating_point_ops(inputs)
@@ -117,7 +117,7 @@ class TrainerMethod:
 
 
 class _Steps(IterableDataset):
-    """Steps as the Trainer reads them: those of a resumed epoch that it passes over cost nothing."""
+    """Steps for the Trainer; skipping steps of a resumed epoch costs nothing."""
 
     def __init__(self, ahead: Ahead, trained: int) -> None:
         self.ahead, self.trained = ahead, trained
@@ -135,25 +135,27 @@ def _require_plain(args: Any) -> None:
     if args.gradient_accumulation_steps != 1:
         raise ValueError(
             f"gradient_accumulation_steps is {args.gradient_accumulation_steps}; allowed: 1, and "
-            f"accumulate={args.gradient_accumulation_steps} of TrainerMethod, which joins batches into one step"
+            f"accumulate={args.gradient_accumulation_steps} of TrainerMethod, which combines batches into one step"
         )
     require_one_process("the Trainer", args.world_size)
     if args.n_gpu > 1:  # of one process, in DataParallel
         raise ValueError(f"the Trainer uses {args.n_gpu} GPUs; allowed: 1, as with CUDA_VISIBLE_DEVICES=0")
     if args.fp16:
-        raise ValueError("fp16 is True; allowed: False, or bf16=True, as an attack's backward is not scaled")
+        raise ValueError(
+            "fp16 is True; allowed: False, or bf16=True, as loss scaling does not cover the attack"
+        )
 
 
 def _state_in(folder: Path) -> dict[str, Any]:
     if not (folder / STATE).is_file():
         raise ValueError(
-            f"{folder} has no {STATE}, so it was not saved by a trainer with TrainerMethod; allowed: one that was"
+            f"{folder} has no {STATE}; allowed: a checkpoint saved by a trainer with TrainerMethod"
         )
     return torch.load(folder / STATE, map_location="cpu", weights_only=True)
 
 
 def sharpness_callback(probe: SharpnessProbe, trainer: Any) -> Any:
-    """A callback that runs a probe after each step, for ``trainer.add_callback``; figures go to the Trainer's logs.
+    """A callback that runs a probe after each step, for ``trainer.add_callback``; metrics go to the Trainer's logs.
 
     Raises:
         ValueError: transformers is not installed.

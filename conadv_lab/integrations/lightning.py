@@ -1,6 +1,6 @@
-"""PyTorch Lightning: a method makes the gradient of a LightningModule's training step.
+"""PyTorch Lightning: a method computes the gradient of a LightningModule's training step.
 
-This file needs nothing of Lightning until a callback is made: `LightningMethod` is mixed into a user's own module.
+This file does not need Lightning until a callback is created: `LightningMethod` is a mixin for your own module.
 """
 
 from collections.abc import Iterable
@@ -17,22 +17,21 @@ from conadv_lab.methods.base import Method
 from conadv_lab.methods.forwards import Criterion
 
 RANDOM = "conadv_lab_random"
-"""Random states in a checkpoint of Lightning."""
+"""Key of random states in Lightning's checkpoints."""
 
 
 class LightningMethod:
-    """Mixed in before ``LightningModule``: ``class Mine(LightningMethod, lightning.LightningModule)``.
+    """Mixin before ``LightningModule``: ``class Mine(LightningMethod, lightning.LightningModule)``.
 
     The training step is `Method.backward` with manual optimisation; images go through the module's own ``forward``.
-    One optimizer; its schedulers are stepped as ``configure_optimizers`` says, but for one that waits for a metric.
-    Gradients are clipped, where wanted, in the hook ``on_before_optimizer_step``.
+    One optimizer; its schedulers are stepped as configured in ``configure_optimizers``, except those that monitor a
+    metric. To clip gradients, use the hook ``on_before_optimizer_step``.
 
-    Pass ``trainer.fit(module, module.look_ahead(loader))``. Checkpoints keep what is pending, as state of
-    that loader. A module's own ``on_fit_start``, ``on_train_start`` and checkpoint hooks call
-    those of this class with ``super()``.
+    Call ``trainer.fit(module, module.look_ahead(loader))``. Checkpoints include pending attacks, as state of that
+    loader. If you override ``on_fit_start``, ``on_train_start`` or checkpoint hooks, call ``super()``.
 
     Args:
-        method: with its state; not to be shared with another module.
+        method: has state; do not share it with another module.
         criterion: (outputs, labels) to their mean loss.
     """
 
@@ -44,20 +43,20 @@ class LightningMethod:
         self._random: dict[str, Any] | None = None
 
     def look_ahead(self, loader: Iterable[Any], **options: Any) -> Ahead:
-        """The loader to fit with; options are those of `Ahead`, such as ``accumulate``."""
+        """The loader for ``trainer.fit``; options are those of `Ahead`, such as ``accumulate``."""
         module: Any = self
         self._ahead = Ahead(loader, self.method, device=lambda: module.device, **options)
         return self._ahead
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
-        """A step is where it belongs already."""
+        """A step is already on the right device."""
         base: Any = super()
         return (
             batch if isinstance(batch, Step) else base.transfer_batch_to_device(batch, device, dataloader_idx)
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Random states, which dropout draws from and Lightning leaves to its users."""
+        """Save random states, on which dropout depends and which Lightning leaves to its users."""
         base: Any = super()
         base.on_save_checkpoint(checkpoint)
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
@@ -74,7 +73,7 @@ class LightningMethod:
         if trainer.num_training_batches != epoch and not trainer.fast_dev_run:
             raise ValueError(
                 f"limit_train_batches leaves {trainer.num_training_batches} of an epoch's {epoch} steps; allowed: "
-                "all, of a shorter loader if need be, as the next epoch is read ahead already"
+                "all, as the next epoch is already read ahead; use a shorter loader instead"
             )
         if self._random is None:
             return
@@ -84,17 +83,17 @@ class LightningMethod:
         self._random = None
 
     def on_fit_start(self) -> None:
-        """Refuse what would train otherwise than it looks."""
+        """Reject settings that the method does not support."""
         trainer = self.trainer  # type: ignore[attr-defined]
         require_one_process("Lightning", trainer.world_size)
         if trainer.precision in ("16-mixed", "16-true"):
             raise ValueError(
                 f"precision is {trainer.precision!r}; allowed: '32-true', '64-true', 'bf16-mixed' and 'bf16-true', as "
-                "an attack's backward is not scaled"
+                "loss scaling does not cover the attack"
             )
         optimizers = self.optimizers(use_pl_optimizer=False)  # type: ignore[attr-defined]
         if isinstance(optimizers, list):
-            raise ValueError(f"configure_optimizers gives {len(optimizers)} optimizers; allowed: one")
+            raise ValueError(f"configure_optimizers returns {len(optimizers)} optimizers; allowed: one")
         self.method.attach(optimizers)
 
     def training_step(self, step: Step, batch_idx: int) -> Tensor:
@@ -126,7 +125,7 @@ class LightningMethod:
 
 
 def sharpness_callback(probe: SharpnessProbe) -> Any:
-    """A Lightning callback that runs a probe after each training batch and logs what it finds.
+    """A Lightning callback that runs a probe after each training batch and logs its metrics.
 
     Raises:
         ValueError: Lightning is not installed.

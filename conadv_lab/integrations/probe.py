@@ -1,4 +1,4 @@
-"""Sharpness while training, for any loop: chosen measures on a fixed batch, at a bounded price."""
+"""Sharpness during training, for any loop: chosen measures on a fixed batch, at a bounded cost."""
 
 import time
 import warnings
@@ -15,19 +15,19 @@ PREFIX = "sharpness_"
 
 
 class SharpnessProbe:
-    """Call it after every step; every so many steps it measures, unless that would cost too much of the time.
+    """Call it after every step; it measures every ``every`` steps, unless that would take too much time.
 
-    A measurement is made where the seconds of all of them, this one as long as the last, stay below ``share`` of the
-    seconds that training itself took so far. The first one's price is not known: it is made when it is due, and
-    training then pays for it before there is another. What is left out is said once, and counted in the figures.
+    It measures if the total time of all measurements, assuming this one takes as long as the last, stays below
+    ``share`` of the training time so far. The cost of the first one is unknown, so it always runs when due, and
+    training has to catch up before the next one. Skipped measurements are reported once, and counted in the metrics.
 
     Args:
-        criterion: of outputs and labels, as training has it.
-        batches: (images, labels), or a list of such pairs: the same at each measurement, on the model's device.
-        measures: names of single numbers, as of `conadv_lab.sharpness.measure`.
-        every: steps between two measurements that are due.
-        share: of the training's seconds that measurements may take, above 0.
-        clock: seconds.
+        criterion: of outputs and labels, as in training.
+        batches: (images, labels), or a list of such pairs: fixed for all measurements, on the model's device.
+        measures: names of scalar measures of `conadv_lab.sharpness.measure`.
+        every: steps between measurements.
+        share: fraction of the training time that measurements may take, above 0.
+        clock: returns seconds.
         settings: further arguments of `conadv_lab.sharpness.measure`.
 
     Raises:
@@ -58,10 +58,10 @@ class SharpnessProbe:
         self._began: float | None = None
 
     def __call__(self, model: nn.Module, step: int) -> dict[str, float]:
-        """Figures by name after step number ``step``, counted from 1; empty where none are due.
+        """Metrics by name after step number ``step``, counted from 1; empty if none are due.
 
-        ``sharpness_top_eigenvalue`` and the like, ``sharpness_seconds`` of this measurement, and ``sharpness_skipped``,
-        how many were left out so far.
+        ``sharpness_top_eigenvalue`` and so on, ``sharpness_seconds`` of this measurement, and ``sharpness_skipped``,
+        the number skipped so far.
         """
         now = self.clock()
         if self._began is None:
@@ -82,15 +82,15 @@ class SharpnessProbe:
         for name, value in found.items():
             if not isinstance(value, (int, float)):
                 raise ValueError(
-                    f"measure {name!r} gives {type(value).__name__}; allowed: one that is a single number"
+                    f"measure {name!r} returns a {type(value).__name__}; allowed: measures with a single number"
                 )
         return self._prefixed(found)
 
     def _left_out(self, training: float) -> dict[str, float]:
         if not self.skipped:
             warnings.warn(
-                f"a sharpness measurement is left out, as they took {self.spent:.3g} s of {training:.3g} s of training "
-                f"and each takes about {self.price:.3g} s; share is {self.share:g}, every {self.every} steps"
+                f"skipping a sharpness measurement: they took {self.spent:.3g} s of {training:.3g} s of training, "
+                f"and each takes about {self.price:.3g} s; share is {self.share:g}, every is {self.every} steps"
             )
         self.skipped += 1
         return self._prefixed({"skipped": self.skipped})

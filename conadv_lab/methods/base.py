@@ -296,8 +296,7 @@ class StalenessOptions:
     """Options of stale attacks and ascents."""
 
     staleness: int | None = None
-    """τ: the age in steps of the weights used for the attack or the ascent gradient; None: 1, for advprop and
-    fgsm-rs 0."""
+    """τ: age in steps of the weights used for the attack or ascent; None: 1, for advprop and fgsm-rs 0."""
 
     def check(self) -> None:
         fine = self.staleness is None or self.staleness >= 0

@@ -45,8 +45,7 @@ class PerturbationOptions:
     """Options of methods that may move the weights separately for parts of a step."""
 
     perturbation: Literal["global", "micro-batch", "rank"] | None = None
-    """Gradient that moves the weights: the whole step's, or separately each micro-batch's or rank's ("m-sharpness");
-    None: the method's default."""
+    """Whose gradient moves the weights: the whole step's, each micro-batch's or each rank's; None: method's default."""
 
     def check(self) -> None:
         if self.perturbation is not None and self.perturbation not in WHOSE:

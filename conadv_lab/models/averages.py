@@ -1,7 +1,8 @@
-"""Batch statistics of one global step, averaged over all ghost groups that a norm's branch saw in it.
+"""Batch statistics of one global step, averaged over all ghost batches that a norm's branch saw in it.
 
-Every forward through `branch_of` begins with the same state, as what the one before saw is folded into the averages by
-then. So a compiled forward, which is specialised to the state that it began with, serves any number of micro-batches.
+Every forward pass through `branch_of` starts from the same state, as the previous one's statistics are already folded
+into the averages. So a compiled forward pass, which is specialised to its initial state, serves any number of
+micro-batches.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,15 +15,15 @@ from torch import Tensor
 
 @dataclass(eq=False)
 class Averages:
-    """Of one branch of one norm.
+    """Averages for one branch of one norm.
 
     Attributes:
         branch: "main" or "adversarial".
         norm: a batch norm that tracks statistics; torch types its buffers as optional.
-        mean, var: (C,) statistics of the latest group.
-        step_mean, step_var: (C,) average over the step's earlier groups.
-        waiting: whether the latest group is not folded into the average yet.
-        count: how many groups are.
+        mean, var: (C,) statistics of the latest ghost batch.
+        step_mean, step_var: (C,) average over the step's earlier ones.
+        waiting: whether the latest one is not yet folded into the average.
+        count: number of ghost batches in the average.
     """
 
     branch: str
@@ -47,16 +48,16 @@ class Averages:
 
 
 class StepStatistics:
-    """All that one global step knows of its batch statistics: the one place that says what was seen and what counts.
+    """A global step's batch statistics; the single place that records what was seen and what counts.
 
-    A forward's statistics are `folded` as soon as it ends, on the stream it ran on, so no later forward or backward, of
-    whichever branch and in whatever order, finds anything half done. Forwards of one branch follow one another; those
-    of the two branches may run beside each other.
+    A forward pass's statistics are `folded` as soon as it ends, on its stream, so later passes of either branch, in any
+    order, never see partial results. Forward passes of one branch run in sequence; those of different branches may run
+    in parallel.
 
     Attributes:
-        open: whether a step is under way; outside it a norm updates at every forward.
-        seen: what the forward under way saw, folded: what the step's earlier ones did.
-        twice: whether the forward under way went through a norm twice, so that it cannot be taken back.
+        open: whether a step is in progress; outside one, a norm updates at every forward pass.
+        seen: what the current forward pass saw; folded: what the step's earlier ones saw.
+        twice: whether the current forward pass used a norm twice, so that it cannot be undone.
     """
 
     def __init__(self) -> None:
@@ -65,8 +66,8 @@ class StepStatistics:
         self.folded: dict[Averages, None] = {}
 
     def sees(self, group: Averages) -> None:
-        """A forward is about to write a group's statistics."""
-        if group.waiting:  # the norm is used twice in a forward, or forwards follow without `branch_of`
+        """A forward pass is about to write a ghost batch's statistics."""
+        if group.waiting:  # the norm is used twice in a forward pass, or passes follow without `branch_of`
             self.fold()
             self.twice = True
         group.waiting = True
@@ -74,7 +75,7 @@ class StepStatistics:
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Weigh what the latest forward saw into the averages."""
+        """Fold the latest forward pass's statistics into the averages."""
         by_count: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
         for one in self.seen:
             one.waiting, one.count = False, one.count + 1
@@ -87,17 +88,17 @@ class StepStatistics:
         self.seen.clear()
 
     def forget_seen(self) -> None:
-        """Leave out what the forward under way saw, as it failed."""
+        """Discard the statistics of the current forward pass, which failed."""
         for one in self.seen:
             one.waiting = False
         self.seen.clear()
 
     def commit(self, momentum: float | None, averaged: Callable[[Sequence[Averages]], None]) -> None:
-        """Move the running statistics once by the step's averages.
+        """Update the running statistics once with the step's averages.
 
         Args:
-            momentum: weight of the new average; None takes each norm's own, and None in a norm means a plain average.
-            averaged: is given the averages first, to bring them together with those of other ranks.
+            momentum: weight of the new average; None: each norm's own, where None means a cumulative average.
+            averaged: called with the averages first, to combine them over ranks.
         """
         self.fold()
         if not self.folded:
@@ -108,7 +109,7 @@ class StepStatistics:
         for group in self.folded:
             norm = group.norm
             weight = momentum if momentum is not None else norm.momentum
-            # The reciprocal of a counter stays on its device, where a number would make the host wait.
+            # The reciprocal of the counter stays on its device; reading it would synchronise.
             weight = norm.num_batches_tracked.double().reciprocal() if weight is None else weight
             old, new = by_weight.setdefault(weight, ([], []))
             old += [norm.running_mean, norm.running_var]
@@ -122,21 +123,21 @@ class StepStatistics:
                     torch._foreach_lerp_(old, new, weight)
 
     def touched(self, branch: str) -> bool:
-        """Whether a forward of the step went through a branch."""
+        """Whether a forward pass of the step used a branch."""
         return any(group.branch == branch for group in self.folded)
 
     @torch.no_grad()
     def close(self) -> None:
-        """End the step, whatever became of it: averages are empty again."""
+        """End the step, successful or not, and clear the averages."""
         try:
             self.fold()
             used = list(self.folded)
-            # Zeroed and not only outweighed: 0 · NaN of a step that went wrong would stay NaN for ever.
+            # Zero them explicitly: after a failed step, 0 · NaN would stay NaN forever.
             if used:
                 torch._foreach_zero_(
                     [t for one in used for t in (one.mean, one.var, one.step_mean, one.step_var)]
                 )
-        finally:  # after a failed capture every operator raises, and the step must be closed all the same
+        finally:  # after a failed capture every operator raises, but the step must still be closed
             for one in (*self.folded, *self.seen):
                 one.waiting, one.count = False, 0
             self.folded.clear()

@@ -1,4 +1,4 @@
-"""The network of a run, as a config's section asks for."""
+"""The network of a run, built from a config's section."""
 
 from typing import Any
 
@@ -13,15 +13,15 @@ from conadv_lab.seeds import derived_seed
 
 
 def build_model(section: Model, classes: int, seed: int, given: Any = None) -> nn.Module:
-    """The network with mixture batch norm, its weights decided by the run's seed alone.
+    """The network with mixture batch norm; its weights depend on the run's seed alone.
 
     Args:
-        given: what a function of the user's own is called with: the config.
+        given: the argument for a user's function: the config.
 
     Raises:
-        ValueError: a function that makes something else, or a model of timm's that is not there.
+        ValueError: a user's function returns something else, or timm has no such model.
     """
-    # On the CPU whatever the default device is: there the weights are the same for all.
+    # On the CPU, whatever the default device, so that the weights are the same everywhere.
     with torch.device("cpu"), torch.random.fork_rng():
         torch.manual_seed(derived_seed(seed, "weights"))
         model = mixture_batch_norm(_network(section, classes, given))

@@ -1,9 +1,9 @@
 """A shallow convolutional network that learns CIFAR-10 in seconds on a GPU, and in minutes on two CPU cores.
 
-In the manner of the DAWNBench entries of D. Page ("How to train your ResNet", 2018) and of airbench94 (K. Jordan,
+Modelled on the DAWNBench entries of D. Page ("How to train your ResNet", 2018) and of airbench94 (K. Jordan,
 "94 % on CIFAR-10 in 3.29 seconds on a single GPU", arXiv 2404.00498): a fixed first layer that whitens 2x2 patches of
 the training images, then three groups of convolution, pooling, batch norm, activation, convolution, batch norm,
-activation. Convolutions begin as the identity where they can, and logits are scaled down.
+activation. Convolutions are initialised as the identity where possible, and logits are scaled down.
 """
 
 import torch
@@ -14,7 +14,7 @@ from conadv_lab.models.resnet import CIFAR_MEAN, CIFAR_STD, Normalised, conv
 
 PATCH = 2
 WHITENING_IMAGES = 5_000
-"""Training images whose patches the first layer is made of; airbench94 takes as many."""
+"""Number of training images whose patches define the first layer, as in airbench94."""
 
 
 class Whitening(nn.Module):
@@ -26,26 +26,26 @@ class Whitening(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        # A buffer, so that no optimiser, no average of weights and no Hessian takes it for a parameter.
+        # A buffer, so that optimisers, weight averages and Hessians do not treat it as a parameter.
         self.register_buffer("weight", torch.zeros(24, 3, PATCH, PATCH))
         self.bias = nn.Parameter(torch.zeros(24))
 
     @torch.no_grad()
     def fit(self, images: Tensor, eps: float = 5e-4) -> None:
-        """Take the principal axes of all 2x2 patches of ``images`` (B, C, H, W), normalised as the network does.
+        """Set the filters to the principal axes of all 2x2 patches of normalised ``images`` (B, C, H, W).
 
-        The arithmetic is that of a CPU in float64, whatever device trains.
+        Computed on the CPU in float64, whatever the training device.
 
         Args:
-            eps: added to the patches' variances, so that axes of hardly any variance are not blown up.
+            eps: added to the patches' variances, so that axes with little variance are not amplified.
         """
         count, moments = 0, torch.zeros(12, 12, dtype=torch.float64, device="cpu")
-        for part in images.cpu().split(500):  # all patches at once would take a gigabyte
+        for part in images.cpu().split(500):  # all patches at once would need a gigabyte
             patches = F.unfold(part.double(), PATCH).transpose(1, 2).flatten(0, 1)
             moments += patches.T @ patches
             count += len(patches)
         variances, axes = torch.linalg.eigh(moments / count)
-        # An axis has no direction of its own: without a rule machines would choose differently.
+        # The sign of an axis is arbitrary: without a rule machines would choose differently.
         axes = axes * torch.where(axes.sum(0) < 0, -1.0, 1.0)
         filters = (axes / (variances + eps).sqrt()).T.flip(0).view(-1, *self.weight.shape[1:])
         self.weight.copy_(torch.cat([filters, -filters]))
@@ -60,7 +60,7 @@ class FastCNN(Normalised):
     Args:
         widths: channels of the three groups.
         classes: outputs.
-        logit_scale: what the last layer's outputs are multiplied by.
+        logit_scale: factor on the last layer's outputs.
         momentum: weight of a step's statistics in batch norm's running averages.
     """
 
@@ -92,7 +92,7 @@ class FastCNN(Normalised):
                 nn.init.dirac_(module.weight[: module.in_channels])
 
     def fit_whitening(self, images: Tensor) -> None:
-        """Make the first layer's filters from training images (B, 3, H, W) in [0, 1]; they stay fixed afterwards."""
+        """Compute the first layer's filters from training images (B, 3, H, W) in [0, 1]; they then stay fixed."""
         self.whitening.fit((images.cpu() - self.mean.cpu()) / self.std.cpu())
 
     def forward(self, images: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class FastCNN(Normalised):
 
 
 def fast_cnn(classes: int = 10) -> FastCNN:
-    """Widths 64, 256, 256 as airbench94's: 2.0 M parameters, for a GPU."""
+    """Widths 64, 256, 256 as in airbench94: 2.0 M parameters, for a GPU."""
     return FastCNN((64, 256, 256), classes)
 
 

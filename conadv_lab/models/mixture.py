@@ -1,4 +1,4 @@
-"""The module of mixture batch norm and what all of a model share; `conadv_lab.models.norm` converts and switches."""
+"""The mixture batch norm module and the state that a model's norms share; `conadv_lab.models.norm` converts models."""
 
 import copy
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from conadv_lab.models.synchronised import synchronised
 Branch = Literal["main", "adversarial"]
 Statistics = Literal["batch", "running"]
 Parts = tuple[int, int]
-"""How many leading images of a batch are clean, and how many follow that are altered."""
+"""(clean, altered): how many leading images of a batch are clean, and how many altered ones follow."""
 HOOKS = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
@@ -28,12 +28,12 @@ HOOKS = (
 
 
 class RowsMultiplied(ValueError):
-    """A norm sees more or fewer rows than there are images, so that nobody knows which of them are clean."""
+    """A norm sees more or fewer rows than there are images, so it is unknown which rows are clean."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """The ranks that average their statistics; ``spread`` where each of them has a slice of every group."""
+    """The ranks that average their statistics; ``spread``: each has a slice of every ghost batch."""
 
     group: Any
     spread: bool
@@ -44,11 +44,11 @@ class Ranks:
 
 @dataclass
 class Mode:
-    """What all mixture norms of one model share: which branch, which statistics, and those of an open global step.
+    """State shared by all mixture norms of a model: the branch, which statistics to use, and those of an open step.
 
-    ``counted`` is unset while forwards are left out of the step's statistics: those that a backward makes once more, as
-    activation checkpointing does, and those of a method that says so. ``branch`` None is then one that nobody knows.
-    ``whole`` are the models, by identity, all of whose mixture norms were seen to share this mode.
+    ``counted`` is unset while forward passes do not count towards the step's statistics: recomputation by activation
+    checkpointing, and passes that a method excludes. ``branch`` is then None if unknown. ``whole``: models, by
+    identity, all of whose mixture norms are known to share this mode.
     """
 
     branch: Branch | Parts | None = "main"
@@ -62,11 +62,11 @@ class Mode:
 
 
 class MixtureBatchNorm(nn.Module):
-    """Two batch norms with the same input shape; the model's context says which one an image goes through.
+    """Two batch norms with the same input shape; the model's context selects the one for each image.
 
-    The children ``main`` and ``adversarial`` are ordinary batch norms of the type that was converted, so
-    ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` keeps both. Other attributes are those of ``main``. Hooks of the
-    norm are those of both branches, and are called with the branch that an image goes through.
+    The children ``main`` and ``adversarial`` are ordinary batch norms of the converted type, so
+    ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` keeps both. Other attributes are those of ``main``. Both branches
+    have the original norm's hooks, which are called with the branch that is used.
     """
 
     def __init__(self, norm: _BatchNorm, mode: Mode) -> None:
@@ -91,7 +91,7 @@ class MixtureBatchNorm(nn.Module):
         return self
 
     def _empty_averages(self) -> dict[str, Averages]:
-        # Made here and not in a forward, which would have to be compiled once to make them and once to use them.
+        # Created here, since a forward pass that creates them would have to be compiled twice.
         norms: dict[str, Any] = {"main": self.main, "adversarial": self.adversarial}
         return {
             name: Averages.of(name, norm) for name, norm in norms.items() if norm.running_mean is not None
@@ -101,8 +101,8 @@ class MixtureBatchNorm(nn.Module):
         branch = self.mode.branch
         if branch is None:
             raise ValueError(
-                "activation checkpointing makes a forward again, and the shared backward of clean and altered images "
-                "does not say which; allowed where a batch norm sees other rows than images: a paired method, "
+                "activation checkpointing recomputes a forward pass, but the joint backward pass of clean and altered "
+                "images does not say which one; allowed if a batch norm's rows are not images: a paired method, "
                 "or no checkpointing"
             )
         if not isinstance(branch, tuple):
@@ -111,14 +111,14 @@ class MixtureBatchNorm(nn.Module):
         if len(x) != clean + other:
             self.mode.rows_multiplied = True
             raise RowsMultiplied(
-                f"a batch norm sees {len(x)} rows of {clean + other} images, as where time or crops are folded into "
-                "the batch; allowed: clean and altered images in forwards of their own"
+                f"a batch norm sees {len(x)} rows for {clean + other} images, as when time or crops are folded into "
+                "the batch; allowed: separate forward passes for clean and altered images"
             )
         if other == 0:
             return self._normalise("main", x)
         if clean == 0:
             return self._normalise("adversarial", x)
-        # split, not slices: the backward of a split is one concatenation, of slices two zero-filled copies
+        # split instead of slices: its backward pass is one concatenation, that of slices two zero-filled copies
         parts = x.split((clean, other))
         return torch.cat([self._normalise("main", parts[0]), self._normalise("adversarial", parts[1])])
 
@@ -152,7 +152,7 @@ class MixtureBatchNorm(nn.Module):
         )
 
     def _accumulate(self, branch: Branch, norm: Any, x: Tensor) -> Tensor:
-        """Normalise by the batch and add its statistics to the average over this step's groups."""
+        """Normalise by the batch and add its statistics to the step's average."""
         if not self.mode.counted:  # the same bits as below
             return self._by_batch(Averages.of(branch, norm), norm, x)
         group = self._averages.get(branch)
@@ -162,8 +162,8 @@ class MixtureBatchNorm(nn.Module):
         return self._by_batch(group, norm, x)
 
     def _by_batch(self, group: Averages, norm: Any, x: Tensor) -> Tensor:
-        """Normalise by the batch, whose statistics go into ``group``."""
-        # Momentum 1: the buffers take this group's statistics as they are.
+        """Normalise by the batch and store its statistics in ``group``."""
+        # Momentum 1: the buffers become exactly this ghost batch's statistics.
         if _spans_ranks(norm):
             return _with_buffers(norm, group, x)
         norm._check_input_dim(x)
@@ -176,9 +176,9 @@ class MixtureBatchNorm(nn.Module):
 
 
 def _twin(norm: _BatchNorm) -> _BatchNorm:
-    """A copy that shares the norm's hooks: a handle removes one from both, and what one records into is no copy."""
+    """A copy that shares the norm's hooks: a handle removes a hook from both, and what hooks record into is shared."""
     hooks = {id(of_one_kind): of_one_kind for of_one_kind in (getattr(norm, name) for name in HOOKS)}
-    # Weights that a hook computes before each forward, as pruning does, are no leaves, which torch does not copy.
+    # Weights that a hook computes before each forward pass, as in pruning, are not leaves and cannot be deep-copied.
     computed = {
         id(v): v.detach().clone() for v in vars(norm).values() if isinstance(v, Tensor) and not v.is_leaf
     }
@@ -191,7 +191,7 @@ def _spans_ranks(norm: _BatchNorm) -> bool:
 
 
 def _with_buffers(norm: Any, group: Averages, x: Tensor) -> Tensor:
-    """Call a synchronised norm, its statistics going to ``group`` instead of its own buffers."""
+    """Call a synchronised norm, with its statistics stored in ``group`` instead of its own buffers."""
     kept = norm.running_mean, norm.running_var, norm.num_batches_tracked, norm.momentum
     norm.running_mean, norm.running_var = group.mean, group.var
     norm.num_batches_tracked = torch.zeros_like(norm.num_batches_tracked)

@@ -1,8 +1,8 @@
 """Residual networks without normalisation, with the parameter names of timm's ``nf_resnet50``.
 
 Brock, De, Smith, "Characterizing signal propagation to close the performance gap in unnormalized ResNets", ICLR 2021
-(arXiv 2101.08692). Wang et al. (NoFrost, ICML 2022) train them adversarially in place of networks with batch norm.
-Images come in as [0, 1] floats (B, C, H, W) and are normalised here.
+(arXiv 2101.08692). Wang et al. (NoFrost, ICML 2022) train them adversarially instead of networks with batch norm.
+They take [0, 1] floats (B, C, H, W) and normalise them.
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ from conadv_lab.models.resnet import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGE
 ALPHA = 0.2
 """Weight of a block's residual branch."""
 RELU_GAIN = 1.7139588594436646
-"""γ of ReLU, 1 over its output's standard deviation for standard normal inputs, as the authors' code has it, who drew
-samples; in closed form it is √(2 / (1 − 1/π)) = 1.7129."""
+"""γ of ReLU, the inverse standard deviation of its output for standard normal inputs, as in the authors' code, which
+estimates it from samples; in closed form it is √(2 / (1 − 1/π)) = 1.7129."""
 
 
 class ScaledStandardConv(nn.Conv2d):
@@ -31,7 +31,7 @@ class ScaledStandardConv(nn.Conv2d):
         inputs, outputs: channels.
         size: side of the kernel; ``size // 2`` pixels are padded.
         stride: of the convolution.
-        gain: what the gain (O, 1, 1, 1) begins with.
+        gain: initial value of the gain (O, 1, 1, 1).
     """
 
     def __init__(self, inputs: int, outputs: int, size: int, stride: int = 1, gain: float = 1.0) -> None:
@@ -50,7 +50,7 @@ class ScaledStandardConv(nn.Conv2d):
 
 
 class Shortcut(nn.Module):
-    """What a block with another shape than its input's adds: average pooling, then a 1x1 convolution."""
+    """Shortcut of a block whose output shape differs from its input's: average pooling, then a 1x1 convolution."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -65,12 +65,12 @@ class Shortcut(nn.Module):
 class NormFreeBlock(nn.Module):
     """x ← shortcut + α f(β relu(x)); where the shape changes the shortcut takes β relu(x) as well.
 
-    The last gain of f begins at 0, so that a block begins as its shortcut.
+    The last gain of f starts at 0, so that a block starts as its shortcut.
 
     Args:
         inputs, outputs: channels; the bottleneck has a quarter of ``outputs``.
         stride: of the 3x3 convolution.
-        beta: 1 over the standard deviation that the block's input has at the start.
+        beta: inverse standard deviation of the block's input at initialisation.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int, beta: float) -> None:
@@ -101,18 +101,17 @@ class Head(nn.Module):
 class NFResNet(Normalised):
     """Pre-activation bottleneck blocks: ``stem.conv``, ``stages.S.B`` and ``head.fc``, as timm names them.
 
-    A block's β is 1/√v, v being the variance of its input in a network with random weights: 1 at first, and
-    α² = 0.04 more after each block; a stage's first block, whose shortcut is a convolution, sets v back to 1 before
-    adding its own.
+    A block's β is 1/√v, with v the variance of its input in a network with random weights: 1 at first, plus α² = 0.04
+    after each block; a stage's first block, whose shortcut is a convolution, resets v to 1 before adding its own.
 
     Args:
         depths: blocks of each stage.
-        widths: channels that each stage's blocks give, multiples of 4.
+        widths: output channels of each stage's blocks, multiples of 4.
         classes: outputs.
         channels: of an image.
         stem: channels of the first convolution.
-        small_images: a 3x3 first convolution without pooling, in place of 7x7 with stride 2 and pooling.
-        mean, std: of the images, a channel each.
+        small_images: a 3x3 first convolution without pooling, instead of 7x7 with stride 2 and pooling.
+        mean, std: of the images, one per channel.
     """
 
     def __init__(
@@ -150,7 +149,7 @@ class NFResNet(Normalised):
         return self.head(torch.relu(self.stages(self.stem(self.normalise(images)))))
 
     def _initialise(self) -> None:
-        """Convolutions of unit variance whatever their fan-in, which standardisation undoes; a small last layer."""
+        """Unit-variance convolutions, as standardisation removes the effect of fan-in; a small last layer."""
         for module in self.modules():
             if isinstance(module, ScaledStandardConv):
                 nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="linear")

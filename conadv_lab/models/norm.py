@@ -1,7 +1,7 @@
 """Mixture batch norm: one batch norm for clean images and one for adversarial images, in any network.
 
-Adversarial images have other activation statistics than clean ones, so each kind is normalised by a branch
-of its own (Xie et al., "Adversarial Examples Improve Image Recognition", CVPR 2020). Only the main branch is
+Adversarial images have different activation statistics from clean ones, so each kind is normalised by its own
+branch (Xie et al., "Adversarial Examples Improve Image Recognition", CVPR 2020). Only the main branch is
 used after training.
 """
 
@@ -31,11 +31,11 @@ from conadv_lab.models.synchronised import average_over_ranks
 def mixture_batch_norm(model: nn.Module) -> nn.Module:
     """Give every batch norm of ``model`` (1d, 2d, 3d, Sync) an adversarial branch; changes and returns it.
 
-    Both branches start from the weights and running statistics found. A model that was converted before, or
-    that has no batch norm, is returned as it is.
+    Both branches start from the existing weights and running statistics. A model that is already converted, or
+    has no batch norm, is returned unchanged.
 
     Raises:
-        ValueError: a batch norm of a subclass that does more in its forward.
+        ValueError: a batch norm subclass with its own forward method.
 
     >>> net = mixture_batch_norm(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)))
     >>> sorted(name for name, _ in net.named_parameters() if name.startswith("1."))
@@ -48,7 +48,7 @@ def mixture_batch_norm(model: nn.Module) -> nn.Module:
 
 
 def plain_batch_norm(model: nn.Module) -> nn.Module:
-    """A deep copy of ``model`` without the adversarial branch: what is exported and used for inference."""
+    """A deep copy of ``model`` without the adversarial branch, for export and inference."""
     plain = copy.deepcopy(model)
     if isinstance(plain, MixtureBatchNorm):
         return plain.main
@@ -60,13 +60,13 @@ def plain_batch_norm(model: nn.Module) -> nn.Module:
 
 
 def has_batch_norm(model: nn.Module) -> bool:
-    """Whether a batch norm outside a mixture is left in ``model``."""
+    """Whether ``model`` has a batch norm outside a mixture."""
     inside = {id(n) for m in model.modules() if isinstance(m, MixtureBatchNorm) for n in m.children()}
     return any(isinstance(m, _BatchNorm) and id(m) not in inside for m in model.modules())
 
 
 def branch_parameters(model: nn.Module) -> list[tuple[nn.Parameter, nn.Parameter]]:
-    """Corresponding weights of the main and the adversarial branch that learn in both."""
+    """Pairs of corresponding parameters of the main and the adversarial branch that are trainable in both."""
     norms = (module for module in model.modules() if isinstance(module, MixtureBatchNorm))
     pairs = (
         pair
@@ -80,21 +80,21 @@ def branch_parameters(model: nn.Module) -> list[tuple[nn.Parameter, nn.Parameter
 def branch_of(
     model: nn.Module, branch: Branch | Parts, statistics: Statistics | None = None, counted: bool = True
 ) -> Iterator[None]:
-    """Send images through one branch, or the leading ones of a batch through the main one.
+    """Send images through one branch, or the leading ones of a batch through the main branch.
 
-    Statistics of a forward inside are the step's once it ends; of one that raised they are left out.
+    Statistics of a forward pass inside count for the step once it ends; those of one that raised are discarded.
 
     Args:
         model: a model converted by `mixture_batch_norm`; one without batch norm is left alone.
-        branch: ``"main"``, ``"adversarial"``, or (clean, altered): how many images of a batch are clean, its first
-            ones, and how many follow.
-        statistics: None follows ``train()`` and ``eval()``; ``"running"`` and ``"batch"`` force one kind and
-            leave the running statistics as they are.
-        counted: False makes forwards as in training whose statistics are not counted, in an open step or outside one.
+        branch: ``"main"``, ``"adversarial"``, or (clean, altered): the number of leading clean images in a batch and
+            of altered ones that follow.
+        statistics: None follows ``train()`` and ``eval()``; ``"running"`` and ``"batch"`` force one kind and do not
+            update the running statistics.
+        counted: False runs forward passes as in training but does not count their statistics, inside a step or not.
 
     Raises:
-        ValueError: another branch, or a model whose parts were converted apart.
-        RowsMultiplied: in a forward inside, where a norm sees another number of rows than there are images.
+        ValueError: an unknown branch, or a model whose parts were converted separately.
+        RowsMultiplied: by a forward pass inside, if a norm sees a different number of rows than there are images.
     """
     require(
         branch in ("main", "adversarial")
@@ -127,7 +127,7 @@ def branch_of(
 
 @contextmanager
 def uncounted(model: nn.Module) -> Iterator[None]:
-    """Forwards within are as in training, and their statistics are not counted, whatever `branch_of` says."""
+    """Forward passes inside run as in training, but their statistics never count, whatever `branch_of` says."""
     mode = _mode(model)
     if mode is None:
         yield
@@ -141,12 +141,12 @@ def uncounted(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def backward_of(model: nn.Module, branch: Branch | Parts | None) -> Iterator[None]:
-    """A backward of a forward through this branch: activation checkpointing makes parts of that forward again within.
+    """For the backward pass of a forward pass through this branch, parts of which activation checkpointing recomputes.
 
-    They go through the same branch, and their statistics, which the step has already, are not counted twice.
+    They use the same branch, and their statistics, which the step already has, are not counted twice.
 
     Args:
-        branch: as of `branch_of`; None where the backward is of several forwards, which then cannot be told apart.
+        branch: as for `branch_of`; None if the backward pass covers several forward passes, which it cannot tell apart.
     """
     mode = _mode(model)
     if mode is None:
@@ -161,33 +161,33 @@ def backward_of(model: nn.Module, branch: Branch | Parts | None) -> Iterator[Non
 
 
 def takes_both(model: nn.Module) -> bool:
-    """Whether clean and altered images may share a forward, as far as is known: no norm saw other rows than images."""
+    """Whether clean and altered images may share a forward pass: no norm is known whose rows are not images."""
     mode = _mode(model)
     return mode is None or not mode.rows_multiplied
 
 
 def left_no_statistics(model: nn.Module) -> bool:
-    """Whether the latest forward, which raised, left nothing in the step's statistics and can be made again."""
+    """Whether the latest forward pass, which raised, left nothing in the step's statistics and can be repeated."""
     mode = _mode(model)
     return mode is None or not mode.step.twice
 
 
 @contextmanager
 def one_update(model: nn.Module, momentum: float | None = None) -> Iterator[None]:
-    """Update running statistics once, on leaving, with the average over all groups seen inside.
+    """Update running statistics once, on exit, with the average over all ghost batches seen inside.
 
-    So the statistics do not depend on how a global batch is cut into the same groups, nor, after `share_statistics`,
-    on which rank saw which group. Outside this context a mixture norm updates at every training forward, as an
-    ordinary batch norm does. After an exception the running statistics are as they were.
+    So the statistics do not depend on the order of a global batch's ghost batches nor, after `share_statistics`,
+    on which rank saw which. Outside this context a mixture norm updates at every training forward pass, like an
+    ordinary batch norm. After an exception the running statistics are unchanged.
 
     Args:
-        momentum: weight of the new average; None takes each norm's own.
+        momentum: weight of the new average; None: each norm's own.
     """
     mode = _mode(model)
     if mode is None:
         yield
         return
-    require(not mode.step.open, "one_update", "nested", "one open global step a model")
+    require(not mode.step.open, "one_update", "nested", "one open global step per model")
     mode.step.open = True
     try:
         yield
@@ -199,12 +199,12 @@ def one_update(model: nn.Module, momentum: float | None = None) -> Iterator[None
 
 
 def share_statistics(model: nn.Module, group: Any, spread: bool = False) -> None:
-    """Let `one_update` average over the groups of all ranks of a process group, each of which must see one at least.
+    """Let `one_update` average over the ghost batches of all ranks of a process group; each rank must see at least one.
 
     Args:
-        model: a model converted by `mixture_batch_norm`; deep copies of it share with nobody.
-        group: of `torch.distributed`; every rank of it must open and leave the same global steps.
-        spread: every rank has a slice of each group, and the slices are normalised as one batch: synchronised
+        model: a model converted by `mixture_batch_norm`; its deep copies do not share.
+        group: a `torch.distributed` process group; all its ranks must open and close the same global steps.
+        spread: every rank has a slice of each ghost batch, and the slices are normalised as one batch: synchronised
             batch norm, on a CPU too.
     """
     mode = _mode(model)
@@ -216,7 +216,7 @@ def share_statistics(model: nn.Module, group: Any, spread: bool = False) -> None
 def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
     """Replace the main branch's running statistics by their average over ``batches`` of images (B, C, H, W).
 
-    Few-step runs otherwise are judged on averages that have not warmed up. Train or eval mode is kept.
+    Otherwise runs with few steps are evaluated with averages that have not converged. Keeps train or eval mode.
     """
     if _mode(model) is None:
         return
@@ -228,7 +228,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
     try:
         with branch_of(model, "main"), one_update(model, momentum=1.0):
             for images in batches:
-                model(images.clone())  # a forward may write into what it is given
+                model(images.clone())  # a forward pass may modify its input
     finally:
         for module, flag in training:
             module.training = flag
@@ -240,7 +240,7 @@ def adversarial_updates(model: nn.Module) -> int | None:
     if mode is None:
         return None
     if mode.adversarial_updates is None:
-        # Kept as a number because reading the buffer would make the host wait for the device in every step.
+        # Kept on the host, as reading the buffer would synchronise in every step.
         norms = (m for m in model.modules() if isinstance(m, MixtureBatchNorm))
         counters = [m.adversarial.num_batches_tracked for m in norms]
         mode.adversarial_updates = max((int(c) for c in counters if c is not None), default=0)
@@ -254,12 +254,12 @@ def _convert(module: nn.Module, mode: Mode, done: dict[int, MixtureBatchNorm]) -
     if isinstance(module, _BatchNorm):
         if type(module).forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward):
             raise ValueError(
-                f"the model has a {type(module).__name__}, a batch norm with a forward of its own, which an "
-                "adversarial branch would lose; allowed: torch's own, what else it does in another module"
+                f"the model has a {type(module).__name__}, a batch norm with its own forward method, which an "
+                "adversarial branch would lose; allowed: torch's batch norm; move the rest to another module"
             )
-        # A norm that the model uses in two places stays one norm.
+        # A norm that is used in two places stays one norm.
         return done.setdefault(id(module), MixtureBatchNorm(module, mode))
-    for name, child in module._modules.items():  # named_children would pass over a second use
+    for name, child in module._modules.items():  # named_children would skip a second use
         if child is not None:
             module._modules[name] = _convert(child, mode, done)
     return module
@@ -279,18 +279,18 @@ def _require_one_mode(model: nn.Module, mode: Mode) -> None:
     for name, module in model.named_modules():
         if isinstance(module, MixtureBatchNorm) and module.mode is not mode:
             raise ValueError(
-                f"parts of the model were converted apart, so that {name!r} does not switch branches with the others; "
+                f"parts of the model were converted separately, so {name!r} does not switch branches with the others; "
                 "convert it as a whole: model = conadv_lab.mixture_batch_norm(model)"
             )
 
 
 def _average(ranks: Ranks | None, averages: Sequence[Averages]) -> None:
-    if ranks is not None and not ranks.spread:  # slices of a group know its statistics already
+    if ranks is not None and not ranks.spread:  # slices of a ghost batch already have its statistics
         average_over_ranks([(one.count, [one.step_mean, one.step_var]) for one in averages], ranks.group)
 
 
 def note_updates(model: nn.Module, count: int | None) -> None:
-    """Tell how often the adversarial branch was updated, after its buffers were written to without `one_update`."""
+    """Set how often the adversarial branch was updated, after its buffers were written without `one_update`."""
     mode = _mode(model)
     if mode is not None:
         mode.adversarial_updates = count

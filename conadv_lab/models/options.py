@@ -1,4 +1,4 @@
-"""The config's section of the model, and every model by its name. Nothing here imports torch."""
+"""The config's model section, and every model by name. Nothing here imports torch."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,17 +8,17 @@ from conadv_lab.references import is_file_reference
 from conadv_lab.registry import Entry, described
 
 GRAPH_MODES = ("reduce-overhead", "max-autotune")
-"""Of torch.compile: those that replay the network from CUDA graphs."""
+"""Modes of torch.compile that replay the network from CUDA graphs."""
 TIMM = "timm:"
-"""What the names of timm's models begin with."""
+"""Prefix of timm's models."""
 
 
 @dataclass(frozen=True)
 class Network(Entry):
-    """A model by its name; its function makes a module of the number of classes.
+    """A named model; its function makes a module from the number of classes.
 
     Attributes:
-        reads: fields of the section that the function takes too, by their names.
+        reads: fields of the section that the function also takes, by name.
     """
 
     reads: tuple[str, ...] = ()
@@ -36,19 +36,19 @@ MODELS = {
     "nf-resnet26": Network("timm's nf_resnet26, without normalisation", f"{_ROOM}.nf_resnet:nf_resnet26"),
     "nf-resnet50": Network("timm's nf_resnet50, without normalisation", f"{_ROOM}.nf_resnet:nf_resnet50"),
 }
-"""Every model by its name; a new one is a file with its function, and a line here."""
+"""Every model by name; a new one is a file with its function and a line here."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """What is trained."""
+    """The network."""
 
     model: str = "digits-cnn"
-    """One of those above, timm:NAME, or path/to/file.py:function."""
+    """One of the names above, timm:NAME, or path/to/file.py:function."""
     last_gamma: float = 0.0
-    """γ that the last batch norm of each residual block begins with: 0 (Goyal et al. 2017), or 1 as in torchvision."""
+    """Initial γ of the last batch norm in each residual block: 0 (Goyal et al. 2017), or 1 as in torchvision."""
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
-    """bfloat16 is autocast, with weights in float32."""
+    """bfloat16: autocast, with parameters in float32."""
     channels_last: bool = False
     """Memory layout NHWC, faster for convolutions on most devices."""
     compile: bool = False
@@ -56,12 +56,12 @@ class Model:
     compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = (
         "default"
     )
-    """torch.compile's own; reduce-overhead and max-autotune replay it from CUDA graphs, for few images a device."""
+    """Mode of torch.compile; reduce-overhead and max-autotune use CUDA graphs, best for few images per device."""
     ema: float = 0.0
-    """Decay of an exponential average of the weights that is evaluated instead of them; 0 for none."""
+    """Decay of an exponential moving average of the weights, which is then evaluated; 0 for none."""
 
     def check(self) -> None:
-        """Raise ``ValueError`` at the first value or combination that cannot work."""
+        """Raise ``ValueError`` at the first invalid value or combination."""
         known = MODELS.get(self.model)
         if known is None and not is_file_reference(self.model) and not self.model.startswith(TIMM):
             raise unknown("model", self.model, MODELS)

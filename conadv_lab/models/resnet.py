@@ -1,7 +1,7 @@
 """Residual networks: ResNet-50 v1.5 with torchvision's parameter names, and the CIFAR forms of 18 and 20.
 
 He et al., "Deep Residual Learning for Image Recognition", CVPR 2016. v1.5 has the stride of a bottleneck in its
-3x3 convolution. Images come in as [0, 1] floats (B, C, H, W) and are normalised here, by ``mean`` and ``std``.
+3x3 convolution. They take [0, 1] floats (B, C, H, W) and normalise them by ``mean`` and ``std``.
 """
 
 from collections.abc import Sequence
@@ -18,14 +18,14 @@ def conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
 
 
 class Normalised(nn.Module):
-    """Base of networks that take images in [0, 1] and subtract ``mean``, divide by ``std`` themselves."""
+    """Base of networks that take images in [0, 1] and normalise them by ``mean`` and ``std``."""
 
     mean: Tensor
     std: Tensor
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        # Not persistent, so that a state dict holds exactly torchvision's names.
+        # Not persistent, so that a state dict has exactly torchvision's names.
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
@@ -117,7 +117,7 @@ def _initialise(model: nn.Module, last_gamma: float) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    # With 0, every block begins as the identity (Goyal et al. 2017, section 5.1); torchvision's default is 1.
+    # With 0, every block starts as the identity (Goyal et al. 2017, section 5.1); torchvision's default is 1.
     for module in model.modules():
         if isinstance(module, Bottleneck):
             nn.init.constant_(module.bn3.weight, last_gamma)

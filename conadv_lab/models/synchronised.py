@@ -1,6 +1,6 @@
 """Batch norm statistics over several ranks, with any backend of torch.distributed.
 
-`torch.nn.SyncBatchNorm` takes CUDA tensors only, and what is not shown equal on a CPU is not shown at all here.
+`torch.nn.SyncBatchNorm` takes CUDA tensors only, but our tests compare results on a CPU.
 """
 
 from itertools import groupby
@@ -16,7 +16,7 @@ def synchronised(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalise each rank's slice (b, C, …) of a batch by the statistics of the whole batch.
 
-    All ranks of the group must call it, and its backward, equally often and in one order.
+    All ranks of the group must call it, and its backward pass, equally often and in the same order.
 
     Returns:
         the normalised slice, and mean (C,) and unbiased variance (C,) of the whole batch.
@@ -27,19 +27,19 @@ def synchronised(
 
 @torch.no_grad()
 def average_over_ranks(averages: list[tuple[int, list[Tensor]]], group: Any) -> None:
-    """Replace averages over each rank's own parts by those over the parts of all, with one all-reduce.
+    """Replace each rank's averages by averages over all ranks, with one all-reduce.
 
     Args:
-        averages: (number of parts on this rank, tensors that average over them); alike on all ranks but for
-            the numbers.
+        averages: (number of parts on this rank, tensors averaged over them); the same on all ranks except for the
+            numbers.
     """
     tensors = [tensor for _, some in averages for tensor in some]
     numbers = [float(count) for count, some in averages for _ in some]
     sizes = [tensor.numel() for tensor in tensors]
     total = sum(sizes)
     weighted = [part.flatten() for part in torch._foreach_mul(tensors, numbers)]
-    # A number for each element, so that one division is enough; filled on the device, as copied from a list they
-    # would make the host wait for it.
+    # One count per element, so that one division suffices; filled on the device, as copying from a list would
+    # synchronise.
     runs = groupby(zip(numbers, sizes, strict=True), key=lambda pair: pair[0])
     weights = [tensors[0].new_full((sum(size for _, size in run),), number) for number, run in runs]
     sums = torch.cat([*weighted, *weights])
@@ -51,9 +51,9 @@ def average_over_ranks(averages: list[tuple[int, list[Tensor]]], group: Any) -> 
 class _Synchronised(torch.autograd.Function):
     """Statistics are combined from each slice's count, mean and squared deviations (Chan et al. 1979).
 
-    Sums of squares would lose the digits of a variance that is small beside the mean. The backward is the ordinary
-    batch norm's with its two means taken over all ranks; weights and biases get their own slice's gradient, as
-    every other parameter does.
+    Sums of squares would lose precision for a variance that is small compared with the mean. The backward pass is the
+    ordinary batch norm's with its two means taken over all ranks; weights and biases get their own slice's gradient,
+    like every other parameter.
     """
 
     @staticmethod
@@ -101,5 +101,5 @@ def _but_channels(x: Tensor) -> list[int]:
 
 
 def _wide(values: Tensor, like: Tensor) -> Tensor:
-    """(C,) in the shape that broadcasts over (b, C, …)."""
+    """(C,) reshaped to broadcast over (b, C, …)."""
     return values.view(1, -1, *[1] * (like.ndim - 2))

@@ -1,4 +1,4 @@
-"""timm's image models (EfficientNet and hundreds more), by name ``timm:NAME``; the extra ``vision`` has timm."""
+"""timm's image models (EfficientNet and hundreds more), by name ``timm:NAME``; needs the extra ``vision``."""
 
 from difflib import get_close_matches
 from typing import Any
@@ -12,7 +12,7 @@ from conadv_lab.models.resnet import Normalised
 
 
 class TimmModel(Normalised):
-    """A timm model that takes images in [0, 1] and normalises them as its own configuration says."""
+    """A timm model that takes images in [0, 1] and normalises them according to its configuration."""
 
     def __init__(self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__(mean, std)
@@ -25,10 +25,10 @@ class TimmModel(Normalised):
 def timm_model(name: str, classes: int) -> TimmModel:
     """A model with random weights; ``name`` as in timm, without the prefix.
 
-    timm's batch norms that also drop and activate are taken apart, as only bare ones get an adversarial branch.
+    timm's batch norms with built-in dropout and activation are split up, as only plain ones get an adversarial branch.
 
     Raises:
-        ValueError: timm is missing, or has no such model.
+        ValueError: timm is not installed, or has no such model.
     """
     timm = extras.load("timm", "vision", f"model {TIMM}{name}")
     if not timm.is_model(name):

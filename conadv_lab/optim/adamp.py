@@ -1,4 +1,4 @@
-"""AdamP by pytorch-optimizer, the extra ``optim``: Adam whose steps do not lengthen a scale-invariant weight."""
+"""AdamP from pytorch-optimizer (extra ``optim``): Adam whose steps do not grow scale-invariant weights."""
 
 from typing import Any
 
@@ -11,10 +11,10 @@ from conadv_lab.optim.options import Optimization
 def build_adamp(section: Optimization, groups: list[dict[str, Any]]) -> Optimizer:
     """AdamP (Heo et al., ICLR 2021, arXiv 2006.08217) with its δ 0.1 and wd_ratio 0.1, as AutoWU's authors use it.
 
-    Its form over lists of tensors, in which nothing waits for the device. Weight decay is decoupled.
+    Uses its multi-tensor form, which never synchronises. Weight decay is decoupled.
 
     Raises:
-        ValueError: pytorch-optimizer is missing.
+        ValueError: pytorch-optimizer is not installed.
     """
     assert section.lr is not None, "the config is not resolved"
     package = extras.load("pytorch_optimizer", "optim", "optimizer adamp")

@@ -1,7 +1,7 @@
 """AutoWU: the learning rate grows until the loss has turned (Kim et al. 2021, arXiv 2107.05855).
 
-"Automated Learning Rate Scheduler for Large-batch Training", AutoML workshop at ICML 2021. Constants are those of the
-authors' code; what is ours is said where it is.
+"Automated Learning Rate Scheduler for Large-batch Training", AutoML workshop at ICML 2021. Constants are from the
+authors' code; our own choices are marked.
 """
 
 from collections.abc import Iterable
@@ -20,19 +20,19 @@ from conadv_lab.seeds import generator
 CONFIDENCE, PREDICTIONS, PATIENCE = 0.95, 5, 3
 FIT_POINTS, PREDICTION_POINTS, GRID = 100, 500, 500
 _EXTRA_VARIANCE = 1e-4
-"""Added to the variance of each difference, by the authors too."""
+"""Added to the variance of each difference, as in the authors' code."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the losses up to some step say.
+    """Outcome of testing the losses so far.
 
     Attributes:
-        step: how many steps had been taken.
+        step: number of steps taken.
         probability: median over the predictions of the highest probability that the loss was lower before than now.
-        votes: in how many of them it is above 0.95; the test is positive where most are.
-        positives: positive tests in a row, this one included.
-        lr: mean over the predictions of the learning rate where the loss is lowest.
+        votes: number of predictions in which it exceeds 0.95; the test is positive if most do.
+        positives: consecutive positive tests, including this one.
+        lr: mean over the predictions of the learning rate at which the loss is lowest.
     """
 
     step: int
@@ -43,17 +43,17 @@ class Verdict:
 
 
 class AutoWU:
-    """A schedule that is called with a step, as `conadv_lab.optim.schedule.Schedule` is, and told the losses.
+    """A schedule that is called with a step, like `conadv_lab.optim.schedule.Schedule`, and is given the losses.
 
-    Step t of the growth takes first · (lr / first)^(t / longest), longest being half of all steps. After each epoch a
-    Gaussian process smooths the losses so far over x = (t + 1) / (steps so far). Of five predictions, each from up to
-    500 losses, one votes that the loss has turned where max_i P(f(x_i) < f(now)) > 0.95 on a grid of 500; where most
-    do, the test is positive. Three positive tests in a row end the growth. The learning rate is then the mean, over the
-    predictions, of what it was where the loss is lowest; it stays, and falls by cosine over the last ``cooldown`` of
-    all steps.
+    While growing, step t uses first · (lr / first)^(t / longest), where longest is half of all steps. After each epoch
+    a Gaussian process smooths the losses so far over x = (t + 1) / (steps so far). Each of five predictions, from up to
+    500 losses, votes that the loss has turned if max_i P(f(x_i) < f(now)) > 0.95 on a grid of 500; the test is positive
+    if most do. Three consecutive positive tests end the growth. The learning rate is then the mean, over the
+    predictions, of its value where the loss is lowest; it stays constant, and falls by cosine over the last
+    fraction ``cooldown`` of all steps.
 
-    Ours: a growth that reaches its longest ends in the same way; so does one that meets a loss that is no finite
-    number, which the authors' code drops; and the cosine begins at the learning rate, not at half of it.
+    Ours: growth also ends like this when it reaches its maximum length or a non-finite loss, which the authors' code
+    drops; and the cosine starts at the learning rate, not at half of it.
 
     Losses stay on their device until a test reads them.
 
@@ -62,9 +62,9 @@ class AutoWU:
         steps: of the whole run, at least 1.
         epoch: steps between two tests, at least 1.
         first: learning rate of step 0, above 0.
-        cooldown: share of all steps, in [0, 1]; 1 lets the learning rate fall from the end of the growth on.
-        end: learning rate at the end, at least 0.
-        seed: decides which losses a fit and a prediction take, where there are more.
+        cooldown: fraction of all steps, in [0, 1]; with 1 the learning rate falls as soon as the growth ends.
+        end: final learning rate, at least 0.
+        seed: selects which losses a fit and a prediction use, if there are more.
 
     Raises:
         ValueError: a value outside its range.
@@ -105,7 +105,7 @@ class AutoWU:
         return self.switch is None
 
     def __call__(self, step: int) -> float:
-        """The learning rate of ``step``, counted from 0; of steps to come, as far as is known now."""
+        """The learning rate of ``step``, counted from 0; for future steps as currently planned."""
         require(step >= 0, "step", step, "a whole number of at least 0")
         if self.switch is None or step < self.switch:
             return self.first * (self.lr / self.first) ** (min(step, self.longest) / self.longest)
@@ -118,13 +118,13 @@ class AutoWU:
 
     @torch.no_grad()
     def note(self, step: int, loss: Tensor, gradients: Iterable[Tensor] = ()) -> None:
-        """Keep the loss of a step of the growth, and leave the step out, its gradients 0, where that is not finite.
+        """Record the loss of a growth step; if it is not finite, skip the step by zeroing its gradients.
 
-        Nothing waits for the device. Were such a step taken, its weights would be no numbers either.
+        Never synchronises. Taking such a step would make the weights non-finite too.
 
         Args:
             step: counted from 0.
-            loss: a number on any device; kept as it is.
+            loss: a scalar on any device; stored as is.
             gradients: changed in place.
         """
         if self.losses is None:
@@ -139,9 +139,9 @@ class AutoWU:
         return self.growing and (taken % self.epoch == 0 or taken >= self.longest)
 
     def judge(self, taken: int) -> Verdict:
-        """Test the losses of the first ``taken`` steps, of which the host reads all; ends the growth where they say so.
+        """Test the losses of the first ``taken`` steps, which the host reads; ends the growth if they have turned.
 
-        A growth that meets a loss that is not finite ends with the losses before it.
+        A non-finite loss ends the growth, using the losses before it.
         """
         require(self.losses is not None, "losses", None, "a loss noted for each step")
         assert self.losses is not None
@@ -153,9 +153,9 @@ class AutoWU:
         if finite < taken:
             self._end(taken, verdict, f"the loss of step {finite} is {known[finite].item()}")
         elif verdict.positives >= PATIENCE:
-            self._end(taken, verdict, f"{PATIENCE} tests in a row say that the loss has turned")
+            self._end(taken, verdict, f"{PATIENCE} consecutive tests say that the loss has turned")
         elif taken >= self.longest:
-            self._end(taken, verdict, "half of all steps are taken")
+            self._end(taken, verdict, "half of all steps have been taken")
         return verdict
 
     def follow(self, taken: int, lr: float) -> None:
@@ -195,18 +195,18 @@ class AutoWU:
         return torch.randperm(count, generator=draw, device="cpu")[:most].sort().values
 
     def _lowest(self, posterior: Posterior, count: int) -> int:
-        """The step at which the predicted loss is lowest, the nearest of those taken."""
+        """The taken step nearest to where the predicted loss is lowest."""
         place = 1 / count + (1 - 1 / count) * int(posterior.mean.argmin()) / (GRID - 1)
         return min(count - 1, max(0, round(place * count) - 1))
 
     def figures(self) -> dict[str, Any]:
-        """What a run's result says of the schedule, flat."""
+        """Entries about the schedule for a run's result, flat."""
         if self.switch is None:
             return {"autowu_switch": None}
         return {"autowu_switch": self.switch, "autowu_lr": self.found, "autowu_reason": self.reason}
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a run needs to go on, bit for bit."""
+        """Everything that a run needs to resume, bit for bit."""
         return {
             "losses": None if self.losses is None else self.losses.cpu().clone(),
             "process": self.process.state_dict(),
@@ -224,14 +224,14 @@ class AutoWU:
 
 
 def turned(posterior: Posterior) -> float:
-    """The highest probability, over the grid, that the curve was lower there than it is at the grid's end."""
+    """The highest probability over the grid that the curve was lower there than at the end of the grid."""
     rise = posterior.mean[-1] - posterior.mean
     deviation = (posterior.difference_variance.clamp_min(0) + _EXTRA_VARIANCE).sqrt()
     return torch.special.ndtr(rise / deviation).max().item()
 
 
 def build_autowu(section: Optimization, length: Length) -> AutoWU:
-    """As a config's section asks for.
+    """Build it from a config's section.
 
     Raises:
         ValueError: as for `AutoWU`.

@@ -17,19 +17,19 @@ _SMALLEST_NORM = 1e-6
 
 @torch.no_grad()
 def clip_adaptively(params: Iterable[Tensor], factor: float = 0.01, eps: float = 1e-3) -> None:
-    """Shorten each unit's gradient, in place, to at most ``factor`` times the length of its weight.
+    """Clip each unit's gradient norm, in place, to at most ``factor`` times the norm of its weight.
 
-    A unit is an output of a layer: with W_i and G_i what a weight and its gradient hold for output i,
+    A unit is an output of a layer: with W_i and G_i the rows of a weight and its gradient for output i,
 
         G_i ← G_i · min(1, factor · max(‖W_i‖, eps) / ‖G_i‖)
 
-    A tensor of at most one dimension is one unit. As in timm, gains of standardised convolutions, of shape
-    (O, 1, 1, 1), are a unit each. Nothing waits for the device; gradients that are not finite stay so.
+    A tensor with at most one dimension is one unit. As in timm, each gain of a standardised convolution, of shape
+    (O, 1, 1, 1), is a unit. Never synchronises; non-finite gradients stay non-finite.
 
     Args:
-        params: their ``.grad`` is clipped, where there is one: the whole step's, already summed over ranks.
+        params: their ``.grad``, if any, is clipped: the whole step's, already summed over ranks.
         factor: λ, above 0.
-        eps: length that a shorter weight counts as, above 0, so that one that starts at zero learns.
+        eps: lower bound of a weight's norm, above 0, so that weights that start at zero can learn.
 
     Raises:
         ValueError: an argument outside its range, or a sparse gradient.
@@ -47,7 +47,7 @@ def clip_adaptively(params: Iterable[Tensor], factor: float = 0.01, eps: float =
         torch._foreach_clamp_min_(limits, eps)
         torch._foreach_mul_(limits, factor)
         lengths = [_unit_norms(grad) for grad in grads]
-        torch._foreach_clamp_min_(lengths, _SMALLEST_NORM)  # 0 / 0 would be no number
+        torch._foreach_clamp_min_(lengths, _SMALLEST_NORM)  # 0 / 0 would be NaN
         torch._foreach_div_(limits, lengths)
         torch._foreach_clamp_max_(limits, 1.0)
         for grad, scale in zip(grads, limits, strict=True):
@@ -55,9 +55,9 @@ def clip_adaptively(params: Iterable[Tensor], factor: float = 0.01, eps: float =
 
 
 def clip_before_steps(optimizer: Optimizer, model: nn.Module, factor: float, eps: float = 1e-3) -> None:
-    """Have every step of an optimizer begin with `clip_adaptively` of what it updates.
+    """Run `clip_adaptively` before every step of an optimizer, on the parameters that it updates.
 
-    The model's last linear layer is left alone, as in the paper (section 4.1).
+    The model's last linear layer is not clipped, as in the paper (section 4.1).
     """
     require(factor > 0, "factor", factor, "a number above 0")
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
@@ -71,7 +71,7 @@ def _clip(spared: set[int], factor: float, eps: float, optimizer: Optimizer, *_:
 
 
 def _unit_norms(tensor: Tensor) -> Tensor:
-    """(O, 1, …) of (O, I, …), or () of at most one dimension; in float32 at least, and a tensor of its own."""
+    """(O, 1, …) for (O, I, …), or () for at most one dimension; at least float32, and always a new tensor."""
     dtype = torch.promote_types(tensor.dtype, torch.float32)
     dims = tuple(range(1, tensor.ndim)) if tensor.ndim > 1 else None
     return torch.linalg.vector_norm(tensor.detach(), dim=dims, keepdim=tensor.ndim > 1, dtype=dtype)

@@ -1,4 +1,4 @@
-"""Gaussian process regression of a noisy curve over [0, 1], in float64 on the CPU, as AutoWU smooths its losses."""
+"""Gaussian process regression of a noisy curve over [0, 1], in float64 on the CPU, with which AutoWU smooths losses."""
 
 from copy import deepcopy
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ FIRST_NOISE, LEAST_NOISE = 1e-3, 1e-4
 
 @dataclass(frozen=True)
 class Posterior:
-    """What the curve is like at ``places``, given the data.
+    """The posterior of the curve at ``places``, given the data.
 
     Attributes:
         mean: (m,).
@@ -27,14 +27,14 @@ class Posterior:
 
 
 class GaussianProcess:
-    """y = f(x) + noise, f of a constant mean c and covariance s exp(−(x − x')² / 2ℓ²) with ℓ = 0.2.
+    """y = f(x) + noise, f with constant mean c and covariance s exp(−(x − x')² / 2ℓ²), ℓ = 0.2.
 
-    c, s and the noise's variance are fitted by Adam to the mean log likelihood a point. As ℓ stays, the kernel's
-    eigenvectors do too: with R = QΛQᵀ the kernel matrix at s = 1, the log likelihood is that of independent numbers
-    Qᵀ(y − c) of variances sλ + noise, and a step costs as much as there are points.
+    c, s and the noise variance are fitted by Adam to the mean log likelihood per point. As ℓ is fixed, so are the
+    kernel's eigenvectors: with R = QΛQᵀ the kernel matrix at s = 1, the log likelihood is that of independent numbers
+    Qᵀ(y − c) with variances sλ + noise, and a step is linear in the number of points.
 
-    The constants are AutoWU's (see `conadv_lab.optim.autowu`). That s and noise are softplus of what is fitted, s
-    starting at softplus(0) and the noise at least 1e-4, is what the library that its authors used does by default;
+    The constants are AutoWU's (see `conadv_lab.optim.autowu`). That s and noise are softplus of the fitted values, with
+    s starting at softplus(0) and the noise at least 1e-4, is the default of the library that its authors used;
     inferred, not read.
     """
 
@@ -59,7 +59,7 @@ class GaussianProcess:
         return LEAST_NOISE + softplus(self.raw[2]).item()
 
     def fit(self, x: Tensor, y: Tensor, steps: int = 100) -> None:
-        """Set c to the mean of y, then take ``steps`` steps of Adam, from where the last fit left everything else.
+        """Set c to the mean of y, then take ``steps`` steps of Adam, starting from the last fit's other values.
 
         Args:
             x: (n,), float64.
@@ -76,7 +76,7 @@ class GaussianProcess:
             self.adam.step()
 
     def log_likelihood(self, x: Tensor, y: Tensor) -> float:
-        """Of the data, (n,) each, at the fitted constants."""
+        """The log likelihood of the data, (n,) each, at the fitted constants."""
         values, vectors = torch.linalg.eigh(kernel(x, x))
         with torch.no_grad():
             return self._likelihood(values, vectors.T @ y, vectors.sum(0)).item()
@@ -88,7 +88,7 @@ class GaussianProcess:
 
     @torch.no_grad()
     def predict(self, x: Tensor, y: Tensor, places: Tensor) -> Posterior:
-        """The curve without noise at ``places`` (m,), given data (n,) each."""
+        """The noise-free curve at ``places`` (m,), given data (n,) each."""
         own = self.scale * kernel(x, x)
         own.diagonal().add_(self.noise)
         root = torch.linalg.cholesky(own)

@@ -1,4 +1,4 @@
-"""Which parameters are decayed and adapted, and which are left alone."""
+"""Which parameters get weight decay and layer-wise rates, and which do not."""
 
 from typing import Any
 
@@ -13,22 +13,22 @@ from conadv_lab.models.nf_resnet import ScaledStandardConv
 def parameter_groups(
     model: nn.Module, weight_decay: float, bias_lr_factor: float = 1.0
 ) -> list[dict[str, Any]]:
-    """Split a model's trainable parameters into the decayed ones and the skip list.
+    """Split a model's trainable parameters into those with weight decay and the skip list.
 
-    The skip list holds every parameter of at most one dimension, γ and β of batch norm (both branches of a
-    mixture) and biases, and the gains of convolutions with standardised weights, which have γ's part. It takes no
+    The skip list has every parameter with at most one dimension, γ and β of batch norm (both branches of a
+    mixture) and biases, and the gains of convolutions with standardised weights, which act like γ. It gets no
     weight decay, as in Goyal et al. 2017 (section 5.3), and plain momentum under LARS and LAMB, as in MLPerf's
-    ResNet-50. torch's own optimisers take the groups as they are.
+    ResNet-50. torch's own optimisers accept the groups unchanged.
 
     Args:
         model: any module; frozen parameters are left out.
         weight_decay: of the first group, at least 0.
-        bias_lr_factor: learning rate of batch norm's β as a multiple of everything else's. Page ("How to train your
-            ResNet", 2018) raises it 64 times; 1 keeps β in the skip list's group.
+        bias_lr_factor: learning rate of batch norm's β relative to all others. Page ("How to train your ResNet",
+            2018) uses 64; 1 keeps β in the skip list's group.
 
     Returns:
-        Two groups with the entries ``params``, ``weight_decay`` and ``adapt``, which only LARS and LAMB read; and a
-        third one for β, with ``lr_factor``, which `set_learning_rate` reads, where it has a learning rate of its own.
+        Two parameter groups with ``params``, ``weight_decay`` and ``adapt``, which only LARS and LAMB read; and, if β
+        has its own learning rate, a third one with ``lr_factor``, which `set_learning_rate` reads.
 
     Raises:
         ValueError: a negative weight decay, or nothing to train.
@@ -57,12 +57,12 @@ def parameter_groups(
 
 
 def learning_rates(optimizer: Optimizer, lr: float) -> list[float]:
-    """``lr`` times the ``lr_factor`` of each group of an optimizer that has one."""
+    """``lr`` times each parameter group's ``lr_factor``, if it has one."""
     return [lr * group.get("lr_factor", 1.0) for group in optimizer.param_groups]
 
 
 def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
-    """Give every group of an optimizer ``lr`` times its own ``lr_factor``, where it has one."""
+    """Set every parameter group's learning rate to ``lr`` times its ``lr_factor``, if it has one."""
     for group, rate in zip(optimizer.param_groups, learning_rates(optimizer, lr), strict=True):
         group["lr"] = rate
 

@@ -13,7 +13,7 @@ from conadv_lab.optim.tensors import add_scaled_, norms, require_fit, require_or
 
 
 class LAMB(Optimizer):
-    """Adam whose step in each tensor has the length of the weight (Algorithm 2, with φ(z) = z).
+    """Adam whose step in each tensor is scaled to the norm of the weight (Algorithm 2, with φ(z) = z).
 
     With g the gradient and d the weight decay, at step t for each tensor
 
@@ -23,13 +23,13 @@ class LAMB(Optimizer):
 
     λ is 1 where ‖w‖ = 0 or ‖u‖ = 0, so a tensor that starts at zero learns. Groups with ``adapt=False``
     (batch norm, biases: see ``parameter_groups``) take λ = 1, that is Adam, and no weight decay unless the
-    group names one. Nothing waits for the device. Gradients are only read.
-    Of weights that `torch.distributed.fsdp.fully_shard` spread over ranks, each rank updates its own shard by the norms
-    of the whole.
+    group sets one. Never synchronises. Gradients are only read.
+    With weights sharded by `torch.distributed.fsdp.fully_shard`, each rank updates its own shard using norms of the
+    whole tensors.
 
     Args:
         params: tensors or groups, as for every torch optimiser; a group may set any argument below.
-        lr: learning rate, at least 0; the group's entry ``lr`` may change at every step, and be a 0-d tensor.
+        lr: learning rate, at least 0; a group's ``lr`` may change at every step, and may be a 0-d tensor.
         betas: (β₁, β₂), both in [0, 1).
         eps: added to the root, above 0.
         weight_decay: d, at least 0.
@@ -39,7 +39,7 @@ class LAMB(Optimizer):
 
     >>> weight = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
     >>> optimizer = LAMB([weight], lr=0.1, weight_decay=0.0)
-    >>> weight.grad = torch.tensor([0.0, 100.0])  # its length does not matter
+    >>> weight.grad = torch.tensor([0.0, 100.0])  # its norm does not matter
     >>> optimizer.step()
     >>> weight.data  # one step of 0.1 × 5
     tensor([3.0000, 3.5000])
@@ -59,7 +59,7 @@ class LAMB(Optimizer):
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, checked; without adaptation its weight decay is 0 unless it names one."""
+        """Add a checked group; without adaptation its weight decay is 0 unless it sets one."""
         if not param_group.get("adapt", True):
             param_group.setdefault("weight_decay", 0.0)
         group = {**self.defaults, **param_group}
@@ -71,7 +71,7 @@ class LAMB(Optimizer):
         require_ordinary(self, self.param_groups[-1])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, but a state that does not fit is refused here and not at the next step."""
+        """Like torch's, but a state that does not fit is rejected here instead of at the next step."""
         require_fit(self, state_dict)
         super().load_state_dict(state_dict)
         shared: dict[tuple[float, torch.device], Tensor] = {}
@@ -81,7 +81,7 @@ class LAMB(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """Take one step; a closure is run first, with gradients on, and its loss is returned."""
+        """Take one step; a closure runs first, with gradients enabled, and its loss is returned."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -101,9 +101,9 @@ class LAMB(Optimizer):
         return loss
 
     def _moments(self, params: list[Tensor], counted: set[int]) -> list[dict[str, Any]]:
-        """States of parameters in a step; a count that is not among ``counted`` yet goes up.
+        """States of parameters in a step; increments counts that are not yet in ``counted``.
 
-        Parameters that begin together share their count, so that few are multiplied with.
+        Parameters that start together share their count, so that there are few of them to multiply with.
         """
         states = [self.state[param] for param in params]
         begun = torch.zeros((), dtype=torch.float64, device=params[0].device)
@@ -121,13 +121,13 @@ class LAMB(Optimizer):
 def _updates(
     group: dict[str, Any], params: list[Tensor], grads: list[Tensor], states: list[dict[str, Any]]
 ) -> list[Tensor]:
-    """u for each parameter, the moments being brought up to date."""
+    """Update the moments and return u for each parameter."""
     beta_mean, beta_square = group["betas"]
     means, squares = (shards([state[name] for state in states]) for name in ("mean", "square"))
     torch._foreach_lerp_(means, grads, 1 - beta_mean)
     torch._foreach_mul_(squares, beta_square)
     torch._foreach_addcmul_(squares, grads, grads, 1 - beta_square)
-    # In float64, as numbers would be; one tensor for all that began together.
+    # In float64, like Python numbers; one tensor for all that started together.
     steps = {id(state["step"]): state["step"] for state in states}
     of_square, of_mean = (
         {key: 1 - beta**count for key, count in steps.items()} for beta in (beta_square, beta_mean)
@@ -143,6 +143,6 @@ def _updates(
 
 
 def build_lamb(section: Optimization, groups: list[dict[str, Any]]) -> LAMB:
-    """As a config's section asks for."""
+    """Build it from a config's section."""
     assert section.lr is not None, "the config is not resolved"
     return LAMB(groups, lr=section.lr, weight_decay=section.weight_decay)

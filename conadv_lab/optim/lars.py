@@ -21,7 +21,7 @@ from conadv_lab.optim.tensors import (
 
 
 class LARS(Optimizer):
-    """Momentum SGD whose step in each tensor is scaled by the trust ratio λ of weight and gradient.
+    """Momentum SGD whose step in each tensor is scaled by the trust ratio λ of weight and gradient norms.
 
     With g the gradient, m the momentum, d the weight decay and η the trust coefficient, for each tensor
 
@@ -31,18 +31,18 @@ class LARS(Optimizer):
         B   v ← m v + λ (g + d w)       w ← w − lr v      most PyTorch ports; MLPerf's winners, to rounding
         C   v ← m v + g + d w           w ← w − lr λ v    NUS-HPC-AI; λ at most ``clamp``
 
-    A, B and C are the same while lr and λ stay what they are, and differ from the first change on. The
-    velocity v starts at zero. A zero weight or a zero gradient gives λ = 1, that is plain momentum SGD: a
-    tensor that starts at zero learns. Without weight decay the first step has length lr η ‖w‖.
+    A, B and C are the same while lr and λ are constant, and differ as soon as they change. The velocity v starts at
+    zero. A zero weight or a zero gradient gives λ = 1, that is plain momentum SGD: a tensor that starts at zero
+    learns. Without weight decay the first step has length lr η ‖w‖.
 
     Groups with ``adapt=False`` (batch norm, biases: see ``parameter_groups``) take λ = 1 and no weight decay
-    unless the group names one. Nothing waits for the device: λ stays a tensor there. Gradients are only read.
-    Of weights that `torch.distributed.fsdp.fully_shard` spread over ranks, each rank updates its own shard by the norms
-    of the whole.
+    unless the group sets one. Never synchronises: λ stays a tensor on the device. Gradients are only read.
+    With weights sharded by `torch.distributed.fsdp.fully_shard`, each rank updates its own shard using norms of the
+    whole tensors.
 
     Args:
         params: tensors or groups, as for every torch optimiser; a group may set any argument below.
-        lr: learning rate, at least 0; the group's entry ``lr`` may change at every step, and be a 0-d tensor.
+        lr: learning rate, at least 0; a group's ``lr`` may change at every step, and may be a 0-d tensor.
         momentum: m, in [0, 1).
         weight_decay: d, at least 0.
         trust_coefficient: η, above 0.
@@ -55,7 +55,7 @@ class LARS(Optimizer):
 
     >>> weight = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
     >>> optimizer = LARS([weight], lr=2.0, weight_decay=0.0)
-    >>> weight.grad = torch.tensor([0.0, 100.0])  # its length does not matter
+    >>> weight.grad = torch.tensor([0.0, 100.0])  # its norm does not matter
     >>> optimizer.step()
     >>> weight.data  # one step of 2 × 0.001 × 5
     tensor([3.0000, 3.9900])
@@ -87,7 +87,7 @@ class LARS(Optimizer):
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, checked; without adaptation its weight decay is 0 unless it names one."""
+        """Add a checked group; without adaptation its weight decay is 0 unless it sets one."""
         if not param_group.get("adapt", True):
             param_group.setdefault("weight_decay", 0.0)
         _check({**self.defaults, **param_group})
@@ -95,13 +95,13 @@ class LARS(Optimizer):
         require_ordinary(self, self.param_groups[-1])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, but a state that does not fit is refused here and not at the next step."""
+        """Like torch's, but a state that does not fit is rejected here instead of at the next step."""
         require_fit(self, state_dict)
         super().load_state_dict(state_dict)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """Take one step; a closure is run first, with gradients on, and its loss is returned."""
+        """Take one step; a closure runs first, with gradients enabled, and its loss is returned."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -136,7 +136,7 @@ def _check(group: dict[str, Any]) -> None:
 
 
 def _factors(group: dict[str, Any], weight: Tensor, gradient: Tensor) -> tuple[Tensor, ...]:
-    """One 0-d tensor a norm: what multiplies g + d w (A: lr λ, B: λ) or the velocity (C: −lr λ)."""
+    """One 0-d tensor per parameter: the factor of g + d w (A: lr λ, B: λ) or of the velocity (C: −lr λ)."""
     ratio = group["trust_coefficient"] * weight / (gradient + group["weight_decay"] * weight + group["eps"])
     if group["variant"] == "C":
         ratio.clamp_(max=group["clamp"])
@@ -166,7 +166,7 @@ def _plain_step(group: dict[str, Any], params: Any, grads: Any, velocities: Any)
 
 
 def build_lars(section: Optimization, groups: list[dict[str, Any]]) -> LARS:
-    """As a config's section asks for."""
+    """Build it from a config's section."""
     assert section.lr is not None, "the config is not resolved"
     return LARS(
         groups,

@@ -1,4 +1,4 @@
-"""Momentum that begins with a weight's first gradient, for torch's own SGD on a GPU."""
+"""Momentum that starts with a parameter's first gradient, for torch's SGD on a GPU."""
 
 from typing import Any
 
@@ -7,10 +7,10 @@ from torch.optim import Optimizer
 
 
 def begin_momenta(optimizer: Optimizer, *_: Any) -> None:
-    """A hook before each step of torch's fused SGD, which cannot begin one weight's momentum later than another's.
+    """A hook before each step of torch's fused SGD, which cannot start one parameter's momentum later than another's.
 
-    It raises a TypeError there, and the norms of the adversarial branch have no gradient before the first step that
-    trains on altered images. A momentum that begins at 0 is the same as one that begins with the gradient.
+    It raises a TypeError in that case, and the norms of the adversarial branch have no gradient before the first step
+    that trains on altered images. Starting the momentum at 0 is equivalent to starting it with the gradient.
 
     >>> weight, later = (torch.nn.Parameter(torch.ones(1)) for _ in range(2))
     >>> optimizer = torch.optim.SGD([weight, later], lr=0.1, momentum=0.9, fused=True)
@@ -23,7 +23,7 @@ def begin_momenta(optimizer: Optimizer, *_: Any) -> None:
     [0.71, 0.9]
     """
     for group in optimizer.param_groups:
-        # With dampening it is not, as torch does not dampen the first gradient.
+        # Not with dampening, as torch does not dampen the first gradient.
         for parameter in group["params"] if group["momentum"] and not group["dampening"] else ():
             if parameter.grad is not None and "momentum_buffer" not in optimizer.state[parameter]:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

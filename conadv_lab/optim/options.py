@@ -1,4 +1,4 @@
-"""The config's section of optimiser and learning rate, and both by their names. Nothing here imports torch."""
+"""The config's section for optimiser and learning rate, and both by name. Nothing here imports torch."""
 
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -19,10 +19,10 @@ from conadv_lab.registry import Entry, described
 
 @dataclass(frozen=True)
 class Rule(Entry):
-    """An optimiser by its name; its function makes a torch optimiser of a section and parameter groups.
+    """A named optimiser; its function makes a torch optimiser from a section and parameter groups.
 
     Attributes:
-        states: values that it keeps for each weight.
+        states: number of state values per parameter.
     """
 
     states: int = 1
@@ -40,15 +40,15 @@ OPTIMIZERS = {
         states=2,
     ),
 }
-"""Every optimiser by its name; a new one is a file with its function, and a line here."""
+"""Every optimiser by name; a new one is a file with its function and a line here."""
 
 
 @dataclass(frozen=True)
 class Rates(Entry):
-    """A schedule by its name.
+    """A named schedule.
 
     Attributes:
-        ceiling: ``lr`` where the config names none, of a schedule that has no use for base_lr and a warm-up.
+        ceiling: default ``lr`` of a schedule that uses neither base_lr nor a warm-up.
     """
 
     ceiling: float | None = None
@@ -57,22 +57,22 @@ class Rates(Entry):
 _DECAY = "conadv_lab.optim.schedule:build_decay"
 SCHEDULES = {
     "cosine": Rates("falls to end_lr along half a cosine", _DECAY),
-    "polynomial": Rates("falls to end_lr, as a power of what is left of the run", _DECAY),
+    "polynomial": Rates("falls to end_lr, as a power of the remaining fraction of the run", _DECAY),
     "step": Rates("falls by decay_factor at each of milestone_epochs", _DECAY),
     "constant": Rates("stays", _DECAY),
     "autowu": Rates(
-        "AutoWU (Kim et al. 2021): grows from first_lr towards lr until the loss has turned, goes back to where it was "
-        "lowest, and falls to end_lr; without warm-up",
+        "AutoWU (Kim et al. 2021): grows from first_lr towards lr until the loss turns, returns to its value where "
+        "the loss was lowest, and falls to end_lr; without warm-up",
         "conadv_lab.optim.autowu:build_autowu",
         ceiling=1.0,
     ),
 }
-"""Learning rates after the warm-up by their names; a new one is a function here, that makes of a section and a `Length`
-what gives a step, counted from 0, its learning rate."""
+"""Schedules after the warm-up by name; a new one is a function listed here that makes, from a section and a `Length`,
+a function from a step, counted from 0, to its learning rate."""
 
 
 class Length(Protocol):
-    """How long a run is, and what it draws by: a stream."""
+    """The length and seed of a run, as of a stream."""
 
     steps: int
     seed: int
@@ -85,33 +85,33 @@ class Optimization:
     """Optimiser and learning-rate schedule."""
 
     optimizer: str = "sgd"
-    """One of those above."""
+    """One of the names above."""
     lr: float | None = None
     """Peak learning rate, after scaling; None: base_lr scaled by lr_rule from base_batch, or autowu's own 1."""
     base_lr: float = 0.1
     """Learning rate at base_batch."""
     base_batch: int = 256
-    """Global batch that base_lr is meant for."""
+    """Global batch that base_lr was tuned for."""
     lr_rule: Literal["none", "linear", "sqrt"] = "none"
-    """How the learning rate grows with the global batch."""
+    """How the learning rate scales with the global batch."""
     momentum: float = 0.9
     """Momentum of sgd and lars."""
     nesterov: bool = False
     """Nesterov momentum (sgd)."""
     weight_decay: float = 5e-4
-    """L2 decay, off batch norm and biases."""
+    """L2 decay, not applied to batch norm and biases."""
     bias_lr_factor: float = 1.0
-    """Learning rate of batch norm's biases, as a multiple of everything else's."""
+    """Learning rate of batch norm's biases, relative to all other parameters."""
     trust_coefficient: float = 0.001
-    """η of lars."""
+    """Trust coefficient η of lars."""
     lars_variant: Literal["A", "B", "C"] = "B"
-    """Which public definition of lars."""
+    """Which published definition of lars to use."""
     schedule: str = "cosine"
-    """One of those above: the learning rate after the warm-up."""
+    """One of the names above: the learning rate after the warm-up."""
     warmup_epochs: float = 0.0
     """Epochs of linear warm-up."""
     warmup_steps: int | None = None
-    """Steps of linear warm-up, in place of warmup_epochs."""
+    """Steps of linear warm-up, instead of warmup_epochs."""
     end_lr: float = 0.0
     """Learning rate at the end of cosine and polynomial decay, and of autowu."""
     power: float = 2.0
@@ -121,16 +121,16 @@ class Optimization:
     decay_factor: float = 0.1
     """Factor of step decay."""
     first_lr: float = 1e-5
-    """Learning rate that autowu begins with."""
+    """Initial learning rate of autowu."""
     cooldown: float = 0.2
-    """Share of all steps, at the end, over which autowu's learning rate falls; 1: from where its growth ends."""
+    """Fraction of all steps, at the end, over which autowu's learning rate falls; 1: as soon as its growth ends."""
     adaptive_clipping: float = 0.0
-    """Longest gradient of a unit, as a multiple of its weight's length (Brock et al. 2021: 0.01); 0: not clipped."""
+    """Adaptive clipping: largest gradient norm of a unit relative to its weight's (Brock et al. 2021: 0.01); 0: off."""
     label_smoothing: float = 0.0
-    """Label smoothing of the training criterion, which the attack uses too."""
+    """Label smoothing of the training criterion, also used by the attack."""
 
     def check(self) -> None:
-        """Raise ``ValueError`` at the first value or combination that cannot work."""
+        """Raise ``ValueError`` at the first invalid value or combination."""
         if self.optimizer not in OPTIMIZERS:
             raise unknown("optimizer", self.optimizer, OPTIMIZERS)
         if self.schedule not in SCHEDULES:

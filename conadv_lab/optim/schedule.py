@@ -1,4 +1,4 @@
-"""Learning rates as pure functions of the step: a resumed run needs no state to go on."""
+"""Learning rates as pure functions of the step: resuming needs no state."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _DECAYS = ("constant", "cosine", "polynomial", "step")
 
 
 def scaled_lr(lr: float, batch: int, base_batch: int, rule: str = "linear") -> float:
-    """The learning rate for ``batch``, given one that suits ``base_batch``.
+    """The learning rate for ``batch``, given one tuned for ``base_batch``.
 
     Args:
         lr: learning rate at the base batch.
@@ -50,7 +50,7 @@ class Schedule:
         polynomial   end + (lr − end) (1 − x)^power            MLPerf's ResNet-50 with power 2
         step         lr · factor^(milestones reached)          He et al. 2016
 
-    From step ``steps`` on the last value holds.
+    After step ``steps`` the last value stays.
 
     Args:
         lr: the highest learning rate, after scaling with the batch, at least 0.
@@ -63,7 +63,7 @@ class Schedule:
         factor: of step decay, in (0, 1].
 
     Raises:
-        ValueError: a value outside its range, milestones that do not rise, or an unknown decay.
+        ValueError: a value outside its range, milestones that do not increase, or an unknown decay.
 
     >>> schedule = Schedule(lr=0.4, steps=8, warmup=4)
     >>> [round(schedule(step), 3) for step in range(9)]
@@ -89,7 +89,7 @@ class Schedule:
         require(0 <= self.end <= self.lr, "end", self.end, f"0 to lr, which is {self.lr!r}")
         require(self.power > 0, "power", self.power, "a number above 0")
         rising = list(self.milestones) == sorted(set(self.milestones))
-        require(rising, "milestones", self.milestones, "steps in rising order")
+        require(rising, "milestones", self.milestones, "steps in increasing order")
         require(0 < self.factor <= 1, "factor", self.factor, "a number in (0, 1]")
 
     def __call__(self, step: int) -> float:
@@ -108,7 +108,7 @@ class Schedule:
 
 
 def build_decay(section: Optimization, length: Length) -> Schedule:
-    """As a config's section asks for.
+    """Build it from a config's section.
 
     Raises:
         ValueError: a warm-up longer than the run.

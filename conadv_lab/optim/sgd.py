@@ -1,4 +1,4 @@
-"""torch's own SGD, as a config's section asks for."""
+"""torch's SGD, built from a config's section."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from conadv_lab.optim.options import Optimization
 
 
 def build_sgd(section: Optimization, groups: list[dict[str, Any]]) -> torch.optim.SGD:
-    """Fused where all parameters are on a GPU."""
+    """Fused if all parameters are on a GPU."""
     assert section.lr is not None, "the config is not resolved"
     plain = [{k: v for k, v in group.items() if k != "adapt"} for group in groups]
     fused = all_on_gpu(groups)

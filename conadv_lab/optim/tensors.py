@@ -1,7 +1,7 @@
-"""What LARS and LAMB share: lists of like tensors, their norms, and cuts that fit a core's cache.
+"""What LARS and LAMB share: lists of similar tensors, their norms, and blocks that fit a core's cache.
 
-Of DTensors, as `torch.distributed.fsdp.fully_shard` makes them, each rank updates its own shard; norms are those of the
-whole tensors, the sums over shards.
+With DTensors, as from `torch.distributed.fsdp.fully_shard`, each rank updates its own shard; norms are those of the
+whole tensors, summed over shards.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ _BLOCK = 1 << 17
 
 
 def with_gradients(params: Iterable[Tensor]) -> list[tuple[list[Tensor], list[Tensor]]]:
-    """(parameters, gradients) of those that have one, in lists of one device, dtype and kind of sharding each."""
+    """(parameters, gradients) of those with a gradient, in lists with the same device, dtype and sharding."""
     lists: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}
     for param in params:
         if param.grad is None:
@@ -35,19 +35,19 @@ def with_gradients(params: Iterable[Tensor]) -> list[tuple[list[Tensor], list[Te
 
 
 def shards(tensors: list[Tensor]) -> list[Tensor]:
-    """What this rank holds of tensors of one kind, to be changed in place: themselves, or its parts of DTensors."""
+    """This rank's part of tensors of one kind, to be changed in place: themselves, or local shards of DTensors."""
     if _sharding(tensors[0]) is None:
         return tensors
     return [tensor.to_local() for tensor in tensors]  # type: ignore[attr-defined]
 
 
 def _sharding(param: Any) -> Any:
-    """(mesh, placements) of a DTensor; None of an ordinary tensor. Not by its type, whose import takes long."""
+    """(mesh, placements) of a DTensor; None for an ordinary tensor. Avoids its slow import."""
     return (param.device_mesh, param.placements) if hasattr(type(param), "placements") else None
 
 
 def norms(tensors: list[Tensor], params: list[Tensor]) -> Tensor:
-    """Euclidean norms of n tensors: (n,), in float32 at least; of shards those of the wholes, as of ``params``."""
+    """Euclidean norms of n tensors: (n,), at least float32; for shards those of the whole ``params``."""
     own, sharding = _norms(tensors), _sharding(params[0])
     if sharding is None:
         return own
@@ -62,7 +62,7 @@ def norms(tensors: list[Tensor], params: list[Tensor]) -> Tensor:
 def _norms(tensors: list[Tensor]) -> Tensor:
     dtype = torch.promote_types(tensors[0].dtype, torch.float32)
     if tensors[0].device.type == "cpu":
-        # There a norm of everything runs on one thread; a norm for each row runs on all.
+        # On a CPU a full norm runs on one thread, but row-wise norms run on all.
         tensors = [
             torch.linalg.vector_norm(tensor, dim=tuple(range(1, tensor.ndim)), dtype=dtype)
             if tensor.ndim > 1
@@ -73,7 +73,7 @@ def _norms(tensors: list[Tensor]) -> Tensor:
 
 
 def add_scaled_(tensors: Any, others: Any, factor: float | Tensor) -> None:
-    """Add ``factor`` times the others, a number or a 0-d tensor on the device."""
+    """Add ``factor``, a number or a 0-d tensor on the device, times the others."""
     if isinstance(factor, Tensor):
         torch._foreach_add_(tensors, torch._foreach_mul(others, factor.to(others[0].dtype)))
     else:
@@ -81,12 +81,12 @@ def add_scaled_(tensors: Any, others: Any, factor: float | Tensor) -> None:
 
 
 def blocks(factors: Sequence[Tensor], *lists: Sequence[Tensor]) -> Iterator[list[Sequence[Tensor]]]:
-    """Cut equally shaped tensors alike, so that what one cut holds fits the cache: yields [factors, *lists].
+    """Split equally shaped tensors in the same way into blocks that fit the cache: yields [factors, *lists].
 
-    On a CPU an operation over all parameters streams them through memory; several operations over one block
-    read it once. A cut runs along the first dimension, which is a view in any memory format, and takes its
-    tensor's 0-d factor along. On other devices one cut holds everything, so that a launch serves all; in the
-    product with the factors alone, which have other shapes, torch makes one a tensor.
+    On a CPU an operation over all parameters streams them through memory; several operations over one block read it
+    once. Blocks split the first dimension, which gives views in any memory format, and keep their tensor's 0-d factor.
+    On other devices one block has everything, so that one launch serves all; only for the product with the factors,
+    whose shapes differ, torch launches once per tensor.
     """
     if lists[0][0].device.type != "cpu":
         yield [factors, *lists]
@@ -99,24 +99,24 @@ def blocks(factors: Sequence[Tensor], *lists: Sequence[Tensor]) -> Iterator[list
 
 
 def require_ordinary(optimizer: Optimizer, group: Mapping[str, Any]) -> None:
-    """Raise ``ValueError`` for parameters that have no norm as they are: complex ones, and pieces of a flat one."""
+    """Raise ``ValueError`` for parameters without a usable norm: complex ones, and pieces of a flat one."""
     who = type(optimizer).__name__
     names = group.get("param_names") or range(len(group["params"]))
     for name, param in zip(names, group["params"], strict=True):
         if param.is_complex():
             raise ValueError(
-                f"parameter {name!r} of {who} is {param.dtype}; allowed: real numbers, such as torch.view_as_real "
-                "makes of a complex weight, or torch.optim.SGD for complex ones"
+                f"parameter {name!r} of {who} is {param.dtype}; allowed: real parameters, such as torch.view_as_real "
+                "of a complex one, or torch.optim.SGD for complex ones"
             )
         if getattr(param, "_fsdp_flattened", False):
             raise ValueError(
-                f"parameter {name!r} of {who} is a piece of FullyShardedDataParallel's flat parameter, which does not "
-                "tell its norm; allowed: torch.distributed.fsdp.fully_shard"
+                f"parameter {name!r} of {who} is a piece of FullyShardedDataParallel's flat parameter, which has no "
+                "per-tensor norm; allowed: torch.distributed.fsdp.fully_shard"
             )
 
 
 def require_fit(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
-    """Raise ``ValueError`` unless a state dict has the shapes of the optimizer's parameters, which torch never asks."""
+    """Raise ``ValueError`` unless a state dict matches the shapes of the parameters, which torch does not check."""
     who = type(optimizer).__name__
     own = [group["params"] for group in optimizer.param_groups]
     saved = [group["params"] for group in state["param_groups"]]

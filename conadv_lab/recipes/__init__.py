@@ -1,4 +1,4 @@
-"""Recipes: Python functions that return a config. The docstring gives the command, the measured result, the time."""
+"""Recipes: functions that return a config. The docstring gives the command, the measured result and the time."""
 
 from collections.abc import Callable
 
@@ -14,10 +14,10 @@ RECIPES: dict[str, Recipe] = {**digits.RECIPES, **cifar.RECIPES, **imagenet.RECI
 
 
 def find(name: str) -> Recipe:
-    """A recipe by its name, or a user's own by ``path/to/file.py:function``.
+    """A recipe by name, or a user's by ``path/to/file.py:function``.
 
     Raises:
-        ValueError: an unknown name, or a function that returns no config.
+        ValueError: an unknown name, or a function that does not return a config.
     """
     if not is_file_reference(name):
         if name not in RECIPES:
@@ -25,5 +25,7 @@ def find(name: str) -> Recipe:
         return RECIPES[name]
     config = references.made(name, returns="a Config")
     if not isinstance(config, Config):
-        raise ValueError(f"{name} is no recipe; allowed: a function of no arguments that returns a Config")
+        raise ValueError(
+            f"{name} is not a recipe; allowed: a function without arguments that returns a Config"
+        )
     return references.load(name)

@@ -1,8 +1,8 @@
 """CIFAR-10 with residual networks and with fast shallow ones.
 
-Archives are looked for in ``--data-dir`` and fetched with ``--download``. Results are test accuracies on CIFAR-10
-(JPEG), whose images were encoded as JPEG once, which costs about four points; on the official images nothing was
-measured. docs/gpu.md has the GPU's figures with their commands.
+Archives are read from ``--data-dir``, or downloaded with ``--download``. Results are test accuracies on CIFAR-10
+(JPEG), whose images were once encoded as JPEG, which costs about four points; nothing was measured on the official
+images. docs/gpu.md has the GPU results with their commands.
 """
 
 from conadv_lab.config import Config, Data, Method, Model, Optimization, Training
@@ -77,10 +77,10 @@ def resnet20_cpu() -> Config:
 
 
 def fast() -> Config:
-    """CIFAR-10, a shallow network in the manner of airbench94, batch 1,024, 12 epochs: seconds on one GPU.
+    """CIFAR-10, a shallow network modelled on airbench94, batch 1,024, 12 epochs: seconds on one GPU.
 
     Command: python -m conadv_lab.train cifar10-fast --data-dir DIR
-    Result: 89.59 ± 0.08 %, mean and standard deviation of three seeds; airbench94 in turn with it 89.82 ± 0.27 %.
+    Result: 89.59 ± 0.08 %, mean and standard deviation of three seeds; airbench94, run alternately, 89.82 ± 0.27 %.
     Time: 5.2 s on one NVIDIA H100, 4.1 s of it training; airbench94 2.5 s and 2.3 s.
     """
     return Config(
@@ -123,11 +123,11 @@ def fast_8k() -> Config:
 
 
 def fast_cpu() -> Config:
-    """CIFAR-10, the same in small, batch 512, 10 epochs: minutes on two CPU cores.
+    """CIFAR-10, a smaller version of cifar10-fast, batch 512, 10 epochs: minutes on two CPU cores.
 
     Command: python -m conadv_lab.train cifar10-fast-cpu --data-dir DIR
     Result: 84.15 ± 0.23 %, mean and standard deviation of three seeds. Time: 5 minutes (4.9 to 6.4) on two shared
-    cores of an AMD EPYC. Where the CPU has bfloat16 arithmetic (AVX-512 BF16, AMX), `--precision bfloat16` is faster.
+    cores of an AMD EPYC. On CPUs with bfloat16 arithmetic (AVX-512 BF16, AMX), `--precision bfloat16` is faster.
     """
     return fast().replace(
         model="fast-cnn-small",
@@ -142,7 +142,7 @@ def fast_cpu() -> Config:
 
 
 def _large(batch: int) -> Config:
-    """LARS with square-root scaling, as the NUS recipe scales ImageNet; its values are ours, not tuned."""
+    """LARS with square-root scaling, as in NUS-HPC-AI's ImageNet recipe; the values are ours, not tuned."""
     return resnet18_128().replace(
         optimizer="lars",
         lars_variant="C",

@@ -1,6 +1,6 @@
-"""scikit-learn's digits: 898 training images of 8x8 pixels, embedded, small enough for one core.
+"""scikit-learn's digits: 898 training images of 8x8 pixels, bundled with scikit-learn, small enough for one core.
 
-Results are test accuracies of seed 0 alone; times are of whole commands on one core of a shared Intel Xeon.
+Results are test accuracies of seed 0 only; times are of whole commands on one core of a shared Intel Xeon.
 """
 
 from conadv_lab.config import Config, Data, Method, Model, Optimization, Training
@@ -40,7 +40,7 @@ def disadv() -> Config:
 
 
 def recycled() -> Config:
-    """Digits with recycled ConAdv, the attack taken from the step before, at batch 256.
+    """Digits with recycled ConAdv, which reuses the previous step's input gradient, at batch 256.
 
     Command: python -m conadv_lab.train digits-recycled
     Result: 99.22 %. Time: 14 s.
@@ -49,7 +49,7 @@ def recycled() -> Config:
 
 
 def recycled_equal() -> Config:
-    """Digits with recycled ConAdv at a vanilla step's price: of 256 images half are new, half recycled.
+    """Digits with recycled ConAdv at the cost of a vanilla step: half of 256 images are new, half recycled.
 
     Command: python -m conadv_lab.train digits-recycled-equal
     Result: 99.33 %. Time: 20 s.

@@ -6,14 +6,14 @@ controls), ``--policy autoaugment`` or ``randaugment``, ``--mixup 0.2``, ``--era
 folders or the official archives.
 
 Settings of the large batches are the LARS recipe of NUS-HPC-AI (variant C, trust ratio at most 50): learning rate
-4 √(B/512), weight decay 1e-4 off batch norm and biases, η 0.001, momentum 0.9, its warm-ups up to 32K. Beyond 32K
-nothing was published with them: learning rate and warm-up are extrapolated by us and not tuned. Label smoothing 0.1 is
-that of MLPerf's recipes, the span of batch norm (the micro-batch) too; cosine decay is the set-up quoted of ConAdv.
+4 √(B/512), weight decay 1e-4 except for batch norm and biases, η 0.001, momentum 0.9, its warm-ups up to 32K. Nothing
+was published with them beyond 32K: there learning rate and warm-up are our untuned extrapolations. Label smoothing 0.1
+and the micro-batch, batch norm's ghost batch, are from MLPerf's recipes; cosine decay is the set-up quoted for ConAdv.
 ε and attack step are our defaults (1/255), as the paper's are unknown.
 
-Accuracies are published figures, not ours: "quoted" is ConAdv's LARS baseline as the VRGD paper quotes it (arXiv
-2309.13681, table 2), whose settings are unknown. Times are what ``--plan`` predicts of the command (`conadv_lab.plan`):
-the simulator's, fitted to MLPerf's results on H100s; beyond 400 images a device they are extrapolated.
+Accuracies are published results, not ours: "quoted" is ConAdv's LARS baseline as quoted by the VRGD paper (arXiv
+2309.13681, table 2), with unknown settings. Times are predicted by ``--plan`` (`conadv_lab.plan`) for the command, with
+the simulator fitted to MLPerf's results on H100s; beyond 400 images per device they are extrapolated.
 """
 
 from conadv_lab.config import Config, Data, Method, Model, Optimization, Training
@@ -72,7 +72,7 @@ def resnet50_64k() -> Config:
 
 
 def resnet50_96k() -> Config:
-    """ImageNet, ResNet-50, batch 98,304 with LARS, settings extrapolated: 13 steps an epoch.
+    """ImageNet, ResNet-50, batch 98,304 with LARS, settings extrapolated: 13 steps per epoch.
 
     Command: python -m conadv_lab.train imagenet-resnet50-96k --data-dir DIR --method conadv --policy autoaugment
     Result: not yet measured. Published: LARS 74.3 %, quoted; ConAdv 75.3 %, with augmentation 76.2 % (the paper's
@@ -85,14 +85,14 @@ def resnet50_96k() -> Config:
 def advprop() -> Config:
     """ImageNet, ResNet-50, batch 256 with AdvProp's one-step attack towards random classes.
 
-    The settings are those of a public port that AdvProp's author advised
+    The settings are from a public port that AdvProp's author advised
     (tingxueronghua/pytorch-classification-advprop): SGD at learning rate 0.1, divided by 10 after 30, 60, 90 and 100 of
     105 epochs, ε and step of 1/255, the mean of clean and adversarial loss. Weight decay 1e-4 and no label smoothing
-    are the defaults of fast AdvProp's repository. Fast AdvProp, at about vanilla's price for all its images, is
+    are the defaults of fast AdvProp's repository. Fast AdvProp, at about the cost of vanilla on all its images, is
     ``--method fast-advprop --epochs 87.5 --milestone-epochs 25 50 75 83``.
 
     Command: python -m conadv_lab.train imagenet-advprop --data-dir DIR
-    Result: not yet measured. Published: 77.42 % beside 76.67 % of standard training (that port).
+    Result: not yet measured. Published: 77.42 %, against 76.67 % for standard training (that port).
     Time: not yet measured. Predicted on 8 / 64 / 256 H100s: 169.4 / 81.8 / 73.5 minutes.
     """
     return _recipe(256, warmup_epochs=0, micro_batch=32).replace(

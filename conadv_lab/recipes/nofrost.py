@@ -1,10 +1,10 @@
 """NoFrost: adversarial training of a network without batch norm (Wang et al., ICML 2022, arXiv 2207.01156).
 
-"Removing Batch Normalization Boosts Adversarial Training", settings and figures from the authors' repository and the
-paper's abstract. The loss is ½ clean + ½ adversarial, label smoothing 0.1, and there is neither a warm-up nor clipping.
+"Removing Batch Normalization Boosts Adversarial Training"; settings and results from the authors' repository and the
+paper's abstract. The loss is ½ clean + ½ adversarial, label smoothing 0.1, without warm-up or clipping.
 
-Not theirs: their dropout 0.25 and drop-path 0.1 are left out, as nothing in a run may depend on an order of random
-draws; gains and biases are not decayed; the cosine falls in each step, not in each epoch.
+Differences: we leave out their dropout 0.25 and drop-path 0.1, as nothing in a run may depend on the order of random
+numbers; gains and biases are not decayed; the cosine falls at each step instead of each epoch.
 """
 
 from conadv_lab.config import Config, Data, Method, Model, Optimization, Training
@@ -18,7 +18,7 @@ def nofrost() -> Config:
 
     Command: python -m conadv_lab.train imagenet-nofrost --data-dir DIR
     Result: not yet measured. Published: 74.06 % clean and 23.56 % under PGD (abstract; 22.45 % in their README); with
-    batch norm 76.06 % standard, and 59.28 % clean and 13.57 % under PGD adversarially trained.
+    batch norm 76.06 % with standard training, and 59.28 % clean, 13.57 % under PGD with adversarial training.
     Time: not yet measured; a step has 12 passes.
     """
     steps_of_an_epoch = round(IMAGENET_IMAGES / BATCH)

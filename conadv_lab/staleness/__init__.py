@@ -1,7 +1,7 @@
-"""What a stale attack costs, and what it buys.
+"""What stale attacks cost, and what they gain.
 
 ``simulate(cluster, recipe, method, devices=…)`` returns a table of step times, staleness and device-hours,
-``study(config, draws)`` one of real training with stale attacks. Names load on first use; nothing of the timeline needs
+``study(config, draws)`` one of real training with stale attacks. Names load on first use; the timeline does not need
 torch.
 """
 

@@ -9,14 +9,14 @@ from conadv_lab.pipes import outlive_readers
 
 USAGE = """usage: python -m conadv_lab.staleness VERB ...
 
-  timeline   step time, utilisation, effective staleness and price of a recipe on a cluster, as a table
-  fit        the constants of the H100 and A100 clusters, fitted on MLPerf's step times, and their residuals
+  timeline   step time, utilisation, effective staleness and cost of a recipe on a cluster, as a table
+  fit        constants of the H100 and A100 clusters, fitted to MLPerf's step times, and their residuals
   report     a page: what-if table, charts of the steps, step time and speed-up, the fit
-  clusters   the built-in clusters, one a line
+  clusters   the built-in clusters, one per line
   dynamics   real training with stale perturbations
-  theory     the bound on the quadratic problem, beside what is measured
+  theory     the bound on the quadratic problem, compared with measurements
 
-VERB --help lists the options of a verb; without a verb, options are those of timeline. Exit status: 0 success,
+VERB --help lists the options of a verb; the default verb is timeline. Exit status: 0 success,
 2 invalid arguments, 1 failure.
 """
 VERBS = {
@@ -27,7 +27,7 @@ VERBS = {
     "dynamics": "dynamics.command",
     "theory": "theory.command",
 }
-"""The module of each verb; one that holds several has a function of each verb's name, the others ``main``."""
+"""Each verb's module; a module with several verbs has a function per verb, the others have ``main``."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

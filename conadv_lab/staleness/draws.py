@@ -1,4 +1,4 @@
-"""The staleness τ of every step and worker as one integer array: constant, drawn, or read from a trace."""
+"""The staleness τ of every step and worker as one integer array: constant, random, or read from a trace."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +16,11 @@ KINDS = ("constant", "geometric", "poisson", "per-worker", "trace")
 
 @dataclass(frozen=True)
 class Draw:
-    """Where τ comes from.
+    """The source of τ.
 
     Args:
         kind: ``"constant"`` · ``"geometric"``, P(τ = k) = p(1 − p)^k with mean (1 − p)/p · ``"poisson"`` ·
-            ``"per-worker"``, each worker its own constant · ``"trace"``, what a timeline gave.
+            ``"per-worker"``, a constant per worker · ``"trace"``, output of a timeline.
         tau: the constant, or the mean of the distribution.
         workers: how many workers share a global batch, each with its own τ.
         of_workers: per-worker only: each worker's τ.
@@ -45,7 +45,7 @@ class Draw:
         require(self.workers >= 1, "workers", self.workers, "a whole number of at least 1")
         if self.kind == "per-worker":
             fine = bool(self.of_workers) and all(_whole(tau) for tau in self.of_workers)
-            require(fine, "the workers' taus", self.of_workers, "whole numbers of at least 0, one a worker")
+            require(fine, "the workers' taus", self.of_workers, "whole numbers of at least 0, one per worker")
         elif self.kind == "trace":
             object.__setattr__(self, "trace", checked(self.trace))
         elif self.kind == "constant":
@@ -55,23 +55,23 @@ class Draw:
 
     @property
     def columns(self) -> int:
-        """How many workers the array has."""
+        """Number of workers in the array."""
         if self.kind == "trace":
             return self.trace.shape[1]
         return len(self.of_workers) if self.kind == "per-worker" else self.workers
 
     @property
     def mean(self) -> float:
-        """The mean τ that is asked for; at step t no τ above t has an effect."""
+        """The requested mean τ; at step t the effective τ is at most t."""
         if self.kind == "trace":
             return float(self.trace.mean())
         return float(np.mean(self.of_workers)) if self.kind == "per-worker" else float(self.tau)
 
     def array(self, steps: int, seed: int) -> Taus:
-        """(steps, workers) of τ, the same for the same seed; a longer trace is cut.
+        """(steps, workers) of τ, reproducible from the seed; a longer trace is truncated.
 
         Raises:
-            ValueError: a trace of fewer steps.
+            ValueError: the trace has fewer steps.
         """
         shape = (steps, self.columns)
         generator = np.random.default_rng(derived_seed(seed, "staleness", self.kind))
@@ -89,7 +89,7 @@ class Draw:
 
 
 def checked(taus: Any) -> Taus:
-    """(steps, workers) int64 of an array of τ; (steps,) is one worker.
+    """An array of τ as (steps, workers) int64; (steps,) means one worker.
 
     Raises:
         ValueError: gaps (NaN), negative numbers, fractions, or another shape.
@@ -102,13 +102,11 @@ def checked(taus: Any) -> Taus:
         values = np.asarray(taus, dtype=np.float64)
     except (TypeError, ValueError):
         raise ValueError(
-            "the trace is no array of numbers; allowed: (steps, workers) of whole numbers"
+            "the trace is not an array of numbers; allowed: (steps, workers) of whole numbers"
         ) from None
     values = values[:, None] if values.ndim == 1 else values
     if values.ndim != 2 or 0 in values.shape:
-        raise ValueError(
-            f"the trace has the shape {values.shape}; allowed: (steps, workers), neither of them 0"
-        )
+        raise ValueError(f"the trace has shape {values.shape}; allowed: (steps, workers), neither of them 0")
     allowed = "whole numbers of at least 0, without gaps"
     for wrong, told in (
         (~np.isfinite(values), "no number"),
@@ -123,16 +121,16 @@ def checked(taus: Any) -> Taus:
 
 
 def read_trace(path: str | Path) -> Taus:
-    """A trace from a file: ``.npy`` of (steps, workers), or ``.csv`` with a line a step and a column a worker.
+    """A trace from a file: ``.npy`` of (steps, workers), or ``.csv`` with one line per step and one column per worker.
 
-    The first line of a CSV may name the columns; a column named ``step`` must count the lines from 0.
+    The first line of a CSV may name the columns; a column ``step`` must number the lines from 0.
 
     Raises:
-        ValueError: no such file, a file of another kind, gaps, negative numbers, fractions.
+        ValueError: no such file, an unsupported format, gaps, negative numbers, fractions.
     """
     place = Path(path)
     if not place.is_file():
-        raise ValueError(f"{place} is no file; allowed: a trace as .csv or .npy")
+        raise ValueError(f"{place} is not a file; allowed: a trace as .csv or .npy")
     if place.suffix == ".npy":
         try:
             return checked(np.load(place, allow_pickle=False))
@@ -147,7 +145,7 @@ def read_trace(path: str | Path) -> Taus:
 
 
 def _columns(lines: list[str]) -> list[list[float]]:
-    """The workers' columns of a CSV's lines; whatever is no number is a gap."""
+    """The workers' columns of a CSV; anything that is not a number is a gap."""
     rows = [[cell.strip() for cell in line.split(",")] for line in lines]
     names = rows.pop(0) if rows and not any(_is_number(cell) for cell in rows[0]) else []
     for number, row in enumerate(rows):

@@ -164,7 +164,7 @@ def test_a_method_that_is_not_known_runs_as_it_is_with_one_line():
     training = Training("vanilla", captured=True)
     training.program.method, training.program.required, training.program.told = Own(), False, said.append
     training.take(*range(5))
-    assert said == ["steps are not captured: what Own runs in a step is not known: see Method.kind"]
+    assert said == ["steps are not captured: Own does not say which operators a step runs: see Method.kind"]
 
 
 @pytest.mark.parametrize(

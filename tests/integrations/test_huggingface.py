@@ -163,5 +163,5 @@ def test_a_checkpoint_of_another_trainer_is_refused(tmp_path):
     trainer = trainer_of("conadv", tmp_path, 1)
     trainer.train()
     (tmp_path / "checkpoint-1" / STATE).unlink()
-    with pytest.raises(ValueError, match="so it was not saved by a trainer with TrainerMethod"):
+    with pytest.raises(ValueError, match="allowed: a checkpoint saved by a trainer with TrainerMethod"):
         trainer_of("conadv", tmp_path, 2).train(resume_from_checkpoint=True)

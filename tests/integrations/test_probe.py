@@ -49,7 +49,7 @@ def test_its_price_is_bounded_and_what_is_left_out_is_told():
     clock, model = Clock(), small_cnn()
     probe = probe_taking(5.0, 0.1, clock)
     with pytest.warns(
-        UserWarning, match="a sharpness measurement is left out, as they took 5 s of 19 s of"
+        UserWarning, match="skipping a sharpness measurement: they took 5 s of 19 s of"
     ) as told:
         measured = [step for step in range(1, 401) if "sharpness_trace" in after(probe, model, step, clock)]
     assert len([one for one in told if "left out" in str(one.message)]) == 1

@@ -237,7 +237,7 @@ def test_a_norm_that_does_more_than_norm_is_refused():
         def forward(self, x):
             return super().forward(x).relu()
 
-    with pytest.raises(ValueError, match="a NormAndActivation, a batch norm with a forward of its own"):
+    with pytest.raises(ValueError, match="a NormAndActivation, a batch norm with its own forward method"):
         mixture_batch_norm(nn.Sequential(nn.Conv2d(1, 2, 3), NormAndActivation(2)))
 
 
@@ -257,7 +257,7 @@ def test_parts_that_were_converted_apart_are_refused_and_mended_by_converting_th
     first, second = (nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2)) for _ in range(2))
     model = nn.Sequential(mixture_batch_norm(first), mixture_batch_norm(second))
     for context in (branch_of(model, "adversarial"), one_update(model)):
-        with pytest.raises(ValueError, match=r"converted apart, so that '1\.1' does not switch"), context:
+        with pytest.raises(ValueError, match=r"converted separately, so '1\.1' does not switch"), context:
             pass
     mixture_batch_norm(model)
     with one_update(model), branch_of(model, "adversarial"):

@@ -107,7 +107,7 @@ def test_cooldown_1_falls_from_the_switch_on():
 
 def test_a_loss_that_only_falls_lets_it_grow_for_half_the_run():
     schedule = grown(AutoWU(lr=1.0, steps=60, epoch=7), loss=lambda lr, step: 2.3 - 0.05 * step)
-    assert (schedule.switch, schedule.reason) == (30, "half of all steps are taken")
+    assert (schedule.switch, schedule.reason) == (30, "half of all steps have been taken")
     assert schedule.found == pytest.approx(schedule(29), rel=1e-6)
 
 

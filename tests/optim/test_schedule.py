@@ -55,7 +55,7 @@ def test_warmup_may_fill_the_run_but_not_outlast_it():
         ({"decay": "cosin"}, "unknown decay 'cosin'.*Did you mean 'cosine'"),
         ({"end": 2.0}, "end is 2.0; allowed: 0 to lr, which is 1.0"),
         ({"power": 0.0}, "power is 0.0"),
-        ({"milestones": (5, 3)}, r"milestones is \(5, 3\); allowed: steps in rising order"),
+        ({"milestones": (5, 3)}, r"milestones is \(5, 3\); allowed: steps in increasing order"),
         ({"factor": 1.5}, "factor is 1.5"),
     ],
 )

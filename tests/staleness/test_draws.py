@@ -78,7 +78,7 @@ def test_files_that_are_no_traces(tmp_path):
     (tmp_path / "cut.npy").write_bytes(b"\x93NUMPY")
     np.save(tmp_path / "deep.npy", np.zeros((2, 2, 2)))
     for name, message in (
-        ("trace.txt", "ends in '.txt'; allowed"), ("nowhere.csv", "is no file"), ("cut.npy", "cut.npy"),
+        ("trace.txt", "ends in '.txt'; allowed"), ("nowhere.csv", "is not a file"), ("cut.npy", "cut.npy"),
         ("deep.npy", r"shape \(2, 2, 2\)"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
@@ -93,7 +93,7 @@ MISTAKES = {
     "workers is 0": {"workers": 0},
     r"workers' taus is \(\)": {"kind": "per-worker"},
     r"workers' taus is \(0, -2\)": {"kind": "per-worker", "of_workers": (0, -2)},
-    "no array of numbers": {"kind": "trace", "trace": "soon"},
+    "not an array of numbers": {"kind": "trace", "trace": "soon"},
     r"the shape \(\)": {"kind": "trace"},
 }
 

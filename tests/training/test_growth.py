@@ -33,7 +33,7 @@ def whole(tmp_path_factory):
 
 def test_the_run_tells_what_it_found_and_why(whole):
     result, lines = whole.result(), whole.metrics()
-    assert (result["autowu_switch"], result["autowu_reason"]) == (5, "half of all steps are taken")
+    assert (result["autowu_switch"], result["autowu_reason"]) == (5, "half of all steps have been taken")
     tested = [line for line in lines if "autowu_probability" in line]
     assert [line["step"] for line in tested] == [2, 4]
     assert tested[-1]["autowu_lr"] == result["autowu_lr"]
@@ -48,7 +48,7 @@ def test_a_figure_shows_rates_losses_and_tests(whole, tmp_path):
     axes = growth(frame_of_metrics({"run": whole}), Figure().subplots())
     told = [text.get_text() for text in axes.get_legend().get_texts()]
     assert told == ["learning rate", "test: the loss has turned", "test: not turned", "clean loss"]
-    assert axes.get_title() == "growth ended after step 4: half of all steps are taken"
+    assert axes.get_title() == "growth ended after step 4: half of all steps have been taken"
     plain = frame_of_metrics({"run": whole}).drop(columns="autowu_probability")
     with pytest.raises(ValueError, match="allowed: metrics of a run with --schedule autowu"):
         growth(plain, Figure().subplots())

@@ -1,1 +1,1 @@
-"""What stale attacks do to training: accuracy, sharpness, and how much of the attack is lost."""
+"""Effects of stale attacks on training: accuracy, sharpness, and lost attack strength."""

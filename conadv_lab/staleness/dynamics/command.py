@@ -26,11 +26,11 @@ RECIPE is a recipe's name or path/to/file.py:function; without one, digits-conad
 Exit status: 0 success, 2 invalid arguments, 1 failure.
 """
 PROBE_EVERY = 10
-"""Steps between two comparisons of stale and fresh attacks, where a recipe has none."""
+"""Default number of steps between comparisons of stale and fresh attacks."""
 
 
 def small() -> Config:
-    """Digits, ConAdv at batch 256 for 16 epochs: what the command studies unasked, in under a minute."""
+    """Digits, ConAdv at batch 256 for 16 epochs: the command's default, in under a minute."""
     return digits.conadv().replace(epochs=16, probe_every=4)
 
 
@@ -80,7 +80,7 @@ def _training(name: str, words: list[str]) -> "tuple[pd.DataFrame, Outputs]":
 
 
 def _probed(recipe: Callable[[], Config]) -> Callable[[], Config]:
-    """The recipe, stale and fresh attacks compared every so often: that is what is studied here."""
+    """The recipe, with regular comparisons of stale and fresh attacks."""
 
     def probed() -> Config:
         config = recipe()

@@ -1,6 +1,6 @@
-"""Figures of the dynamics, one function each: the tidy frame and an axis in, the axis out.
+"""Figures of the dynamics, one function each: takes the tidy frame and an axis, returns the axis.
 
-Colours are Okabe and Ito's, which the colour-blind can tell apart; markers differ too, for print.
+Colours are Okabe and Ito's, safe for colour-blind readers; markers differ too, for print.
 """
 
 from typing import TYPE_CHECKING
@@ -31,20 +31,20 @@ AXES = {
     "tau_lr": "τ · learning rate, summed over τ steps",
 }
 AT_RANDOM = {"sign_agreement": 50.0}
-"""What a measure would be if old weights told nothing."""
+"""A measure's chance level: its value if old weights were uninformative."""
 
 
 def figure_of_runs(
     frame: "pd.DataFrame", measure: str, by: str = "tau", *, log: bool = False, ax: "Axes | None" = None
 ) -> "Axes":
-    """One figure of whole runs against τ: means over seeds, standard deviations as bars where there are several.
+    """A metric of whole runs against τ: means over seeds, with standard deviations as error bars if there are several.
 
     Args:
         frame: of `dynamics.study`. measure: such as ``"test_accuracy"``. by: ``"tau"``, ``"effective_tau"`` or
             ``"tau_lr"``. log: logarithmic values.
 
     Raises:
-        ValueError: a measure that the frame has not.
+        ValueError: the frame does not have this measure.
     """
     own = _chosen(frame[frame["phase"] == WHOLE], measure, by)
     axes = _axes(ax, measure, by, log)
@@ -65,22 +65,22 @@ def figure_of_runs(
 def figure_of_probes(
     frame: "pd.DataFrame", measure: str, by: str = "tau", *, log: bool = False, ax: "Axes | None" = None
 ) -> "Axes":
-    """Stale beside fresh attacks against τ, a colour a phase of the schedule.
+    """Stale versus fresh attacks against τ, one colour per phase of the schedule.
 
-    Against ``"tau"`` and ``"effective_tau"`` means, with the standard deviation over probes, workers and seeds as
-    bars; against ``"tau_lr"`` every probe. A percentage has its chance level as a dotted line.
+    Against ``"tau"`` and ``"effective_tau"`` it shows means, with standard deviations over probes, workers and seeds
+    as error bars; against ``"tau_lr"`` every probe. A dotted line shows the chance level of a percentage.
 
     Args:
         frame: of `dynamics.study`. measure: ``"sign_agreement"``, ``"gain_ratio"`` or ``"distance"``.
 
     Raises:
-        ValueError: a measure that the frame has not.
+        ValueError: the frame does not have this measure.
     """
     from matplotlib.ticker import NullFormatter
 
     own = _chosen(frame[frame["phase"] != WHOLE], measure, by)
     axes = _axes(ax, measure, by, log)
-    # Early in a run a τ above the step's number has no effect yet.
+    # Early in a run τ is limited by the step's number.
     own = own[own["effective_tau"] > 0] if by == "tau_lr" else own
     for name in PHASES:
         rows = own[own["phase"] == name]
@@ -104,7 +104,7 @@ def figure_of_probes(
 
 
 def page(frame: "pd.DataFrame", columns: int = 3) -> "Figure":
-    """Accuracy and sharpness, or what the quadratic problem has, then stale beside fresh attacks."""
+    """Accuracy and sharpness, or the quadratic problem's measures, then stale versus fresh attacks."""
     from matplotlib.figure import Figure
 
     measures = set(frame.dropna(subset=["value"])["measure"])

@@ -1,4 +1,4 @@
-"""The tidy frame of the dynamics: what its columns are, and how it is printed."""
+"""The tidy frame of the dynamics: its columns, and how it is printed."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -12,16 +12,16 @@ COLUMNS = (
 )  # fmt: skip
 PHASES = ("warm-up", "early", "late")
 WHOLE = "whole"
-"""Phase of what belongs to a run and not to one of its steps."""
+"""Phase of values of a whole run instead of a step."""
 
 
 def tidy(rows: Iterable[dict[str, Any]]) -> "pd.DataFrame":
-    """A frame with a row a value.
+    """A frame with one row per value.
 
     Columns: ``problem``, ``draw``, ``tau`` (constant or mean), ``workers``, ``seed``, ``lr`` (peak), ``step``,
     ``phase`` (``"warm-up"``, the ``"early"`` or ``"late"`` half after it, or ``"whole"``), ``worker`` (NaN for a
-    run), ``effective_tau`` (what took effect; its mean for a run), ``tau_lr`` (the learning rates of the steps
-    between, summed; its mean for a run), ``measure``, ``value``.
+    run), ``effective_tau`` (for a run its mean), ``tau_lr`` (sum of the learning rates of the steps in between; for a
+    run its mean), ``measure``, ``value``.
     """
     import pandas as pd
 
@@ -29,7 +29,7 @@ def tidy(rows: Iterable[dict[str, Any]]) -> "pd.DataFrame":
 
 
 def print_table(frame: "pd.DataFrame") -> None:
-    """A line a draw, means over seeds; then the comparisons of stale and fresh attacks by phase."""
+    """One line per distribution of τ, with means over seeds; then stale versus fresh attacks by phase."""
     import pandas as pd
 
     keys = ["problem", "draw", "tau", "workers"]
@@ -41,7 +41,7 @@ def print_table(frame: "pd.DataFrame") -> None:
     with pd.option_context("display.width", 160, "display.max_columns", 30, "display.max_rows", 200):
         print(_told(runs))
         if len(probes):
-            print("\nstale beside fresh attacks, means over probes, workers and seeds")
+            print("\nstale versus fresh attacks, means over probes, workers and seeds")
             phases = [*keys[1:3], "phase"]
             compared = probes.pivot_table("value", phases, "measure", sort=False)
             compared.insert(0, "effective_tau", probes.groupby(phases, sort=False)["effective_tau"].mean())

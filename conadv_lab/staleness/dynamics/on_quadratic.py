@@ -1,4 +1,4 @@
-"""Stale attacks on the quadratic problem, in the rows of `study`."""
+"""Stale attacks on the quadratic problem, with the same rows as `study`."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 
 def study(draws: Sequence[Draw], asked: QuadraticOptions) -> "pd.DataFrame":
-    """Simulate every draw of τ with every seed.
+    """Simulate every distribution of τ with every seed.
 
     Returns:
-        The columns of `frame.tidy`. Measures of a probe as there, the input gradient Bᵀθ being the one at the
-        clean image, each a mean over the replicas; measures of a run: ``squared_gradient``, mean of ‖∇F‖² over the
-        last half, ``objective`` and ``top_eigenvalue`` of F at its end.
+        The columns of `frame.tidy`. Measures of a probe as there, with Bᵀθ as the input gradient at the clean image,
+        each a mean over the replicas; measures of a run: ``squared_gradient``, the mean of ‖∇F‖² over the last half,
+        ``objective`` and ``top_eigenvalue`` of F at its end.
 
     Raises:
-        ValueError: a number out of range, a trace too short.
+        ValueError: a number out of range, or a trace that is too short.
     """
     require(0 < asked.lr < float("inf"), "lr", asked.lr, "a number above 0")
     require(asked.probe_every >= 1, "probe_every", asked.probe_every, "a whole number of at least 1")

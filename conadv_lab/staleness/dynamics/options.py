@@ -1,4 +1,4 @@
-"""What ``python -m conadv_lab.staleness dynamics`` can be asked."""
+"""Options of ``python -m conadv_lab.staleness dynamics``."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,21 +14,21 @@ class Options(Outputs):
     """Of this command"""
 
     draw: Literal["constant", "geometric", "poisson", "per-worker"] = "constant"
-    """How τ is drawn; per-worker gives each worker one of --taus for good."""
+    """Distribution of τ; per-worker gives each worker one fixed value of --taus."""
     taus: tuple[float, ...] = (0, 1, 4, 16)
-    """Constants, or means of the distribution, one study each; they replace the recipe's staleness."""
+    """Constant values or means of τ, one study each; they replace the recipe's staleness."""
     trace: Path | None = None
-    """A .csv or .npy file of (steps, workers) of τ, in place of draw, taus and stale-workers."""
+    """A .csv or .npy file with τ as (steps, workers), instead of draw, taus and stale-workers."""
     stale_workers: int = 1
-    """Workers that share a global batch, each with its own τ."""
+    """Number of workers that share a global batch, each with its own τ."""
     seeds: int = 1
     """Runs of each draw: this many seeds from --seed on."""
 
     def draws(self) -> list[Draw]:
-        """The draws that are asked for.
+        """The requested distributions of τ.
 
         Raises:
-            ValueError: a number out of range, a trace that cannot be used.
+            ValueError: a number out of range, or an unusable trace.
         """
         require(self.seeds >= 1, "seeds", self.seeds, "a whole number of at least 1")
         require(len(self.taus) > 0, "taus", self.taus, "at least one")
@@ -40,17 +40,17 @@ class Options(Outputs):
             own = Draw("per-worker", of_workers=tuple(self.taus))
         if self.stale_workers not in (1, own.columns):
             raise ValueError(
-                f"stale-workers is {self.stale_workers}; allowed: {own.columns}, as many as have a τ"
+                f"stale-workers is {self.stale_workers}; allowed: {own.columns}, the number of workers with a τ"
             )
         return [own]
 
 
 @dataclass(frozen=True)
 class RunOptions(Options):
-    """Of this command"""
+    """Staleness, seeds and output files."""
 
     curvature_images: int = 256
-    """Training images that the top eigenvalue is measured on; 0 for none."""
+    """Number of training images for measuring the top eigenvalue; 0: do not measure it."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,14 @@ class QuadraticOptions(Options):
     lr: float = 0.02
     """Step size."""
     steps: int = 1000
-    """Length of a run."""
+    """Steps per run."""
     probe_every: int = 10
-    """Steps between two comparisons of stale and fresh attacks."""
+    """Steps between comparisons of stale and fresh attacks."""
     solver: Literal["exact", "ascent", "sign"] = "exact"
-    """The attack: a maximiser, three ascent steps, or one sign step."""
+    """The attack: exact maximiser, three ascent steps, or one sign step."""
     noise: float = 0.3
     """s, standard deviation of the examples."""
     replicas: int = 64
-    """Runs side by side that a figure is the mean of."""
+    """Number of parallel runs to average over."""
     seed: int = 0
-    """Of the problem, the noise and the draws."""
+    """Seed of the problem, the noise and τ."""

@@ -1,4 +1,4 @@
-"""What is measured between steps: how far old weights are away, and what their attack is still worth."""
+"""Measurements between steps: the distance to old weights, and how effective their attack still is."""
 
 import copy
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from conadv_lab.staleness.dynamics.snapshots import SnapshotConAdv
 def probe(
     method: SnapshotConAdv, model: nn.Module, step: Step, criterion: Criterion, lrs: Sequence[float]
 ) -> list[dict[str, Any]]:
-    """Stale beside fresh attacks on the step's own images, before it is trained on; nothing is changed.
+    """Compare stale and fresh attacks on the step's own images, before training on them; changes nothing.
 
     Args:
         lrs: learning rates of all steps so far.
@@ -26,13 +26,13 @@ def probe(
         For every worker its ``worker``, ``effective_tau``, ``tau_lr`` (sum of the learning rates of the steps
         between), and as values, over its images,
 
-        - ``sign_agreement``: share of pixels in which ∇ₓL(θ_{t−τ}) and ∇ₓL(θ_t), at the clean image, agree in sign;
-        - ``gain_ratio``: [L(x̂_stale) − L(x)] / [L(x̂_fresh) − L(x)] at θ_t, through the branch and statistics that
-          are attacked; NaN where the fresh attack gains nothing;
+        - ``sign_agreement``: fraction of pixels in which ∇ₓL(θ_{t−τ}) and ∇ₓL(θ_t), at the clean image, agree in sign;
+        - ``gain_ratio``: [L(x̂_stale) − L(x)] / [L(x̂_fresh) − L(x)] at θ_t, through the attacked branch and
+          statistics; NaN if the fresh attack gains nothing;
         - ``distance``: ‖θ_t − θ_{t−τ}‖ over all parameters.
     """
     method.remember(model, step.number)
-    now = copy.deepcopy(model).eval()  # so that no mode, statistic or gradient of the run is touched
+    now = copy.deepcopy(model).eval()  # so that the run's modes, statistics and gradients do not change
     batches = list(step.batches())
     rows = []
     for worker in range(method.workers):
@@ -52,7 +52,7 @@ def probe(
 
 
 def phase(number: int, warmup: int, steps: int) -> str:
-    """Where in the schedule a step is: ``"warm-up"``, or the ``"early"`` or ``"late"`` half of what follows.
+    """A step's phase in the schedule: ``"warm-up"``, or the ``"early"`` or ``"late"`` half of the rest.
 
     >>> [phase(number, warmup=2, steps=6) for number in range(6)]
     ['warm-up', 'warm-up', 'early', 'early', 'late', 'late']

@@ -1,4 +1,4 @@
-"""ConAdv with a τ of its own for every step and worker, by stored weights."""
+"""ConAdv with a separate τ for every step and worker, using stored weights."""
 
 import copy
 from typing import Any
@@ -15,20 +15,20 @@ from conadv_lab.staleness.draws import checked
 
 
 class SnapshotConAdv(ConAdv):
-    """Train on images attacked with the weights of τ steps ago, where τ may be anything at any step.
+    """Train on images attacked with the weights from τ steps ago, where τ may vary with every step.
 
-    A look-ahead queue, which is what ConAdv uses, has to know today which later step a batch is for; a τ that is
-    drawn or comes from a cluster's trace does not say so. So this keeps the last states, weights and running
-    statistics as they are at the start of a step, and attacks a step's own images with an old one. With one
-    constant τ the two are the same bit for bit. The training half of a step is ConAdv's own.
+    ConAdv's look-ahead queue must know in advance which later step a batch is for; a random τ or one from a cluster's
+    trace does not say so. So this stores the latest states (weights and running statistics at the start of each step)
+    and attacks a step's own images with an old one. For constant τ both are equal bit for bit. The training half of a
+    step is ConAdv's own.
 
-    The micro-batches of a step are dealt to the workers in turn: group i is attacked by worker i mod W with that
+    A step's micro-batches are assigned to the workers in turn: micro-batch i is attacked by worker i mod W with that
     worker's τ. Before step τ the initial weights are used (``first="initial"``).
 
     Args:
         attack: how an image is attacked.
-        taus: (steps, workers) whole numbers of at least 0; memory grows with the largest, a state for each step.
-        weights: of the clean and the adversarial mean loss.
+        taus: (steps, workers) whole numbers of at least 0; memory grows with the largest, by one state per step.
+        weights: loss weights, clean and adversarial.
 
     Raises:
         ValueError: a trace with gaps or negative numbers; in a step, fewer groups than workers, or a trace too short.
@@ -47,12 +47,12 @@ class SnapshotConAdv(ConAdv):
         return self.taus.shape[1]
 
     def lag(self, number: int, group: int) -> int:
-        """Effective τ of a micro-batch: how many steps old the weights are that it is attacked with."""
+        """Effective τ of a micro-batch: the age in steps of the weights it is attacked with."""
         require(number < len(self.taus), "the trace's number of steps", len(self.taus), f"above {number}")
         return min(int(self.taus[number, group % self.workers]), number)
 
     def remember(self, model: nn.Module, number: int) -> None:
-        """Keep the state at the start of step ``number``; what no later step can ask for is dropped."""
+        """Store the state at the start of step ``number``; drop those that no later step can need."""
         if number == 0:
             self._states.clear()
             self._old = self._loaded = None
@@ -61,11 +61,11 @@ class SnapshotConAdv(ConAdv):
             self._states.pop(number - self.kept - 1, None)
 
     def state_at(self, number: int) -> dict[str, Tensor]:
-        """Weights and statistics as they were at the start of step ``number``, one that is kept."""
+        """Stored weights and statistics at the start of step ``number``."""
         return self._states[number]
 
     def model_at(self, model: nn.Module, number: int, lag: int) -> nn.Module:
-        """The model as it was ``lag`` steps before step ``number``, which is the next one; not to be trained."""
+        """The model as it was ``lag`` steps before the next step, ``number``; not for training."""
         if lag == 0:
             return model
         if self._old is None:
@@ -77,7 +77,7 @@ class SnapshotConAdv(ConAdv):
 
     def backward(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
         self.remember(model, step.number)
-        if step.number:  # at step 0 every τ is 0, which is what the method does by itself
+        if step.number:  # at step 0 every τ is 0, as in ConAdv itself
             self.pending[step.number] = self._attacked(model, step, criterion)
         return super().backward(model, step, criterion)
 

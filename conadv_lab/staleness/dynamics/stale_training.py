@@ -1,4 +1,4 @@
-"""One training run with given τ, and what is measured of it."""
+"""One training run with given τ, and its measurements."""
 
 import math
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ REPORTED = ("test_accuracy", "train_test_gap", "train_loss")
 
 @dataclass(frozen=True)
 class Job:
-    """One run: its resolved config, where its τ come from, and the τ, (steps, workers)."""
+    """One run: its resolved config, the source of its τ, and the τ, (steps, workers)."""
 
     config: Config
     draw: Draw
@@ -43,12 +43,12 @@ class Job:
 
 @dataclass
 class Trained:
-    """What a run leaves.
+    """The result of a run.
 
     Attributes:
-        model: as it is evaluated: the average of the weights where the config asks for one.
-        rows: of the probes, without what the run is.
-        diverged_at: the step whose loss was NaN or infinite; None for a run that came to its end.
+        model: for evaluation: the weight average, if configured.
+        rows: of the probes, without the columns that identify the run.
+        diverged_at: the step whose loss was NaN or infinite; None if the run finished.
     """
 
     model: nn.Module
@@ -57,7 +57,7 @@ class Trained:
 
 
 def jobs_of(config: Config, draws: Sequence[Draw], seeds: int) -> list[Job]:
-    """All runs of a study, every mistake found before the first one begins.
+    """All runs of a study, checked before the first one starts.
 
     Raises:
         ValueError: see `dynamics.study`.
@@ -90,19 +90,21 @@ def _require_conadv(config: Config) -> None:
         )
     if method.first != "initial":
         raise ValueError(
-            f"first is {method.first!r}; allowed: 'initial', as each worker of a step has a τ of its own"
+            f"first is {method.first!r}; allowed: 'initial', as each worker of a step has its own τ"
         )
     schedule = config.optimization.schedule
     if SCHEDULES[schedule].ceiling is not None:
         raise ValueError(
-            f"schedule is {schedule!r}; allowed: one that is known before the run, as runs of every τ share it"
+            f"schedule is {schedule!r}; allowed: one that is fixed before the run, as the runs of all τ share it"
         )
     if config.model.compile:
-        raise ValueError("compile is True; allowed: False, as old weights go into a copy of the network")
+        raise ValueError(
+            "compile is True; allowed: False, as old weights are loaded into a copy of the network"
+        )
 
 
 def run(job: Job, curvature_images: int = 256) -> list[dict[str, Any]]:
-    """Train and measure: the rows of one run without the columns that say which run it is."""
+    """Train and measure: the rows of one run, without the columns that identify it."""
     parts = build(job.config)
     trained = train(parts, job.taus)
     steps = len(job.taus)
@@ -121,7 +123,7 @@ def run(job: Job, curvature_images: int = 256) -> list[dict[str, Any]]:
 
 
 def train(parts: Parts, taus: Taus) -> Trained:
-    """Train with these τ; the parameters are bitwise those of the same run by ConAdv where τ is constant.
+    """Train with these τ; for constant τ the parameters are bitwise those of the same run with ConAdv.
 
     Args:
         parts: of a resolved config of ConAdv, freshly built; its model is trained.
@@ -155,7 +157,7 @@ def train(parts: Parts, taus: Taus) -> Trained:
 
 
 def _long(about: dict[str, Any], probed: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row a value."""
+    """One row per value."""
     rows = []
     for found in probed:
         values = {name: found.pop(name) for name in PROBED}
@@ -164,7 +166,7 @@ def _long(about: dict[str, Any], probed: list[dict[str, Any]]) -> list[dict[str,
 
 
 def measured(parts: Parts, model: nn.Module, curvature_images: int) -> dict[str, float]:
-    """Final figures of a run: accuracy as the product gives it, and the top eigenvalue of the training loss."""
+    """Final metrics of a run: accuracy as in a normal run, and the top eigenvalue of the training loss."""
     judged = calibrated_copy(parts, model)
     figures = evaluate(parts, judged)
     found = {name: figures[name] for name in REPORTED}

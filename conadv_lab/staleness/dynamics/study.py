@@ -1,4 +1,4 @@
-"""Real training with stale attacks: what τ does to accuracy, sharpness and the attack itself."""
+"""Real training with stale attacks: the effect of τ on accuracy, sharpness and the attack itself."""
 
 import sys
 from collections.abc import Sequence
@@ -22,24 +22,25 @@ def study(
     problem: str = "",
     progress: bool = False,
 ) -> "pd.DataFrame":
-    """Train once for every draw of τ and every seed; a tidy frame with a row a value.
+    """Train once for every distribution of τ and every seed; returns a tidy frame with one row per value.
 
     Args:
-        config: of ConAdv; its staleness is replaced. Where several workers share a batch and it has no micro-batch,
-            each worker's share becomes one. ``probe_every`` says how often stale and fresh attacks are compared.
-        seeds: this many from the config's own on.
-        curvature_images: training images that the top eigenvalue is measured on; 0 for none.
-        problem: what the column of that name holds.
-        progress: a line a run on the standard error.
+        config: of ConAdv; its staleness is replaced. If several workers share a batch and it has no micro-batch,
+            each worker's share becomes one. ``probe_every`` sets how often stale and fresh attacks are compared.
+        seeds: number of seeds, starting with the config's.
+        curvature_images: number of training images for the top eigenvalue; 0: do not measure it.
+        problem: value of the column of that name.
+        progress: print one line per run to standard error.
 
     Returns:
         The columns of `frame.tidy`. Measures of a probe: ``sign_agreement``, ``gain_ratio``, ``distance`` (see
         `probes.probe`). Measures of a run: ``test_accuracy`` in %, ``train_test_gap``, ``train_loss``,
-        ``top_eigenvalue`` of the training loss, ``lr_times_eigenvalue``; or in place of them ``diverged_at``, the
+        ``top_eigenvalue`` of the training loss, ``lr_times_eigenvalue``; or instead ``diverged_at``, the
         step whose loss was NaN or infinite.
 
     Raises:
-        ValueError: another method than ConAdv, a trace too short, fewer groups than workers; nothing is trained.
+        ValueError: a method other than ConAdv, a trace that is too short, fewer micro-batches than workers; raised
+            before training.
     """
     from conadv_lab.staleness.dynamics.stale_training import jobs_of, run
 

@@ -1,1 +1,1 @@
-"""The simulator's answers as one page."""
+"""The simulator's results as one page."""

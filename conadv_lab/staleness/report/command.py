@@ -16,15 +16,15 @@ class PageOptions:
     """One self-contained page, and its figures and table on request."""
 
     html: Path
-    """The page."""
+    """File for the page."""
     cluster: str = "h100"
-    """A built-in name or a TOML file."""
+    """Built-in cluster name or TOML file."""
     recipe: str = "imagenet-resnet50-32k"
-    """What is trained."""
+    """The recipe to simulate."""
     devices: int = 512
-    """Of the what-if table."""
+    """Number of devices in the what-if table."""
     dynamics: Path | None = None
-    """Rows of the dynamics (.csv or .json) whose accuracy and sharpness against τ are drawn too."""
+    """Rows of the dynamics (.csv or .json), to plot accuracy and sharpness against τ too."""
     figures: Path | None = None
     """Folder for the figures as PNG and PDF."""
     seed: int = 0
@@ -40,7 +40,7 @@ def main(words: list[str]) -> int:
     asked.files.require_writable()
     writable(asked.html)
     if asked.figures is not None and asked.figures.exists() and not asked.figures.is_dir():
-        raise ValueError(f"{asked.figures} is a file; allowed: a folder, or a name that is free")
+        raise ValueError(f"{asked.figures} is a file; allowed: a folder or a new name")
     made = page.build(
         asked.cluster,
         asked.recipe,

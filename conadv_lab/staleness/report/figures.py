@@ -1,4 +1,4 @@
-"""Pictures of the simulator: steps by device, step time and speed-up, effective τ, the fit."""
+"""Figures of the simulator: steps by device, step time and speed-up, effective τ, the fit."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -29,13 +29,13 @@ def _line(method: str, dashes: str = "-", label: str | None = None) -> tuple[str
 LINES: dict[str, tuple[str, str, str, str]] = {
     "vanilla": _line("vanilla"),
     "disadv": _line("disadv"),
-    "stream": _line("conadv", label="ConAdv, beside the step (stream)"),
-    "ranks": ("ConAdv, best share of the devices attacks", "#CC79A7", "X", "-"),
-    "spare": ("ConAdv, one spare device a worker (twice the devices)", "#CC79A7", "X", ":"),
+    "stream": _line("conadv", label="ConAdv, parallel stream"),
+    "ranks": ("ConAdv, best share of attackers (ranks)", "#CC79A7", "X", "-"),
+    "spare": ("ConAdv, one attacker per worker (twice the devices)", "#CC79A7", "X", ":"),
     "recycled": _line("recycled"),
     "recycled-equal": _line("recycled-equal", ":"),
 }
-"""Of each line: label, colour, marker, dashes."""
+"""Label, colour, marker and dashes of each line."""
 
 
 def _figure(columns: int = 1, height: float = 3.8, rows: int = 1) -> tuple[Figure, list[Any]]:
@@ -45,13 +45,13 @@ def _figure(columns: int = 1, height: float = 3.8, rows: int = 1) -> tuple[Figur
 
 
 def gantt(named: Sequence[tuple[str, Timeline]], steps: int = 3) -> Figure:
-    """What each device does in the first steps, a panel a timeline; lines are the ends of steps."""
+    """What each device does in the first steps, one panel per timeline; lines mark the ends of steps."""
     figure, panels = _figure(height=1.0 + 2.1 * len(named), rows=len(named))
     end = max(done.ends[min(steps, len(done.ends)) - 1] for _, done in named)
     for axes, (title, done) in zip(panels, named, strict=True):
         last: dict[tuple[int, int], float] = {}
         for row in done.spans(steps):
-            # Two streams of a device share its line, one above the other.
+            # Two streams of a device share its row, one above the other.
             height = 0.8 / row["lanes"]
             shift = (row["lane"] + 0.5) * height - 0.4
             _bar(axes, row["device"] + shift, row["start"], row["end"], PASSES[row["what"]], height)
@@ -83,7 +83,7 @@ def _bar(axes: Any, place: float, start: float, end: float, colour: str, height:
 
 
 def step_and_speed_up(frame: "pd.DataFrame", against: str, label: str) -> Figure:
-    """Step time of every line, and how much faster than DisAdv each is; ``frame`` has a row a line and place."""
+    """Step time of every line and its speed-up over DisAdv; ``frame`` has one row per line and x value."""
     figure, (left, right) = _figure(2)
     base = frame[frame["line"] == "disadv"].set_index(against)["step_ms"]
     for name, (told, colour, marker, dashes) in LINES.items():
@@ -97,7 +97,7 @@ def step_and_speed_up(frame: "pd.DataFrame", against: str, label: str) -> Figure
             "label": told,
         }
         if name == "vanilla":
-            # Black would not be seen on a dark page; recycled-equal's points lie on vanilla's.
+            # Black is invisible on a dark page; recycled-equal's points coincide with vanilla's.
             style |= {"color": NEUTRAL, "ms": 8, "mfc": "none"}
         left.loglog(own[against], own["step_ms"], **style)
         if name in ("stream", "ranks", "spare"):
@@ -122,7 +122,7 @@ def _thinned(places: list[float]) -> list[float]:
 
 
 def effective_tau(frame: "pd.DataFrame") -> Figure:
-    """Shares of (step, worker) pairs at each effective τ; columns ``tau``, ``share``, ``effective``, ``part``."""
+    """Fraction of (step, worker) pairs at each effective τ; columns ``tau``, ``share``, ``effective``, ``part``."""
     taus = sorted(frame["tau"].unique())
     figure, panels = _figure(len(taus), height=3.0)
     colours = colormaps["viridis"]
@@ -137,8 +137,8 @@ def effective_tau(frame: "pd.DataFrame") -> Figure:
             axes.bar(range(len(shares)), parts, bottom=bottom, color=colour, label=f"{effective}", width=0.7)
             bottom += parts
         axes.set_xticks(range(len(shares)), [f"{share:.0%}" for share in shares], fontsize=8)
-        axes.set(xlabel="devices that attack", ylabel="share of (step, worker)")
-        axes.set_title(f"τ = {tau} asked for; effective:", color=NEUTRAL, fontsize=9, loc="left")
+        axes.set(xlabel="devices that attack", ylabel="fraction of (step, worker) pairs")
+        axes.set_title(f"nominal τ = {tau}; effective:", color=NEUTRAL, fontsize=9, loc="left")
         marks, told = axes.get_legend_handles_labels()
         axes.legend(
             marks[::-1], told[::-1], frameon=False, labelcolor=NEUTRAL, fontsize=7, loc="center left",
@@ -148,7 +148,7 @@ def effective_tau(frame: "pd.DataFrame") -> Figure:
 
 
 def residuals(frame: "pd.DataFrame") -> Figure:
-    """Predicted over measured of the published rows; filled points were fitted, the band is the tolerance."""
+    """Predicted / measured for the published rows; filled points were used in the fit, the band is the tolerance."""
     names = list(frame["cluster"].unique())
     figure, panels = _figure(len(names), height=3.0)
     for axes, name in zip(panels, names, strict=True):

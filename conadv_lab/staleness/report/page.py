@@ -1,4 +1,4 @@
-"""The simulator's answers as one self-contained page, with the rows behind it."""
+"""The simulator's results as one self-contained page, with the rows behind it."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -24,7 +24,7 @@ from conadv_lab.staleness.timeline.workload import Workload, workload_of
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure of the page: ``part`` is where it stands, ``name`` its file name."""
+    """A figure of the page: ``part`` is its section, ``name`` its file name."""
 
     part: str
     name: str
@@ -35,7 +35,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Made:
-    """The page, the predicted rows behind it (column ``table`` says of which part), and its figures."""
+    """The page, the predicted rows behind it (column ``table`` names the section), and its figures."""
 
     html: str
     rows: pd.DataFrame
@@ -50,10 +50,10 @@ def build(
     seed: int = 0,
     dynamics: pd.DataFrame | None = None,
 ) -> Made:
-    """Simulate everything and make the page.
+    """Run all simulations and build the page.
 
     Args:
-        dynamics: of `dynamics.study`; adds accuracy and sharpness against τ.
+        dynamics: from `dynamics.study`; adds accuracy and sharpness against τ.
 
     Raises:
         ValueError: as for `simulation.simulate`; fewer than two devices.
@@ -99,18 +99,18 @@ def read_rows(path: Path | None) -> pd.DataFrame | None:
     """Rows of the dynamics from ``.csv`` or ``.json`` ({"rows": […]}); None for None.
 
     Raises:
-        ValueError: no such file, another kind, or columns that are missing.
+        ValueError: no such file, an unsupported format, or missing columns.
     """
     if path is None:
         return None
     if not path.is_file() or path.suffix not in (".csv", ".json"):
-        raise ValueError(f"{path} is no table; allowed: a .csv or .json file of the dynamics")
+        raise ValueError(f"{path} is not a table; allowed: a .csv or .json file of the dynamics")
     try:
         frame = (
             pd.read_csv(path) if path.suffix == ".csv" else pd.DataFrame(json.loads(path.read_text())["rows"])
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no table of the dynamics: {type(error).__name__}: {error}") from None
+        raise ValueError(f"{path} is not a table of the dynamics: {type(error).__name__}: {error}") from None
     missing = [name for name in COLUMNS if name not in frame]
     if missing:
         raise ValueError(f"{path} lacks the columns {', '.join(missing)}")
@@ -128,23 +128,23 @@ def _pictures(
         for title, method, options in (
             ("DisAdv: the attack first, then the step", "disadv", {}),
             (
-                "ConAdv, stream: the attack of the step after beside the step",
+                "ConAdv, stream: the next batch is attacked during the step",
                 "conadv",
                 {"placement": "stream"},
             ),
             (
-                "ConAdv, ranks: 2 of 8 devices attack the step after",
+                "ConAdv, ranks: 2 of 8 devices attack the next batch",
                 "conadv",
                 {"placement": "ranks", "attackers": 2},
             ),
         )
     ]
-    seen = "8 devices, 128 images a step, stragglers of 5 %. Lines: all weights are updated."
+    seen = "8 devices, 128 images per step, stragglers of 5 %. Lines mark weight updates."
     images = f"{WORKERS} workers; the global batch grows with the images."
     counts = f"Global batch {workload.global_batch:,}, shared by the devices."
     stale = (
-        "Attackers take the newest weights that they have when they begin. Where they are too few, steps wait for "
-        "them, and their weights are younger than τ allows. Stragglers of 10 %."
+        "Attackers start with the newest weights they have. If there are too few of them, steps wait for them, and "
+        "their weights are fresher than τ allows. Stragglers of 10 %."
     )
     band = "The band is the tolerance, 10 % and 15 %."
     draw = figures.step_and_speed_up
@@ -164,7 +164,7 @@ def _pictures(
             counts,
             draw(by_devices, "workers", "devices"),
         ),
-        Picture("steps", "tau", "How stale is it really?", stale, figures.effective_tau(taus)),
+        Picture("steps", "tau", "Effective staleness", stale, figures.effective_tau(taus)),
         Picture("fit", "fit", "Residuals of the fit", band, figures.residuals(fit)),
     ]
 
@@ -177,8 +177,8 @@ def _dynamics(frame: pd.DataFrame | None) -> list[Picture]:
         Picture("dynamics", name, title, text, neutral(dynamics_figures.page(own, columns=2)))
         for name, title, text, own in (
             ("dynamics", "Accuracy and sharpness against τ",
-             "Measured in training runs; means over seeds, standard deviations where there are several.", frame[runs]),
-            ("probes", "Stale beside fresh attacks against τ and τ · learning rate",
+             "Measured in training runs; means over seeds, with standard deviations if several.", frame[runs]),
+            ("probes", "Stale versus fresh attacks against τ and τ · learning rate",
              "Measured in the same runs; bars are standard deviations over steps, workers and seeds.", frame[~runs]),
         )
         if len(own)

@@ -1,4 +1,4 @@
-"""The rows behind the page: what if, against images and devices, effective τ, and the first prediction."""
+"""The rows behind the page: what-if, against images and devices, effective τ, and a simple model's prediction."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,12 +12,12 @@ from conadv_lab.staleness.timeline.step_times import step_times
 from conadv_lab.staleness.timeline.workload import Workload
 
 STEPS = 100
-"""Simulated for each point of a figure."""
+"""Steps simulated per point of a figure."""
 IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 WORKERS = 64
-"""Devices of the figure against images per device."""
+"""Number of devices in the figure against images per device."""
 SIMPLE = {4: (1.42, 1.53), 16: (1.22, 1.45), 64: (1.07, 1.38), 400: (1.01, 1.34)}
-"""A first prediction, by hand: speed-up of ConAdv over DisAdv (beside the step, with a spare device a worker)."""
+"""A simple prediction by hand: speed-up of ConAdv over DisAdv (parallel stream, one attacker per worker)."""
 SIMPLE_CLUSTER = Cluster(
     "simple",
     compute={"resnet50": Compute(3.48, 0.1434)},
@@ -29,12 +29,12 @@ SIMPLE_CLUSTER = Cluster(
 
 
 def what_if(cluster: Cluster, workload: Workload, devices: int, seed: int) -> pd.DataFrame:
-    """`simulation.row` of five lines (column ``line``) for each change to the cluster or recipe (``what``)."""
+    """`simulation.row` for five lines (column ``line``) and each change to the cluster or recipe (``what``)."""
     half = cluster.network.card_gbs / 2
     one = workload.global_batch / devices
     enough = one / (step_times(cluster, workload, "vanilla", devices).compute * 1.5)
     changes: list[tuple[str, Cluster, Workload]] = [
-        ("as it is", cluster, workload),
+        ("unchanged", cluster, workload),
         ("no stragglers", cluster.replace(stragglers={"kind": "none"}), workload),
         ("stragglers of 10 %", cluster.replace(stragglers={"kind": "lognormal", "spread": 0.1}), workload),
         (
@@ -48,7 +48,11 @@ def what_if(cluster: Cluster, workload: Workload, devices: int, seed: int) -> pd
             workload,
         ),
         (f"network cards of {half:g} GB/s", cluster.replace(network={"card_gbs": half}), workload),
-        ("all-reduce after backward, not beside it", cluster.replace(network={"bucket_mb": 1e6}), workload),
+        (
+            "all-reduce after the backward pass, not during it",
+            cluster.replace(network={"bucket_mb": 1e6}),
+            workload,
+        ),
         ("loader too slow for vanilla", cluster.replace(input={"images_per_second": enough}), workload),
         ("both halves in one pass", cluster, workload.replace(joint=True)),
         (
@@ -78,7 +82,7 @@ def _compared(cluster: Cluster, workload: Workload, devices: int, seed: int) -> 
 
 
 def summary(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Of `what_if`: a line a change, as the page shows it."""
+    """`what_if` with one line per change, as on the page."""
     lines: list[dict[str, Any]] = []
     for what, rows in frame.groupby("what", sort=False):
         own = {one["line"]: one for one in rows.to_dict("records")}
@@ -94,7 +98,7 @@ def summary(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def lines(cluster: Cluster, places: Sequence[tuple[Workload, int]], seed: int) -> pd.DataFrame:
-    """Rows of every line of the two figures; ``images`` and ``devices`` are those of DisAdv at the same place."""
+    """Rows of every line of the two figures; ``images`` and ``devices`` are DisAdv's at the same x value."""
     rows: list[dict[str, Any]] = []
     for workload, devices in places:
         own = {"images": workload.global_batch / devices, "workers": devices}
@@ -116,7 +120,7 @@ def lines(cluster: Cluster, places: Sequence[tuple[Workload, int]], seed: int) -
 
 
 def effective(cluster: Cluster, workload: Workload, devices: int, seed: int) -> pd.DataFrame:
-    """Distribution of the effective τ with stragglers of 10 %, for some τ and shares of attackers."""
+    """Distribution of the effective τ with stragglers of 10 %, for several τ and fractions of attackers."""
     noisy = cluster.replace(stragglers={"kind": "lognormal", "spread": 0.1})
     rows = []
     counts = sorted({share_to_count(share, devices) for share in (1 / 16, 1 / 8, 1 / 6, 1 / 4, 1 / 3)})
@@ -132,7 +136,7 @@ def effective(cluster: Cluster, workload: Workload, devices: int, seed: int) -> 
 
 
 def simple(cluster: Cluster, workload: Workload) -> list[dict[str, Any]]:
-    """Speed-ups of the simple model, of this one with the same assumptions, and of this one as it is."""
+    """Speed-ups of the simple model, of the simulator under the same assumptions, and of the full simulator."""
     rows: list[dict[str, Any]] = []
     if workload.model not in SIMPLE_CLUSTER.compute:
         return rows

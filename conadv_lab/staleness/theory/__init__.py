@@ -1,1 +1,1 @@
-"""A bound on training with stale attacks, beside what is measured on a problem whose constants are known."""
+"""A bound on training with stale attacks, compared with measurements on a problem with known constants."""

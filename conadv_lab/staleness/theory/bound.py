@@ -1,7 +1,7 @@
-"""The convergence bound of docs/theory.md: what stale maximisers cost stochastic gradient descent at most.
+"""The convergence bound of docs/theory.md: the most that stale maximisers can cost stochastic gradient descent.
 
-The derivation is this project's own. The paper (Liu et al., ICLR 2022) states a bound whose constants are not
-known to us, so nothing here is the paper's figure.
+The derivation is this project's own. The paper (Liu et al., ICLR 2022) states a bound whose constants we do not know,
+so no number here is the paper's.
 """
 
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ from conadv_lab.mistakes import require
 
 @dataclass(frozen=True)
 class Constants:
-    """What the bound depends on; docs/theory.md names each assumption.
+    """The constants in the bound; docs/theory.md states each assumption.
 
     Attributes:
         theta_theta: L_θθ, Lipschitz constant in θ of one example's weight gradient.
-        theta_x: L_θx, the same in the image; x_theta: L_xθ, in θ of the input gradient.
+        theta_x: L_θx, the same in the image; x_theta: L_xθ, that of the input gradient in θ.
         mu: μ, strong concavity in the image, inside the ball.
-        weights: (w₁, w₂) of clean and adversarial loss.
-        variance: σ² of one example's gradient given the past; batch: b, the examples that a step averages over.
+        weights: loss weights (w₁, w₂), clean and adversarial.
+        variance: σ² of one example's gradient given the past; batch: b, examples per step.
         excess: D = F(θ₀) − inf F.
-        gap: λ of the inner solver: ‖x̂ − x*‖² ≤ λ/μ at the weights that it attacks.
+        gap: λ of the inner solver: ‖x̂ − x*‖² ≤ λ/μ at the attacked weights.
 
     Raises:
         ValueError: a number out of range.
@@ -50,7 +50,7 @@ class Constants:
 
     @property
     def kappa(self) -> float:
-        """κ = w₂ L_θx L_xθ / μ: how far old weights, at distance 1, can move the gradient."""
+        """κ = w₂ L_θx L_xθ / μ: how much old weights at distance 1 can change the gradient."""
         return self.weights[1] * self.theta_x * self.x_theta / self.mu
 
     @property
@@ -60,7 +60,7 @@ class Constants:
 
     @property
     def floor(self) -> float:
-        """ρ = w₂ L_θx √(λ/μ): how far the inner solver's gap can move the gradient."""
+        """ρ = w₂ L_θx √(λ/μ): how much the inner solver's gap can change the gradient."""
         return self.weights[1] * self.theta_x * sqrt(self.gap / self.mu)
 
     def largest_lr(self, tau: int) -> float:
@@ -70,7 +70,7 @@ class Constants:
 
 
 def bound(constants: Constants, lr: float, steps: int, tau: int, mean_tau: float | None = None) -> float:
-    """Upper bound on (1/T) Σ E‖∇F(θ_t)‖² of stale SGD; NaN where the step size is not covered.
+    """Upper bound on (1/T) Σ E‖∇F(θ_t)‖² of stale SGD; NaN if the step size is not covered.
 
         2D/(ηT) + (σ²/b) (L_F η + 4κ²η²τ̄) + 2ρ²,   if L_F η + 4κ²η²τ_max² ≤ 1
 
@@ -78,7 +78,7 @@ def bound(constants: Constants, lr: float, steps: int, tau: int, mean_tau: float
 
     Args:
         lr: η; steps: T; tau: the largest τ of any step and worker.
-        mean_tau: τ̄, mean of what takes effect, min(τ, t); None is ``tau``.
+        mean_tau: τ̄, mean of the effective min(τ, t); None: ``tau``.
 
     Raises:
         ValueError: a number out of range.
@@ -97,11 +97,11 @@ def bound(constants: Constants, lr: float, steps: int, tau: int, mean_tau: float
 
 
 def bound_of_bounded_steps(constants: Constants, lr: float, steps: int, tau: int, length: float) -> float:
-    """The bound of the second kind: no step is longer than ``length``, and lr ≤ 1/L_F; NaN above it.
+    """The second bound, for steps no longer than ``length`` and lr ≤ 1/L_F; NaN above it.
 
         2D/(ηT) + (σ²/b) L_F η + (κ τ ℓ + ρ)²
 
-    docs/theory.md, theorem 2. It covers larger steps at large τ, and is the looser one where both apply.
+    docs/theory.md, theorem 2. It covers larger step sizes at large τ, and is looser where both apply.
 
     >>> round(bound_of_bounded_steps(Constants(1, 1, 1, 1, excess=1.0), 0.1, 20, tau=1, length=0.5), 9)
     1.25

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-SIGN_STEP = """One sign step is no approximate maximiser: where the maximiser lies inside the ball, the sign step
-lies on its rim. All that can be said here is ‖δ̂ − δ*‖² ≤ dε², which leaving the image alone satisfies as
-well, so its bound has a floor that neither a smaller step nor a longer run lowers. A network's loss is not
-even concave in the image. The theorem does not cover what is done in practice."""
+SIGN_STEP = """One sign step is not an approximate maximiser: if the maximiser is inside the ball, the sign step is
+on its boundary. All we can say is ‖δ̂ − δ*‖² ≤ dε², which also holds for not attacking at all, so the bound has a
+floor that neither a smaller step size nor a longer run lowers. A network's loss is not even concave in the
+image. The theorem does not cover practice."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def print_table(rows: "pd.DataFrame", solver: str) -> None:
     over = own[own["measured"] > own["bound"]]
     print(f"measured above the bound: {len(over)} of {int(own['bound'].notna().sum())}")
     if solver != "sign":
-        print("\none sign step in place of the solver:")
+        print("\none sign step instead of the solver:")
         _print_pairs(rows[rows["solver"] == "sign"])
     print("\n" + SIGN_STEP)
 

@@ -1,4 +1,4 @@
-"""The bound of docs/theory.md beside what is measured on the quadratic problem."""
+"""Compares the bound of docs/theory.md with measurements on the quadratic problem."""
 
 from collections.abc import Sequence
 from itertools import cycle
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FRACTIONS = (0.25, 0.5, 1.0)
-"""Step sizes of the command, over the largest one that the bound covers at the largest τ."""
+"""Default step sizes, relative to the largest one that the bound covers at the largest τ."""
 STYLES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#E69F00", "D"), ("#CC79A7", "v"))
 
 
@@ -46,15 +46,15 @@ def compare(
     solvers: Sequence[str] = ("exact",),
     seed: int = 0,
 ) -> "pd.DataFrame":
-    """Bound and measurement side by side, a row for every solver, step size and τ.
+    """Bound and measurement, one row for every solver, step size and τ.
 
     Args:
-        lrs: step sizes; none: ¼, ½ and all of the largest that is covered at the largest τ.
+        lrs: step sizes; if empty: ¼, ½ and 1 times the largest one covered at the largest τ.
 
     Returns:
         Columns ``solver``, ``tau``, ``lr``, ``steps``, ``replicas``, ``seed``, ``largest_lr``, ``measured``
         (mean over steps and replicas of ‖∇F(θ_t)‖²), ``late`` (over the last half of the steps), ``bound``,
-        ``bound_of_bounded_steps`` (with the longest step that was taken), ``floor`` (2ρ²).
+        ``bound_of_bounded_steps`` (with the longest step taken), ``floor`` (2ρ²).
 
     Raises:
         ValueError: no τ, a negative one, a step size or number out of range.
@@ -87,7 +87,7 @@ def compare(
 
 
 def figure_of_bound(rows: "pd.DataFrame", *, ax: "Axes | None" = None) -> "Axes":
-    """Bound (lines) and measurement (markers) against τ, a colour a step size.
+    """Bound (lines) and measurement (markers) against τ, one colour per step size.
 
     Args:
         rows: of `compare`, one solver.

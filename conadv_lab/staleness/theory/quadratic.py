@@ -1,7 +1,7 @@
-"""A min–max problem whose every constant is known, and training on it with stale maximisers.
+"""A min–max problem with known constants, and training on it with stale maximisers.
 
-docs/theory.md derives the bound that `theory` evaluates on it. Arrays have the shape (replicas, …): many
-independent runs go side by side, so that an expectation can be estimated.
+docs/theory.md derives the bound that `theory` evaluates on it. Arrays have shape (replicas, …): many independent runs
+in parallel estimate an expectation.
 """
 
 from collections.abc import Callable
@@ -23,13 +23,13 @@ Watch = Callable[[int, Array, list[Array]], None]
 class Quadratic:
     """min over θ of F(θ) = E[w₁ ℓ(θ, 0; ξ) + w₂ max over ‖δ‖∞ ≤ ε of ℓ(θ, δ; ξ)], where
 
-        ℓ(θ, δ; ξ) = ½ θᵀAθ + θᵀ(ξ + Bδ) − (μ/2) ‖δ‖²,   ξ normal with mean 0 and variance s² in each of n places.
+        ℓ(θ, δ; ξ) = ½ θᵀAθ + θᵀ(ξ + Bδ) − (μ/2) ‖δ‖²,   ξ normal with mean 0 and variance s² in each of n components.
 
     ξ plays the clean image and δ its perturbation. The maximiser is δ*(θ) = clip(Bᵀθ / μ, −ε, ε), F ≥ F(0) = 0.
 
     Args:
         a: (n, n) symmetric, no eigenvalue below 0; b: (n, d); mu: μ > 0; epsilon: ε > 0, infinity for no box.
-        noise: s ≥ 0; batch: examples that a step averages over; weights: (w₁, w₂).
+        noise: s ≥ 0; batch: examples per step; weights: (w₁, w₂).
 
     Raises:
         ValueError: shapes that do not fit, an A that is not positive semi-definite, a number out of range.
@@ -72,7 +72,7 @@ class Quadratic:
         return np.clip(self.pull(theta) / self.mu, -self.epsilon, self.epsilon)
 
     def gain(self, theta: Array, delta: Array) -> Array:
-        """ℓ(θ, δ; ξ) − ℓ(θ, 0; ξ), (…,): what a perturbation adds to the loss."""
+        """ℓ(θ, δ; ξ) − ℓ(θ, 0; ξ), (…,): how much a perturbation raises the loss."""
         return (self.pull(theta) * delta).sum(-1) - self.mu / 2 * (delta**2).sum(-1)
 
     def objective(self, theta: Array) -> Array:
@@ -81,12 +81,12 @@ class Quadratic:
         return sum(self.weights) * clean + self.weights[1] * self.gain(theta, self.maximiser(theta))
 
     def gradient(self, theta: Array, delta: Array | None = None) -> Array:
-        """Mean gradient (…, n) with perturbations (…, d); None is the maximiser, which gives ∇F(θ)."""
+        """Mean gradient (…, n) with perturbations (…, d); None: the maximiser, which gives ∇F(θ)."""
         delta = self.maximiser(theta) if delta is None else delta
         return sum(self.weights) * (theta @ self.a) + self.weights[1] * (delta @ self.b.T)
 
     def top_eigenvalue(self, theta: Array) -> float:
-        """λmax of the Hessian of F at one θ (n,); a place of δ* on the rim of the box does not bend F."""
+        """λmax of the Hessian of F at one θ (n,); components of δ* on the box's boundary add no curvature."""
         inside = np.abs(self.pull(theta)) < self.mu * self.epsilon
         bent = self.b[:, inside] @ self.b[:, inside].T / self.mu
         return float(np.linalg.eigvalsh(sum(self.weights) * self.a + self.weights[1] * bent)[-1])
@@ -100,7 +100,7 @@ class Quadratic:
 def example(
     size: int = 8, noise: float = 0.3, curvature: float = 0.1, seed: int = 0, batch: int = 1
 ) -> Quadratic:
-    """A problem in which the maximisation makes most of the curvature, so that staleness shows.
+    """A problem whose curvature comes mostly from the maximisation, so that staleness matters.
 
     A has eigenvalues from 0 to ``curvature``, B singular values from 0.3 to 1; μ = 1, ε = 1, weights (1, 1).
     """
@@ -116,8 +116,8 @@ def solve(problem: Quadratic, theta: Array, solver: str, steps: int = 3, rate: f
     """An approximate maximiser of ℓ(θ, ·) over the box, (…, d).
 
     ``"exact"`` is δ*(θ). ``"ascent"`` takes ``steps`` projected gradient steps of length ``rate``/μ from δ = 0,
-    each of which brings every coordinate nearer by the factor 1 − ``rate``. ``"sign"`` is one sign step from
-    δ = 0, ε · sign(Bᵀθ) with sign(0) = +1, as the attack on images takes it.
+    each of which shrinks every coordinate's error by the factor 1 − ``rate``. ``"sign"`` is one sign step from
+    δ = 0, ε · sign(Bᵀθ) with sign(0) = +1, like the attack on images.
 
     Raises:
         ValueError: an unknown solver.
@@ -147,10 +147,10 @@ def inner_gap(problem: Quadratic, solver: str, steps: int = 3, rate: float = 0.5
 
 @dataclass(frozen=True)
 class Path:
-    """What a simulation leaves.
+    """The result of a simulation.
 
     Attributes:
-        squared_gradients: (steps,) ‖∇F(θ_t)‖², mean over the replicas; not finite where the run diverged.
+        squared_gradients: (steps,) ‖∇F(θ_t)‖², mean over the replicas; not finite if the run diverged.
         largest_step: the largest ‖θ_{t+1} − θ_t‖ of all steps and replicas.
         theta: (replicas, n) after the last step.
     """
@@ -171,9 +171,9 @@ def simulate(
     seed: int = 0,
     watch: Watch | None = None,
 ) -> Path:
-    """Gradient descent θ ← θ − lr · g with perturbations found at θ_{max(0, t−τ)}.
+    """Gradient descent θ ← θ − lr · g with perturbations computed at θ_{max(0, t−τ)}.
 
-    The batch is shared equally among the workers, each with its own τ; replicas differ in ξ alone.
+    The batch is split equally over the workers, each with its own τ; replicas differ only in ξ.
 
     Args:
         start: (n,) the first θ; taus: (steps, workers) of τ.
@@ -194,7 +194,7 @@ def simulate(
     spread = sum(problem.weights) * problem.noise / problem.batch**0.5
     theta, largest = np.tile(np.asarray(start, dtype=np.float64), (replicas, 1)), 0.0
     squares = np.empty(steps)
-    with np.errstate(over="ignore", invalid="ignore"):  # a run that diverges is told by its figures
+    with np.errstate(over="ignore", invalid="ignore"):  # a diverged run shows in its values
         for t in range(steps):
             ring[t % kept] = theta
             seen = [ring[(t - min(int(tau), t)) % kept] for tau in taus[t]]

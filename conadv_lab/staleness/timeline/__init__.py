@@ -1,1 +1,1 @@
-"""How long steps take on a cluster, how stale each attack is, and what the whole recipe costs. Needs no torch."""
+"""Step times on a cluster, the staleness of each attack, and the cost of the whole recipe. Does not need torch."""

@@ -1,9 +1,9 @@
-"""Fitting the constants: of the H100 and A100 clusters on MLPerf's step times, of any cluster on runs of ours.
+"""Fits the constants: of the H100 and A100 clusters to MLPerf's step times, of any cluster to our runs.
 
-``mlperf.csv`` holds ResNet-50 steps of mlcommons/training_results_v2.1 and v3.0 (medians of five runs, MXNet), from
+``mlperf.csv`` has ResNet-50 step times of mlcommons/training_results_v2.1 and v3.0 (medians of five runs, MXNet), from
 the logged throughput; only that of 4,216 A100 is the run's time over its steps, evaluations included. Constants are
-fitted on the rows marked so, the smallest, (H100: the middle) and the largest number of devices; the others are held
-out. Those submissions average all gradients after the backward pass in one group: their configurations say "no NCCL
+fitted to the marked rows: the smallest, (H100: the middle) and the largest number of devices; the others are held
+out. Those submissions average all gradients after the backward pass in one bucket: their configurations say "no NCCL
 and BWD overlap", one group, a fusion threshold of 64 MiB.
 """
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 TOLERANCE = {"h100": 0.10, "a100": 0.15}
 ONE_GROUP_MB = 67.108864
 WARM_UP_LINES = 1
-"""Logged lines that are left out: the first contains the start."""
+"""Logged lines to skip: the first one includes start-up."""
 
 
 def published() -> "pd.DataFrame":
@@ -47,7 +47,7 @@ def published() -> "pd.DataFrame":
 
 
 def predicted_ms(cluster: Cluster, devices: int, global_batch: int) -> float:
-    """Mean step time of vanilla ResNet-50 with all gradients in one group, in closed form."""
+    """Mean step time of vanilla ResNet-50 with all gradients in one bucket, in closed form."""
     workload = Workload("mlperf", "resnet50", IMAGENET, 1.0, global_batch, MODELS["resnet50"])
     one_group = cluster.replace(network={"bucket_mb": ONE_GROUP_MB})
     own = step_times(one_group, workload, "vanilla", devices)
@@ -62,7 +62,7 @@ def predictions(cluster: Cluster, rows: "pd.DataFrame") -> list[float]:
 
 
 def fit(cluster: Cluster, rows: "pd.DataFrame") -> Cluster:
-    """The cluster with ``fixed_ms`` and ``image_ms`` of ResNet-50 that fit the rows best, in relative error."""
+    """The cluster with the ``fixed_ms`` and ``image_ms`` of ResNet-50 that minimise the rows' relative error."""
 
     start = cluster.compute.get("resnet50", Compute(3.0, 0.15))
 
@@ -77,7 +77,7 @@ def fit(cluster: Cluster, rows: "pd.DataFrame") -> Cluster:
 
 
 def every_choice(cluster: str) -> tuple[int, int]:
-    """(choices of as many rows as are fitted from which all rows of a cluster come out within tolerance, choices)."""
+    """(number of choices of equally many rows to fit that bring all rows within tolerance, number of choices)."""
     rows = published().query("cluster == @cluster").reset_index(drop=True)
     choices = list(combinations(range(len(rows)), int((rows["fitted"] == "yes").sum())))
     good = 0
@@ -89,10 +89,10 @@ def every_choice(cluster: str) -> tuple[int, int]:
 
 
 def compare(fitted_only: bool = True) -> "pd.DataFrame":
-    """Measured and predicted step times of every published row, with constants fitted on the marked rows.
+    """Measured and predicted step times of every published row, with constants fitted to the marked rows.
 
     Columns of ``mlperf.csv`` and ``predicted_ms``, ``ratio`` (predicted / measured), ``tolerance``, ``within``,
-    ``fixed_ms``, ``image_ms``. ``fitted_only=False`` fits on all rows instead, to see what the model cannot do.
+    ``fixed_ms``, ``image_ms``. ``fitted_only=False`` fits all rows instead, to show the model's limits.
     """
     import pandas as pd
 
@@ -115,27 +115,27 @@ def from_runs(cluster: Cluster, runs: Sequence[str | Path]) -> tuple[Cluster, li
     """The cluster with its model's constants fitted to run folders of one model on one device.
 
     Args:
-        cluster: gives the attack's shares, and for runs at a single batch the ratio of ``fixed_ms`` to ``image_ms``
-            (all of it in image_ms where the model is new): one batch cannot tell the two apart.
-        runs: run folders; of one model, any methods and batches.
+        cluster: gives the attack's relative cost and, if all runs have one batch size, the ratio of ``fixed_ms`` to
+            ``image_ms`` (all of it in image_ms for a new model), as one batch size cannot separate the two.
+        runs: run folders of one model, with any methods and batch sizes.
 
     Returns:
-        the cluster, and a row a run: measured and fitted step time in ms, their ratio.
+        the cluster, and one row per run: measured and fitted step time in ms, and their ratio.
 
     Raises:
-        ValueError: no run folder, nothing logged, several models or ranks, or a method without a timeline.
+        ValueError: not a run folder, nothing logged, several models or ranks, or a method without a timeline.
     """
     measured = [_measured(Path(run)) for run in runs]
     models = sorted({workload.model for workload, *_ in measured})
     if len(models) != 1:
-        raise ValueError(f"the runs are of {', '.join(models) or 'no model'}; allowed: runs of one model")
+        raise ValueError(f"the runs have models {', '.join(models) or 'none'}; allowed: runs of one model")
     model = models[0]
     units = [
         [_unit(cluster, workload, method, Compute(*one), place) for one in ((1.0, 0.0), (0.0, 1.0))]
         for workload, method, place, _ in measured
     ]
     times = np.array([milliseconds for *_, milliseconds in measured])
-    rows = np.array(units) / times[:, None]  # each run's relative error counts alike
+    rows = np.array(units) / times[:, None]  # each run's relative error counts equally
     before = cluster.compute.get(model, Compute(0.0, 1.0))
     if len({(w.global_batch, w.micro_batch) for w, *_ in measured}) > 1:
         fixed, each = nnls(rows, np.ones(len(rows)))[0]
@@ -155,7 +155,7 @@ def from_runs(cluster: Cluster, runs: Sequence[str | Path]) -> tuple[Cluster, li
 
 
 def _unit(cluster: Cluster, workload: Workload, method: Method, one: Compute, placement: str) -> float:
-    """Milliseconds of a step where a pass costs ``one``; the step is linear in it."""
+    """Milliseconds of a step if a pass costs ``one``; linear in it."""
     own = dataclasses.replace(cluster, compute={workload.model: one})
     made = step_times(own, workload, method, 1, placement=placement)
     return 1e3 * (made.compute + made.optimizer)
@@ -164,12 +164,12 @@ def _unit(cluster: Cluster, workload: Workload, method: Method, one: Compute, pl
 def _measured(run: Path) -> tuple[Workload, Method, str, float]:
     folder = RunFolder(run)
     if not run.is_dir():
-        raise ValueError(f"{run} is no run folder")
+        raise ValueError(f"{run} is not a run folder")
     config: Config = resolved(folder.config())
     method = method_of(config)
     ranks = folder.manifest().get("ranks", 1)
-    if ranks != 1:  # its steps hold waiting and all-reduces, which are no constants of a pass
-        raise ValueError(f"{run} is a run of {ranks} ranks; allowed: runs on one device")
+    if ranks != 1:  # its steps include waiting and all-reduces, which are not constants of a pass
+        raise ValueError(f"{run} ran on {ranks} ranks; allowed: runs on one device")
     lines = [line for line in folder.metrics() if "images_per_second" in line]
     rates = [line["images_per_second"] for line in lines[WARM_UP_LINES:]] or [
         line["images_per_second"] for line in lines
@@ -177,6 +177,6 @@ def _measured(run: Path) -> tuple[Workload, Method, str, float]:
     if not rates or not all(np.isfinite(rates)) or min(rates) <= 0:
         raise ValueError(f"{run} has logged no images_per_second to calibrate with")
     workload = workload_of(config)
-    # What the loop counts as images of a step are those that it takes from the stream.
+    # The loop counts the images that a step takes from the stream.
     new = workload.global_batch * method.new_fraction
     return workload, method, config.method.placement, 1e3 * new / median(rates)

@@ -1,7 +1,7 @@
-"""What a cluster is to the simulator: a small TOML file of constants, read and checked.
+"""A cluster in the simulator: a small TOML file of constants, read and checked.
 
-A cluster is a built-in name (``names()``) or the path of a TOML file. Times are milliseconds, microseconds or
-seconds as named, bandwidths are 10⁹ bytes a second. Where a constant comes from stands beside it in the file.
+A cluster is a built-in name (``names()``) or the path of a TOML file. Times are in milliseconds, microseconds or
+seconds as named, bandwidths in 10⁹ bytes per second. Each constant's source is noted beside it in the file.
 """
 
 import dataclasses
@@ -21,31 +21,31 @@ class Compute:
     """One model on one device: a training pass of b images takes ``fixed_ms + image_ms · b``."""
 
     fixed_ms: float
-    """What a pass takes however few its images are: launches, and kernels too small to fill the device."""
+    """Fixed cost of a pass, however few its images: launches, and kernels too small to fill the device."""
     image_ms: float
-    """What each image adds to forward, input gradient and weight gradient."""
+    """Cost per image of forward, input gradient and weight gradient."""
     optimizer_ms: float = 0.0
-    """Of a whole step, after the gradients are averaged; 0 where it is inside fixed_ms."""
+    """Time of a step's optimiser update, after the gradients are averaged; 0 if included in fixed_ms."""
     precision: str | None = None
-    """float32, bfloat16 or float64, in which they hold; None: in whatever a recipe asks for."""
+    """Precision for which they hold: float32, bfloat16 or float64; None: any."""
     launches: int = 0
-    """Operators of a training pass that the host launches, unless a CUDA graph replays them; 0: not known."""
+    """Operators that the host launches per training pass, unless a CUDA graph replays them; 0: unknown."""
     attack_launches: int = 0
-    """The same of an attack pass."""
+    """The same for an attack pass."""
     together_launches: int = 0
-    """The same of a pass of clean and altered images together, each half with its own batch statistics."""
+    """The same for a joint pass of clean and altered images, each half with its own batch statistics."""
 
 
 @dataclass(frozen=True)
 class Attack:
-    """An attack pass against a training pass: no weight gradients."""
+    """An attack pass relative to a training pass: no parameter gradients."""
 
     fixed_share: float = 0.6
-    """Share of fixed_ms."""
+    """Fraction of fixed_ms."""
     image_share: float = 2 / 3
-    """Share of image_ms: forward and input gradient, of three equal parts."""
+    """Fraction of image_ms: forward and input gradient, of three equal parts."""
     overlap: float = 1.0
-    """How much hides of all fixed costs but the largest where passes share a device (placement stream)."""
+    """Fraction hidden of all fixed costs but the largest when passes share a device (placement stream)."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Host:
     """What drives a device."""
 
     launch_us: float | None = None
-    """Time to launch one operator; None: not known, and steps are taken to be replayed from CUDA graphs."""
+    """Time to launch one operator; None: unknown, and steps are assumed to be replayed from CUDA graphs."""
 
 
 @dataclass(frozen=True)
@@ -73,18 +73,18 @@ class Network:
     algorithm: str = "auto"
     """Of the all-reduce: ring, tree, hierarchical, or auto for the fastest."""
     bucket_mb: float = 25.0
-    """Gradients are averaged in buckets of this size as the backward pass makes them; the first holds 1 MB."""
+    """Bucket size in which gradients are averaged during the backward pass; the first bucket has 1 MB."""
 
 
 @dataclass(frozen=True)
 class Stragglers:
-    """How a device's compute of a step varies: a factor for each device and step, independent."""
+    """Variation of compute time: an independent factor for each device and step."""
 
     kind: str = "none"
     """none; lognormal: exp(spread·z − spread²/2), mean 1; exponential: 1 + spread·E with E of mean 1."""
     spread: float = 0.0
     slow_devices: int = 0
-    """Devices, the first ones, that are always slower."""
+    """How many devices, the first ones, are always slower."""
     slow_factor: float = 1.0
 
 
@@ -93,32 +93,32 @@ class Input:
     """The loader of each device."""
 
     images_per_second: float | None = None
-    """Images that one device's loader makes ready; None: always in time."""
+    """Throughput of one device's loader; None: never a bottleneck."""
     prefetch: int = 2
-    """Batches that it may be ahead."""
+    """How many batches it may be ahead."""
 
 
 @dataclass(frozen=True)
 class Failures:
-    """What interrupts a run, and what that costs."""
+    """Interruptions of a run and their cost."""
 
     device_hours: float | None = None
     """Mean hours between failures of one device; None: never. Work since the last checkpoint is lost."""
     preemption_hours: float | None = None
-    """Mean hours between preemptions of the job; None: never. The job saves before it goes."""
+    """Mean hours between preemptions of the job; None: never. The job saves before it stops."""
     checkpoint_s: float = 10.0
-    """A checkpoint stops the step for so long."""
+    """How long a checkpoint blocks training."""
     restart_s: float = 120.0
-    """From the end of waiting to the first step."""
+    """Time from the end of the queue to the first step."""
     requeue_s: float = 120.0
-    """Waiting after a preemption."""
+    """Time in the queue after a preemption."""
     checkpoint_every: int | None = None
     """Steps between checkpoints; None: Young's interval √(2 · checkpoint · mean time between failures)."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """All constants of one cluster; ``compute`` has a line for each model that was measured on it."""
+    """All constants of one cluster; ``compute`` has an entry for each model measured on it."""
 
     name: str
     about: str = ""
@@ -134,23 +134,23 @@ class Cluster:
         """The model's compute constants.
 
         Raises:
-            ValueError: nobody measured it here, or not in this precision.
+            ValueError: not measured on this cluster, or not in this precision.
         """
         if model not in self.compute:
             raise ValueError(
-                f"cluster {self.name} has no constants of model {model!r}; allowed: "
+                f"cluster {self.name} has no constants for model {model!r}; allowed: "
                 f"{', '.join(sorted(self.compute)) or 'none'}. Fit them with --calibrate RUN"
             )
         found = self.compute[model]
         if None not in (precision, found.precision) and precision != found.precision:
             raise ValueError(
-                f"precision is {precision!r}; allowed: {found.precision!r}, in which cluster {self.name} has "
+                f"precision is {precision!r}; allowed: {found.precision!r}, for which cluster {self.name} has "
                 f"constants of {model}. Fit others with --calibrate RUN"
             )
         return found
 
     def replace(self, **sections: Any) -> "Cluster":
-        """A checked copy; each section a mapping of changed values.
+        """A checked copy; each section is a mapping of changed values.
 
         >>> load("h100").replace(stragglers={"spread": 0.1}).stragglers.spread
         0.1
@@ -181,10 +181,10 @@ def names() -> list[str]:
 
 
 def load(name: "str | Cluster") -> Cluster:
-    """The cluster of a built-in name or of a TOML file; a `Cluster` is returned as it is.
+    """Load a cluster by built-in name or TOML file; a `Cluster` is returned unchanged.
 
     Raises:
-        ValueError: no such cluster, an unknown key, or an impossible value.
+        ValueError: no such cluster, an unknown key, or an invalid value.
     """
     if isinstance(name, Cluster):
         return name
@@ -200,7 +200,7 @@ def load(name: "str | Cluster") -> Cluster:
 
 
 def parse(text: str, name: str, where: str) -> Cluster:
-    """The cluster of a TOML text; ``where`` names it in errors."""
+    """Parse a cluster from TOML; ``where`` names its source in errors."""
     values = reading.toml(text, where)
     sections: dict[str, Any] = {"name": name}
     for key, value in values.items():
@@ -220,10 +220,10 @@ def parse(text: str, name: str, where: str) -> Cluster:
 
 
 def checked(cluster: Cluster) -> Cluster:
-    """The cluster itself.
+    """Return the cluster after checking it.
 
     Raises:
-        ValueError: the first value that is impossible.
+        ValueError: at the first invalid value.
     """
     for model, one in cluster.compute.items():
         _from_0(f"compute.{model}", one, "fixed_ms", "image_ms", "optimizer_ms")
@@ -280,7 +280,7 @@ def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 def to_toml(cluster: Cluster) -> str:
-    """The text that `parse` reads back."""
+    """The inverse of `parse`."""
     lines = [f"about = {_quoted(cluster.about)}"]
     for model, one in cluster.compute.items():
         lines += ["", f"[compute.{_quoted(model)}]", *_lines(one)]

@@ -80,7 +80,7 @@ def fit(words: list[str]) -> int:
     for name, rows in frame.groupby("cluster", sort=False):
         one = rows.iloc[0]
         print(
-            f"{name}: a pass takes {one.fixed_ms:.3f} ms + {one.image_ms:.4f} ms an image; within ±{one.tolerance:.0%}"
+            f"{name}: a pass takes {one.fixed_ms:.3f} ms + {one.image_ms:.4f} ms per image; within ±{one.tolerance:.0%}"
         )
     _print(_residuals(frame)[["cluster", "devices", "images_per_device", *FITTED]])
     steps = one_device.compare().assign(cluster=one_device.CLUSTER)
@@ -123,7 +123,7 @@ def _calibrated(cluster: "Cluster", asked: TimelineOptions) -> tuple["Cluster", 
         )
     config = RunFolder(asked.calibrate[0]).config()
     one = cluster.of(config.model.model)
-    print(f"{config.model.model}: a pass takes {one.fixed_ms:.4g} ms + {one.image_ms:.4g} ms an image")
+    print(f"{config.model.model}: a pass takes {one.fixed_ms:.4g} ms + {one.image_ms:.4g} ms per image")
     return cluster, asked.recipe or config
 
 
@@ -133,7 +133,9 @@ def _changes(words: Sequence[str]) -> dict[str, dict[str, Any]]:
     for place, value in reading.pairs("--set", words, form).items():
         section, dot, key = place.partition(".")
         if section == "compute" or not dot:
-            allowed = "not compute, which --calibrate RUN or a TOML file gives" if dot else form
+            allowed = (
+                "any section but compute, which is set by --calibrate RUN or a TOML file" if dot else form
+            )
             raise ValueError(f"--set is {f'{place}={value}'!r}; allowed: {allowed}")
         changes.setdefault(section, {})[key] = value
     return changes
@@ -147,7 +149,7 @@ def _method_of_best(asked: TimelineOptions, devices: Sequence[int]) -> str:
     ):
         if value != unasked:
             told = " ".join(value) if isinstance(value, tuple) else value
-            raise ValueError(f"{name} is {told!r}; allowed with --best: none, as all are tried")
+            raise ValueError(f"{name} is {told!r}; allowed with --best: none, as it tries all")
     if asked.method == SEVERAL:
         return "conadv"
     require(len(asked.method) == 1, "method", " ".join(asked.method), "one with --best")
@@ -155,7 +157,7 @@ def _method_of_best(asked: TimelineOptions, devices: Sequence[int]) -> str:
 
 
 def _baselines(method: str) -> list[str]:
-    """What `best` is shown beside: vanilla, and the method whose attack or ascent waits for nothing else."""
+    """Baselines for `best`: vanilla, and the method that waits for its own attack or ascent."""
     return ["vanilla", {"conadv": "disadv", "asyncsam": "sam", "sampa": "sam"}.get(method, "disadv")]
 
 
@@ -169,21 +171,21 @@ def _number(text: str | None) -> int | float | None:
     try:
         return float(text)
     except ValueError:
-        raise ValueError(f"attackers are {text!r}; allowed: a number, or a share such as 0.25") from None
+        raise ValueError(f"attackers is {text!r}; allowed: a number, or a fraction such as 0.25") from None
 
 
 def _trace(
     path: Path, cluster: "Cluster", workload: Any, asked: TimelineOptions, devices: Sequence[int],
     options: dict[str, Any],
 ) -> None:  # fmt: skip
-    """Write the trace of the one combination that is asked for."""
+    """Write the trace of the single requested combination."""
     from conadv_lab.staleness.timeline.recursion import write_trace
     from conadv_lab.staleness.timeline.simulation import attackers_of, one_timeline
 
     combinations = len(asked.method) * len(asked.placement) * len(devices)
     if combinations != 1 or asked.best:
         raise ValueError(
-            f"--trace needs one row, but {combinations} are asked for; name one method, placement and number of devices"
+            f"--trace needs one row, but there are {combinations}; give one method, placement and number of devices"
         )
     count = attackers_of(_number(asked.attackers), devices[0]) if asked.placement[0] == "ranks" else None
     done = one_timeline(

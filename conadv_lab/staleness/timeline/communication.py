@@ -1,8 +1,8 @@
-"""How long an all-reduce takes: ring, tree and hierarchical, with NCCL's published constants or α and β.
+"""Time of an all-reduce: ring, tree and hierarchical, with NCCL's published constants or α and β.
 
 Latencies in microseconds and bandwidth corrections are those of NVIDIA/nccl, src/graph/tuning.cc (its 2.2x
 versions). Ring: 2(p−1) hops and 2(p−1)/p · M/β; tree: down and up, 2 log₂(nodes) network hops and 2M/β;
-hierarchical: reduce-scatter within the node, all-reduce of a shard across nodes by each card, all-gather.
+hierarchical: reduce-scatter within the node, all-reduce of a shard per network card across nodes, all-gather.
 """
 
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from conadv_lab.staleness.timeline.cluster import Network
 
 @dataclass(frozen=True)
 class Protocol:
-    """Constants of one way to move bytes; pairs are (tree, ring).
+    """Constants of one NCCL protocol; pairs are (tree, ring).
 
     Attributes:
         base, node_hop, network_hop: microseconds.
-        node_share, network_share: of the bus bandwidth, within one node and across nodes.
-        tree_correction: further factor of the tree's bandwidth by ⌊log₂(bytes / 64)⌋, the last one for all above.
-        node_hop_across: factor of the hop within a node when there are several nodes.
+        node_share, network_share: fraction of the bus bandwidth, within one node and across nodes.
+        tree_correction: additional factor of the tree's bandwidth by ⌊log₂(bytes / 64)⌋, the last one for all above.
+        node_hop_across: factor of the hop within a node if there are several nodes.
     """
 
     base: tuple[float, float]
@@ -48,7 +48,7 @@ NCCL = (
 
 
 def all_reduce(network: Network, size: float, devices: int) -> float:
-    """Seconds of averaging ``size`` bytes over ``devices``, by the network's algorithm; 0 for one device.
+    """Seconds to average ``size`` bytes over ``devices`` with the network's algorithm; 0 for one device.
 
     >>> quiet = Network(model="alpha-beta", node_gbs=100.0, node_hop_us=0.0, devices_per_node=4)
     >>> all_reduce(quiet, 1e9, 4)  # 2(p−1)/p · M/β
@@ -63,7 +63,7 @@ def all_reduce(network: Network, size: float, devices: int) -> float:
 
 
 def protocols(network: Network) -> tuple[Protocol, ...]:
-    """What the network can choose from."""
+    """The protocols that the network can choose from."""
     if network.model == "nccl":
         return NCCL
     hop, far = network.node_hop_us, network.network_hop_us
@@ -71,7 +71,7 @@ def protocols(network: Network) -> tuple[Protocol, ...]:
 
 
 def one(network: Network, algorithm: str, protocol: Protocol, size: float, devices: int) -> float:
-    """Seconds of one algorithm by one protocol."""
+    """Seconds of one algorithm with one protocol."""
     per_node = min(devices, network.devices_per_node)
     nodes = ceil(devices / network.devices_per_node)
     if algorithm == "hierarchical" and nodes > 1:
@@ -90,13 +90,13 @@ def one(network: Network, algorithm: str, protocol: Protocol, size: float, devic
 
 
 def bus(network: Network, nodes: int) -> float:
-    """Bus bandwidth in bytes a second: the node's links, and between nodes no more than its cards."""
+    """Bus bandwidth in bytes per second: the node's links, limited between nodes by its network cards."""
     between = network.cards_per_node * network.card_gbs
     return 1e9 * (network.node_gbs if nodes == 1 else min(network.node_gbs, between))
 
 
 def point_to_point(network: Network, size: float) -> float:
-    """Seconds of sending ``size`` bytes to a device of another node by one card."""
+    """Seconds to send ``size`` bytes to a device of another node through one network card."""
     hop = min(protocol.network_hop[0] + protocol.base[0] for protocol in protocols(network))
     return hop * 1e-6 + size / (network.card_gbs * 1e9)
 

@@ -1,8 +1,8 @@
-"""What failures and preemptions make of a run: work lost since the last checkpoint, restarts, waiting.
+"""The cost of failures and preemptions: work lost since the last checkpoint, restarts, waiting.
 
-Failures come at random, at a rate that grows with the devices; preemptions at the job's own rate. Neither comes
-while the job waits or restarts. A failure takes the job back to its last checkpoint; a preempted job saves first.
-The expected time without preemptions is Daly's (2006): each stretch of length L, checkpoint included, takes
+Failures are random, at a rate proportional to the number of devices; preemptions have the job's own rate. Neither
+happens while the job waits or restarts. A failure resets the job to its last checkpoint; a preempted job saves first.
+The expected time without preemptions is Daly's (2006): each segment of length L, checkpoint included, takes
 (e^{L/M} − 1)(M + restart) at a mean time M between failures; the interval √(2 · checkpoint · M) is Young's (1974).
 """
 
@@ -16,15 +16,15 @@ from conadv_lab.seeds import derived_seed
 from conadv_lab.staleness.timeline.cluster import Failures
 
 HOPELESS = 12.0
-"""Stretches longer than this many mean times between failures are refused: e^12 attempts for each."""
+"""Segments longer than this many mean times between failures are refused: each would need e^12 attempts."""
 
 
 @dataclass(frozen=True)
 class Interruptions:
-    """Rates and prices for one job.
+    """Rates and costs for one job.
 
     Attributes:
-        failure_rate, preemption_rate: a second.
+        failure_rate, preemption_rate: per second.
         stretch: seconds of work between checkpoints.
         checkpoint, restart, requeue: seconds.
     """
@@ -42,10 +42,10 @@ class Interruptions:
 
 
 def interruptions(failures: Failures, devices: int, step_seconds: float) -> Interruptions:
-    """Those of a job on so many devices.
+    """The interruptions of a job on this many devices.
 
     Raises:
-        ValueError: the job would fail before it reaches a checkpoint, again and again.
+        ValueError: the job would almost always fail before it reaches a checkpoint.
     """
     rate = 0.0 if failures.device_hours is None else devices / (3600 * failures.device_hours)
     preempted = 0.0 if failures.preemption_hours is None else 1 / (3600 * failures.preemption_hours)
@@ -59,7 +59,7 @@ def interruptions(failures: Failures, devices: int, step_seconds: float) -> Inte
     if rate * (stretch + failures.checkpoint_s) > HOPELESS:
         raise ValueError(
             f"checkpoint_every is {every}: {stretch + failures.checkpoint_s:.3g} s at a mean time between failures "
-            f"of {1 / rate:.3g} s; allowed: a stretch that can be finished, up to {HOPELESS:g} times that"
+            f"of {1 / rate:.3g} s; allowed: an interval that can finish, at most {HOPELESS:g} times that"
         )
     return Interruptions(
         rate, preempted, stretch, failures.checkpoint_s, failures.restart_s, failures.requeue_s
@@ -83,7 +83,7 @@ def expected_seconds(work: float, job: Interruptions) -> float:
 
 
 def finish_seconds(work: float, job: Interruptions, *, runs: int, seed: int) -> NDArray[np.float64]:
-    """(runs,) seconds until ``work`` seconds of steps are done, each run with interruptions of its own."""
+    """(runs,) seconds until ``work`` seconds of steps are done, each run with its own interruptions."""
     length = job.stretch + job.checkpoint
     count = math.ceil(work / job.stretch) if math.isfinite(job.stretch) else 1
     total = work + count * job.checkpoint
@@ -93,7 +93,7 @@ def finish_seconds(work: float, job: Interruptions, *, runs: int, seed: int) -> 
     place, passed = (
         np.zeros(runs),
         np.zeros(runs),
-    )  # seconds of the undisturbed run, seconds of the wall clock
+    )  # seconds of uninterrupted work, wall-clock seconds
     going = np.arange(runs)
     while len(going):
         gap = draw.exponential(1 / job.rate, len(going))

@@ -1,9 +1,9 @@
-"""Steps of one H200, captured and eager, beside what `passes` predicts of them with five fitted constants.
+"""Measured steps of one H200, captured and eager, against the predictions of `passes` with five fitted constants.
 
-Fitted one after another, in relative error, each on steps whose passes follow one another: a and c on captured vanilla
-steps, the attack's shares of both on captured DisAdv steps, the time of a launch on eager vanilla steps. How many
-launches a pass has is counted. Held out are all steps with passes side by side, ConAdv's and recycled's, and every
-eager step that is not vanilla's.
+They are fitted one after another, in relative error, to steps with sequential passes: a and c to captured vanilla
+steps, the attack's fractions of both to captured DisAdv steps, the launch time to eager vanilla steps. The number of
+launches per pass is counted. Held out are all steps with parallel passes, ConAdv's and recycled's, and all eager steps
+but vanilla's.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ REPLAYED = {"on": "all", "off": "none", "attack": "attack"}
 
 
 def measured() -> "pd.DataFrame":
-    """The rows of ``h200.csv`` that this package made, or that are its steps captured by hand."""
+    """The rows of ``h200.csv`` made with this package, or with its steps captured by hand."""
     import pandas as pd
 
     text = (files("conadv_lab.staleness.timeline") / FILE).read_text()
@@ -55,7 +55,7 @@ def compare(cluster: Cluster | None = None) -> "pd.DataFrame":
 
 
 def fit(cluster: Cluster) -> Cluster:
-    """The cluster with the five constants that fit the rows marked so, the others as they are."""
+    """The cluster with the five constants fitted to the marked rows, the others unchanged."""
     rows = measured()
     rows = rows[rows["fitted"] == "yes"]
     vanilla, captured = rows["method"] == "vanilla", rows["capture"] == "on"

@@ -1,11 +1,11 @@
-"""The passes of one device in one step: which follow one another, which run side by side, and how long that takes.
+"""The passes of one device in one step: which run in sequence, which in parallel, and how long they take.
 
-A training pass over b images keeps the device for a + c·b (`cluster.Compute`): a is latency, in which kernels too small
-to fill the device follow one another, c·b is arithmetic. More images than a micro-batch pay a for each micro-batch. Of
-passes side by side the arithmetic adds up, and of their latencies the longest one remains.
+A training pass over b images takes a + c·b (`cluster.Compute`): a is latency, from kernels too small to fill the
+device, c·b is arithmetic. Each micro-batch pays a. For parallel passes the arithmetic adds up, but only the longest
+latency remains.
 
-The host has to launch each operator, unless the step is replayed from a CUDA graph. Layers are launch-bound or
-device-bound each for itself, so a step of host time H and device time D takes (Hᵖ + Dᵖ)^(1/p): nearly the larger one.
+The host has to launch each operator, unless the step is replayed from a CUDA graph. Each layer is launch-bound or
+device-bound, so a step with host time H and device time D takes (Hᵖ + Dᵖ)^(1/p): nearly the larger one.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from conadv_lab.staleness.timeline.cluster import Cluster
 from conadv_lab.staleness.timeline.workload import Workload
 
 LAUNCH_POWER = 3.0
-"""p: of 2, 2.5, 3, 3.5 and 4 what meets a plain eager loop on an H200 best, within 2.2 % from 4 to 256 images."""
+"""p: of 2, 2.5, 3, 3.5 and 4 the best fit to a plain eager loop on an H200, within 2.2 % from 4 to 256 images."""
 
 
 @dataclass(frozen=True)
@@ -42,20 +42,20 @@ class Pass:
 
     @property
     def seconds(self) -> float:
-        """On a device of its own, replayed."""
+        """Alone on a device, replayed."""
         return self.fixed + self.work
 
 
 Stage = list[list[Pass]]
-"""Lanes that run side by side until all are done; the passes of a lane follow one another."""
+"""Lanes that run in parallel until all are done; the passes of a lane run in sequence."""
 
 
 class Passes:
-    """What a device with ``images`` of its own computes in a step.
+    """What a device with ``images`` images computes in a step.
 
     Attributes:
         end: seconds of all passes.
-        last: seconds of the last micro-batch of the last stage, whose backward makes the gradients.
+        last: seconds of the last micro-batch of the last stage, whose backward pass completes the gradients.
         spans: the passes.
     """
 
@@ -68,7 +68,7 @@ class Passes:
 
     @property
     def micro_batches(self) -> int:
-        """Of the clean images."""
+        """Number of micro-batches of clean images."""
         return self._parts(self.images)
 
     def add_step(
@@ -77,9 +77,9 @@ class Passes:
         """All passes of a trainer.
 
         Args:
-            beside: which passes run side by side: ``none``, ``all`` that need not wait for one another, or the
-                ``attack`` alone beside the others.
-            replayed: what costs no launches: ``none``, the ``attack`` alone, or ``all``.
+            beside: which passes run in parallel: ``none``, ``all`` independent ones, or only the ``attack`` with the
+                others.
+            replayed: what needs no launches: ``none``, only the ``attack``, or ``all``.
             elsewhere: attack or ascent run on other devices.
         """
         stages = self.stages(method, beside, elsewhere)
@@ -99,10 +99,10 @@ class Passes:
         self.last = length * stretch / max(one.parts for lane in stages[-1] for one in lane)
 
     def stages(self, method: Method, beside: str, elsewhere: bool = False) -> list[Stage]:
-        """The step as stages that follow one another.
+        """The step as a sequence of stages.
 
-        What a stale side makes, the step does not wait for. The clean pass waits for no attack, as the weights stay;
-        after an ascent everything waits, as it moves them.
+        The step does not wait for a stale side computation. The clean pass never waits for an attack, which leaves the
+        weights unchanged; everything waits for an ascent, which moves them.
         """
         train = self._training(method)
         again = method.repeats
@@ -136,13 +136,13 @@ class Passes:
         )
 
     def side(self, method: Method) -> float:
-        """Seconds of an attack or ascent on a device that does nothing else, not replayed."""
+        """Seconds of an attack or ascent alone on a device, not replayed."""
         one = self.side_pass(method)
         return _launched(one.seconds, one.launching)
 
     def _training(self, method: Method) -> list[Pass]:
         clean, altered = method.clean_fraction * self.images, method.altered_fraction * self.images
-        if method.together:  # a micro-batch of clean images brings its altered ones along
+        if method.together:  # a micro-batch of clean images includes its altered ones
             parts = self._parts(clean)
             launches = self.compute.together_launches or self.compute.launches
             return [self._pass("train", clean + altered, parts, launches)]
@@ -170,7 +170,7 @@ class Passes:
         return sum(one.seconds for lane in stage for one in lane) - hidden
 
     def _show(self, number: int, lanes: int, lane: list[Pass], start: float, end: float) -> None:
-        """The lane's passes, drawn out over the stage."""
+        """Record the lane's passes, stretched over the stage."""
         longer = (end - start) / sum(one.seconds for one in lane)
         for one in lane:
             until = start + longer * one.seconds
@@ -179,7 +179,7 @@ class Passes:
 
 
 def _launched(device: float, host: float) -> float:
-    """Seconds of a step in which device and host are both kept for so long."""
+    """Seconds of a step with these device and host times."""
     if not host:
         return device
     return float((device**LAUNCH_POWER + host**LAUNCH_POWER) ** (1 / LAUNCH_POWER))

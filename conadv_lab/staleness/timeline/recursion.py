@@ -1,10 +1,10 @@
 """When each step of a run starts and ends on a cluster, and how stale each worker's perturbation is.
 
-All trainers wait for one another in the all-reduce, so a step is over at the largest over trainers of
-(own start + own compute, all-reduces behind it): a max-plus recursion over steps, whole rows of devices at once.
-With placement ``ranks`` an attacker starts on the next batch when it is free and θ of τ steps before is there,
-takes the newest weights that have reached it, and a step starts on a trainer when its images are there. So the
-*effective* τ of a batch is at most τ and falls where attackers are late.
+Trainers wait for each other in the all-reduce, so a step ends at the maximum over trainers of (own start + own
+compute, all-reduces behind it): a max-plus recursion over steps, vectorised over devices. With placement ``ranks`` an
+attacker starts on the next batch when it is free and the weights from τ steps before have arrived, uses the newest
+weights that have arrived, and a trainer starts a step when its images have arrived. So a batch's *effective* τ is at
+most τ, and lower if attackers are late.
 """
 
 from collections import deque
@@ -22,21 +22,21 @@ from conadv_lab.staleness.timeline.step_times import StepTimes, shared_attackers
 from conadv_lab.staleness.timeline.stragglers import factors
 
 SHOWN_STEPS = 8
-"""Steps whose starts and factors are kept, device by device, for a chart."""
+"""Number of steps whose starts and factors are recorded per device, for charts."""
 Times = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Timeline:
-    """What became of the steps.
+    """The simulated steps.
 
     Attributes:
-        starts: (steps,) seconds at which the weights of each step are there.
+        starts: (steps,) seconds at which each step's weights are available.
         ends: (steps,) seconds at which the step's optimiser is done.
         busy: (devices,) seconds of compute.
-        trace: (steps, trainers) int8, the effective τ of each worker's images; the oldest, where several
-            attackers made them.
-        shown_starts, shown_factors: (few steps, devices), when each device began its passes, and its factor.
+        trace: (steps, trainers) int8, the effective τ of each worker's images; the largest, if several attackers
+            contributed.
+        shown_starts, shown_factors: (few steps, devices), when each device started its passes, and its factor.
     """
 
     times: StepTimes
@@ -49,34 +49,34 @@ class Timeline:
 
     @property
     def makespan(self) -> float:
-        """Seconds from the beginning to the end of the last step."""
+        """Seconds from the start to the end of the last step."""
         return float(self.ends[-1])
 
     @property
     def step_seconds(self) -> Times:
-        """(steps,) seconds from the end of the step before."""
+        """(steps,) seconds since the end of the previous step."""
         return np.diff(self.ends, prepend=0.0)
 
     @property
     def settled(self) -> float:
-        """Mean seconds of a step once pipelines are full: without the first tenth."""
+        """Mean step time in steady state: without the first tenth."""
         skip = len(self.ends) // 10
         begin = self.ends[skip - 1] if skip else 0.0
         return float((self.ends[-1] - begin) / (len(self.ends) - skip))
 
     @property
     def utilisation(self) -> float:
-        """Share of all devices' time in which they compute."""
+        """Fraction of all devices' time spent computing."""
         return float(self.busy.sum() / (self.times.devices * self.makespan))
 
     def tau_counts(self) -> dict[int, float]:
-        """Share of (step, worker) pairs at each effective τ."""
+        """Fraction of (step, worker) pairs at each effective τ."""
         sample = self.trace[:, :1] if self.trace.strides == (0, 0) else self.trace
         values, counts = np.unique(sample, return_counts=True)
         return {int(v): float(c / sample.size) for v, c in zip(values, counts, strict=True)}
 
     def tau_of_workers(self) -> Times:
-        """(trainers, τ + 1) share of each worker's steps at each effective τ."""
+        """(trainers, τ + 1) fraction of each worker's steps at each effective τ."""
         return np.stack([(self.trace == tau).mean(axis=0) for tau in range(self.times.staleness + 1)], axis=1)
 
     def spans(self, steps: int = 4) -> list[dict[str, Any]]:
@@ -96,10 +96,10 @@ class Timeline:
 
 
 def write_trace(path: Path, trace: NDArray[np.int8]) -> None:
-    """Write (steps, workers) of τ as ``.npy``, or as ``.csv`` with a column ``step`` and one a worker.
+    """Write (steps, workers) of τ as ``.npy``, or as ``.csv`` with a column ``step`` and one per worker.
 
     Raises:
-        ValueError: another ending.
+        ValueError: an unsupported suffix.
     """
     if path.suffix == ".npy":
         np.save(path, trace)
@@ -108,7 +108,7 @@ def write_trace(path: Path, trace: NDArray[np.int8]) -> None:
         names = ",".join(["step", *(f"worker {n}" for n in range(trace.shape[1]))])
         np.savetxt(path, table, fmt="%d", delimiter=",", header=names, comments="")
     else:
-        raise ValueError(f"the trace's name is {path.name!r}; allowed: one that ends in .npy or .csv")
+        raise ValueError(f"the trace's name is {path.name!r}; allowed: a name that ends in .npy or .csv")
 
 
 def timeline(times: StepTimes, noise: Stragglers, steps: int, seed: int = 0) -> Timeline:
@@ -125,7 +125,7 @@ def timeline(times: StepTimes, noise: Stragglers, steps: int, seed: int = 0) -> 
 
 
 def _alike(times: StepTimes, noise: Stragglers, steps: int, seed: int) -> Timeline:
-    """All devices train: a step lasts as long as its slowest device needs, whatever came before."""
+    """All devices train: a step takes as long as its slowest device, whatever came before."""
     slowest, busy = [], np.zeros(times.devices)
     shown = np.empty((0, times.devices))
     for block in factors(noise, steps, times.devices, seed):
@@ -142,8 +142,8 @@ def _alike(times: StepTimes, noise: Stragglers, steps: int, seed: int) -> Timeli
 
 
 def _begun(times: StepTimes, lengths: Times) -> Times:
-    """Starts of steps of known lengths, when the loader may be late."""
-    if times.input_s <= lengths.min():  # late for the first step alone
+    """Starts of steps of known lengths, if the loader may be late."""
+    if times.input_s <= lengths.min():  # late for the first step only
         return times.input_s + np.concatenate([[0.0], np.cumsum(lengths[:-1])])
     starts, end = np.empty(len(lengths)), 0.0
     loader = _Loader(times)
@@ -154,14 +154,14 @@ def _begun(times: StepTimes, lengths: Times) -> Times:
 
 
 class _Loader:
-    """Makes batches ready one after another, at most ``prefetch`` ahead of the step that takes them."""
+    """Prepares batches in sequence, at most ``prefetch`` ahead of the step that takes them."""
 
     def __init__(self, times: StepTimes) -> None:
         self.each, self.made = times.input_s, 0.0
         self.room = deque([0.0] * times.prefetch)
 
     def start(self, wanted: float) -> float:
-        """When the next step begins that would like to begin at ``wanted``."""
+        """When the next step can start, if it could otherwise start at ``wanted``."""
         self.made = max(self.made, self.room.popleft()) + self.each
         start = max(wanted, self.made)
         self.room.append(start)
@@ -169,9 +169,9 @@ class _Loader:
 
 
 def _makers(times: StepTimes) -> NDArray[np.int64]:
-    """(trainers, width) numbers of the attackers that each trainer waits for; (1, width) where all wait for the same.
+    """(trainers, width) numbers of the attackers that each trainer waits for; (1, width) if all wait for the same.
 
-    Attacked images are each trainer's own; an ascent is one gradient, averaged over all attackers.
+    Attacked images belong to a trainer; an ascent is one gradient, averaged over all attackers.
     """
     if times.what == "ascent":
         return np.arange(times.attackers)[None]
@@ -179,12 +179,12 @@ def _makers(times: StepTimes) -> NDArray[np.int64]:
 
 
 def _with_attackers(times: StepTimes, noise: Stragglers, steps: int, seed: int) -> Timeline:
-    """The first devices train, the others attack; see the module's text."""
+    """The first devices train, the others attack; see the module docstring."""
     trainers, tau = times.trainers, times.staleness
     makers = _makers(times)
     starts, ends = np.empty(steps), np.empty(steps)
     taus = np.empty((steps, trainers), dtype=np.int8)
-    arrived = np.empty(steps)  # of each step's weights at the attackers
+    arrived = np.empty(steps)  # when each step's weights reach the attackers
     free = np.zeros(times.attackers)
     busy = np.zeros(times.devices)
     shown: list[tuple[Times, Times]] = []

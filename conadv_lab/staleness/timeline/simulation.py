@@ -1,4 +1,4 @@
-"""The simulator as a table: one row a combination of method, placement and devices."""
+"""The simulator as a table: one row per combination of method, placement and number of devices."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 RUNS = 200
-"""Runs with interruptions of their own behind ``hours`` and ``hours_p95``."""
+"""Number of simulated runs with interruptions behind ``hours`` and ``hours_p95``."""
 SHARES = (1 / 16, 1 / 8, 1 / 5, 1 / 4, 1 / 3, 2 / 5, 1 / 2)
-"""Shares of attackers that `best` tries."""
+"""Fractions of attackers that `best` tries."""
 
 
 def simulate(
@@ -38,23 +38,23 @@ def simulate(
     steps: int = 200,
     seed: int = 0,
 ) -> "pd.DataFrame":
-    """A tidy table of step times, utilisation, effective τ and the price of the whole recipe.
+    """A tidy table of step times, utilisation, effective τ and the cost of the whole recipe.
 
     Args:
         cluster: a built-in name, a TOML file, or a `Cluster`.
-        recipe: see `workload.workload_of`; its global batch is shared by the devices.
-        method, devices, placement: one or several; each combination is a row. ``ranks`` is left out for methods
-            that cannot be placed so, beside ones that can.
-        attackers: with placement ranks, their number (int) or share of the devices (float below 1).
-        staleness: τ; None is the recipe's.
+        recipe: see `workload.workload_of`; its global batch is split over the devices.
+        method, devices, placement: one or several; each combination is a row. ``ranks`` is skipped for methods
+            that do not support it, if others do.
+        attackers: with placement ranks, their number (int) or fraction of the devices (float below 1).
+        staleness: τ; None: the recipe's.
         capture: see `step_times.step_times`.
-        steps: simulated; times of the whole recipe follow from their mean.
+        steps: to simulate; times of the whole recipe follow from their mean.
 
     Returns:
-        columns as of `row`.
+        the columns of `row`.
 
     Raises:
-        ValueError: an unknown name, or numbers that do not fit together.
+        ValueError: an unknown name, or inconsistent numbers.
 
     >>> rows = simulate("h100", "imagenet-resnet50-32k", ["disadv", "conadv"], devices=64)
     >>> list(rows["method"]), bool((rows["step_ms"] > 0).all())
@@ -67,7 +67,7 @@ def simulate(
     for what, given in (("method", methods), ("placement", placements), ("devices", counts)):
         require(len(given) > 0, what, given, "at least one")
     if attackers is not None and "ranks" not in placements:
-        raise ValueError(f"attackers are {attackers}; allowed with placement {', '.join(placements)}: none")
+        raise ValueError(f"attackers is {attackers}; allowed with placement {', '.join(placements)}: None")
     concurrent = {name: named(name, workload).concurrent for name in methods}
     rows = []
     for name, place, count in product(methods, placements, counts):
@@ -84,7 +84,7 @@ def simulate(
 
 
 def attackers_of(attackers: int | float | None, devices: int) -> int | None:
-    """Number of attackers of a number or of a share; None stays None."""
+    """Number of attackers from a number or fraction; None stays None."""
     if attackers is None or isinstance(attackers, int):
         return attackers
     require(devices >= 2, "devices", devices, "at least 2 with placement ranks")
@@ -94,10 +94,10 @@ def attackers_of(attackers: int | float | None, devices: int) -> int | None:
 def row(cluster: Cluster, workload: Workload, done: Timeline, seed: int = 0) -> dict[str, Any]:
     """One line of the table.
 
-    ``step_ms`` is the mean once pipelines are full, ``exposed_ms`` what of it the all-reduce and optimiser add to
-    the compute of a device without noise; ``tau_*`` the effective τ over steps and workers; ``hours`` the whole
-    recipe with failures and preemptions (mean, 95th percentile), ``device_hours`` that times the devices;
-    ``checkpoint_every`` is in steps, None where nothing fails.
+    ``step_ms`` is the steady-state mean, ``exposed_ms`` the part that all-reduce and optimiser add to the compute
+    of a device without noise; ``tau_*`` the effective τ over steps and workers; ``hours`` the whole recipe with
+    failures and preemptions (mean, 95th percentile), ``device_hours`` that times the number of devices;
+    ``checkpoint_every`` is in steps, None without failures.
     """
     own = done.times
     job = interruptions(cluster.failures, own.devices, done.settled)
@@ -145,9 +145,9 @@ def best(
     steps: int = 200,
     seed: int = 0,
 ) -> "pd.DataFrame":
-    """All placements of the attack on so many devices, the fastest first: `simulate`'s columns.
+    """All placements of the attack on this many devices, fastest first, with `simulate`'s columns.
 
-    With ranks the shares in `SHARES` are tried, and between the two neighbours of the fastest one every eighth.
+    With ranks it tries the fractions in `SHARES`, and then every eighth between the neighbours of the fastest one.
     """
     import pandas as pd
 
@@ -181,17 +181,17 @@ def one_timeline(
     cluster: str | Cluster, recipe: str | Config | Workload, method: str, *, devices: int, steps: int = 200,
     seed: int = 0, **options: Any,
 ) -> Timeline:  # fmt: skip
-    """The timeline behind one row of `simulate`, for its trace and its chart; options as of `step_times.step_times`."""
+    """The timeline behind one row of `simulate`, for its trace and chart; options as for `step_times.step_times`."""
     chosen = load(cluster)
     own: StepTimes = step_times(chosen, workload_of(recipe), method, devices, **options)
     return timeline(own, chosen.stragglers, steps, seed)
 
 
 def share_to_count(share: float, devices: int) -> int:
-    """Attackers of a share of the devices, at least one and fewer than all.
+    """Number of attackers from a fraction of the devices, at least one and fewer than all.
 
     Raises:
-        ValueError: a share outside 0 to 1.
+        ValueError: a fraction outside 0 to 1.
     """
     require(0 < share < 1, "attacker share", share, "above 0 and below 1")
     return min(max(1, round(share * devices)), devices - 1)

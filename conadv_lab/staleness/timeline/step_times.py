@@ -1,6 +1,6 @@
-"""What each device does in one step of a method, in seconds of a device without noise.
+"""Times of each device in one step of a method, in seconds without noise.
 
-Gradients are averaged in buckets while the last passes of a device go backward; `passes` says which those are.
+Gradients are averaged in buckets during a device's last backward passes, which `passes` determines.
 """
 
 from dataclasses import dataclass, replace
@@ -21,11 +21,11 @@ from conadv_lab.staleness.timeline.workload import Workload
 PLACEMENTS = ("serial", "stream", "ranks")
 CAPTURES = ("auto", "on", "off")
 MOST_CAPTURED = 8
-"""Micro-batches of a device's step up to which ``auto`` captures, as training does."""
+"""Largest number of micro-batches per device for which ``auto`` captures, as in training."""
 BACKWARD = 2 / 3
-"""Share of a training pass: forward, input gradient and weight gradient count alike (docs/semantics.md)."""
+"""Fraction of a training pass: forward, input gradient and weight gradient count equally (docs/semantics.md)."""
 FIRST_BUCKET = 1e6
-"""Bytes; PyTorch's DistributedDataParallel fills a first bucket of 1 MB so that the network starts early."""
+"""Bytes; PyTorch's DistributedDataParallel uses a first bucket of 1 MB so that communication starts early."""
 
 
 @dataclass(frozen=True)
@@ -33,19 +33,19 @@ class StepTimes:
     """One step of one method on one cluster.
 
     Attributes:
-        devices: all; the first ``trainers`` of them train, the others attack.
-        images: of each trainer, in one step, clean.
+        devices: total number; the first ``trainers`` of them train, the others attack.
+        images: clean images per trainer and step.
         compute: seconds of a trainer's passes.
-        ready: (buckets,) seconds from the start of the passes until each bucket's gradients are made.
-        reduce: (buckets,) seconds of each bucket's all-reduce; they follow one another.
+        ready: (buckets,) seconds from the start of the passes until each bucket's gradients are computed.
+        reduce: (buckets,) seconds of each bucket's all-reduce; they run in sequence.
         optimizer: seconds after the last all-reduce.
         what: an attacker's pass, attack or ascent; side: seconds of it (placement ranks), else 0.
-        broadcast: seconds until new weights are at the attackers; send: until a result is at its trainers.
-        staleness: τ; with ranks the largest that can occur.
-        input_s: seconds in which a loader makes one step's images ready; 0: always in time.
-        prefetch: batches that it may be ahead.
+        broadcast: seconds until new weights reach the attackers; send: until a result reaches its trainers.
+        staleness: τ; with ranks the largest possible value.
+        input_s: seconds in which a loader prepares one step's images; 0: never a bottleneck.
+        prefetch: how many batches it may be ahead.
         spans: the passes of a trainer.
-        captured: whether they are replayed from a CUDA graph, so that the host launches nothing.
+        captured: whether they are replayed from a CUDA graph, without launches by the host.
     """
 
     method: str
@@ -72,7 +72,7 @@ class StepTimes:
         return self.devices - self.trainers
 
     def until_reduced(self, factor: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Seconds from a device's start to the end of the last all-reduce, were all others as fast or faster.
+        """Seconds from a device's start to the end of the last all-reduce, if no other device is slower.
 
         Bucket i is on the network at max(ready, end of bucket i − 1), so the last one ends at
         max over i of (factor · ready_i + Σ_{j ≥ i} reduce_j).
@@ -99,18 +99,18 @@ def step_times(
     """The step of ``method``.
 
     Args:
-        method: a name, also ``path/to/file.py:function``, or a method as it is.
-        placement: ``serial``, each pass after the other; ``stream``, side by side on a device those that need not
-            wait for one another; ``ranks``, an attack or ascent that its step does not wait for on other devices.
-        attackers: devices that attack, with ranks; None: a quarter of them, at least one.
+        method: a name, ``path/to/file.py:function``, or a method.
+        placement: ``serial``: passes in sequence; ``stream``: independent passes in parallel on a device; ``ranks``: a
+            stale attack or ascent on other devices.
+        attackers: number of attackers, with ranks; None: a quarter of the devices, at least one.
         staleness: τ; None: the workload's, or the method's own.
-        ascent_share: share of a batch that asyncsam's ascent looks at.
+        ascent_share: fraction of a batch that asyncsam's ascent uses.
         capture: whether a step is replayed from a CUDA graph, which takes the host no time: ``on``, ``off``, or
-            ``auto`` as training decides, on one device with few micro-batches. Where a cluster does not say what a
-            launch takes, all steps are taken to be captured.
+            ``auto`` as in training: on one device with few micro-batches. If a cluster does not give the time of a
+            launch, all steps are assumed to be captured.
 
     Raises:
-        ValueError: an unknown name, or numbers that do not fit together.
+        ValueError: an unknown name, or inconsistent numbers.
     """
     require(devices >= 1, "devices", devices, "a whole number of at least 1")
     own_method = method if isinstance(method, Method) else named(method, workload, staleness, ascent_share)
@@ -147,7 +147,7 @@ def step_times(
 
 
 def _with_attackers(own: StepTimes, method: Method, cluster: Cluster, workload: Workload) -> StepTimes:
-    """The step with what the attackers do and what goes over the network for them."""
+    """The step with the attackers' work and network traffic added."""
     weights = float(workload.parameters * workload.bytes_each)
     network, count = cluster.network, own.attackers
     if method.side == "ascent":
@@ -159,10 +159,10 @@ def _with_attackers(own: StepTimes, method: Method, cluster: Cluster, workload: 
 
 
 def named(name: str, workload: Workload, staleness: int | None = None, ascent_share: float = 1.0) -> Method:
-    """The method of a name with another staleness than its own, which is the recipe's where it has none.
+    """The named method with this staleness, or the recipe's if None.
 
     Raises:
-        ValueError: an unknown name or an impossible number.
+        ValueError: an unknown name or an invalid number.
     """
     if staleness is not None:
         require(0 <= staleness <= 127, "staleness", staleness, "a whole number from 0 to 127")
@@ -178,7 +178,7 @@ def named(name: str, workload: Workload, staleness: int | None = None, ascent_sh
 
 
 def _with(config: Config, name: str, staleness: int | None) -> Config:
-    """Another method with the method's options of a recipe, wherever its attack runs and whatever the optimizer is."""
+    """A config with another method and the recipe's method options; placement and optimizer are reset."""
     options = Config(method=config.method)
     return options.replace(method=name, staleness=staleness, placement="serial", attackers=0)
 
@@ -189,8 +189,8 @@ def _captured(capture: str, cluster: Cluster, step: Passes, devices: int) -> boo
     known = cluster.host.launch_us is not None and step.compute.launches > 0
     if capture == "off" and not known:
         raise ValueError(
-            f"capture is 'off', but cluster {cluster.name} does not say what launches take; allowed: 'on', or "
-            "--set host.launch_us=… with launches of the model"
+            f"capture is 'off', but cluster {cluster.name} has no launch times; allowed: 'on', or "
+            "--set host.launch_us=… with the model's number of launches"
         )
     if capture != "auto" or not known:
         return capture != "off"
@@ -224,7 +224,7 @@ def buckets(size: float, bucket_mb: float) -> NDArray[np.float64]:
 def _attackers(placement: str, devices: int, attackers: int | None) -> int:
     if placement != "ranks":
         if attackers:
-            raise ValueError(f"attackers are {attackers}; allowed with placement {placement}: none")
+            raise ValueError(f"attackers is {attackers}; allowed with placement {placement}: None")
         return 0
     count = max(1, devices // 4) if attackers is None else attackers
     allowed = (
@@ -237,9 +237,9 @@ def _attackers(placement: str, devices: int, attackers: int | None) -> int:
 
 
 def shared_attackers(trainers: int, attackers: int) -> NDArray[np.int64]:
-    """(trainers, width) numbers of the attackers that make each trainer's images; a row may repeat one.
+    """(trainers, width) numbers of the attackers of each trainer's images; a row may repeat one.
 
-    A step's images lie side by side; trainers and attackers each cut them into equal pieces.
+    Trainers and attackers each split a step's images, in order, into equal pieces.
 
     >>> shared_attackers(3, 2).tolist()
     [[0, 0], [0, 1], [1, 1]]

@@ -1,4 +1,4 @@
-"""How much slower than its constants a device is in a step: independent factors, a device a column."""
+"""Slow-down of each device in each step: independent factors, one column per device."""
 
 from collections.abc import Iterator
 from functools import lru_cache
@@ -11,11 +11,11 @@ from conadv_lab.seeds import derived_seed
 from conadv_lab.staleness.timeline.cluster import Stragglers
 
 BLOCK = 1 << 18
-"""Factors made at a time (2 MB): they stay in the processor's cache."""
+"""Number of factors generated at a time (2 MB), to stay in the processor's cache."""
 
 
 def factors(noise: Stragglers, steps: int, devices: int, seed: int) -> Iterator[NDArray[np.float64]]:
-    """Blocks of (some steps, devices) factors, ``steps`` rows in all; a block's values depend on its number alone."""
+    """Blocks of (some steps, devices) factors, ``steps`` rows in total; a block's values depend only on its number."""
     rows = max(1, BLOCK // devices)
     slow = np.ones(devices)
     slow[: noise.slow_devices] = noise.slow_factor

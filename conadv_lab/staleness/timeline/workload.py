@@ -1,4 +1,4 @@
-"""What is trained, as far as time goes: how many images, steps and bytes."""
+"""A recipe as far as time is concerned: numbers of images, steps and bytes."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from conadv_lab.recipes import RECIPES, find
 from conadv_lab.recipes.imagenet import IMAGENET_IMAGES as IMAGENET
 
 MODELS = {"digits-cnn": 72_666, "resnet18": 11_173_962, "resnet20": 272_474, "resnet50": 25_557_032}
-"""Parameters; a test counts them."""
+"""Numbers of parameters; a test counts them."""
 TRAINING_IMAGES = {"digits": 898, "cifar10": 50_000, "cifar100": 50_000, "imagenet": IMAGENET}
 VALUES = {"digits": 64, "cifar10": 3 * 32**2, "cifar100": 3 * 32**2, "imagenet": 3 * 224**2}
 
@@ -20,18 +20,18 @@ class Workload:
     """A recipe as the timeline sees it.
 
     Attributes:
-        model: names the compute constants of a cluster.
-        images: of the training set.
-        epochs: passes over it.
-        global_batch: images of a step.
-        parameters: of the model; bytes_each: of a value of its gradient on the network.
-        values: of one image; the attack sends one bit for each.
+        model: key of a cluster's compute constants.
+        images: number of training images.
+        epochs: number of epochs.
+        global_batch: images per step.
+        parameters: of the model; bytes_each: per gradient value on the network.
+        values: per image; the attack sends one bit for each.
         staleness: τ of the recipe; None: each method's own.
-        micro_batch: images of one pass at most; None for no limit.
-        joint: clean and adversarial images share one pass of twice the size, instead of one pass each. This
-            package trains them apart, each through its own batch norm branch.
-        fixed_steps: in place of epochs.
-        precision: of the arithmetic, bfloat16 or another; None for that of the cluster's constants.
+        micro_batch: largest number of images per pass; None for no limit.
+        joint: clean and adversarial images share one pass of twice the size, instead of separate passes. This
+            package uses separate passes, each through its own batch norm branch.
+        fixed_steps: instead of epochs.
+        precision: of the arithmetic, such as bfloat16; None: that of the cluster's constants.
         config: of the recipe, from which methods take their other options.
     """
 
@@ -80,10 +80,10 @@ def _workloads() -> dict[str, Workload]:
 
 
 def workload_of(recipe: "str | Config | Workload") -> Workload:
-    """The workload of a recipe: one of `WORKLOADS`, a name of ``conadv_lab.train --list``, a config, or itself.
+    """The workload of a recipe: one of `WORKLOADS`, a name from ``conadv_lab.train --list``, a config, or a workload.
 
     Raises:
-        ValueError: an unknown recipe, or a model or data set of a user's own, whose size is not known here.
+        ValueError: an unknown recipe, or a user's model or data set, whose size is unknown.
     """
     if isinstance(recipe, Workload):
         _check(recipe)
@@ -116,7 +116,7 @@ def _of_config(config: Config, name: str) -> Workload:
         training.epochs,
         training.global_batch,
         MODELS[model],
-        bytes_each=4,  # weights are float32, also under autocast
+        bytes_each=4,  # gradients are float32, even under autocast
         values=values,
         staleness=config.method.staleness,
         micro_batch=training.micro_batch,
@@ -139,4 +139,4 @@ def _check(workload: Workload) -> None:
 
 
 WORKLOADS: Mapping[str, Workload] = _workloads()
-"""ResNet-50 on ImageNet for 90 epochs: the recipes of that name, and the smallest of them at 1,024 and 2,048 images."""
+"""ResNet-50 on ImageNet for 90 epochs: the recipes of that name, and the smallest of them at batch 1,024 and 2,048."""

@@ -332,7 +332,7 @@ MISTAKES = {
     "workers of their own": (
         [*SHORT, "--draw", "per-worker", "--taus", "0", "1", "--stale-workers", "3"], "stale-workers is 3; allowed: 2"
     ),
-    "no such trace": ([*SHORT, "--trace", "nowhere.csv"], "nowhere.csv is no file"),
+    "no such trace": ([*SHORT, "--trace", "nowhere.csv"], "nowhere.csv is not a file"),
     "gaps": ([*SHORT, "--trace", "gaps.csv"], "gaps.csv: the trace has no number at step 1, worker 0"),
     "below 0": ([*SHORT, "--trace", "below.csv"], "below.csv: the trace has a negative number at step 1, worker 0"),
     "too short": ([*SHORT, "--trace", "short.csv"], "number of steps is 2; allowed: at least 6, the steps of the run"),

@@ -67,7 +67,7 @@ def test_rows_behind_the_page(page):
     np.testing.assert_allclose(by_tau["share"], by_tau["attackers"] / by_tau["devices"])
     if_what = page.rows[page.rows["table"] == "what if"]
     first = tables.summary(if_what)[0]
-    own = if_what[if_what["what"] == "as it is"].set_index("line")
+    own = if_what[if_what["what"] == "unchanged"].set_index("line")
     faster = own.loc[["stream", "ranks"], "step_ms"].min()
     assert first["speed_up"] == pytest.approx(own.loc["disadv", "step_ms"] / faster)
     assert (
@@ -88,5 +88,5 @@ def test_tables_of_the_dynamics_are_read_or_refused(tmp_path):
     with pytest.raises(ValueError, match="lacks the columns measure, value"):
         report.read_rows(file)
     file.write_text("{")
-    with pytest.raises(ValueError, match="is no table of the dynamics"):
+    with pytest.raises(ValueError, match="is not a table of the dynamics"):
         report.read_rows(file)

@@ -64,10 +64,12 @@ def test_calibration_refuses_what_it_cannot_use(tmp_path):
     with pytest.raises(ValueError, match="has logged no images_per_second"):
         calibrate.from_runs(load("this-machine"), [tmp_path / "empty"])
     several = run_folder(tmp_path / "several", "vanilla", 32, 5.0, ranks=2)
-    with pytest.raises(ValueError, match="several is a run of 2 ranks; allowed: runs on one device"):
+    with pytest.raises(ValueError, match="several ran on 2 ranks; allowed: runs on one device"):
         calibrate.from_runs(load("this-machine"), [several])
     other = RunFolder(tmp_path / "other")
     other.create(Config().replace(model="resnet18"), {})
     other.append_metrics({"images_per_second": 10.0})
-    with pytest.raises(ValueError, match="the runs are of digits-cnn, resnet18; allowed: runs of one model"):
+    with pytest.raises(
+        ValueError, match="the runs have models digits-cnn, resnet18; allowed: runs of one model"
+    ):
         calibrate.from_runs(load("this-machine"), [one, tmp_path / "other"])

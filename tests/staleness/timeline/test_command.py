@@ -119,7 +119,7 @@ def test_the_trace_of_a_timeline_is_trained_with(tmp_path):
 def test_the_fit_is_shown(capsys, tmp_path):
     assert main(["fit", "--csv", str(tmp_path / "fit.csv")]) == 0
     printed = capsys.readouterr().out
-    assert "h100: a pass takes 2.761 ms + 0.1344 ms an image; within ±10%" in printed
+    assert "h100: a pass takes 2.761 ms + 0.1344 ms per image; within ±10%" in printed
     assert "False" not in printed
     assert len(pd.read_csv(tmp_path / "fit.csv")) == 11 + 43  # of MLPerf, of one H200
     assert calibrate.every_choice("a100") == (1, 6)  # docs/staleness.md
@@ -138,14 +138,14 @@ def test_the_fit_is_shown(capsys, tmp_path):
         (["timeline", "--set", "card_gbs"], "--set is 'card_gbs'; allowed: SECTION.KEY=VALUE"),
         (["timeline", "--method", "conadv", "--placement", "ranks", "--devices", "8", "--attackers", "8"],
          "attackers is 8; allowed: 1 to 7"),
-        (["timeline", "--method", "conadv", "--placement", "ranks", "--attackers", "many"], "attackers are 'many'"),
+        (["timeline", "--method", "conadv", "--placement", "ranks", "--attackers", "many"], "attackers is 'many'"),
         (["timeline", "--cluster", "h10"], "unknown cluster 'h10'; allowed: a100, h100"),
         (["timeline", "--cluster", "none.toml"], "cluster 'none.toml' does not exist"),
         (["timeline", "--recipe", "digts-conadv"], "unknown recipe 'digts-conadv'"),
         (["timeline", "--trace", "trace.npy"], "--trace needs one row"),
         (["timeline", "--json", "no/such/folder/x.json"], "cannot be written"),
-        (["timeline", "--calibrate", "nowhere"], "nowhere is no run folder"),
-        (["report", "--html", "x.html", "--dynamics", "none.csv"], "none.csv is no table"),
+        (["timeline", "--calibrate", "nowhere"], "nowhere is not a run folder"),
+        (["report", "--html", "x.html", "--dynamics", "none.csv"], "none.csv is not a table"),
         (["report", "--html", "x.html", "--devices", "1"], "devices is 1; allowed: a whole number of at least 2"),
         (["report", "--html", "x.html", "--figures", __file__], "is a file; allowed: a folder"),
         (["--best", "--method", "vanilla"], "method is 'vanilla'; allowed: conadv, advprop, asyncsam, fgsm-rs, sampa"),

@@ -191,7 +191,7 @@ def test_the_slowest_of_many_runs_and_hopeless_ones():
     assert finish_seconds(100.0, interruptions(calm, 4096, 0.05), runs=3, seed=0).tolist() == [105.0] * 3
     hopeless = load("h100").replace(failures={"device_hours": 0.1, "checkpoint_every": 10**6}).failures
     with pytest.raises(
-        ValueError, match=r"checkpoint_every is 1000000: .* allowed: a stretch that can be finished"
+        ValueError, match=r"checkpoint_every is 1000000: .* allowed: an interval that can finish"
     ):
         interruptions(hopeless, 64, 1.0)
 
@@ -281,7 +281,7 @@ def test_a_wrong_cluster_file_says_what_is_wrong(text, message):
         ({"devices": 0}, "devices is 0; allowed: a whole number of at least 1"),
         ({"devices": 8, "placement": "ranks", "attackers": 8}, "attackers is 8; allowed: 1 to 7"),
         ({"devices": 1, "placement": "ranks"}, "attackers is 1; allowed: none, as one device has to train"),
-        ({"devices": 8, "attackers": 2}, "attackers are 2; allowed with placement serial: none"),
+        ({"devices": 8, "attackers": 2}, "attackers is 2; allowed with placement serial: None"),
         ({"devices": 8, "placement": "steam"}, "unknown placement 'steam'.*Did you mean 'stream'"),
         (
             {"devices": 8, "method": "disadv", "placement": "ranks"},
@@ -301,14 +301,14 @@ def test_a_wrong_plan_says_what_is_wrong(options, message):
 
 def test_other_mistakes():
     with pytest.raises(
-        ValueError, match=r"cluster h100 has no constants of model 'resnet18'.*--calibrate RUN"
+        ValueError, match=r"cluster h100 has no constants for model 'resnet18'.*--calibrate RUN"
     ):
         simulate("h100", "cifar10-resnet18-512", devices=1)
     with pytest.raises(ValueError, match=r"unknown cluster 'h1000'.*Did you mean 'h100'"):
         load("h1000")
     with pytest.raises(ValueError, match=r"attacker share is 1\.5; allowed: above 0 and below 1"):
         simulate("h100", "imagenet-resnet50-4k", devices=8, placement="ranks", attackers=1.5)
-    with pytest.raises(ValueError, match="attackers are 8; allowed with placement serial: none"):
+    with pytest.raises(ValueError, match="attackers is 8; allowed with placement serial: None"):
         simulate("h100", "imagenet-resnet50-4k", devices=8, attackers=8)
     with pytest.raises(ValueError, match="placement is 'ranks'; allowed for vanilla: serial, stream"):
         simulate("h100", "imagenet-resnet50-4k", ["vanilla", "sam"], devices=8, placement="ranks")
