@@ -18,23 +18,23 @@ FIGURES = (".png", ".pdf", ".svg")
 
 @dataclass(frozen=True)
 class Tables:
-    """What to write"""
+    """Output files"""
 
     json: Path | None = None
-    """The table's rows, as {"rows": […]}."""
+    """Write the table's rows as JSON, {"rows": […]}."""
     csv: Path | None = None
-    """The same as CSV."""
+    """Write the rows as CSV."""
 
     def require_writable(self) -> None:
-        """To be called before any work.
+        """Check the paths; call it before any work.
 
         Raises:
-            ValueError: a folder that does not exist, a kind of figure that cannot be drawn.
+            ValueError: a folder does not exist, or the figure's format is not supported.
         """
         writable(self.json, self.csv)
 
     def write(self, frame: "pd.DataFrame") -> None:
-        """The frame's rows in both forms, where they are asked for."""
+        """Write the frame's rows to the requested files."""
         rows = frame.to_dict("records")
         if self.json is not None:
             write_json(self.json, {"rows": rows})
@@ -44,21 +44,21 @@ class Tables:
 
 @dataclass(frozen=True)
 class Outputs(Tables):
-    """Tables and a figure of them."""
+    """Output files, including a figure"""
 
     figure: Path | None = None
-    """Draw them: .png, .pdf or .svg."""
+    """Write a figure: .png, .pdf or .svg."""
 
     def require_writable(self) -> None:
         super().require_writable()
         writable(self.figure)
         if self.figure is not None and self.figure.suffix not in FIGURES:
             raise ValueError(
-                f"the figure's name is {self.figure.name!r}; allowed: one that ends in {', '.join(FIGURES)}"
+                f"the figure's name is {self.figure.name!r}; allowed: a name that ends in {', '.join(FIGURES)}"
             )
 
     def write_figure(self, made: Callable[[], "Figure"]) -> None:
-        """Make and save the figure, where it is asked for."""
+        """Make and save the figure, if requested."""
         if self.figure is not None:
             made().savefig(self.figure, dpi=160, facecolor="white")
 

@@ -15,7 +15,7 @@ ABOUT = f"""{__doc__}
 
 A place is a run folder, a checkpoint folder of a run, or path/to/file.py:function that returns
 (model, criterion, batches) or (model, criterion, batches, facts). Exit status: 0 success, 2 invalid
-arguments, 1 failure, 130 interrupted (the files then hold what was finished). By default only cheap measures run;
+arguments, 1 failure, 130 interrupted (finished measures are still written). By default only cheap measures run;
 progress goes to standard error."""
 
 
@@ -54,7 +54,7 @@ def _list() -> int:
 
 
 def _measure(asked: SharpnessOptions) -> bool:
-    """Measure, print and write; False where it was interrupted."""
+    """Measure, print and write; False if interrupted."""
     print(f"reading {asked.places[0]} …", file=sys.stderr, flush=True)  # before seconds of imports
     import torch
 
@@ -129,7 +129,7 @@ def _left_out(name: str, mistake: ValueError) -> None:
 
 
 def _subjects(asked: SharpnessOptions, places: Sequence[str]) -> list[tuple[Any, dict[str, Any]]]:
-    """What the places hold, with their facts; refused before an hour of work if a file could not be written."""
+    """Load the places, with their facts; first check that the output files can be written."""
     from conadv_lab.sharpness.measures.results import require_facts
     from conadv_lab.sharpness.measures.study import label_smoothing
     from conadv_lab.sharpness.subject import load

@@ -1,4 +1,4 @@
-"""What ``python -m conadv_lab.sharpness`` can be asked: every option with its default and a line on what it is."""
+"""Options of ``python -m conadv_lab.sharpness``."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +10,10 @@ Repeated = tyro.conf.UseAppendAction[tuple[str, ...]]
 
 @dataclass(frozen=True)
 class SharpnessOptions:
-    """What is measured, on what, and where it is written."""
+    """What to measure, on which data, and where to write it."""
 
     places: tyro.conf.Positional[tuple[str, ...]] = ()
-    """What to measure, each a run folder, a checkpoint folder or path/to/file.py:function; several are compared."""
+    """Run folders, checkpoint folders or path/to/file.py:function; several are compared."""
     json: Path | None = None
     """Write the numbers and their conditions."""
     html: Path | None = None
@@ -23,17 +23,17 @@ class SharpnessOptions:
     figures: Path | None = None
     """Write the figures into this folder as PNG and PDF."""
     cross_check: bool = False
-    """Run PyHessian on the same batches, print both."""
+    """Also run PyHessian on the same batches and print both results."""
     measures: str = ""
-    """Measure these, as A,B,…, instead of the default ones; --list shows all."""
+    """Measure A,B,… instead of the default measures; --list shows all."""
     also: str = ""
-    """Measure these too, such as density,sam_worst."""
+    """Additional measures, such as density,sam_worst."""
     all: bool = False
     """Every measure that applies."""
     list: bool = False
     """List the measures with their definitions."""
     examples: int = 1000
-    """Images of a run to measure on."""
+    """Number of a run's images to measure on."""
     batch_size: int = 250
     """Images per batch."""
     split: str = "train"
@@ -41,7 +41,7 @@ class SharpnessOptions:
     trust: bool = False
     """Run the Python files that a run folder's config names."""
     params: str = ""
-    """Parameters or modules, as A,B,…; none: all."""
+    """Names A,B,… of parameters or modules; none: all."""
     bn: str = "eval"
     """Batch norm: eval or train."""
     dtype: str = ""
@@ -49,15 +49,14 @@ class SharpnessOptions:
     line_to: str = ""
     """Also the loss along the straight line from each place to this one."""
     seed: int = 0
-    """Seed of everything random."""
+    """Seed of all random numbers."""
     resume: Path | None = None
-    """Keep finished parts in this folder and continue from them."""
+    """Store finished parts in this folder and resume from them."""
     learning_rate: float | None = None
     """The same as --fact learning_rate=…"""
     augmentation: str | None = None
     """The same as --fact augmentation=…"""
     fact: Repeated = ()
-    """NAME=VALUE, what cannot be inferred: split, augmentation, learning_rate, weight_decay_inside, label_smoothing;
-    reports need all of them; 'unknown' is accepted."""
+    """NAME=VALUE for reports: split, augmentation, learning_rate, weight_decay_inside, label_smoothing; or unknown."""
     set: Repeated = ()
     """NAME=VALUE, a setting, such as k=10 or rhos=(0.1,)."""

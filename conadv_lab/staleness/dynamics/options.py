@@ -11,7 +11,7 @@ from conadv_lab.staleness.draws import Draw, read_trace
 
 @dataclass(frozen=True)
 class Options(Outputs):
-    """Of this command"""
+    """Staleness, seeds and output files"""
 
     draw: Literal["constant", "geometric", "poisson", "per-worker"] = "constant"
     """Distribution of τ; per-worker gives each worker one fixed value of --taus."""
@@ -22,7 +22,7 @@ class Options(Outputs):
     stale_workers: int = 1
     """Number of workers that share a global batch, each with its own τ."""
     seeds: int = 1
-    """Runs of each draw: this many seeds from --seed on."""
+    """Number of runs per distribution, with seeds from --seed on."""
 
     def draws(self) -> list[Draw]:
         """The requested distributions of τ.
@@ -47,7 +47,7 @@ class Options(Outputs):
 
 @dataclass(frozen=True)
 class RunOptions(Options):
-    """Staleness, seeds and output files."""
+    """Staleness, seeds and output files"""
 
     curvature_images: int = 256
     """Number of training images for measuring the top eigenvalue; 0: do not measure it."""

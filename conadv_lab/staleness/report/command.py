@@ -28,7 +28,7 @@ class PageOptions:
     figures: Path | None = None
     """Folder for the figures as PNG and PDF."""
     seed: int = 0
-    """Of stragglers and interruptions."""
+    """Seed of stragglers and interruptions."""
     files: tyro.conf.OmitArgPrefixes[Tables] = field(default_factory=Tables)
 
 

@@ -25,26 +25,26 @@ image. The theorem does not cover practice."""
 
 @dataclass(frozen=True)
 class TheoryOptions(Outputs):
-    """The bound beside what is measured on a quadratic problem."""
+    """Compare the bound with measurements on a quadratic problem."""
 
     taus: tuple[int, ...] = tuple(range(17))
     """Staleness."""
     lrs: tuple[float, ...] = ()
     """Step sizes; none: three, see the docs."""
     steps: int = 3000
-    """Of a run."""
+    """Steps per run."""
     replicas: int = 64
-    """Runs that are averaged."""
+    """Number of runs to average."""
     solver: str = "exact"
-    """exact, ascent or sign."""
+    """Inner solver: exact, ascent or sign."""
     size: int = 8
     """Dimension of θ and of x."""
     noise: float = 0.3
-    """s of the examples."""
+    """Standard deviation s of the examples."""
     batch: int = 1
-    """Examples of a step."""
+    """Examples per step."""
     seed: int = 0
-    """Of problem and noise."""
+    """Seed of problem and noise."""
 
 
 def main(words: Sequence[str]) -> int:
@@ -65,7 +65,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def evaluate(problem: Quadratic, asked: TheoryOptions) -> "pd.DataFrame":
-    """The rows that the command asks for, and one sign step at the smallest and the largest τ beside them."""
+    """The requested rows, plus one sign step at the smallest and the largest τ."""
     import pandas as pd
 
     start = np.full(len(problem.a), 0.5)

@@ -89,7 +89,7 @@ def fit(words: list[str]) -> int:
     if asked.every_choice:
         for name in calibrate.TOLERANCE:
             good, count = calibrate.every_choice(name)
-            print(f"{name}: {good} of {count} choices of as many rows bring all rows within tolerance")
+            print(f"{name}: {good} of {count} choices of equally many rows bring all rows within tolerance")
     asked.files.write(pd.concat([frame, steps]))
     return 0
 

@@ -50,7 +50,7 @@ class TimelineOptions:
     save: Path | None = None
     """Write the cluster, with all changes, as a TOML file."""
     trace: Path | None = None
-    """Write the effective τ of each step and worker, as .npy or .csv; needs one row."""
+    """Write the effective τ of each step and worker, as .npy or .csv; needs a single row."""
     files: tyro.conf.OmitArgPrefixes[Tables] = field(default_factory=Tables)
 
 
@@ -61,5 +61,5 @@ class FitOptions:
     all_rows: bool = False
     """Fit all MLPerf rows instead, to show the model's limits."""
     every_choice: bool = False
-    """Count from how many other choices of as many rows all come out within tolerance."""
+    """Count how many other choices of equally many rows bring all rows within tolerance."""
     files: tyro.conf.OmitArgPrefixes[Tables] = field(default_factory=Tables)
