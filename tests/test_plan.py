@@ -159,7 +159,7 @@ def test_the_command_prints_the_time_of_a_step_and_of_the_run(capsys):
     assert train.main([*words, "--plan", "--devices", "64"]) == 0
     out = capsys.readouterr().out
     assert "2,048 clean, in 16 micro-batches of 128" in out
-    assert "16, each attacks 6,144 images of a step" in out
+    assert "16, each attacks 6,144 images per step" in out
     assert re.search(
         r"^step +\d+\.\d ms on H100s\nwhole run +\d+\.\d minutes on H100s, 1,173 steps$", out, re.MULTILINE
     )

@@ -205,7 +205,7 @@ def test_a_norm_used_again_on_other_rows_is_refused_where_its_statistics_cannot_
             return self.norm(torch.cat([self.norm(self.norm(x)), x])).mean((2, 3))[: len(x)]
 
     model = mixture_batch_norm(Again())
-    with pytest.raises(RowsMultiplied, match="a batch norm sees 24 rows of 12 images"):
+    with pytest.raises(RowsMultiplied, match="a batch norm sees 24 rows for 12 images"):
         trained(
             model, cl.Copy(equal_cost=True), criterion=lambda out, y: nn.functional.cross_entropy(out, y % 2)
         )

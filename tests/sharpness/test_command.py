@@ -95,7 +95,7 @@ def test_places_that_do_not_exist(stranger, tmp_path, capsys):
     assert main([]) == 2
     told = capsys.readouterr().err
     for part in (
-        "no run folder",
+        "not a run folder",
         "has no config.json",
         "returned int",
         "Did you mean 'subject'",

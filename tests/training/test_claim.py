@@ -134,7 +134,7 @@ def test_a_run_that_another_job_has_begun_or_finished_meanwhile_is_left_alone(tm
         loop.train(tiny(), tmp_path / "run", progress="none")
         self.take()
 
-    for resume, message in ((False, "exists already"), (True, "was finished by another job")):
+    for resume, message in ((False, "already exists"), (True, "was finished by another job")):
         monkeypatch.setattr(Claim, "take", after_another)
         with pytest.raises(ValueError, match=message):
             loop.train(tiny(), tmp_path / "run", resume=resume, progress="none")

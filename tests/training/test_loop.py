@@ -163,13 +163,13 @@ def test_a_finished_run_is_left_as_it_is(tmp_path):
 
 def test_another_config_or_an_existing_folder_is_refused(tmp_path):
     train(tiny(), tmp_path / "run", progress="none")
-    with pytest.raises(ValueError, match="exists already"):
+    with pytest.raises(ValueError, match="already exists"):
         train(tiny(), tmp_path / "run", progress="none")
     with pytest.raises(ValueError, match=r"another config: lr is 0.3, was 0.1"):
         train(tiny(lr=0.3), tmp_path / "run", resume=True, progress="none")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("mine")
-    with pytest.raises(ValueError, match="no run folder"):
+    with pytest.raises(ValueError, match="not a run folder"):
         train(tiny(), tmp_path / "other", resume=True, progress="none")
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["thesis.tex"]
 

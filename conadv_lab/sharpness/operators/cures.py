@@ -58,7 +58,7 @@ def second_derivatives() -> Iterator[None]:
         for pattern in _MISSING:
             if found := pattern.search(str(error)):
                 raise ValueError(
-                    f"{found[1]}, used by the model or its loss, has no second derivative; replace it, "
+                    f"no second derivative of {found[1]}, which the model or its loss uses; replace it, "
                     "or choose measures without a Hessian, such as sam_worst"
                 ) from error
         raise

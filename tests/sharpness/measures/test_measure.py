@@ -64,7 +64,7 @@ def test_facts_that_nobody_stated_are_none_and_are_not_written(tmp_path, kind):
     assert report.conditions["weight_decay_inside"] is None
     with pytest.raises(
         ValueError,
-        match=r"lacks metadata that cannot be inferred: weight_decay_inside, label_smoothing, .* 'unknown'",
+        match=r"lacks metadata that cannot be inferred: weight_decay_inside, label_smoothing; .* 'unknown'",
     ):
         WRITERS[kind](report, tmp_path / "out")
     assert not list(tmp_path.iterdir())

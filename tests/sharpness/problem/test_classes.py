@@ -37,7 +37,7 @@ def test_without_classes_it_is_refused_when_asked_for(name):
     assert [m.name for m in report.measures] == ["trace"]
     assert str(told[NAME]).startswith(f"{NAME} needs outputs of at least 3 classes")
     for asked in (NAME, "sam_average_logit_normalised"):
-        with pytest.raises(ValueError, match=f"{asked} needs .* ask for {asked.partition('_logit')[0]}"):
+        with pytest.raises(ValueError, match=f"{asked} needs .* use {asked.partition('_logit')[0]}"):
             measure(model, criterion, (real(N, 4), y), (asked,))
 
 

@@ -188,16 +188,16 @@ def test_a_batch_without_a_label_that_counts_is_told() -> None:
 
 @pytest.mark.parametrize("name", ["gradient_noise_scale", "input_sharpness", "fisher_rao"])
 def test_measures_of_single_examples_refuse_labels_that_count_unlike(name: str) -> None:
-    with pytest.raises(ValueError, match="counts alike"):
+    with pytest.raises(ValueError, match="count equally"):
         measure(network(), nn.CrossEntropyLoss(), batches_of(X, ignored()), (name,))
 
 
 def test_fishers_and_the_cross_check_refuse_them_too() -> None:
     problem = Problem(network(), nn.CrossEntropyLoss(), batches_of(X, ignored()))
     for operator in (Fisher, EmpiricalFisher):
-        with pytest.raises(ValueError, match="counts alike"):
+        with pytest.raises(ValueError, match="count equally"):
             operator(problem) @ problem.weights()
-    with pytest.raises(ValueError, match="counts alike"):
+    with pytest.raises(ValueError, match="count equally"):
         cross_check(problem)
 
 

@@ -284,4 +284,4 @@ def test_a_weight_used_without_gradients_has_no_exact_trace_of_its_own():
     x, y = torch.randn(5, 3, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1])
     found = exact_trace(Problem(Half().double(), nn.CrossEntropyLoss(), [(x, y)]))
     assert found.value is None
-    assert "parameter 'two.weight' enters through linear" in found.refusals[0]
+    assert "parameter 'two.weight' is used by linear" in found.refusals[0]
