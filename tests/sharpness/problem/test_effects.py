@@ -55,7 +55,7 @@ ALL = "parameter 'a.weight', 'a.bias', 'b.weight', 'b.bias' changes the loss, bu
 REFUSED = {
     "reentrant": FIRST,
     "reentrant, all": ALL,
-    "reentrant, the second": "give torch.utils.checkpoint use_reentrant=False",
+    "reentrant, the second": "pass use_reentrant=False to torch.utils.checkpoint",
     "inference mode": FIRST,
     "inference mode, all": ALL,
     "detached": FIRST,

@@ -68,7 +68,7 @@ CHANGING = {
     "a longer second pass": (Longer, "batch 4 did not exist in the first pass"),
     "new augmentations": (lambda: DataLoader(Augmented(False), batch_size=6), "batch 0 differs from"),
     "workers that go on": (
-        lambda: DataLoader(Augmented(True), batch_size=6, num_workers=1, persistent_workers=True), "batch 0 is not"
+        lambda: DataLoader(Augmented(True), batch_size=6, num_workers=1, persistent_workers=True), "batch 0 differs"
     ),
     "labels": (lambda: Relabelled(), "batch 1 differs from"),
 }  # fmt: skip
