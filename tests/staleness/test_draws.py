@@ -55,8 +55,8 @@ FILES = {
     "0,1.5\n": "a fraction at step 0, worker 1",
     "0,inf\n": "no number at step 0, worker 1",
     "step,worker_0\n0,1\n2,1\n": "lacks step 1; allowed: every step from 0, in order",
-    "": r"the shape \(0, 1\)",
-    "worker_0,worker_1\n": r"the shape \(0, 1\)",
+    "": r"has shape \(0, 1\)",
+    "worker_0,worker_1\n": r"has shape \(0, 1\)",
 }
 
 
@@ -94,7 +94,7 @@ MISTAKES = {
     r"workers' taus is \(\)": {"kind": "per-worker"},
     r"workers' taus is \(0, -2\)": {"kind": "per-worker", "of_workers": (0, -2)},
     "not an array of numbers": {"kind": "trace", "trace": "soon"},
-    r"the shape \(\)": {"kind": "trace"},
+    r"has shape \(\)": {"kind": "trace"},
 }
 
 
