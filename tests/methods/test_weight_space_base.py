@@ -207,7 +207,7 @@ class _Unchecked:
         ),
         (
             {"method": "late-sam", "early_method": "sam", "late_method": "noise-equal"},
-            "early_method is 'sam' and late_method 'noise-equal'; allowed: two that take as many images",
+            "early_method is 'sam' and late_method 'noise-equal'; allowed: two with the same number of images",
         ),
     ],
 )
