@@ -117,7 +117,7 @@ class Ahead:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken, over a loader and with a method of the same arguments."""
+        """Resume from a `state_dict`, with a loader and a method made with the same arguments."""
         self._reader = _Reader(self.loader, state["seed"], self._embeddings)
         self._reader.go_to(state["epoch"], state["place"], state["generators"])
         self._held, self._places = {}, {}

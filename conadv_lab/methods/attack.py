@@ -146,7 +146,7 @@ class Attack:
         criterion: Criterion,
         tokens: Tokens | None = None,
     ) -> Tensor:
-        """Input gradient (B, C, H, W) of the attacked branch."""
+        """Input gradient (B, C, H, W) through the attacked branch."""
         statistics = self.seen_statistics(model)
         return input_gradient(model, images, labels, criterion, self.branch, statistics, tokens)
 

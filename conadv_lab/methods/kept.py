@@ -50,7 +50,7 @@ class Slots:
         if not self.rows:
             self.rows = [self._room(part) for _ in range(self.count)]
             self.version += 1
-        if _kind(self.rows[slot]) != _kind(part):  # images of another size, as training resizes them
+        if _kind(self.rows[slot]) != _kind(part):  # images of another size, as with progressive resizing
             if first:
                 raise ValueError(
                     f"a step's micro-batches have perturbations of shapes {tuple(self.rows[slot].shape[1:])} and "

@@ -132,7 +132,7 @@ class FreeAT(Method):
     def __init__(self, epsilon: float, step: float | None = None, replays: int = 4) -> None:
         require(isinstance(replays, int) and replays >= 1, "replays", replays, "a whole number of at least 1")
         self.ball, self.replays = Ball(epsilon, step), replays
-        # (places, C, H, W); grown and never replaced, so that a step finds it where the one before left it.
+        # (positions, C, H, W); updated in place, so that each step finds the previous one's noise.
         self.noise: Tensor | None = None
         self._sizes: list[int] = []
 
