@@ -167,7 +167,7 @@ class Run:
         return backend
 
     def to_the_end(self) -> None:
-        """Start, take every step that is left, and finish; or stop between two steps where a signal asks for it."""
+        """Start, train all remaining steps and finish; or stop between two steps on a signal."""
         with (
             stop_requests() as requests,
             self.claim,
@@ -210,7 +210,7 @@ class Run:
             self.folder.cut_metrics(commit["metrics_bytes"])
             self.folder.note_config(self.config)
         self.reports.begin(self.config, self.step, continued=loaded is not None)
-        # By then this process has trained on both branches and on a step of every size.
+        # By then this process has run both branches and steps of every size.
         self.practised = self.step + self.parts.method.lookahead + 2
         self.ranks.wait()
 
