@@ -1,15 +1,15 @@
 """Does ConAdv keep its accuracy at large batch, at equal epochs, updates, arithmetic, and depth and devices?
 
 Regime: digits (898 training, 899 test images), a six-conv network with batch norm, SGD with momentum, cosine, weights
-(½, ½), ε = 0.1, 16 epochs unless the arm says otherwise. ConAdv runs one after the other with its attack here: nothing
-below is about time. Each cell has its own learning rate of (0.05, 0.1, 0.2, 0.4, 0.8), chosen with 3 runs a rate on
-validation folds of the training set, the same budget for all; the 10 reported seeds (3 at batches below 336) are
-others. ε comes from earlier trials on the test images, which favours the methods that use it. Intervals: Student's t at
-95 % over seeds, differences seed by seed.
+(½, ½), ε = 0.1, 16 epochs unless the arm says otherwise. ConAdv's attack and training run serially here: nothing below
+is about time. Each cell has its own learning rate out of (0.05, 0.1, 0.2, 0.4, 0.8), chosen with 3 runs per rate on
+validation folds of the training set, with the same budget for all. The 10 reported seeds (3 at batches below 336) are
+not used for tuning. ε comes from earlier trials on the test images, which favours the methods that use it. Intervals:
+Student's t at 95 % over seeds, differences seed by seed.
 
     python -m analysis.accuracy_vs_batch --scale full       about an hour on one core; figure and table: --from-results
 
-CIFAR-10 with ResNet-18: not measured; `python -m analysis.cifar` has its cells.
+CIFAR-10 with ResNet-18: not measured; `python -m analysis.cifar` runs it.
 """
 
 import sys
@@ -112,12 +112,12 @@ def comparison_table(
 
 
 CONCLUSION = """\
-At the whole set and equal epochs ConAdv is ahead of vanilla by {conadv_vanilla} points and of copy by {conadv_copy},
-level with DisAdv ({conadv_disadv}), and its lead over random noise, {conadv_noise}, is not clear. With devices of its
-own for the attack it stays a little ahead of vanilla on a batch 8/3 as large, {depth}, but where the attack's
-arithmetic goes into more steps instead, vanilla is ahead and ConAdv stands at {arithmetic}. The recycled forms lose in
-sixteen steps, {recycled_conadv} against ConAdv and, at vanilla's cost, {requal_vanilla} against vanilla, which in 56
-steps becomes {updates_requal}, not clear either way."""
+With the whole set as one batch, at equal epochs, ConAdv beats vanilla by {conadv_vanilla} points and copy by
+{conadv_copy}. It is level with DisAdv ({conadv_disadv}), and its lead over random noise, {conadv_noise}, is
+not clear. With extra devices for the attack it stays slightly ahead of vanilla at 8/3 of the batch, {depth};
+but when the attack's arithmetic buys more steps instead, vanilla wins and ConAdv stands at {arithmetic}. The
+recycled forms lose in sixteen steps: {recycled_conadv} against ConAdv and, at vanilla's cost,
+{requal_vanilla} against vanilla. In 56 steps the latter becomes {updates_requal}, not clear either way."""
 CLAIMS: dict[str, Any] = {
     "ConAdv is ahead of vanilla and copy": lambda n: n["conadv_vanilla"].above and n["conadv_copy"].above,
     "ConAdv is level with DisAdv": lambda n: n["conadv_disadv"].open,

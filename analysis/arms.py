@@ -1,15 +1,15 @@
-"""The cells that the batch studies share: who trains how long at which batch, and at which learning rate.
+"""The cells that the batch studies share: method, batch, length and learning rate.
 
-Arms, each answering another question:
+Arms, each answering a different question:
 
-- ``equal-epochs``: what does a method do at a given number of passes over the data (the paper's question);
-- ``equal-steps``: the equal-cost forms beside vanilla, same steps, same arithmetic, same devices;
-- ``equal-updates``: every batch the same number of steps (Hoffer et al. 2017);
-- ``equal-arithmetic``: vanilla with 8/3 of the steps, which is what the attack's arithmetic would pay for;
-- ``equal-depth``: vanilla at 8/3 of the batch, which is what the attack's devices could carry, for as many steps.
+- ``equal-epochs``: which method is best for a given number of passes over the data (the paper's question);
+- ``equal-steps``: the equal-cost forms against vanilla, with the same steps, arithmetic and devices;
+- ``equal-updates``: the same number of steps at every batch (Hoffer et al. 2017);
+- ``equal-arithmetic``: vanilla with 8/3 of the steps, which the attack's arithmetic would pay for;
+- ``equal-depth``: vanilla at 8/3 of the batch, which the attack's devices could handle, for as many steps.
 
-Every cell has its own learning rate of one grid, chosen by accuracy on validation folds of the training set, with
-seeds that are not reported. The runs can also be sent to a cluster, where the studies then find them:
+Every cell has its own learning rate from one grid, chosen by accuracy on validation folds of the training set, with
+seeds that are not reported. The runs can also be sent to a cluster; the studies find them there:
 
     python -m conadv_lab.submit sweep analysis/arms.py:tuning --out runs/studies/runs
     python -m conadv_lab.submit sweep analysis/arms.py:reported --out runs/studies/runs

@@ -1,8 +1,8 @@
 """Does AutoWU find a learning rate as good as the best of a grid, at three batch sizes?
 
 Regime: digits, the six-conv network, vanilla SGD, 20 epochs. By hand: cosine decay after two epochs of warm-up, at each
-rate of a grid, the best by the very test accuracy that is then quoted, which favours it. AutoWU: its own constants,
-from 1e-5 towards 1 in at most half of the run.
+learning rate of a grid. The best is chosen by the same test accuracy that is reported, which favours it. AutoWU: its
+own constants, from 1e-5 towards 1 in at most half of the run.
 
     python -m analysis.autowu --scale full       a few minutes on one core; figure and table: --from-results
 """
@@ -128,11 +128,11 @@ def numbers(rows: "pd.DataFrame") -> dict[str, Any]:
 
 
 CONCLUSION = """\
-AutoWU ends {gap_64} points from the best rate of the grid at batch 64, {gap_256} at 256 and {gap_898} at the whole
-set: within half a point at the smallest batch alone. All {runs} growths ended because half of the steps were taken, not
-because tests found that the loss had turned, as a run of 20 epochs leaves time for few tests. With {seeds} seeds and
-its own constants untouched this shows that it does not replace a small grid in short runs, and says nothing of long
-ones."""
+AutoWU ends {gap_64} points from the best learning rate of the grid at batch 64, {gap_256} at 256 and
+{gap_898} with the whole set as one batch: within half a point only at the smallest batch. All {runs} growth
+phases ended because half of the steps were used up, not because tests found that the loss had turned; a run
+of 20 epochs leaves time for few tests. With {seeds} seeds and AutoWU's own constants untouched, this shows
+that it does not replace a small grid in short runs, and says nothing about long ones."""
 CLAIMS: dict[str, Any] = {
     "within half a point at the smallest batch alone": lambda n: (
         abs(_points(n["gap_64"])) <= 0.5 and max(_points(n["gap_256"]), _points(n["gap_898"])) < -0.5

@@ -1,4 +1,4 @@
-"""What the two batch studies share: their table, one row a run, and the comparisons at the largest batch."""
+"""What the two batch studies share: their table, one row per run, and the comparisons at the largest batch."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any

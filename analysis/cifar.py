@@ -1,13 +1,13 @@
-"""The batch study on CIFAR-10 with ResNet-18, batch 128 to 16K: for a GPU, over as many visits as it takes.
+"""The batch study on CIFAR-10 with ResNet-18, batch 128 to 16K: for a GPU, in as many sessions as it takes.
 
 Regime: 30 epochs, SGD with Nesterov momentum, warm-up of 3 epochs, ε = 2/255, learning rate 0.05 · √(B/128) times a
-factor of (0.5, 1, 2), chosen by one run a factor on a validation fold of the training set; 3 other seeds are reported.
-Vanilla, ConAdv, recycled-equal and copy-equal at four batch sizes come first, then the rest.
+factor of (0.5, 1, 2), chosen with one run per factor on a validation fold of the training set; 3 other seeds are
+reported. Vanilla, ConAdv, recycled-equal and copy-equal at four batch sizes come first, then the rest.
 
-    python -m analysis.cifar --data-dir DIR --minutes 25       again and again: it goes on where it was
+    python -m analysis.cifar --data-dir DIR --minutes 25       repeat it: each call continues where the last one stopped
     python -m conadv_lab.submit sweep analysis/cifar.py:tuning --out runs/studies/cifar --data-dir DIR
 
-Not measured yet. A cell without its runs stands as "not measured" in the table.
+Not measured yet. A cell without runs appears as "not measured" in the table.
 """
 
 import sys

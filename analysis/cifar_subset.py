@@ -1,16 +1,16 @@
 """Does ConAdv help on a part of CIFAR-10 that a CPU can train on, at small and large batch, and at equal cost?
 
 Regime: 4,096 fixed training images of CIFAR-10 (of 50,000) and all 10,000 test images; the fast CPU network of recipe
-`cifar10-fast-cpu` with its augmentation, smoothing and schedule, 10 epochs (40 steps at batch 1,024, 320 at batch 128),
-ε = 2/255. Nets are far from converged, as those of large batches are. Methods: vanilla, ConAdv, and the equal-cost
-forms of recycled ConAdv and of its control, copy; vanilla also with 8/3 of the steps, which is what the attack's
-arithmetic would pay for. Each cell has its own learning rate, 1.5 · √(B/512) times a factor of (½, 1, 2), chosen by one
-run a factor on 5,000 other training images; the 3 reported seeds are others. Flatness is that of the training loss on
-its first 256 images.
+`cifar10-fast-cpu` with its augmentation, label smoothing and schedule, 10 epochs (40 steps at batch 1,024, 320 at
+batch 128), ε = 2/255. Networks end far from convergence, as is usual at large batch. Methods: vanilla, ConAdv, and the
+equal-cost forms of recycled ConAdv and of its control, copy; vanilla also with 8/3 of the steps, which the attack's
+arithmetic would pay for. Each cell has its own learning rate, 1.5 · √(B/512) times a factor of (½, 1, 2), chosen with
+one run per factor on 5,000 other training images; the 3 reported seeds are not used for tuning. Flatness is that of
+the training loss on its first 256 images.
 
-    python -m analysis.cifar_subset --scale full --data-dir DIR       a run that is there is not run again
+    python -m analysis.cifar_subset --scale full --data-dir DIR       finished runs are not repeated
 
-All of CIFAR-10 with ResNet-18 is for a GPU: `python -m analysis.cifar`.
+All of CIFAR-10 with ResNet-18 needs a GPU: `python -m analysis.cifar`.
 """
 
 import sys
@@ -190,14 +190,14 @@ def _table(rows: "pd.DataFrame") -> str:
 
 
 CONCLUSION = """\
-On this part of CIFAR-10 (JPEG), in ten epochs, ConAdv does not help: against vanilla at equal epochs it stands
-at {conadv_vanilla} points at batch 1,024 and at {small_conadv_vanilla} at batch 128, which is not clear either
-way, and against vanilla with 8/3 of the steps at {arithmetic} and {small_arithmetic}. At vanilla's cost
-recycled-equal stands at {requal_vanilla} and {small_requal_vanilla} points against vanilla, and against copy-
-equal, which sees as few new images, at {small_requal_copy} at batch 128 and at {requal_copy} at batch 1,024,
-which is not clear. At batch 1,024 ConAdv lies flatter than vanilla, with {conadv_vanilla_eig} times its λ and
-{conadv_vanilla_adaptive} times its worst rise on normalised logits, and is less accurate all the same: what
-these networks lack is steps."""
+On this part of CIFAR-10 (JPEG), in ten epochs, ConAdv does not help. Against vanilla at equal epochs it
+stands at {conadv_vanilla} points at batch 1,024 and, not clear either way, at {small_conadv_vanilla} at batch
+128; against vanilla with 8/3 of the steps, at {arithmetic} and {small_arithmetic}. At vanilla's cost,
+recycled-equal stands at {requal_vanilla} and {small_requal_vanilla} against vanilla. Against copy-equal,
+which sees as few new images, it stands at {small_requal_copy} at batch 128 and at {requal_copy} at batch
+1,024, the latter not clear. At batch 1,024 ConAdv is flatter than vanilla, with {conadv_vanilla_eig} times
+its λ and {conadv_vanilla_adaptive} times its worst rise on normalised logits, yet less accurate: what these
+networks lack is steps."""
 CLAIMS: dict[str, Any] = {
     "ConAdv is behind vanilla at the large batch": lambda n: n["conadv_vanilla"].below,
     "ConAdv against vanilla is not clear at the small batch": lambda n: n["small_conadv_vanilla"].open,

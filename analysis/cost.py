@@ -1,9 +1,9 @@
-"""What does a step cost by local batch and method, on one device, beside the count of its arithmetic and the simulator?
+"""What does a step cost by local batch and method on one device, compared with counted arithmetic and the simulator?
 
 Regime: digits, the six-conv network, and at full scale ResNet-18 on synthetic images of 32 pixels; one device, one
-thread on a CPU, attack and step one after the other. Times of methods are taken in turn, round after round, so that the
-machine's moods meet all alike; a ratio is the median over rounds of a method's time over vanilla's in the same round.
-A device without spare capacity is where ConAdv saves nothing: this study is about arithmetic, not about depth.
+thread on a CPU, attack and step one after the other. Methods are timed in turn, round after round, so that a varying
+load on the machine affects all alike; a ratio is the median over rounds of a method's time over vanilla's in the same
+round. On a device without spare capacity ConAdv saves nothing: this study is about arithmetic, not depth.
 
     python -m analysis.cost --scale full       about 2 minutes on one core, on a quiet machine
 
@@ -173,12 +173,12 @@ def _table(rows: "pd.DataFrame") -> str:
 
 
 CONCLUSION = """\
-On one device ConAdv saves nothing over DisAdv: a step of ResNet-18 at batch 8 takes {resnet18_conadv_large:.2f} and
-{resnet18_disadv_large:.2f} times vanilla's, where the count of the arithmetic says 8/3. Recycled takes
-{resnet18_recycled_large:.2f} times, and recycled-equal, which trains on as many images as vanilla,
-{resnet18_recycled_equal_large:.2f} times. In small steps of the small network overheads weigh more than the simulator
-foresees, {digits_cnn_conadv_small:.2f} times for ConAdv and {digits_cnn_recycled_equal_small:.2f} times for
-recycled-equal at batch 2."""
+On one device ConAdv saves nothing over DisAdv: a step of ResNet-18 at batch 8 takes
+{resnet18_conadv_large:.2f} and {resnet18_disadv_large:.2f} times as long as vanilla's, where counting
+arithmetic predicts 8/3. Recycled takes {resnet18_recycled_large:.2f} times as long, and recycled-equal, which
+trains on as many images as vanilla, {resnet18_recycled_equal_large:.2f} times. In small steps of the small
+network overheads weigh more than the simulator predicts: {digits_cnn_conadv_small:.2f} times for ConAdv and
+{digits_cnn_recycled_equal_small:.2f} times for recycled-equal at batch 2."""
 CLAIMS: dict[str, Any] = {
     "ConAdv takes what DisAdv takes": lambda n: (
         0.85 < n["resnet18_conadv_large"] / n["resnet18_disadv_large"] < 1.15

@@ -1,10 +1,10 @@
-"""Where does a larger batch stop saving steps: gradient noise scale along training, and steps to a target?
+"""Where does a larger batch stop saving steps? Gradient noise scale along training, and steps to a target.
 
-Regime: digits, the six-conv network, SGD at a constant learning rate after five steps of warm-up, vanilla;
-a run counts as there at the first evaluation, every second step, at which its test accuracy is 97 %. Each batch takes
-its best of one grid of learning rates, which leans to few steps and is the same for all. The noise scale is that of the
-training loss on all 898 images, from groups of 32 (McCandlish et al. 2018), along vanilla training at batch 64. Beside
-it stand MLPerf's public reference points for ResNet-50 on ImageNet (mlcommons/logging, rcps_resnet.json of training
+Regime: digits, the six-conv network, SGD at a constant learning rate after five steps of warm-up, vanilla; a run
+reaches the target at the first evaluation, made every second step, with a test accuracy of 97 %. Each batch uses its
+best learning rate of one grid, the same for all; this choice favours few steps. The noise scale is that of the
+training loss on all 898 images, from groups of 32 (McCandlish et al. 2018), along vanilla training at batch 64. For
+comparison: MLPerf's public reference points for ResNet-50 on ImageNet (mlcommons/logging, rcps_resnet.json of training
 4.0): epochs to 75.9 %, here as steps.
 
     python -m analysis.critical_batch --scale full       about 5 minutes on one core; figure and table: --from-results
@@ -233,12 +233,13 @@ def _table(best: "pd.DataFrame") -> str:
 
 
 CONCLUSION = """\
-On digits a four-fold batch saves {vanilla_16_to_64} times the steps to the target from 16 to 64, {vanilla_64_to_256}
-times from 64 to 256, and going on to the whole set no more than {vanilla_256_to_898} times, at the best
-rate of a grid whose ends are the best at 16 and 64 and at the whole set. The gradient noise scale is {noise_8} images
-at step 8 and, with wide intervals, {noise_32} at step 32 and {noise_56} at step 56: it passes through the batches
-between which the saving ends. MLPerf's public points bend likewise at far larger batches, nearly proportional up to 8K
-and flat beyond 50K, with other data, network, optimiser and target."""
+On digits, quadrupling the batch divides the steps to the target by {vanilla_16_to_64} from 16 to 64 and by
+{vanilla_64_to_256} from 64 to 256; going on to the whole set divides them by no more than
+{vanilla_256_to_898}. Each batch has the best learning rate of a grid, and that rate lies at an end of the
+grid at 16, at 64 and at the whole set. The gradient noise scale is {noise_8} images at step 8 and, with wide
+intervals, {noise_32} at step 32 and {noise_56} at step 56: it passes through the batch sizes at which the
+saving ends. MLPerf's public points bend in the same way at far larger batches, nearly proportional up to 8K
+and flat beyond 50K, with different data, network, optimiser and target."""
 CLAIMS: dict[str, Any] = {
     "savings shrink as the batch grows": lambda n: (
         float(n["vanilla_16_to_64"]) > 4 > 2 * float(n["vanilla_64_to_256"])

@@ -1,9 +1,9 @@
-"""What of the attack matters: ε, its steps, its start, the batch norm branch and the statistics that it sees?
+"""Which parts of the attack matter: ε, its steps, its start, the batch norm branch and the statistics it uses?
 
 Regime: digits, the six-conv network, SGD, ConAdv with τ = 1 at batch 256, 16 epochs (56 steps), one learning rate for
-all, everything but the named setting as in the default: ε = 0.1, one step of ε, random start, adversarial branch with
-running statistics. One setting is changed at a time, so that
-interactions are not seen; the default ε comes from trials on these very images, so that it starts ahead.
+all. Everything but the named setting is as in the default: ε = 0.1, one step of ε, random start, adversarial branch
+with running statistics. Only one setting changes at a time, so interactions are not seen. The default ε comes from
+trials on these very images, which favours it.
 
     python -m analysis.epsilon --scale full       about 8 minutes on one core; figure and table: --from-results
 """
@@ -134,13 +134,13 @@ def _table(rows: "pd.DataFrame") -> str:
 
 
 CONCLUSION = """\
-Of the radii tried ε = 0.1 is the most accurate at batch 256: without an attack the accuracy is {accuracy_e0} points
-against it, at twice the ε {accuracy_e2} and at four times {accuracy_e4}, while half of it, {accuracy_e05}, is not
-clearly worse. Three attack steps, no random start, batch statistics and an attack of the main branch change it by
-{accuracy_steps}, {accuracy_start}, {accuracy_batch} and {accuracy_main} points: none of these differences is clear. Raw
-and scale-invariant flatness part company: from no attack to four times the ε the top eigenvalue goes from
-{eigenvalue_e0} to {eigenvalue_e4} times the default's and the adaptive worst rise from {adaptive_e0} to {adaptive_e4},
-and neither follows the accuracy."""
+Of the radii tried, ε = 0.1 is the most accurate at batch 256: relative to it, accuracy differs by
+{accuracy_e0} points without an attack, by {accuracy_e2} at twice the ε and by {accuracy_e4} at four times,
+while half of it, {accuracy_e05}, is not clearly worse. Three attack steps, no random start, batch statistics
+and attacking the main branch change accuracy by {accuracy_steps}, {accuracy_start}, {accuracy_batch} and
+{accuracy_main} points; none of these differences is clear. Raw and scale-invariant flatness disagree: from no
+attack to four times the ε, the top eigenvalue goes from {eigenvalue_e0} to {eigenvalue_e4} times the
+default's and the adaptive worst rise from {adaptive_e0} to {adaptive_e4}, and neither follows the accuracy."""
 CLAIMS: dict[str, Any] = {
     "ε = 0.1 is the most accurate": lambda n: all(n[f"accuracy_{e}"].below for e in ("e0", "e2", "e4")),
     "half of it is not clearly worse": lambda n: n["accuracy_e05"].open and n["accuracy_e05"].value < 0,

@@ -1,8 +1,8 @@
 """Means and differences over seeds, with their intervals.
 
-All intervals are Student's t at 95 %, over seeds. Two cells are compared seed by seed: the same seed gives both the
-same initial weights and, at the same batch, the same order of images, so that much of the spread cancels. Nothing is
-adjusted for the number of comparisons.
+All intervals are Student's t at 95 %, over seeds. Cells are compared seed by seed: a seed gives both the same
+initial weights and, at the same batch, the same order of images, so much of the spread cancels. Nothing is adjusted for
+the number of comparisons.
 """
 
 import math

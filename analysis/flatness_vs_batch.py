@@ -1,15 +1,15 @@
-"""Is the solution of a large batch sharper, and does ConAdv flatten it: raw and scale-invariant measures side by side?
+"""Is a large batch's solution sharper, and does ConAdv flatten it? Raw and scale-invariant measures side by side.
 
 Regime: as in `analysis.accuracy_vs_batch`, whose runs these are (equal epochs, and the equal-cost forms beside them).
 Flatness is that of the training loss on its first 256 images, without augmentation, batch norm re-estimated.
-Raw: top eigenvalue λ and trace of the Hessian, which a rescaling of the layers moves; lr · λ, since gradient descent
+Raw: top eigenvalue λ and trace of the Hessian, which rescaling the layers changes; lr · λ, since gradient descent
 holds λ near 2/lr. Scale-invariant: the worst rise within ‖d/|w|‖₂ ≤ 1 (Kwon et al. 2021) for the loss and for the
 loss of normalised logits, and the mean rise under d ~ N(0, 0.1²·w²) (Andriushchenko et al. 2023).
 
     python -m analysis.flatness_vs_batch --scale full       about an hour on one core; shares its runs
                                                             with accuracy_vs_batch; --from-results redraws
 
-CIFAR-10 with ResNet-18: not measured; `python -m analysis.cifar` has its cells.
+CIFAR-10 with ResNet-18: not measured; `python -m analysis.cifar` runs it.
 """
 
 import sys
@@ -108,15 +108,15 @@ def _table(rows: "pd.DataFrame", largest: int) -> str:
 
 
 CONCLUSION = """\
-From batch 64 to the whole set, at equal epochs and so in a fourteenth of the steps, vanilla's top eigenvalue grows
-{batch_top_eigenvalue} times and its accuracy changes by {batch_accuracy} points (n = {batch_accuracy.n}), but of the
-scale-invariant worst rises no growth is clear: {batch_adaptive_worst} times, on normalised logits
-{batch_adaptive_worst_logit_normalised}. At the whole set
-ConAdv lies flatter than vanilla by raw and by scale-invariant measures, level with DisAdv and at the
-same learning rate: {conadv_vanilla_top_eigenvalue} times the λ, {conadv_vanilla_adaptive_worst_logit_normalised} times
-the worst rise on normalised logits. But flatness does not explain the accuracy: recycled-equal lies flatter than
-vanilla by both, {requal_vanilla_top_eigenvalue} and {requal_vanilla_adaptive_worst_logit_normalised}, and is less
-accurate, and at batch 336 ConAdv is more accurate with a λ {third_vanilla_top_eigenvalue} times as large."""
+From batch 64 to the whole set, at equal epochs and thus in a fourteenth of the steps, vanilla's top
+eigenvalue grows {batch_top_eigenvalue} times and its accuracy changes by {batch_accuracy} points (n =
+{batch_accuracy.n}), but the scale-invariant worst rises show no clear growth: {batch_adaptive_worst} times,
+and {batch_adaptive_worst_logit_normalised} on normalised logits. At the whole set ConAdv is flatter than
+vanilla by raw and by scale-invariant measures, level with DisAdv and at the same learning rate:
+{conadv_vanilla_top_eigenvalue} times the λ, {conadv_vanilla_adaptive_worst_logit_normalised} times the worst
+rise on normalised logits. But flatness does not explain accuracy: recycled-equal is flatter than vanilla by
+both, {requal_vanilla_top_eigenvalue} and {requal_vanilla_adaptive_worst_logit_normalised}, yet less accurate,
+and at batch 336 ConAdv is more accurate with a λ {third_vanilla_top_eigenvalue} times as large."""
 CLAIMS: dict[str, Any] = {
     "λ grows with the batch, accuracy falls": lambda n: (
         n["batch_top_eigenvalue"].above and n["batch_accuracy"].below

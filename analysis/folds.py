@@ -1,4 +1,4 @@
-"""Sets for tuning: four fifths of the training images, judged on the last fifth; the test set stays unseen."""
+"""Data sets for tuning: four fifths of the training images train, the rest validate; the test set stays unseen."""
 
 import torch
 from torch import Tensor

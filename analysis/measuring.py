@@ -1,4 +1,4 @@
-"""What is measured of one run: its own final figures, and how flat it lies."""
+"""What is measured for one run: its final figures and its flatness."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the studies share: run what is not there yet, keep small tables with their manifest, redraw from them."""
+"""What the studies share: run what is missing, keep small tables with a manifest, redraw figures from them."""
 
 import importlib
 import json

@@ -1,12 +1,12 @@
-"""Keep the documents' figures in step with the tables: python -m analysis.texts [--check]
+"""Keep the documents' figures up to date with the tables: python -m analysis.texts [--check]
 
-What a document takes from a study stands between two comments, and is written from the study's table:
+A figure from a study stands between two comments in a document, and is written from the study's table:
 
     <!-- study accuracy_vs_batch:conadv_vanilla -->+0.75 (+0.51 to +0.99)<!-- end -->
 
 ``NAME:conclusion`` is the study's conclusion, ``NAME:hardware`` where and when it was measured; all other names are
-those that the study's ``numbers`` gives. ``<!-- methods:table -->`` are all methods. ``--check`` changes nothing
-and fails where a document is stale.
+keys of the study's ``numbers``. ``<!-- methods:table -->`` holds the table of methods. ``--check`` changes
+nothing and fails if a document is out of date.
 """
 
 import json

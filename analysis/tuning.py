@@ -1,9 +1,9 @@
 """A fair search of settings: the same budget of gradient evaluations for every method, spent on held-out folds.
 
-Random search with successive halving (Jamieson and Talwalkar, AISTATS 2016) over folds and not over lengths, as a
-short run is no small picture of a long one: all candidates are judged on one fold, the better half on a second one, and
-so on. Every candidate trains as long as the run that is reported. What comes next follows from the figures of the runs
-that are there, so a search that is killed goes on where it was.
+Random search with successive halving (Jamieson and Talwalkar, AISTATS 2016) over folds instead of lengths, since
+a short run does not predict a long one: all candidates are evaluated on one fold, the better half on a second one, and
+so on. Every candidate trains as long as the reported run. The next step follows from the results on disk, so a killed
+search continues where it stopped.
 """
 
 import math

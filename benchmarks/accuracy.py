@@ -1,10 +1,10 @@
-"""How good a recipe is and how long it takes, over seeds: ``python -m benchmarks.accuracy RECIPE [--seeds N]``.
+"""A recipe's accuracy and time over several seeds: ``python -m benchmarks.accuracy RECIPE [--seeds N]``.
 
-Options are those of the recipe (``--data-dir``, ``--epochs`` …) and this command's own. ``--beside airbench94`` trains
-airbench94 (Jordan 2024, arXiv 2404.00498) in turn with it, on the same images, where the package airbench is
-installed and there is a GPU. Seconds of training are from before the first step to after the last; whole seconds
-also have the reading of the data, the making of the network and the evaluation. The first seed of each side looks for
-fast convolutions, so seconds are compared by their median.
+Options are those of the recipe (``--data-dir``, ``--epochs`` …) and this command's own. ``--beside airbench94``
+alternates with airbench94 (Jordan 2024, arXiv 2404.00498) on the same images, if the package airbench is installed and
+there is a GPU. Training seconds run from before the first step to after the last; whole seconds also include reading
+the data, building the network and evaluation. Each side's first seed searches for fast convolutions, so times are
+compared by their median.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""The peer of a captured step: what one writes in PyTorch by hand, a plain loop in one CUDA graph."""
+"""The peer of a captured step: a plain PyTorch loop, written by hand, in one CUDA graph."""
 
 from collections.abc import Callable
 

@@ -1,9 +1,9 @@
-"""What saving costs a run: steps with a checkpoint written beside them, against the same steps without.
+"""What saving costs a run: steps while a checkpoint is written, against the same steps without.
 
     python -m benchmarks.checkpoint [--json FILE] [--rounds N] [--model resnet18] [--batch N] [--threads N]
 
-The model and the optimiser's state are those of the CIFAR recipe; a round takes so many steps that the writing ends
-within it. The last rows give the price in percent of the training time at one checkpoint a minute.
+Model and optimiser state are those of the CIFAR recipe; a round has enough steps for the writing to finish within it.
+The last rows give the cost in percent of the training time at one checkpoint per minute.
 """
 
 import tempfile

@@ -1,9 +1,9 @@
-"""How much of a step is spent waiting for other ranks, with 1 and 2 ranks of this machine.
+"""How much of a step is spent waiting for other ranks, with 1 and 2 ranks on this machine.
 
     python -m benchmarks.communication [--json FILE] [--rounds N] [--ranks 1 2] [--model resnet18] [--batch N]
 
-All of them train on the same global batch in micro-batches of half of it. A rank waits where it has nothing to compute
-until a message has come; its own share of summing counts as waiting. The rows give the median step and wait of rank 0.
+All train on the same global batch in two micro-batches. A rank waits when it has nothing to compute until a message
+arrives; its own share of the reduction counts as waiting. The rows give rank 0's median step and wait.
 """
 
 import json

@@ -1,13 +1,12 @@
 """A recipe beside a plain PyTorch loop: ``python -m benchmarks.control RECIPE [--seeds N] [--data-dir DIR]``.
 
-Both train the recipe's network from the same initial weights, on the same images, for as many steps, and both
-accuracies are printed with their spread over the seeds. The loop is what one writes without any package: torch's SGD,
-its batch norm with running averages, crops and flips of a whole batch with torch's generator, a learning rate by
-`LambdaLR`. So whatever is lost between a gradient and the figure in a result shows here: an evaluation with the wrong
-statistics, an augmentation that is not what it should be, a schedule that ends early. Vanilla SGD is all it knows; a
-recipe with anything else is refused in a sentence.
+Both train the recipe's network from the same initial weights, on the same images, for the same number of steps, and
+both accuracies are printed with their spread over the seeds. The loop uses no package but torch: its SGD, batch norm
+with running averages, crops and flips of a whole batch with torch's generator, and `LambdaLR`. Anything lost between a
+gradient and the figure in a result shows here: an evaluation with the wrong statistics, a wrong augmentation, a
+schedule that ends early. It supports vanilla SGD only and refuses other recipes.
 
-With ``--out DIR`` run folders are kept, and a finished one of the same config is not trained again.
+``--out DIR`` keeps the run folders; a finished run with the same config is not repeated.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Images that lie on the device, one copy for all runs of a process."""
+"""Images kept on the device, one copy for all runs of a process."""
 
 from functools import lru_cache
 

@@ -1,9 +1,9 @@
-"""How long an evaluation takes with 1 and 2 ranks of this machine, the re-estimation of statistics before it included.
+"""How long an evaluation takes with 1 and 2 ranks on this machine, including re-estimating batch norm statistics.
 
     python -m benchmarks.evaluation [--json FILE] [--rounds N] [--ranks 1 2] [--model resnet20] [--images N]
 
-Every rank has one thread, so that two ranks need two cores that nobody else uses. The rows give the median time of
-rank 0; the ratio says how many times as fast it is as with the first number of ranks. All must give the same figures.
+Every rank has one thread, so two ranks need two idle cores. The rows give rank 0's median time; the ratio is the
+speed-up over the first number of ranks. All must give the same figures.
 """
 
 import json

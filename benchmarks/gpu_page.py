@@ -1,9 +1,9 @@
-"""What a GPU visit found, as Markdown: its own page, and docs/gpu.md.
+"""Results of GPU visits as Markdown: a page of their own, and docs/gpu.md.
 
     python -m benchmarks.gpu_page [--check]
 
-writes the visits that are committed, analysis/results/gpu/*.json, between two marks of docs/gpu.md, the newest first.
-``--check`` changes nothing and fails where the page is stale.
+writes the committed visits, analysis/results/gpu/*.json, between two markers in docs/gpu.md, newest first. ``--check``
+changes nothing and fails if the page is out of date.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The parts of a GPU visit, in the order in which they are wanted; another part is another entry of `PARTS`."""
+"""The parts of a GPU visit, most important first; to add one, add an entry to `PARTS`."""
 
 import shlex
 import sys

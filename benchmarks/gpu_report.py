@@ -1,4 +1,4 @@
-"""What the GPU benchmark makes of its times: rates, shares of the peak, tables and rows."""
+"""What the GPU benchmark computes from its times: rates, shares of the peak, tables and rows."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

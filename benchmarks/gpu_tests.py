@@ -1,7 +1,7 @@
 """The tests that only a CUDA device can run: ``python -m benchmarks.gpu_tests [--json FILE] [--files FILE …]``.
 
-Only files that have such a test are collected, so that packages which other tests need may be missing. Counts are
-written after each test. Exit status: pytest's.
+Only files with such tests are collected, so packages that other tests need may be missing. Counts are written after
+each test. Exit status: pytest's.
 """
 
 import os

@@ -1,17 +1,17 @@
-"""Everything that only a GPU can say, for whoever has one for ten minutes.
+"""Every GPU measurement in one command, for ten minutes on a GPU.
 
     python -m benchmarks.gpu_visit --minutes 9 --out DIR [--data-dir DIR] [--only PART …]
 
-Its parts (``--list``) are begun in the order in which they are wanted, each as a process of its own with its own time
-limit. DIR/gpu.json has what each measured and printed, and how it ended; DIR/gpu.md shows it. Both are written anew
-after each part, so a visit that was cut short loses no finished part, and goes on where it was: a finished part is not
-begun again. One that fails or runs out of time does not keep the next from beginning. Runs, with their checkpoints of
-hundreds of MB, and what the part under way has written so far lie in DIR/scratch, or where ``--scratch`` says.
+Its parts (``--list``) start in order of importance, each in its own process with its own time limit. DIR/gpu.json
+holds what each measured and printed, and how it ended; DIR/gpu.md shows it. Both are rewritten after each part, so an
+interrupted visit loses no finished part, and the same command continues it. A part that fails or runs out of time does
+not stop the next. Runs, with checkpoints of hundreds of MB, and the current part's output are in DIR/scratch, or in
+``--scratch``.
 
-torch, numpy, scikit-learn, pandas, matplotlib, seaborn, pytest, tyro and PyHessian are enough; nothing has to be
-installed but on PYTHONPATH. ``--data-dir`` is a folder with CIFAR-10 (`conadv_lab.data.cifar`); without it, the parts
-that need it are left out. ``--small`` makes every part tiny, so that all can be tried on a CPU. Exit status: 0 all
-parts are finished, 1 one is not, 2 a mistake in what was asked.
+torch, numpy, scikit-learn, pandas, matplotlib, seaborn, pytest, tyro and PyHessian are enough; being on PYTHONPATH
+suffices. ``--data-dir`` is a folder with CIFAR-10 (`conadv_lab.data.cifar`); without it, the parts that need it are
+skipped. ``--small`` makes every part tiny, to try all of them on a CPU. Exit status: 0 all parts finished, 1 some did
+not, 2 invalid arguments.
 """
 
 import contextlib

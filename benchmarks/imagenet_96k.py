@@ -1,10 +1,10 @@
-"""One ConAdv step of ResNet-50 at batch 98,304 on the CPU, and its peak memory beside what the plan predicted.
+"""One ConAdv step of ResNet-50 at batch 98,304 on the CPU, and its peak memory against the plan's prediction.
 
     python -m benchmarks.imagenet_96k [--json FILE] [--batch N] [--micro-batch N] [--threads N]
 
-Images are synthetic, of 32 x 32 pixels: it is the batch that is of full size. By hand, never in CI: about 25 minutes
-of one core's time, 30 beside other work. ``--batch 2048`` takes less than a minute and shows the same memory but for
-the pending signs, one bit a value.
+Images are synthetic and 32 x 32 pixels; only the batch is full size. Run it by hand, never in CI: about 25 minutes on
+one core, 30 beside other work. ``--batch 2048`` takes less than a minute and uses the same memory except for the
+pending signs, one bit per value.
 """
 
 import json

@@ -1,17 +1,16 @@
-"""ResNet-50 at 224 pixels on one GPU: images a second beside plain loops, and what a step of each method costs.
+"""ResNet-50 at 224 pixels on one GPU: images/s against plain loops, and the cost of a step of each method.
 
     python -m benchmarks.imagenet_gpu [--json FILE] [--rounds N] [--batches 4 16 256] [--methods conadv recycled]
 
-Needs torch and numpy alone; torchvision's and timm's ResNet-50 are peers where they can be imported. First, at the
-largest batch, vanilla here and plain PyTorch loops, eager and compiled: bfloat16 autocast, channels-last, fused SGD.
-Then a step of every method at every batch, operator by operator and captured, beside a plain loop and one that is
-captured by hand, with the peak of the memory that torch reserved and the
-share of the GPU's peak arithmetic rate. Images lie on the device: reading them is another benchmark's subject. Figures
-are printed and written batch by batch, so that a run that is cut short keeps what it has.
+Needs only torch and numpy; torchvision's and timm's ResNet-50 are peers if they can be imported. First, at the largest
+batch, vanilla here and plain PyTorch loops, eager and compiled: bfloat16 autocast, channels-last, fused SGD. Then a
+step of every method at every batch size, eager and captured, against a plain loop and one captured by hand, with the
+peak memory that torch reserved and the share of the GPU's peak arithmetic rate. Images are already on the device;
+`benchmarks.reading` covers loading. Figures are printed and written batch by batch, so an interrupted run keeps what
+it has.
 
-It is meant to end within nine minutes on an H100; ``--minutes`` is when no other batch is begun. docs/gpu.md has what
-was measured.
-``--device cpu --model resnet20 --pixels 8 --batches 4`` tries it without a GPU.
+It should finish within nine minutes on an H100; after ``--minutes`` no further batch starts. docs/gpu.md has the
+results. ``--device cpu --model resnet20 --pixels 8 --batches 4`` tries it without a GPU.
 """
 
 import argparse

@@ -2,11 +2,10 @@
 
     python -m benchmarks.lars [--json FILE]
 
-The peer is the fastest other LARS found: ``pytorch_optimizer`` (an optional package: pip install
-pytorch_optimizer), over parameters and multi-tensor. The loop is LARS as one writes it first, one parameter
-after another. torch's SGD with momentum and weight decay is the floor: LARS reads weights and gradients once
-more for their norms. Parameters come without a model, in ResNet-50's shapes, with batch norm and biases in
-the skip list where the implementation knows one.
+The peer is the fastest other LARS found: ``pytorch_optimizer`` (an optional package: pip install pytorch_optimizer),
+over parameters and multi-tensor. The loop is the straightforward LARS, one parameter after another. torch's SGD with
+momentum and weight decay is the floor: LARS reads weights and gradients once more for their norms. Parameters have
+ResNet-50's shapes but no model, with batch norm and biases in the skip list where the implementation has one.
 """
 
 from collections.abc import Callable

@@ -2,7 +2,7 @@
 
     python -m benchmarks.memory [--json FILE] [--staleness τ]
 
-Each batch runs in a process of its own, which reports the largest memory it ever held.
+Each batch runs in its own process, which reports its peak memory.
 """
 
 import json

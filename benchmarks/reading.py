@@ -1,14 +1,14 @@
-"""Reading photographs: images a second of one core, and what is left of it through the loader.
+"""Reading photographs: images/s of one core, and how much of that the loader delivers.
 
     python -m benchmarks.reading [--json FILE] [--data-dir DIR] [--images N] [--workers N]
 
-DIR holds train/<class>/<photograph>; without it photographs of ImageNet's usual size are made, which says less. Every
-image is decoded, cropped at random, resized to 224 pixels with antialiasing, and flipped or not. The peer is
-Pillow with what torchvision's transforms do to its images; it draws the same crops. The first rows are images a
-second of processor time, so a busy machine does not change them; the ratio is ours over the peer's. The loader's rows
-are images a second of the clock: the ratio is the loader's rate over that of a bare loop in as many processes, which
-does the same work, crop for crop, and hands nothing over. Run them on a machine with nothing else to do. Where
-DALI is installed (extra dali), a row has its rate on the CPU, too.
+DIR holds train/<class>/<photograph>; without it, synthetic photographs of ImageNet's usual size are used, which is
+less representative. Every image is decoded, cropped at random, resized to 224 pixels with antialiasing, and flipped
+with p = 0.5. The peer is Pillow with the operations of torchvision's transforms, on the same crops. The first rows are
+images per second of processor time, so a busy machine does not change them; the ratio is ours over the peer's. The
+loader's rows are images per second of wall-clock time; the ratio is the loader's rate over that of a bare loop in as
+many processes, which does the same work, crop for crop, and hands nothing over. Run them on an idle machine. If DALI
+is installed (extra dali), a row has its rate on the CPU too.
 """
 
 import contextlib

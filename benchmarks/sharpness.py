@@ -1,21 +1,20 @@
 """Curvature against PyHessian, curvlinops and hessian-eigenthings: ``python -m benchmarks.sharpness --json FILE``.
 
-A trained ResNet-20 and 1,000 images of CIFAR-10 (``--data-dir``; synthetic ones without it), or with
-``--subject digits --rounds 40`` a small network whose dense float64 Hessian is the truth. Every side gets the
-same model, batch and threads and must reach the same **true** error: five eigenvalues to 1e-3, the trace to 1
-%; PyHessian also makes a density, and ours must be no further from the truth: in the Wasserstein distance
-where the spectrum is known, else by the expected error of its mean, whose truth is the trace. What PyHessian
-cannot do within ``--peer-seconds`` is stopped, which makes its time a lower bound; its trace's time is then
-the measured time of a sample times the number that the measured spread demands. Each line says so, and
-``together`` sums these.
+A trained ResNet-20 and 1,000 images of CIFAR-10 (``--data-dir``; synthetic ones without it), or with ``--subject
+digits --rounds 40`` a small network whose dense float64 Hessian is the truth. Every tool gets the same model, batch
+and threads and must reach the same **true** error: five eigenvalues to 1e-3, the trace to 1 %; PyHessian also computes
+a density, and ours must be no further from the truth: in Wasserstein distance where the spectrum is known, otherwise
+by the expected error of its mean, whose true value is the trace. PyHessian is stopped after ``--peer-seconds``, which
+makes its time a lower bound; the time of its trace is then the measured time per sample times the number of samples
+that the measured spread requires. Each line says so, and ``together`` sums them.
 
-In rows with a ratio it is the peer's figure over ours, so more than 1 is better; only rows named ``product …``
-and ``graph …`` give ours over the peer's. PyHessian's density calls ``torch.eig``, which torch removed: it gets
-a stand-in by ``torch.linalg.eigh`` for the call. Every peer is granted, untimed, the loosest setting that
-reaches the error. The other two peers are skipped where they are not installed (``--peers FOLDER``).
+Ratios are the peer's figure over ours, so more than 1 is better; only rows named ``product …`` and ``graph …`` give
+ours over the peer's. PyHessian's density calls ``torch.eig``, which torch removed, so it gets a replacement based on
+``torch.linalg.eigh``. Every peer uses the loosest setting that reaches the error, found untimed. The other two peers
+are skipped if not installed (``--peers FOLDER``).
 
 On a GPU: ``--subject resnet18 --device cuda`` (32 pixels), ``--subject resnet50 --device cuda`` (224 pixels), each
-meant to end within two minutes; not measured yet.
+should finish within two minutes; not measured yet.
 """
 
 import resource

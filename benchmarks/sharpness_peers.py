@@ -1,7 +1,7 @@
-"""PyHessian, curvlinops and hessian-eigenthings at the sharpness benchmark's tasks, counted and bounded in time.
+"""PyHessian, curvlinops and hessian-eigenthings on the sharpness benchmark's tasks: products counted, time limited.
 
-The last two are no dependency of the project: install them for the benchmark alone, with ``pip install
---no-deps --target FOLDER``, and name the folder with ``--peers``; without it they are skipped.
+The last two are not dependencies of the project: install them for the benchmark with ``pip install --no-deps --target
+FOLDER`` and pass the folder as ``--peers``; without it they are skipped.
 """
 
 import time

@@ -1,4 +1,4 @@
-"""What the sharpness benchmark measures: trained networks, their data, and the truth about their curvature."""
+"""What the sharpness benchmark measures: trained networks, their data, and their true curvature."""
 
 import sys
 from collections.abc import Callable

@@ -2,11 +2,11 @@
 
     python -m benchmarks.staleness [--json FILE] [--rounds N] [--skip-machine]
 
-Rows, with their ratio: a row a published H100 or A100 line, predicted / measured, the constants fitted on at most half
-of the lines; a row a step of one H200, captured or eager, likewise; ``4096 devices``, seconds of simulating 10,000
-steps with stragglers in a process of its own, its peak memory, and how time grows with devices × steps; a
-device-step of ours and of the SimPy model in the tests; and step times relative to vanilla on this machine,
-predicted / measured, calibrated from one run at another batch.
+Rows, with their ratio: one per published H100 or A100 line, predicted / measured, with constants fitted on at most
+half of the lines; one per step of one H200, captured or eager, likewise; ``4096 devices``, the seconds to simulate
+10,000 steps with stragglers in a separate process, its peak memory, and how time grows with devices × steps; the time
+per device-step of ours and of the SimPy model in the tests; and step times relative to vanilla on this machine,
+predicted / measured, calibrated from one run at another batch size.
 """
 
 import json

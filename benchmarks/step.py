@@ -2,7 +2,7 @@
 
     python -m benchmarks.step [--json FILE] [--rounds N] [--models resnet18 digits-cnn] [--batch N] [--threads N]
 
-Rows of the first model have the methods' bare names; those of the others carry the model's name too.
+Rows of the first model bear only the method's name; the others also name the model.
 """
 
 import tempfile

@@ -1,4 +1,4 @@
-"""The first images of CIFAR-10, for runs in small: ``--dataset benchmarks/truncated_cifar.py:sets``."""
+"""The first images of CIFAR-10, for small runs: ``--dataset benchmarks/truncated_cifar.py:sets``."""
 
 from conadv_lab.config import Config
 from conadv_lab.data.cifar import load_cifar

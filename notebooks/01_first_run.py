@@ -7,7 +7,7 @@
 # **Needs** this package on a CPU; the digits come with scikit-learn. **Takes** about a minute on one core.
 # **Change** `METHOD`, `EPSILON`, `BATCH` and `EPOCHS` below.
 #
-# ConAdv trains each step on clean images and on adversarial ones that were made with the weights of τ steps ago.
+# ConAdv trains each step on clean images and on adversarial ones made with the weights of τ steps ago.
 
 # %%
 import os
@@ -49,7 +49,7 @@ print(sum(parameter.numel() for parameter in model.parameters()), "parameters")
 # ## Twenty steps by hand
 #
 # `lookahead` gives steps that can see ahead: at step t the batch of step t + τ is attacked with today's weights,
-# and the result is kept until its turn. No step waits for its own attack.
+# and the result is kept until it is needed. No step waits for its own attack.
 
 # %%
 attack = cl.SignAttack(epsilon=EPSILON)
@@ -69,7 +69,7 @@ print(
 # %% [markdown]
 # ## What the attack does
 #
-# Each pixel moves by at most ε along the sign of the loss's gradient, so one bit per pixel is all that is kept.
+# Each pixel moves by at most ε along the sign of the loss's gradient, so only one bit per pixel is stored.
 
 # %%
 batch = next(iter(step.batches()))
@@ -85,9 +85,8 @@ plt.show()
 # %% [markdown]
 # ## A whole run
 #
-# `train` does the rest: schedule, checkpoints, evaluation, a run folder that can be resumed. On the command
-# line it is `python -m conadv_lab.train digits-conadv`. We train vanilla beside it, on the same stream of
-# images.
+# `train` does the rest: schedule, checkpoints, evaluation, a run folder that can be resumed. On the command line it is
+# `python -m conadv_lab.train digits-conadv`. We also train vanilla, on the same stream of images.
 
 # %%
 folder = Path(tempfile.mkdtemp())
@@ -119,9 +118,9 @@ curves(
 plt.show()
 
 # %% [markdown]
-# **What this shows.** That it runs, and what a step is made of. One seed of an easy data set says nothing about
-# which method is better: notebook 02 and the studies in `analysis/` ask that with seeds, tuned learning rates
-# and controls.
+# **What this shows.** How a step works, and that it trains. One seed on an easy data set says nothing about which
+# method is better: notebook 02 and the studies in `analysis/` address that with seeds, tuned learning rates and
+# controls.
 #
 # **What to try next.** `METHOD = "recycled"` or `"disadv"`; a larger `EPSILON`; the whole set as one batch
-# (`BATCH = 898`). Notebook 07 does the same with a model and data of your own.
+# (`BATCH = 898`). Notebook 07 does the same with your own model and data.

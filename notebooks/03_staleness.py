@@ -1,14 +1,14 @@
 # %% [markdown]
 # # Staleness: how old may an attack be?
 #
-# **You will see** how quickly an attack goes stale: the share of its signs that a fresh attack would choose too, along
-# training and against the staleness τ, and what that does to the test accuracy.
+# **You will see** how quickly an attack goes stale: the share of its signs that a fresh attack would also choose,
+# during training and against the staleness τ, and the effect on test accuracy.
 #
 # **Needs** this package on a CPU. **Takes** up to two minutes on one core. **Change** `TAUS`, `BATCH`, `RATES`
 # and `STEPS`.
 #
-# ConAdv trains on images that were attacked with the weights of τ steps ago. A step with a small learning rate moves
-# the weights less, so τ should matter through τ times the learning rate.
+# ConAdv trains on images attacked with the weights of τ steps ago. A small learning rate moves the weights less, so τ
+# should matter through τ times the learning rate.
 
 # %%
 import os
@@ -33,8 +33,8 @@ torch.set_num_threads(1)
 # %% [markdown]
 # ## Train with every τ
 #
-# With `probe_every` the run compares its pending attack with a fresh one, and writes the share of equal signs to
-# `metrics.jsonl`. By chance half of the signs agree.
+# With `probe_every` the run compares its pending attack with a fresh one and writes the share of equal signs to
+# `metrics.jsonl`. Half of the signs agree by chance.
 
 # %%
 folder = Path(tempfile.mkdtemp())
@@ -51,7 +51,7 @@ for tau, lr in product(TAUS, RATES):
 probes = pd.DataFrame(rows)
 
 # %% [markdown]
-# ## Along training
+# ## During training
 #
 # The first τ steps train on images attacked with the initial weights, so their attack ages from 0 to τ.
 
@@ -69,7 +69,7 @@ for ax in axes:
 plt.show()
 
 # %% [markdown]
-# ## What it does to the result
+# ## Effect on the result
 
 # %%
 fig, ax = plt.subplots(figsize=(5.5, 3.4), layout="constrained")
@@ -85,8 +85,8 @@ points(
 plt.show()
 
 # %% [markdown]
-# **What this shows.** Signs go stale within a few steps; how much of the attack's effect is lost with them is another
-# question. One seed cannot tell the accuracies apart.
+# **What this shows.** Signs go stale within a few steps; how much of the attack's effect is lost with them is a
+# separate question. One seed cannot distinguish the accuracies.
 #
-# **What to try next.** A larger `BATCH`, where a step moves the weights further; `first="clean"` in the config. `python
-# -m analysis.staleness` has seeds, three batch sizes, sharpness and the ratio of the attacks' gains.
+# **What to try next.** A larger `BATCH`, where a step moves the weights further; `first="clean"` in the config.
+# `python -m analysis.staleness` adds seeds, three batch sizes, sharpness and the ratio of the attacks' gains.

@@ -2,7 +2,7 @@
 # # The landscape between a small-batch and a large-batch solution
 #
 # **You will see** the loss on the straight line from a small-batch solution to a large-batch one, and around each of
-# the two on a scale that allows a comparison.
+# the two on a comparable scale.
 #
 # **Needs** this package on a CPU. **Takes** about a minute on one core. **Change** `SMALL`, `LARGE`, the
 # learning rates and `METHOD`.
@@ -52,10 +52,10 @@ for label, (batch, lr) in {"small batch": SMALL, "large batch": LARGE}.items():
     print(f"{label} ({batch}): test accuracy {run.result()['test_accuracy']:.2f} %")
 
 # %% [markdown]
-# ## The line from one to the other
+# ## The line between the two solutions
 #
-# Position 0 is the small-batch solution, 1 the large-batch one. Running statistics are interpolated too, which is why
-# the line ends at 1.05: beyond, extrapolated variances would be negative.
+# Position 0 is the small-batch solution, 1 the large-batch one. Running statistics are interpolated too, so
+# the line ends at 1.05: beyond that, extrapolated variances would be negative.
 
 # %%
 positions = np.arange(-0.2, 1.051, 0.1 if FAST else 0.05)
@@ -75,8 +75,8 @@ plt.show()
 # %% [markdown]
 # ## Around each solution, on its own scale
 #
-# Along a random direction whose filters have the norms of the weights' filters (Li et al. 2018), rescaling the layers
-# changes nothing, so the two widths can be compared.
+# Along a random direction whose filters have the same norms as the weights' filters (Li et al. 2018), rescaling the
+# layers changes nothing, so the two widths are comparable.
 
 # %%
 around = np.linspace(-1, 1, POINTS)
@@ -93,9 +93,8 @@ curves(
 plt.show()
 
 # %% [markdown]
-# **What this shows.** One line and one direction of two runs. Between the two lies a barrier, so they are
-# different solutions; that one side of a line looks narrower is not yet a statement about generalisation
-# (Dinh et al. 2017).
+# **What this shows.** One line and one direction of two runs. A barrier separates the two, so they are different
+# solutions. A side of the line that looks narrower says nothing yet about generalisation (Dinh et al. 2017).
 #
 # **What to try next.** `METHOD = "conadv"`; other seeds for the two solutions; a plane instead of a line with
 # `landscape(problem, [first, second], [around, around])`.

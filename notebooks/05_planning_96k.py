@@ -1,15 +1,15 @@
 # %% [markdown]
 # # Planning a 96K run on a cluster
 #
-# **You will see** predicted step times and speed-ups from 128 to 4,096 devices, the cost of the whole run, and which
-# placement of the attack is the fastest.
+# **You will see** predicted step times and speed-ups from 128 to 4,096 devices, the cost of the whole run, and the
+# fastest placement of the attack.
 #
 # **Needs** this package on a CPU, no cluster. **Takes** seconds. **Change** `CLUSTER` (a built-in name, or a
-# TOML file with the constants of yours), `DEVICES` and `RECIPE`.
+# TOML file with your constants), `DEVICES` and `RECIPE`.
 #
-# Before anyone rents 4,096 devices: how long does ResNet-50 at a global batch of 96K take with vanilla, DisAdv
-# and ConAdv, and where should the attack run? **Every time below is a model's**, its constants fitted on
-# MLPerf's public step times of vanilla training; no step of ConAdv was measured on such a cluster.
+# Before you rent 4,096 devices: how long does ResNet-50 at a global batch of 96K take with vanilla, DisAdv and ConAdv,
+# and where should the attack run? **Every time below is predicted** by a model whose constants are fitted to MLPerf's
+# public step times of vanilla training; no ConAdv step was measured on such a cluster.
 
 # %%
 import os
@@ -26,10 +26,10 @@ DEVICES = (256, 4096) if FAST else (128, 256, 512, 1024, 2048, 4096)
 STEPS = 20 if FAST else 200
 
 # %% [markdown]
-# ## One device after another, attack and step in turn
+# ## Attack and training one after the other
 #
-# DisAdv and ConAdv then take the same time, and their lines coincide. With few images on a device its fixed
-# costs outweigh the arithmetic, and the depth of a step is what counts.
+# Here DisAdv and ConAdv take the same time, and their lines coincide. With few images per device, fixed costs outweigh
+# arithmetic, and the depth of a step is what counts.
 
 # %%
 rows = staleness.simulate(
@@ -40,8 +40,8 @@ rows.pivot(index="devices", columns="method", values="step_ms").round(1)
 # %% [markdown]
 # ## Where to put the attack
 #
-# `serial`: the same device, one after the other. `stream`: the same device, beside the step. `ranks`: devices
-# of their own, here one in five, which then do not train.
+# `serial`: the same device, one after the other. `stream`: the same device, concurrently with the step. `ranks`:
+# separate devices, here one in five, which do not train.
 
 # %%
 placed = staleness.simulate(
@@ -78,7 +78,7 @@ plt.show()
 # %% [markdown]
 # ## The whole run
 #
-# The time includes failures and what is done again after them; device-hours are what is paid.
+# The time includes failures and the work repeated after them; device-hours are what you pay for.
 
 # %%
 placed["minutes"] = 60 * placed["hours"]
@@ -94,6 +94,6 @@ best[["placement", "attackers", "step_ms", "tau_mean", "device_hours"]].head(5).
 
 # %% [markdown]
 # **What to try next.** Measure a few steps of vanilla on your devices, fit the constants (`python -m
-# conadv_lab.staleness timeline --calibrate RUN …`), and plan again. Whether 96K keeps its accuracy is another
+# conadv_lab.staleness timeline --calibrate RUN …`), and plan again. Whether accuracy holds at 96K is another
 # question; the paper reports 75.3 % with ConAdv alone and 76.2 % with data augmentation (Liu et al. 2022,
 # abstract).

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # From a sweep to a figure
 #
-# **You will see** one command send a sweep of two methods, three learning rates and two seeds, its table, and a figure
-# of it.
+# **You will see** one command submit a sweep of two methods, three learning rates and two seeds, then its table and a
+# figure.
 #
 # **Needs** this package on a CPU; on a machine with SLURM the same cells submit the runs to the cluster.
 # **Takes** about a minute on two cores. **Change** the lists of the sweep.
@@ -26,10 +26,10 @@ folder = Path(tempfile.mkdtemp()) / "sweep"
 epochs = "2" if FAST else "8"
 
 # %% [markdown]
-# ## Send
+# ## Submit
 #
 # A value with commas is a list, and several lists make a grid: two methods, three learning rates and two seeds are
-# twelve runs. `--dry-run` shows the plan and writes nothing. Repeating the command submits only what is not done yet.
+# twelve runs. `--dry-run` shows the plan and writes nothing. Repeating the command submits only missing runs.
 
 # %%
 words = ["digits-vanilla", "--method", "vanilla,conadv", "--lr", "0.1,0.4" if FAST else "0.1,0.2,0.4"]
@@ -45,8 +45,8 @@ sent = subprocess.run(
 # %% [markdown]
 # ## Collect
 #
-# One row a run: every field of its config, and its final figures. `submit collect DIR --csv FILE` writes the same on a
-# terminal.
+# One row per run: every field of its config, and its final figures. `submit collect DIR --csv FILE` does the same on
+# the command line.
 
 # %%
 runs = cl.collect(folder / "*")
@@ -63,5 +63,5 @@ points(runs, "lr", "train_test_gap", label, "train − test accuracy (points)", 
 plt.show()
 
 # %% [markdown]
-# **What to try next.** A sweep that is not a grid comes from a Python file that returns a list of configs, as the
+# **What to try next.** For a sweep that is not a grid, write a Python file that returns a list of configs, as the
 # studies in `analysis/` do. `python -m conadv_lab.submit status DIR` shows the state of each run.

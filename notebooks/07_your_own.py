@@ -1,11 +1,11 @@
 # %% [markdown]
 # # ConAdv on your own model and data
 #
-# **You will see** a plain PyTorch model and data set of ours stand in for yours: four changed lines make ConAdv of
-# the usual loop, and at the end both solutions stand side by side, accuracy and sharpness, in one table.
+# **You will see** a plain PyTorch model and data set, standing in for yours. Four changed lines turn the usual loop
+# into ConAdv, and at the end one table compares both solutions in accuracy and sharpness.
 #
 # **Needs** this package on a CPU. **Takes** under a minute on one core. **Change** `MyData`, `MyModel` and `LR`:
-# the rest of the notebook asks nothing of them but images in [0, 1] and class labels.
+# the rest of the notebook only needs images in [0, 1] and class labels.
 
 # %%
 import os
@@ -30,8 +30,8 @@ torch.set_num_threads(1)
 # %% [markdown]
 # ## Your data and your model
 #
-# Any `Dataset` with floats in [0, 1]; this one shifts each image by up to a pixel. The normalisation belongs into
-# the model, so that the attack's ε is in units of the image.
+# Any `Dataset` that returns floats in [0, 1]; this one shifts each image by up to a pixel. Normalisation belongs
+# inside the model, so that the attack's ε is in image units.
 
 
 # %%
@@ -73,10 +73,10 @@ plain_images = MyData(train=True).images, MyData(train=True).labels  # without s
 # %% [markdown]
 # ## The loop
 #
-# Four lines differ from the loop that you have: the conversion of batch norm, the method, `lookahead` in place of the
-# loader, and `method.backward` in place of `loss.backward`. `cl.Vanilla()` in the same loop is plain training. Weights
-# (½, ½) keep the gradient's size that of plain training, so that one learning rate suits both under SGD; LARS and
-# LAMB do not need it.
+# Four lines differ from a plain loop: the conversion of batch norm, the method, `lookahead` in place of the loader,
+# and `method.backward` in place of `loss.backward`. `cl.Vanilla()` in the same loop is plain training. Weights (½, ½)
+# keep the gradient as large as in plain training, so one learning rate suits both under SGD; LARS and LAMB do not need
+# them.
 
 
 # %%
@@ -112,8 +112,8 @@ plt.show()
 # %% [markdown]
 # ## Accuracy and sharpness, side by side
 #
-# `plain_batch_norm` gives your model back without the adversarial branch, under its own parameter names. `measure`
-# takes any model, loss and batches; `facts` go along with the numbers. `compare` puts reports beside one another.
+# `plain_batch_norm` returns your model without the adversarial branch, with its own parameter names. `measure` takes
+# any model, loss and batches; `facts` are recorded with the numbers. `compare` puts reports side by side.
 
 
 # %%
@@ -131,15 +131,15 @@ for name, (model, _) in trained.items():
 cl.sharpness.compare(reports)
 
 # %% [markdown]
-# One report by itself: every number with its error, above it the conditions under which it holds.
+# A single report: every number with its error, below the conditions under which it holds.
 
 # %%
 reports["ConAdv"]
 
 # %% [markdown]
-# ## Take it with you
+# ## Use it elsewhere
 #
-# The plain model has the names of yours, so its weights load wherever yours do.
+# The plain model has your parameter names, so its weights load wherever yours do.
 
 # %%
 mine = MyModel()
@@ -148,6 +148,6 @@ print(f"test accuracy {accuracy(mine.eval()):.2f} %")
 
 # %% [markdown]
 # **What to try next.** Another method in place of `cl.ConAdv`: `cl.DisAdv(attack)` waits for a fresh attack,
-# `cl.Recycled(EPSILON)` needs no pass of its own. A larger `BATCH` with a larger `LR`, which is what ConAdv is for.
-# Several seeds before any conclusion: one run of each says little. For schedules, checkpoints and resuming, pass your
-# model and data to `python -m conadv_lab.train` as `--model mine.py:model --dataset mine.py:data`.
+# `cl.Recycled(EPSILON)` needs no pass of its own. Try a larger `BATCH` with a larger `LR`, which is what ConAdv is
+# for. Use several seeds before drawing conclusions: one run of each says little. For schedules, checkpoints and
+# resuming, pass your model and data to `python -m conadv_lab.train` as `--model mine.py:model --dataset mine.py:data`.
