@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from conadv_lab import demo, demo_report
+from conadv_lab.pages import render
 
 
 @contextlib.contextmanager
@@ -144,6 +145,13 @@ def test_differences_say_what_the_rows_hold():
     last = found["conadv − vanilla", "equal arithmetic"]
     assert round(last["points"], 6) == -0.1
     assert last["eigenvalues"] == 2
+
+
+def test_the_page_marks_the_clear_differences_alone():
+    found = demo_report.differences(ROWS)
+    empty = {"lead": "", "first": "", "pictures": [], "arms": [], "grid": {"rates": [], "lines": []}}
+    page = render("demo_report.html", differences=found, seconds=1, seeds=4, date="", **empty)
+    assert 0 < page.count('class="best"') == sum(row["clear"] for row in found) < len(found)
 
 
 def test_the_page_begins_with_one_sentence_and_one_figure():
