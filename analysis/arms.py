@@ -155,7 +155,7 @@ def _line(cell: Cell, lr: float, trials: list[Figures]) -> dict[str, Any]:
 
 
 def best_rates(grid: "pd.DataFrame") -> dict[Cell, float]:
-    """Of every cell the learning rate of highest validation accuracy; of equals the one of lower loss."""
+    """Each cell's learning rate with the highest validation accuracy; ties go to the lower loss."""
     ordered = grid.sort_values(
         ["validation_accuracy", "validation_loss"], ascending=[False, True], kind="stable"
     )

@@ -42,7 +42,7 @@ def measure(
 def comparisons(
     rows: "pd.DataFrame", compare: Callable[..., Estimate], figure: str, decimals: int = 2
 ) -> dict[str, Estimate]:
-    """The comparisons that the studies are about; those that a smaller scale lacks are left out.
+    """The studies' comparisons; those missing at a smaller scale are left out.
 
     Args:
         compare: `analysis.estimates.difference` or ``ratio``.

@@ -62,7 +62,7 @@ class Cell:
 
 
 def cells() -> list[Cell]:
-    """What matters first stands first."""
+    """The cells, most important first."""
     every = [Cell(method, batch) for batch in BATCHES for method in METHODS]
     return sorted(every, key=lambda c: c.global_batch not in FIRST_BATCHES or c.method not in FIRST_METHODS)
 
@@ -81,7 +81,7 @@ class Asked:
     out: Path = RESULTS
     """Folder of the table."""
     minutes: float = 60.0
-    """No run is begun after this."""
+    """No run starts after this."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -105,7 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def finished(runs: Path, data_dir: str = "data") -> "pd.DataFrame":
-    """One row a finished, measured run."""
+    """One row per finished, measured run."""
     import json
 
     import pandas as pd

@@ -80,7 +80,7 @@ def config_of(cell: Cell, scale: Scale, factor: float, seed: int, data_dir: str)
 
 
 def tuning_of(cell: Cell, scale: Scale, factor: float, data_dir: str) -> Config:
-    """The same on the same images, judged on training images that no run trains on."""
+    """The same run, validated on training images that no run trains on."""
     return config_of(cell, scale, factor, TUNING_SEED, data_dir).replace(dataset=folds.CIFAR10_PART)
 
 

@@ -78,7 +78,7 @@ def _timed(model: str, batch: int, rounds: int) -> list[dict[str, Any]]:
 
 
 def _steps_a_call(step: Callable[[], None]) -> int:
-    """So many that a timed call takes some 50 ms: a single short step mostly shows whether it was interrupted."""
+    """Enough steps for a timed call of about 50 ms; a single short step would mostly measure interruptions."""
     started = time.perf_counter()
     step()
     return max(1, round(0.05 / (time.perf_counter() - started)))
@@ -93,7 +93,7 @@ def _repeated(step: Callable[[], None], times: int) -> Callable[[], None]:
 
 
 def _predicted(configs: dict[str, Any]) -> dict[str, float]:
-    """The simulator's step times over vanilla's on one device of this machine; empty where it cannot say."""
+    """The simulator's step times relative to vanilla's on one device of this machine; empty where it has none."""
     try:
         from conadv_lab.staleness import simulate  # type: ignore[import-not-found, unused-ignore]
     except ImportError:

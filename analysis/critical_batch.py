@@ -154,7 +154,7 @@ def _config(method: str, batch: int, steps: int, lr: float, seed: int) -> Config
 
 
 def best_steps(rows: "pd.DataFrame") -> "pd.DataFrame":
-    """Of every method and batch the rate with the fewest mean steps, among those at which every seed arrived."""
+    """For every method and batch, the learning rate with the fewest mean steps among those where every seed arrived."""
     own = rows[rows["kind"] == "steps to target"]
     by = ["method", "global_batch", "lr"]
     arrived = own.groupby(by).filter(lambda group: bool(group["steps"].notna().all()))

@@ -19,14 +19,14 @@ MEASURES = (
 
 
 def trained(config: Config, path: Path) -> dict[str, Any]:
-    """Train at ``path``, or continue there, and give the run's final figures."""
+    """Train at ``path``, or continue there, and return the run's final figures."""
     from conadv_lab.training.loop import train
 
     return train(config, path, resume=True, progress="none").result() or {}
 
 
 def attempted(config: Config, path: Path) -> dict[str, Any]:
-    """As `trained`; a run that diverges has nothing right, and a loss that no other run has."""
+    """As `trained`; a run that diverges counts as 0 % accurate, with a loss worse than any other."""
     from conadv_lab.training.finite import NotFinite
 
     try:
@@ -45,7 +45,7 @@ def measured(config: Config, path: Path) -> dict[str, Any]:
 
 
 def measured_without_trace(config: Config, path: Path) -> dict[str, Any]:
-    """As `measured`, but for the trace, which is made of hundreds of products where activations are smooth."""
+    """As `measured`, without the trace, which needs hundreds of products where activations are smooth."""
     measures = tuple(name for name in MEASURES if name != "trace")
     return trained(config, path) | flatness(path, measures)
 

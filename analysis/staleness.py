@@ -34,7 +34,7 @@ PLANS: dict[str, dict[str, tuple[int, ...]]] = {
 
 
 def plan(scale: str) -> list[Config]:
-    """All runs; not for ``submit sweep``, as the probes are taken on the way."""
+    """All runs; not for ``submit sweep``, because probes are taken during training."""
     chosen = PLANS[scale]
     steps = 8 if scale == "smoke" else STEPS
     return [
@@ -44,7 +44,7 @@ def plan(scale: str) -> list[Config]:
 
 
 def probed(config: Config, path: Path) -> dict[str, Any]:
-    """Train step by step, compare the pending attack with a fresh one on the way, and measure the flatness."""
+    """Train step by step, comparing the pending attack with a fresh one, and measure the flatness."""
     import shutil
 
     from conadv_lab.training.loop import prepare

@@ -63,7 +63,7 @@ class Asked:
     from_results: bool = False
     """Redraw from the tables, run nothing."""
     finished: bool = False
-    """Take the runs that are done, leave out the others."""
+    """Use the finished runs, leave out the others."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def options(
 def run_all(
     configs: Iterable[Config], given: Options, work: Work, known: str = "figures.json"
 ) -> dict[Config, Figures]:
-    """The figures of every config, in its run folder or made now; what two studies share is run once.
+    """The figures of every config, from its run folder or computed now; runs shared by two studies run once.
 
     A run is known by what its config asks for, not by its folder's name: runs that ``submit sweep`` left among the
     run folders are found too. With ``given.finished`` nothing is run, and what is not there is left out.
@@ -147,7 +147,7 @@ def commits_of(configs: Iterable[Config], runs: Path) -> str:
 
 
 def _kept(config: Config, path: Path, work: Work, known: str) -> Figures:
-    """Written where it is made, so that nothing is lost where another run ends them all."""
+    """Written by the process that computes it, so that nothing is lost if another run fails."""
     made = work(config, path)
     write_json(path / known, made)
     return made
@@ -261,7 +261,7 @@ class Study:
         return [claim for claim, holds in self.claims.items() if not holds(numbers)]
 
     def told(self, rows: "pd.DataFrame") -> str:
-        """The conclusion with its numbers, or why this table does not bear it."""
+        """The conclusion with its numbers, or why this table does not support it."""
         try:
             numbers = self.numbers(rows)
             failed = self.unsupported(numbers)

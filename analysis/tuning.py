@@ -47,7 +47,7 @@ def candidates(count: int, seed: int, tunes_epsilon: bool) -> list[Candidate]:
 
 
 def rungs(count: int) -> list[int]:
-    """How many candidates are judged on each further fold, until one is left.
+    """How many candidates are evaluated on each further fold, until one is left.
 
     >>> rungs(6), rungs(1)
     ([6, 3, 2], [])
@@ -72,7 +72,7 @@ def affordable(budget: float, cost: float) -> int:
 
 
 def search(count: int, scores: Mapping[Trial, Score]) -> tuple[list[Trial], int | None]:
-    """What has to be tried next, and the best candidate once nothing has.
+    """What to try next, and the best candidate once nothing is left to try.
 
     >>> search(2, {})
     ([(0, 0), (1, 0)], None)

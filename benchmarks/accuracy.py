@@ -38,7 +38,7 @@ class Options:
     """Of this command"""
 
     seeds: int = 1
-    """How many seeds, from the config's own on."""
+    """How many seeds, starting at the config's."""
     beside: str | None = None
     """A peer to train in turn with it: airbench94."""
     out: Path | None = None
@@ -138,13 +138,13 @@ def over_seeds(name: str, values: Mapping[int, float]) -> list[Row]:
 
 
 def seeds_of(config: Config, count: int) -> list[Config]:
-    """The config with so many seeds, one after another."""
+    """The config with this many consecutive seeds."""
     require(count >= 1, "seeds", count, "a whole number of at least 1")
     return [config.replace(seed=config.training.seed + i) for i in range(count)]
 
 
 def measure(recipe: str, config: Config, options: Options) -> list[Row]:
-    """Rows of all seeds and sides; they are written on the way."""
+    """Rows of all seeds and sides, written as they are measured."""
     configs = seeds_of(resolved(config), options.seeds)
     if options.beside not in (None, *PEERS):
         raise unknown("peer", options.beside, PEERS)

@@ -180,7 +180,7 @@ def factor(config: Config, steps: int, images: int) -> Callable[[int], float]:
 
 
 def own_accuracy(config: Config, folder: Path) -> float:
-    """Test accuracy in percent of the package's own run, which may lie there finished."""
+    """Test accuracy in percent of the package's own run, which may already be finished."""
     result = RunFolder(folder).result()
     if result is not None:
         reconciled(config, RunFolder(folder), resume=True)  # refuses a run of another config
@@ -189,7 +189,7 @@ def own_accuracy(config: Config, folder: Path) -> float:
 
 
 def measure(recipe: str, config: Config, options: Options) -> list[Row]:
-    """Both sides' accuracies, seed by seed; they are written on the way."""
+    """Both sides' accuracies, seed by seed, written as they are measured."""
     config = resolved(config)
     require_plain(config)
     ours: dict[int, float] = {}

@@ -109,7 +109,7 @@ def rows_of(steps: Sequence[Measured]) -> list[Row]:
 
 
 def tables(steps: Sequence[Measured]) -> str:
-    """A table a quantity: kinds of steps down, batches across."""
+    """One table per quantity: kinds of steps down, batches across."""
     shown: dict[str, Callable[[Measured], str]] = {
         "ms a step": lambda one: f"{one.ms:.2f}",
         "times vanilla": lambda one: f"{one.ratio:.3f}",

@@ -73,7 +73,7 @@ def main(words: Sequence[str] | None = None, parts: Sequence[Part] = PARTS) -> i
 
 
 def _checked(asked: VisitOptions, parts: Sequence[Part]) -> tuple[list[Part], Place]:
-    """What is to be done and where.
+    """What to do and where.
 
     Raises:
         ValueError: a mistake in what was asked; nothing has been written.
@@ -113,7 +113,7 @@ def _require_data(asked: VisitOptions, chosen: Sequence[Part]) -> None:
 
 
 def _require_one_size(before: dict[str, dict[str, Any]], out: Path, small: bool) -> None:
-    """Figures in small and in full must not stand on one page, nor one count as the other."""
+    """Small and full-size figures must not share a page or replace each other."""
     for name, record in before.items():
         if record.get("small", small) != small:
             how = "in full" if small else "in small"
@@ -130,7 +130,7 @@ def _require_gpu(small: bool) -> None:
 
 
 def visit(chosen: Sequence[Part], place: Place, parts: Sequence[Part], seconds: float) -> int:
-    """Begin each chosen part that is not finished, until the time is over; returns the exit status."""
+    """Start each chosen unfinished part until time is up; returns the exit status."""
     from benchmarks.harness import machine
 
     begun, described = time.monotonic(), machine()
@@ -188,7 +188,7 @@ def carry_out(part: Part, place: Place, seconds: float) -> dict[str, Any]:
 
 
 def run_limited(command: Sequence[str], folder: Path, seconds: float, small: bool = False) -> int | None:
-    """Exit status of a command, or None where it was killed, with all its children, as its time was over."""
+    """Exit status of a command, or None if it ran out of time and was killed with all its children."""
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = os.environ | {"PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"}
     if small:
@@ -209,7 +209,7 @@ def run_limited(command: Sequence[str], folder: Path, seconds: float, small: boo
 
 
 def _ends_with_its_parent() -> None:
-    """On Linux, have this process killed when the visit is, or it would go on beside the next one."""
+    """On Linux, kill this process when the visit is killed; otherwise it would run alongside the next one."""
     if sys.platform == "linux":
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)

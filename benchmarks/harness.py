@@ -77,9 +77,9 @@ class Times:
 def interleaved(
     calls: Mapping[str, Callable[[], Any]], rounds: int, cuda: bool = False, repeats: int = 1
 ) -> Times:
-    """Time named callables in turn, round after round, so that a machine's moods meet all alike.
+    """Time named callables in turn, round after round, so that a varying load on the machine affects all alike.
 
-    The order is reversed in every second round: no callable always runs on the caches of the same neighbour.
+    The order is reversed in every second round, so no callable always runs after the same neighbour.
 
     Args:
         calls: what to time; each is called once beforehand, untimed.
@@ -155,7 +155,7 @@ def _driver() -> str:
 
 
 def publish(rows: Sequence[Row], json_file: Path | None = None) -> None:
-    """Print the rows as a table and, where asked, write them as JSON."""
+    """Print the rows as a table and, if asked, write them as JSON."""
     print(in_words(machine()))
     width = max(len(row.name) for row in rows)
     for row in rows:

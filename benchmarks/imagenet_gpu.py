@@ -175,7 +175,7 @@ def steps_at(batch: int, asked: argparse.Namespace, folder: Path) -> list[Measur
 
 
 def plain_loops(batch: int, asked: argparse.Namespace, device: torch.device) -> dict[str, Callable[[], None]]:
-    """Vanilla steps of nobody's package: a plain loop, and one that is captured by hand."""
+    """Vanilla steps without any package: a plain loop, and one captured by hand."""
     data = images_on_device(config_of("vanilla", batch, asked, False))[0]
 
     def network() -> nn.Module:

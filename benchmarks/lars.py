@@ -61,7 +61,7 @@ def grouped(device: str) -> list[dict[str, Any]]:
 
 
 class LoopLARS(torch.optim.Optimizer):
-    """LARS, variant B, as one writes it first: one parameter after another, without reading values back."""
+    """LARS, variant B, written straightforwardly: one parameter after another, without reading values back."""
 
     def __init__(self, params: Any, **defaults: Any) -> None:
         super().__init__(params, {**defaults, "adapt": True})
@@ -101,7 +101,7 @@ def competitors(device: str) -> dict[str, Callable[[], Any]]:
 
 
 def measure(device: str, rounds: int) -> list[Row]:
-    """One row an implementation; ours stand beside the fastest other LARS, on CUDA beside the loop."""
+    """One row per implementation; ours are compared with the fastest other LARS, on CUDA with the loop."""
     cuda = device == "cuda"
     times = interleaved(competitors(device), rounds, cuda=cuda, repeats=GPU_REPEATS if cuda else 1)
     others = [name for name in times.seconds if not name.startswith(("lars", "sgd"))]

@@ -63,7 +63,7 @@ def ours(photos: Photos, draws: Sequence[Sequence[float]]) -> torch.Tensor:
 
 
 def peers(photos: Photos, draws: Sequence[Sequence[float]]) -> torch.Tensor:
-    """The same as it is written with torchvision: open, RGB, RandomResizedCrop, flip, to a (C, H, W) tensor."""
+    """The same written with torchvision: open, RGB, RandomResizedCrop, flip, to a (C, H, W) tensor."""
     out = torch.empty(BATCH, 3, 224, 224, dtype=torch.uint8)
     for i, numbers in enumerate(draws):
         image = Image.open(io.BytesIO(photos.read(i % len(photos.labels)))).convert("RGB")
@@ -156,7 +156,7 @@ def loader_rows(name: str, photos: Photos, images: int, workers: int, rounds: in
 
 
 def equal_row(photos: Photos) -> Row:
-    """How many photographs are decoded to Pillow's pixels."""
+    """How many photographs decode to exactly Pillow's pixels."""
     decoder = Decoder()
     contents = [photos.read(i) for i in range(len(photos.labels))]
     same = sum(np.array_equal(decoder(c, "x"), decode_with_pillow(c, "x")) for c in contents)

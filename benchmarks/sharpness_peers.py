@@ -24,7 +24,7 @@ TOP, EIGEN_ERROR, TRACE_ERROR = 5, 1e-3, 0.01
 
 
 class OutOfTime(Exception):
-    """A peer's task met its bound."""
+    """A peer's task hit its time limit."""
 
 
 class Meter:

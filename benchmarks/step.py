@@ -47,7 +47,7 @@ steps later."""
 def plain_loop(
     model: nn.Module, batch: int, images: Tensor, labels: Tensor, bfloat16: bool = False
 ) -> Callable[[], None]:
-    """The peer: what one writes in PyTorch without any package, the same model, data, precision and schedule."""
+    """The peer: a plain PyTorch loop with the same model, data, precision and schedule."""
     criterion = nn.CrossEntropyLoss()
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
