@@ -190,10 +190,10 @@ def _table(rows: "pd.DataFrame") -> str:
 
 
 CONCLUSION = """\
-On this part of CIFAR-10 (JPEG), in ten epochs, ConAdv does not help. Against vanilla at equal epochs it
+On this part of CIFAR-10 (JPEG), in ten epochs, ConAdv does not help: against vanilla at equal epochs it
 stands at {conadv_vanilla} points at batch 1,024 and, not clear either way, at {small_conadv_vanilla} at batch
-128; against vanilla with 8/3 of the steps, at {arithmetic} and {small_arithmetic}. At vanilla's cost,
-recycled-equal stands at {requal_vanilla} and {small_requal_vanilla} against vanilla. Against copy-equal,
+128, and against vanilla with 8/3 of the steps at {arithmetic} and {small_arithmetic}. At vanilla's cost,
+recycled-equal stands at {requal_vanilla} and {small_requal_vanilla} against vanilla; against copy-equal,
 which sees as few new images, it stands at {small_requal_copy} at batch 128 and at {requal_copy} at batch
 1,024, the latter not clear. At batch 1,024 ConAdv is flatter than vanilla, with {conadv_vanilla_eig} times
 its λ and {conadv_vanilla_adaptive} times its worst rise on normalised logits, yet less accurate: what these
