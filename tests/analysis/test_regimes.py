@@ -189,6 +189,7 @@ sys.exit(regimes.STUDY.main())
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # eight times it imports torch in three processes
 def test_the_command_killed_five_times_at_random_moments_ends_with_the_same_table(tmp_path):
     chance = random.Random(17)
 
