@@ -7,11 +7,14 @@ of the method's own (ρ, ε, or the extrapolation), or nine learning rates where
 the method's default. The default ε comes from trials on these images, so that input space starts ahead; controls and
 equal-cost forms are in `accuracy_vs_batch`.
 
-    python -m analysis.neighbours --scale full       about two hours on one core, by estimate; not run yet
+    python -m analysis.neighbours --scale full       about an hour on one core
+    python -m benchmarks.step --models digits-cnn --threads 1 --methods … --json analysis/results/neighbours_step.json
 
-Figure: accuracy against cost. Seconds a step mean something on a quiet machine only.
+Figure: accuracy against cost. The second command times a step of every method in turn with vanilla's, on a quiet
+machine; times of the study's own runs would be those of a busy one.
 """
 
+import json
 import sys
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -19,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from analysis.arms import ATTACK_COST, Cell
 from analysis.estimates import Estimate, cell_mean, difference
 from analysis.measuring import attempted, measured
-from analysis.study import Figures, Options, Study, run_all
+from analysis.study import RESULTS, Figures, Options, Study, run_all
 from conadv_lab.config import Config
 from conadv_lab.methods import METHODS, method_of
 
@@ -137,13 +140,23 @@ def measure(given: Options) -> tuple["pd.DataFrame", dict[str, Any]]:
             "method": cell.method, "arm": cell.arm, "seed": seed, "steps": cell.steps,
             "lr": best[cell].lr, "option": best[cell].option, "radius": best[cell].radius,
             **{name: found[config][name] for name in COLUMNS},
-            "seconds_a_step": found[config]["seconds"] / cell.steps,
         }
         for (cell, seed), config in planned.items()
         if config in found
     ]  # fmt: skip
     seconds = sum(figures["seconds"] for figures in found.values())
     return pd.DataFrame(rows), {"runs": len(found), "run_seconds": round(seconds)}
+
+
+def _places(rows: "pd.DataFrame") -> dict[str, float]:
+    """Each method's cost, moved a little aside where methods of nearly the same cost would cover one another."""
+    costs = rows[rows["arm"] == "equal-epochs"].groupby("method", sort=False)["gradient_evaluations"].first()
+    places = {}
+    for near in (1, 1.5, 2, 2.5, 4.5, 5):
+        own = costs[(costs >= near) & (costs < near + 0.5)].sort_values(kind="stable")
+        for number, (method, cost) in enumerate(own.items()):
+            places[str(method)] = cost + 0.06 * (number - (len(own) - 1) / 2)
+    return {method: places[method] for method in costs.index}
 
 
 def draw(rows: "pd.DataFrame") -> Any:
@@ -153,15 +166,15 @@ def draw(rows: "pd.DataFrame") -> Any:
     from conadv_lab.plots import look_of
 
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True, layout="constrained")
+    places = _places(rows)
     for ax, arm in zip(axes, ("equal-epochs", "equal-arithmetic"), strict=True):
-        for method in rows["method"].unique():
+        for method, place in places.items():
             own = rows[(rows["arm"] == arm) & (rows["method"] == method)]
             middle, (low, high) = own["test_accuracy"].mean(), t_interval(own["test_accuracy"])
-            cost = own["gradient_evaluations"].mean()
             spread = [[middle - low], [high - middle]]
-            ax.errorbar(cost, middle, yerr=spread, capsize=2.5, linestyle="none", **look_of(method))
-        ax.set_xlabel("gradient evaluations of a step, per image of the batch")
-        ax.set_title(arm)
+            ax.errorbar(place, middle, yerr=spread, capsize=2.5, linestyle="none", **look_of(method))
+        ax.set_xlabel("gradient evaluations of a step (equal ones side by side)")
+        ax.set_title(arm.replace("-", " "))
         ax.grid(axis="y", alpha=0.25)
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("test accuracy (%)")
@@ -185,17 +198,31 @@ def numbers(rows: "pd.DataFrame") -> dict[str, Any]:
             if method != "vanilla"
         }
         found |= {f"{method}_{short}".replace("-", "_"): lead for method, lead in leads.items()}
-        found[f"best_{short}"] = max(leads, key=lambda method: leads[method].value)
-        found[f"lead_{short}"] = leads[found[f"best_{short}"]]
+        found[f"clear_{short}"] = [method for method, lead in leads.items() if lead.low > 0]
+        found[f"behind_{short}"] = [method for method, lead in leads.items() if lead.high < 0]
+    fresh, stale = ({"method": name, "arm": "equal-epochs"} for name in ("sam", "asyncsam"))
+    for short in ("epochs", "arithmetic"):
+        found[f"clear_of_{short}"] = len(found[f"clear_{short}"])
+    found["stale_sam"] = difference(rows, stale, fresh, "test_accuracy")
     return found
+
+
+def step_times() -> dict[str, float]:
+    """Each method's time of a step over vanilla's, where it was measured."""
+    file = RESULTS / "neighbours_step.json"
+    if not file.exists():
+        return {}
+    rows = json.loads(file.read_text())["rows"]
+    return {"vanilla": 1.0} | {row["name"]: row["ratio"] for row in rows if row["peer"] == "vanilla"}
 
 
 def _table(rows: "pd.DataFrame") -> str:
     """Every method's figures at equal epochs, and its accuracy at equal arithmetic, as Markdown."""
     heads = (
         "cost", "depth", "test accuracy (%)", "at equal arithmetic", "gap (points)", "top eigenvalue λ",
-        "adaptive worst rise", "lr", "radius", "ms a step",
+        "adaptive worst rise", "lr", "radius", "time of a step, × vanilla",
     )  # fmt: skip
+    times = step_times()
     lines = ["| digits | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for method in rows["method"].unique():
         cell = {"method": method, "arm": "equal-epochs"}
@@ -207,18 +234,36 @@ def _table(rows: "pd.DataFrame") -> str:
             cell_mean(rows, cell, "test_accuracy"),
             cell_mean(rows, cell | {"arm": "equal-arithmetic"}, "test_accuracy"),
             *(cell_mean(rows, cell, name) for name in COLUMNS[1:4]),
-            f"{own['lr'].iloc[0]:.3g}", chosen, f"{1e3 * own['seconds_a_step'].median():.0f}",
+            f"{own['lr'].iloc[0]:.3g}", chosen,
+            f"{times[method]:.2f}" if method in times else "not measured",
         ]  # fmt: skip
         lines.append(f"| {method} | " + " | ".join(map(str, figures)) + " |")
     return "\n".join(lines)
 
 
 CONCLUSION = """\
-At equal epochs {best_epochs} has the highest mean accuracy, {lead_epochs} points from vanilla, where ConAdv stands at
-{conadv_epochs} and SAM at {sam_epochs}. At equal arithmetic it is {best_arithmetic}, at {lead_arithmetic}, ConAdv at
-{conadv_arithmetic} and SAM at {sam_arithmetic}. What staleness costs is seen in AsyncSAM, {asyncsam_epochs}, beside
-SAM."""
-CLAIMS: dict[str, Any] = {"ten seeds of every method": lambda n: n["seeds"] >= 10}
+At equal epochs {clear_of_epochs} of the 18 neighbours beat vanilla clearly, AdvProp by {advprop_epochs} points, DisAdv
+by {disadv_epochs}, ConAdv by {conadv_epochs} and SAM by {sam_epochs}; none is clearly behind. At equal arithmetic
+{clear_of_arithmetic} still do, all of which move images: recycled ConAdv by {recycled_arithmetic} and with MSAM by
+{recycled_msam_arithmetic}, DisAdv by {disadv_arithmetic}, FreeAT by {free_at_arithmetic}, FGSM-RS by
+{fgsm_rs_arithmetic}, fast AdvProp by {fast_advprop_arithmetic} and ConAdv with SAM by {conadv_sam_arithmetic}, while
+ConAdv, {conadv_arithmetic}, and SAM, {sam_arithmetic}, are no longer clear of vanilla. A stale direction costs SAM
+nothing that ten seeds can show: AsyncSAM is at {stale_sam} beside SAM; with 18 comparisons in each arm, the largest
+lead flatters its method."""
+MOVE_IMAGES = {
+    "recycled", "recycled-msam", "disadv", "free-at", "fgsm-rs", "fast-advprop", "conadv-sam",
+}  # fmt: skip
+CLAIMS: dict[str, Any] = {
+    "ten seeds of every method": lambda n: n["seeds"] >= 10,
+    "no neighbour is clearly behind vanilla": lambda n: not n["behind_epochs"] and not n["behind_arithmetic"],
+    "at equal epochs AdvProp, DisAdv, ConAdv and SAM beat vanilla clearly": lambda n: (
+        {"advprop", "disadv", "conadv", "sam"} <= set(n["clear_epochs"])
+    ),
+    "at equal arithmetic just these, which move images, still do": lambda n: (
+        set(n["clear_arithmetic"]) == MOVE_IMAGES
+    ),
+    "AsyncSAM is not clear of SAM": lambda n: n["stale_sam"].low < 0 < n["stale_sam"].high,
+}
 
 STUDY = Study("neighbours", __doc__, measure, draw, numbers, CONCLUSION, CLAIMS)
 

@@ -285,6 +285,7 @@ def studies() -> dict[str, Study]:
         "epsilon",
         "cifar_subset",
         "autowu",
+        "neighbours",
         "regimes",
     )
     return {name: importlib.import_module(f"analysis.{name}").STUDY for name in names}

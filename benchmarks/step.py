@@ -1,6 +1,7 @@
 """What a training step costs: this package against a plain PyTorch loop, and the methods against vanilla.
 
-    python -m benchmarks.step [--json FILE] [--rounds N] [--models resnet18 digits-cnn] [--batch N] [--threads N]
+    python -m benchmarks.step [--json FILE] [--rounds N] [--models resnet18 digits-cnn] [--methods sam …] [--batch N]
+        [--threads N]
 
 Rows of the first model bear only the method's name; the others also name the model.
 """
@@ -110,10 +111,10 @@ def started(config: Config, folder: Path) -> Run:
     return run
 
 
-def measure(model_name: str, batch: int | None, rounds: int, suffix: str) -> list[Row]:
-    batch = batch or BATCHES[model_name]
+def measure(model_name: str, options: "StepOptions", suffix: str) -> list[Row]:
+    batch, methods = options.batch or BATCHES[model_name], options.methods
     with tempfile.TemporaryDirectory() as scratch:
-        runs = {m: our_run(model_name, m, batch, Path(scratch)) for m in ("vanilla", *METHODS)}
+        runs = {m: our_run(model_name, m, batch, Path(scratch)) for m in ("vanilla", *methods)}
         parts = runs["vanilla"].parts
         images, labels = parts.train_set.fetch(torch.arange(min(len(parts.train_set), 2_048)))
         calls: dict[str, Callable[[], None]] = {name: run.train_step for name, run in runs.items()}
@@ -125,9 +126,9 @@ def measure(model_name: str, batch: int | None, rounds: int, suffix: str) -> lis
             for call in calls.values():
                 call()
         on_gpu = parts.device.type == "cuda"
-        times = interleaved(calls, rounds, cuda=on_gpu, repeats=GPU_REPEATS if on_gpu else 1)
+        times = interleaved(calls, options.rounds, cuda=on_gpu, repeats=GPU_REPEATS if on_gpu else 1)
     rows = [_named(times.row("vanilla", "plain loop"), f"overhead{suffix}")]
-    rows += [_named(times.row(method, "vanilla"), f"{method}{suffix}") for method in METHODS]
+    rows += [_named(times.row(method, "vanilla"), f"{method}{suffix}") for method in methods]
     return rows
 
 
@@ -158,6 +159,8 @@ class StepOptions(Options):
     rounds: int = 9
     models: tuple[Literal["resnet18", "resnet20", "resnet50", "digits-cnn"], ...] = ("resnet18", "digits-cnn")
     """Networks that are trained."""
+    methods: tuple[str, ...] = METHODS
+    """Methods that are timed beside vanilla."""
     batch: int | None = None  # Images of a step, in place of the model's own default.
     threads: int | None = None  # CPU threads; None: all cores.
 
@@ -172,7 +175,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         rows.append(host_part(HOST_MODEL, Path(scratch)))
     for i, name in enumerate(options.models):
-        rows += measure(name, options.batch, options.rounds, "" if i == 0 else f" {name}")
+        rows += measure(name, options, "" if i == 0 else f" {name}")
     publish(rows, options.json)
 
 

@@ -6,8 +6,8 @@ from benchmarks import step
 def test_methods_have_a_row_beside_vanilla_and_the_host_part_one_of_its_own(monkeypatch, tmp_path):
     assert {"sam", "asyncsam", "sampa", "msam", "extrap"} <= set(step.METHODS)
     monkeypatch.setattr(step, "WARM", 1)
-    monkeypatch.setattr(step, "METHODS", ("conadv", "extrap"))
-    rows = step.measure("digits-cnn", 16, 2, " digits-cnn")
+    options = step.StepOptions(rounds=2, batch=16, methods=("conadv", "extrap"))
+    rows = step.measure("digits-cnn", options, " digits-cnn")
     assert [(row.name, row.peer) for row in rows] == [
         ("overhead digits-cnn", "plain loop"),
         ("conadv digits-cnn", "vanilla"),
