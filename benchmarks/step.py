@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from benchmarks.harness import GPU_REPEATS, Options, Row, interleaved, publish
 from conadv_lab.config import Config, resolved
+from conadv_lab.methods import METHODS as ALL
 from conadv_lab.methods.attack import WARM_UPDATES
+from conadv_lab.mistakes import unknown
 from conadv_lab.models.digits import DigitsCNN
 from conadv_lab.models.resnet import resnet18, resnet20, resnet50
 from conadv_lab.recipes import digits
@@ -163,6 +165,11 @@ class StepOptions(Options):
     """Methods that are timed beside vanilla."""
     batch: int | None = None  # Images of a step, in place of the model's own default.
     threads: int | None = None  # CPU threads; None: all cores.
+
+    def __post_init__(self) -> None:
+        for method in self.methods:
+            if method not in ALL:
+                raise unknown("method", method, ALL)
 
 
 def main() -> None:
