@@ -128,6 +128,9 @@ def _refused(text: str, words: list[str], kinds: Mapping[str, Any]) -> ValueErro
     plain = " ".join(re.sub(r"[│╭╮╰╯|+]|[─-]{3,}", " ", text).partition("For full helptext")[0].split())
     option = re.search(r"--[a-z][\w-]*", plain)
     name = option[0].removeprefix("--").replace("_", "-") if option else ""
+    refused = re.search(r"Error parsing \w+: (.+)", plain)
+    if refused:  # by the dataclass itself
+        return ValueError(refused[1])
     if name not in kinds:
         loose = plain.rpartition("Unrecognized options: ")[2]
         return ValueError(f"{loose!r} does not belong to any option; allowed: options listed by --help")

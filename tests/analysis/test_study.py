@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
 from analysis import study
 from analysis.arms import Cell
@@ -57,6 +58,7 @@ def test_finished_runs_alone(tmp_path):
     assert set(run_all(CONFIGS, given(tmp_path, finished=True), trained)) == set(CONFIGS[:1])
 
 
+@pytest.mark.slow
 def test_two_processes_find_the_same(tmp_path):
     one = run_all(CONFIGS, given(tmp_path / "one"), trained)
     two = run_all(CONFIGS, given(tmp_path / "two", processes=2), trained)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from conadv_lab import train
@@ -56,6 +57,7 @@ def words_for(tree: Path) -> list[str]:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_two_real_ranks_are_given_together_what_one_is(tmp_path):
     write_tree(tmp_path)
     words = words_for(tmp_path)

@@ -70,6 +70,7 @@ def one_rank(file: Path) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_ranks_equal_one_process(tmp_path):
     file = tmp_path / "weights.pt"
     world = World(processes([sys.executable, "-m", "tests.optim.test_sharded", str(file)], 2))

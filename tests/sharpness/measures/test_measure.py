@@ -125,6 +125,7 @@ def approximately(value):
     return pytest.approx(value, rel=1e-5, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_two_ranks_give_the_result_of_one(tmp_path):
     meeting, out = tmp_path / "meeting", tmp_path / "out.json"
     environment = os.environ | {"PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
