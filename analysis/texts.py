@@ -56,7 +56,7 @@ def numbers_of(study: str, results: Path = RESULTS) -> dict[str, Any]:
     manifest = json.loads((results / f"{study}.json").read_text())
     hardware = (
         f"{manifest['machine']['cpu']}, one thread, torch {manifest['machine']['torch']}, {manifest['date']}, "
-        f"commit {str(manifest['commit'])[:7]}"
+        f"commit {', '.join(one[:7] for one in str(manifest['commit']).split(', '))}"
     )
     return {**own[study].numbers(rows), "conclusion": own[study].told(rows), "hardware": hardware}
 
