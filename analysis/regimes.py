@@ -9,13 +9,14 @@ A cell is a method at one global batch and one number of epochs, read in one of 
 Learning rate, weight decay and, where a method moves images, ε are tuned for every cell (`analysis.tuning`): the
 budget is counted in gradient evaluations of a vanilla run of the cell and is the same for all, so vanilla tries more
 settings of fewer kinds. Tuning sees held-out folds alone. A run whose loss is no number any more counts as 0 %. Cells
-are independent and come in groups: vanilla and ConAdv at equal epochs, vanilla's other readings, then more methods.
-A group is tuned rung by rung, then run seed by seed, so that a stop at any time leaves a balanced picture.
+are independent and come in groups: vanilla and ConAdv at equal epochs, vanilla's other readings, then more methods, in
+each the short runs first. A group is tuned rung by rung, then run seed by seed, so that a stop at any time leaves a
+balanced picture.
 
-The small scale is a part of the map for two cores: 2,560 training images, batches of 160, 640 and 2,560, 6 and 24
-epochs. Batch and epochs both step by a factor of four, so cells along a diagonal take equally many steps: 96 at
-(160, 6) and (640, 24), 24 at (640, 6) and (2,560, 24). Its tuning budget is six vanilla runs a cell: vanilla tries four
-settings, on one fold and the better two on a second one; ConAdv tries two, on one fold.
+The small scale is a part of the map for two cores: 1,280 training images, batches of 80, 320 and 1,280, 6 and 24
+epochs, arithmetic in bfloat16. Batch and epochs both step by a factor of four, so cells along a diagonal take equally
+many steps: 96 at (80, 6) and (320, 24), 24 at (320, 6) and (1,280, 24). Its tuning budget is six vanilla runs a cell:
+vanilla tries four settings, on one fold and the better two on a second one; ConAdv tries two, on one fold.
 
     python -m analysis.regimes --scale smoke                        seconds, digits
     python -m analysis.regimes --scale small --data-dir DIR --processes 2   hours on two cores, a part of CIFAR-10
@@ -82,11 +83,11 @@ class Scale:
 
 FIRST = ("vanilla", "conadv")
 GROUPS = (FIRST, ("recycled", "noise"), ("disadv", "recycled-equal", "copy"))
-PART = 2_560
+PART = 1_280
 
 
 def _part() -> Config:
-    return cifar.fast_cpu().replace(train_images=PART, micro_batch=640, threads=1)
+    return cifar.fast_cpu().replace(train_images=PART, micro_batch=320, precision="bfloat16", threads=1)
 
 
 def _whole() -> Config:
@@ -95,7 +96,7 @@ def _whole() -> Config:
 
 MAP = {
     "smoke": Scale(digits.vanilla, 898, folds.DIGITS, True, (256, 898), (2.0, 4.0), (FIRST,), 2, 3.0),
-    "small": Scale(_part, PART, folds.CIFAR10_PART, False, (160, 640, 2_560), (6.0, 24.0), GROUPS, 3, 6.0),
+    "small": Scale(_part, PART, folds.CIFAR10_PART, False, (80, 320, 1_280), (6.0, 24.0), GROUPS, 3, 6.0),
     "full": Scale(
         _whole, 50_000, folds.CIFAR10, True, (512, 2_048, 8_192, 50_000), (5.0, 10.0, 20.0, 40.0, 80.0),
         GROUPS, 3, 16.0,
@@ -179,27 +180,19 @@ class Cell:
 
 
 def cells(scale: Scale, more: Sequence[str] = (), data_dir: str = "data") -> list[list[Cell]]:
-    """The map's cells in groups, the most wanted group first, in a group the map's corners first."""
-    places = [(batch, epochs) for batch in scale.batches for epochs in scale.epochs]
-    groups = [
-        [Cell(scale, method, *place, data_dir=data_dir) for place in places for method in methods]
-        for methods in (*scale.methods, tuple(more))
+    """The map's cells in groups, the most wanted group first, a group for each length."""
+    arms = [[(method, "epochs") for method in methods] for methods in (*scale.methods, tuple(more))]
+    arms.insert(1, [("vanilla", "arithmetic"), ("vanilla", "depth")])
+    return [
+        [
+            Cell(scale, method, batch, epochs, equal, data_dir)
+            for batch in scale.batches
+            for method, equal in group
+            if equal != "depth" or batch * ATTACK_COST <= scale.images
+        ]
+        for group in arms
+        for epochs in scale.epochs
     ]
-    others = [
-        Cell(scale, "vanilla", *place, equal, data_dir)
-        for place in places
-        for equal in ("arithmetic", "depth")
-        if equal == "arithmetic" or place[0] * ATTACK_COST <= scale.images
-    ]
-    groups.insert(1, others)
-    return [sorted(group, key=partial(_from_corner, scale)) for group in groups]
-
-
-def _from_corner(scale: Scale, cell: Cell) -> int:
-    """0 in a corner of the map, then inwards."""
-    places = (scale.batches.index(cell.global_batch), scale.epochs.index(cell.epochs))
-    sizes = (len(scale.batches), len(scale.epochs))
-    return sum(min(place, size - 1 - place) for place, size in zip(places, sizes, strict=True))
 
 
 class Search:
@@ -288,17 +281,11 @@ def tables(
 
 
 def runnable(group: Sequence[Cell], seeds: int, known: Known) -> list[Config]:
-    """What a group lacks and can run now: the next rungs of tuning; of tuned cells the lowest missing seed."""
+    """What a group lacks and can run now, in order: the next rungs of tuning, or once all are tuned the seeds."""
     searches = [Search(cell, known) for cell in group]
     trials = [tuned.config(trial) for tuned in searches for trial in tuned.next]
-    if trials:
-        return trials
-    for seed in range(seeds):
-        runs = [tuned.cell.config(tuned.best, seed) for tuned in searches if tuned.best]
-        missing = [run for run in runs if known(run) is None]
-        if missing:
-            return missing
-    return []
+    runs = [tuned.cell.config(tuned.best, seed) for seed in range(seeds) for tuned in searches if tuned.best]
+    return trials or [run for run in runs if known(run) is None]
 
 
 def pending() -> list[Config]:
