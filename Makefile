@@ -9,7 +9,7 @@ KILLS ?= 20
 
 STUDIES := flatness_vs_batch accuracy_vs_batch staleness cost critical_batch epsilon autowu
 # Written, and not run at full scale yet.
-UNMEASURED := neighbours
+UNMEASURED := neighbours regimes
 SMOKE := runs/studies/smoke
 
 .PHONY: demo lab test test-all test-gpu test-slurm test-kills test-slow test-adapters studies-smoke studies notebooks docs setup lint clean

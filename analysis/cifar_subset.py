@@ -22,7 +22,7 @@ from analysis.accuracy_vs_batch import comparison_table
 from analysis.arms import ATTACK_COST, Cell
 from analysis.estimates import cell_mean, difference, ratio
 from analysis.measuring import measured_without_trace, trained
-from analysis.study import Figures, Options, Study, commits_of, run_all
+from analysis.study import Archived, Figures, Options, Study, commits_of, run_all
 from conadv_lab.config import Config
 from conadv_lab.recipes import cifar
 
@@ -210,7 +210,7 @@ CLAIMS: dict[str, Any] = {
     ),
 }
 
-STUDY = Study(NAME, __doc__, measure, draw, numbers, CONCLUSION, CLAIMS, archive=True)
+STUDY = Study(NAME, __doc__, measure, draw, numbers, CONCLUSION, CLAIMS, Archived)
 
 if __name__ == "__main__":
     sys.exit(STUDY.main())

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import os
 import sys
 import textwrap
@@ -9,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from functools import partial
 from multiprocessing import get_context, parent_process
@@ -46,6 +47,8 @@ class Options:
     from_results: bool
     finished: bool
     data_dir: str = ""
+    minutes: float = math.inf
+    method: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,21 +75,31 @@ class Archived(Asked):
     """Folder of the images' archive."""
 
 
-def options(
-    name: str, description: str, arguments: Sequence[str] | None = None, *, archive: bool = False
-) -> Options:
-    """The options of ``python -m analysis.NAME``; with ``archive`` also the folder of the images' archive.
+@dataclass(frozen=True)
+class Mapped(Archived):
+    method: tuple[str, ...] = ()
+    """Further methods beside those of the scale."""
+    minutes: float = math.inf
+    """No run is begun after this."""
 
-    The full scale writes where the committed tables and figures lie; the others below ``runs/studies``.
+
+def options(
+    name: str,
+    description: str,
+    arguments: Sequence[str] | None = None,
+    *,
+    asks: type[Asked] = Asked,
+    committed: str = "full",
+) -> Options:
+    """The options of ``python -m analysis.NAME``, those of ``asks``.
+
+    The committed scale writes where the committed tables and figures lie; the others below ``runs/studies``.
     """
-    given = asked(Archived if archive else Asked, arguments, f"python -m analysis.{name}", description)
-    committed = given.scale == "full" and given.out is None
-    out = given.out or (RESULTS if committed else Path("runs/studies") / given.scale)
-    pictures = FIGURES if committed else out
-    return Options(
-        given.scale, out, pictures, given.runs, given.processes, given.from_results, given.finished,
-        given.data_dir if isinstance(given, Archived) else "",
-    )  # fmt: skip
+    given = asked(asks, arguments, f"python -m analysis.{name}", description)
+    shown = given.scale == committed and given.out is None
+    out = given.out or (RESULTS if shown else Path("runs/studies") / given.scale)
+    own = {one.name: getattr(given, one.name) for one in fields(asks)}
+    return Options(**own | {"out": out, "pictures": FIGURES if shown else out})
 
 
 def run_all(
@@ -221,7 +234,7 @@ class Study:
         numbers: from rows to the named figures that the conclusion and the documents quote.
         conclusion: three sentences with the numbers' names in braces, written for the committed table.
         claims: what the sentences say beyond the numbers, each as a test of the numbers.
-        archive: whether it reads images from an archive in ``--data-dir``.
+        asks: the options of its command; committed: the scale of the committed table.
     """
 
     name: str
@@ -231,7 +244,8 @@ class Study:
     numbers: Callable[["pd.DataFrame"], dict[str, Any]]
     conclusion: str
     claims: dict[str, Callable[[dict[str, Any]], bool]]
-    archive: bool = False
+    asks: type[Asked] = Asked
+    committed: str = "full"
 
     def main(self, arguments: Sequence[str] | None = None) -> int:
         """The command; returns its exit status."""
@@ -242,7 +256,7 @@ class Study:
             return 2
 
     def _run(self, arguments: Sequence[str] | None) -> int:
-        given = options(self.name, self.question, arguments, archive=self.archive)
+        given = options(self.name, self.question, arguments, asks=self.asks, committed=self.committed)
         started = time.monotonic()
         if not given.from_results:
             rows, facts = self.measure(given)
@@ -283,9 +297,11 @@ class Study:
             numbers = self.numbers(rows)
             failed = self.unsupported(numbers)
         except (ValueError, KeyError) as error:  # a cell, or a comparison by its name
-            return f"The conclusion was written for the full scale, and this table lacks something: {error}."
+            return f"The conclusion was written for the committed table, and this table lacks something: {error}."
         if failed:
-            return f"The conclusion of the full scale is not supported by this table: {'; '.join(failed)}."
+            return (
+                f"The conclusion of the committed table is not supported by this table: {'; '.join(failed)}."
+            )
         return textwrap.fill(" ".join(self.conclusion.format(**numbers).split()), 120)
 
 
@@ -300,5 +316,6 @@ def studies() -> dict[str, Study]:
         "epsilon",
         "cifar_subset",
         "autowu",
+        "regimes",
     )
     return {name: importlib.import_module(f"analysis.{name}").STUDY for name in names}

@@ -12,7 +12,10 @@
 # size, and measure the solutions.
 
 # %%
+import json
 import os
+import subprocess
+import sys
 import tempfile
 from itertools import product
 from pathlib import Path
@@ -22,7 +25,7 @@ import torch
 from matplotlib import pyplot as plt
 
 import conadv_lab as cl
-from conadv_lab.intervals import over_seeds
+from conadv_lab.intervals import over_seeds, t_interval
 from conadv_lab.plots import figure_against_batch
 from conadv_lab.recipes import find
 from conadv_lab.training.evaluate import fixed_images
@@ -94,6 +97,41 @@ for ax, (name, label, log) in zip(
     figure_against_batch(rows, name, label, log=log, spread="interval", ax=ax)
 axes[0, 0].legend(frameon=False)
 plt.show()
+
+# %% [markdown]
+# ## Check a number of the studies yourself
+#
+# A run folder is two JSON files: what was asked for, and what came out. Here is ConAdv's lead over vanilla in one cell
+# of the [map of regimes](../docs/results.md), the largest batch in the shorter run, from the folders alone. The small
+# scale's folders are used if they are there, otherwise the smallest scale makes some.
+
+# %%
+RUNS, TABLE = Path("../runs/studies/runs"), Path("../analysis/results/regimes.csv")
+REPORTED = "dataset == 'cifar10' and train_images == 1280"  # not the trials, which held-out folds judged
+if FAST or not RUNS.exists():
+    RUNS, TABLE, REPORTED = folder / "runs", folder / "regimes.csv", "dataset == 'digits'"
+    words = ["--scale", "smoke", "--runs", RUNS, "--out", folder]
+    subprocess.run(
+        [sys.executable, "-m", "analysis.regimes", *words], cwd="..", capture_output=True, check=True
+    )
+
+# %%
+records = []
+for result in RUNS.glob("*/result.json"):
+    config = json.loads(result.with_name("config.json").read_text())
+    settings = {name: value for section in config.values() for name, value in section.items()}
+    records.append(settings | json.loads(result.read_text()))
+raw = pd.DataFrame(records).query(REPORTED)
+cell = raw[(raw["global_batch"] == raw["global_batch"].max()) & (raw["steps"] == raw["steps"].min())]
+by_seed = cell.pivot(index="seed", columns="method", values="test_accuracy")
+lead = by_seed["conadv"] - by_seed["vanilla"]
+print(f"{lead.mean():+.2f} points, 95 % interval", [round(end, 2) for end in t_interval(lead)])
+
+# %%
+rows = pd.read_csv(TABLE)
+rows = rows[(rows["global_batch"] == rows["global_batch"].max()) & (rows["steps"] == rows["steps"].min())]
+by_seed = rows.pivot(index="seed", columns="method", values="test_accuracy")
+print(f"{(by_seed['conadv'] - by_seed['vanilla']).mean():+.2f} points in the table")
 
 # %% [markdown]
 # **What this shows.** λ grows with the batch for every method, and much of that is the number of steps: with

@@ -1,20 +1,29 @@
 """The map's runner: the same budget for all, a balanced picture at every stop, the same table after any kill."""
 
+import json
 import math
+import random
+import subprocess
+import sys
+import time
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from analysis import regimes
-from analysis.regimes import MAP, Cell, cells, figures_in, tables, work_through
-from analysis.study import Options
+from analysis.regime_cells import MAP, TUNING_SEED, Cell, Scale, cells
+from analysis.regimes import STUDY, figures_in, tables, work_through
+from analysis.regimes_told import lead, numbers, said, standing
+from analysis.study import Options, table
 from analysis.tuning import Candidate, affordable, candidates, rungs, search
 from conadv_lab.config import resolved
 from conadv_lab.runs import write_json
 
 SMOKE = MAP["smoke"]
+ROOT = Path(__file__).parents[2]
 
 
 def options(folder, processes=1) -> Options:
@@ -83,13 +92,14 @@ def test_a_stop_at_any_time_leaves_a_balanced_picture(tmp_path):
         return made_up(config, path)
 
     assert work_through(cells(scale), scale, options(tmp_path), math.inf, recorded)
-    first, _, readings, _, noise, _ = cells(scale)[:6]
+    first, readings, longer, _, noise, _ = cells(scale)[:6]
     tuning = sum(sum(rungs(cell.count())) for cell in first)
-    assert all(seed >= regimes.TUNING_SEED for seed, *_ in ran[:tuning])
+    assert all(seed >= TUNING_SEED for seed, *_ in ran[:tuning])
     for seed in range(scale.seeds):
         own = ran[tuning + seed * len(first) : tuning + (seed + 1) * len(first)]
         assert {number for number, *_ in own} == {seed}
         assert Counter(batch for *_, batch in own) == dict.fromkeys(scale.batches, 2)
+    assert {cell.epochs for cell in first + readings} == {2.0} != {cell.epochs for cell in longer}
     assert {cell.equal for cell in first} == {"epochs"}
     assert {cell.equal for cell in readings} == {"arithmetic", "depth"}
     assert {cell.method for cell in noise} == {method for _, method, _ in ran[-len(noise) :]} == {"noise"}
@@ -113,7 +123,7 @@ def test_killed_at_any_run_it_ends_with_the_same_table(tmp_path):
         """Stands for a kill."""
 
     def finished_tables(folder):
-        return tables(groups, SMOKE, figures_in(folder / "runs"))
+        return tables(groups, "smoke", figures_in(folder / "runs"))
 
     assert work_through(groups, SMOKE, options(tmp_path / "whole"), math.inf, made_up)
     whole = finished_tables(tmp_path / "whole")
@@ -145,6 +155,55 @@ def test_killed_at_any_run_it_ends_with_the_same_table(tmp_path):
     assert len(rows) == sum(map(len, groups)) * SMOKE.seeds
 
 
+def test_without_time_nothing_runs_and_the_table_is_empty(tmp_path, capsys):
+    words = ["--scale", "smoke", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path), "--minutes", "0"]
+    assert STUDY.main(words) == 0
+    assert not (tmp_path / "runs").exists()
+    assert not json.loads((tmp_path / "regimes.json").read_text())["complete"]
+    assert "not measured" in STUDY.numbers(table("regimes", tmp_path))["others"]
+    assert "lacks something" in capsys.readouterr().out
+
+
+def test_a_lead_is_called_by_where_its_interval_lies():
+    rows = pd.DataFrame(
+        [
+            {"method": method, "global_batch": 320, "epochs": 6.0, "equal": "epochs", "seed": seed, "scale": "small",
+             "test_accuracy": 50 + seed + (method == "conadv") * shift, "train_accuracy": 60.0, "train_loss": 1.0}
+            for seed in range(3) for method, shift in (("vanilla", 0.0), ("conadv", 1 + 0.1 * seed))
+        ]
+    )  # fmt: skip
+    assert str(lead(rows, (320, 6.0))) == "+1.10 (+0.85 to +1.35)"
+    assert standing(lead(rows, (320, 6.0))) == "ahead"
+    assert said(rows, (320, 24.0), "epochs") == "not measured"
+    assert said(rows, (1_280, 6.0), "depth") == "beyond the set"
+    assert numbers(rows)["epochs_ahead"] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_command_killed_five_times_at_random_moments_ends_with_the_same_table(tmp_path):
+    chance = random.Random(17)
+
+    def begun(folder) -> subprocess.Popen:
+        words = ["--scale", "smoke", "--processes", "2", "--runs", folder / "runs", "--out", folder]
+        return subprocess.Popen([sys.executable, "-m", "analysis.regimes", *words], cwd=ROOT)
+
+    killed = tmp_path / "killed"
+    for _ in range(5):
+        process = begun(killed)
+        before = len(list(killed.glob("runs/*")))
+        while len(list(killed.glob("runs/*"))) == before and process.poll() is None:
+            time.sleep(0.02)
+        time.sleep(chance.uniform(0, 1))
+        assert process.poll() is None
+        process.kill()
+        process.wait()
+    for folder in (killed, tmp_path / "whole"):
+        assert begun(folder).wait() == 0
+    for name in ("regimes.csv", "regimes_tuning.csv"):
+        assert (killed / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
 def test_every_config_of_every_scale_can_run():
     for scale in (MAP["small"], MAP["full"]):
         for group in cells(scale, ["free-at", "sam"]):
@@ -161,15 +220,17 @@ def test_a_run_that_diverges_is_a_result(tmp_path):
     assert (figures["test_accuracy"], figures["diverged"]) == (0.0, True)
 
 
-def test_the_command_really_trains_and_takes_a_method_of_ones_own(tmp_path, monkeypatch, capsys):
+def test_the_command_really_trains_and_takes_a_method_of_ones_own(tmp_path, monkeypatch):
     own = tmp_path / "own.py"
     own.write_text("from conadv_lab.methods.base import Vanilla\n\ndef mine(config):\n    return Vanilla()\n")
-    tiny = regimes.Scale(SMOKE.recipe, 898, SMOKE.fold, True, (898,), (1.0,), (("conadv",),), 1, 6.0)
+    tiny = Scale(SMOKE.recipe, 898, SMOKE.fold, True, (898,), (1.0,), (("conadv",),), 1, 6.0)
     monkeypatch.setitem(MAP, "smoke", tiny)
     words = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--method", f"{own}:mine"]
-    assert regimes.main(words) == 0
-    table = pd.read_csv(tmp_path / "out" / "regimes.csv")
-    assert set(table["method"]) == {"conadv", "vanilla", f"{own}:mine"}
+    assert STUDY.main([*words, "--scale", "smoke"]) == 0
+    rows = table("regimes", tmp_path / "out")
+    assert set(rows["method"]) == {"conadv", "vanilla", f"{own}:mine"}
     log = pd.read_csv(tmp_path / "out" / "regimes_tuning.csv")
     assert log.groupby(["method", "equal"])["chosen"].any().all()
-    assert "all" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "regimes.json").read_text())["complete"]
+    assert (tmp_path / "out" / "regimes.png").exists()
+    assert not STUDY.main([*words, "--scale", "smoke", "--from-results"])

@@ -1,0 +1,172 @@
+"""What the map of regimes shows: ConAdv's lead over vanilla in every cell, as a figure, as numbers and in words."""
+
+from typing import TYPE_CHECKING, Any
+
+from analysis.arms import ATTACK_COST
+from analysis.estimates import Estimate, cell_mean, difference, rows_of
+from analysis.regime_cells import MAP
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+READINGS = {"epochs": "equal epochs", "arithmetic": "equal arithmetic", "depth": "equal depth"}
+NONE = "not measured"
+TOO_LARGE = "beyond the set"
+"""Of a cell at equal depth whose vanilla would have a batch larger than the training set."""
+COLOURS = {"ahead": "#8ec9e8", "behind": "#f3b27a", "not clear": "#e4e4e4", NONE: "#ffffff"}
+"""Light tints of Okabe and Ito's blue and vermillion, so that black figures stay readable."""
+
+
+def places(rows: "pd.DataFrame") -> list[tuple[int, float]]:
+    """Every (global batch, epochs) of the map that these rows are a part of."""
+    scales = [MAP[name] for name in rows["scale"].unique()]
+    return [(batch, epochs) for scale in scales for epochs in scale.epochs for batch in scale.batches]
+
+
+def lead(
+    rows: "pd.DataFrame",
+    place: tuple[int, float],
+    method: str = "conadv",
+    equal: str = "epochs",
+    figure: str = "test_accuracy",
+) -> Estimate | None:
+    """A method's figure minus vanilla's in one reading, seed by seed; None where one of them is not there."""
+    here = {"global_batch": place[0], "epochs": place[1]}
+    own, other = here | {"method": method, "equal": "epochs"}, here | {"method": "vanilla", "equal": equal}
+    try:
+        return difference(rows, own, other, figure)
+    except ValueError:
+        return None
+
+
+def said(rows: "pd.DataFrame", place: tuple[int, float], equal: str) -> str:
+    """ConAdv's lead in one reading, or why there is none."""
+    found = lead(rows, place, equal=equal)
+    if found is not None:
+        return str(found) if found.n > 1 else f"{found} (one seed)"
+    too_large = equal == "depth" and place[0] * ATTACK_COST > MAP[rows["scale"].iloc[0]].images
+    return TOO_LARGE if too_large else NONE
+
+
+def standing(found: Estimate | None) -> str:
+    """Whether a lead is clear: its whole interval on one side of zero."""
+    if found is None:
+        return NONE
+    return "ahead" if found.above else "behind" if found.below else "not clear"
+
+
+def draw(rows: "pd.DataFrame") -> Any:
+    from matplotlib import pyplot as plt
+    from matplotlib.patches import Patch
+
+    shown = [equal for equal in READINGS if any(lead(rows, place, equal=equal) for place in places(rows))]
+    size = (3.6 * max(len(shown), 1) + 0.6, 3.1)
+    figure, axes = plt.subplots(
+        1, max(len(shown), 1), figsize=size, sharey=True, squeeze=False, layout="constrained"
+    )
+    for ax, equal in zip(axes.flat, shown, strict=False):
+        _panel(ax, rows, equal)
+        ax.set_title(READINGS[equal], fontsize="medium")
+    axes[0, 0].set_ylabel("epochs")
+    figure.suptitle(
+        "ConAdv − best-tuned vanilla: test accuracy (points, 95 % t interval over seeds)", fontsize="medium"
+    )
+    words = {"ahead": "ConAdv ahead", "behind": "ConAdv behind", "not clear": "not clear", NONE: NONE}
+    marks = [Patch(facecolor=COLOURS[key], edgecolor="#777777", label=label) for key, label in words.items()]
+    figure.legend(handles=marks, loc="outside lower center", ncols=4, frameon=False, fontsize="small")
+    return figure
+
+
+def _panel(ax: Any, rows: "pd.DataFrame", equal: str) -> None:
+    """One reading's map: a square a cell, coloured by where the interval lies, the figures written into it."""
+    batches, lengths = (sorted({place[i] for place in places(rows)}) for i in (0, 1))
+    for place in places(rows):
+        found = lead(rows, place, equal=equal)
+        x, y = batches.index(place[0]), lengths.index(place[1])
+        ax.fill(
+            [x, x + 1, x + 1, x],
+            [y, y, y + 1, y + 1],
+            facecolor=COLOURS[standing(found)],
+            edgecolor="#777777",
+        )
+        text = said(rows, place, equal).replace(" (", "\n(")
+        ax.text(x + 0.5, y + 0.5, text, ha="center", va="center", fontsize="small")
+    ax.set_xticks([i + 0.5 for i in range(len(batches))], [f"{batch:,}" for batch in batches])
+    ax.set_yticks([i + 0.5 for i in range(len(lengths))], [f"{length:g}" for length in lengths])
+    ax.set(xlabel="global batch (images)", xlim=(0, len(batches)), ylim=(0, len(lengths)))
+    ax.tick_params(length=0)
+
+
+def numbers(rows: "pd.DataFrame") -> dict[str, Any]:
+    """Leads at equal epochs as ``METHOD_BATCH_EPOCHS``, ConAdv's others as ``arithmetic_`` and ``depth_``; tables."""
+    found: dict[str, Any] = {
+        "table": _table(rows),
+        "others": _others(rows),
+        "seeds": int(rows["seed"].nunique()),
+    }
+    for place in places(rows):
+        name = f"{place[0]}_{place[1]:g}"
+        leads = {f"{method.replace('-', '_')}_{name}": lead(rows, place, method) for method in _methods(rows)}
+        leads |= {f"{equal}_{name}": lead(rows, place, equal=equal) for equal in ("arithmetic", "depth")}
+        leads |= {f"gap_{name}": _gap(rows, place)}
+        found |= {key: value for key, value in leads.items() if value is not None}
+    for equal in READINGS:
+        stand = [standing(lead(rows, place, equal=equal)) for place in places(rows)]
+        found |= {f"{equal}_{key.replace(' ', '_')}": stand.count(key) for key in COLOURS}
+    return found
+
+
+def _methods(rows: "pd.DataFrame") -> list[str]:
+    return [method for method in rows["method"].unique() if method != "vanilla"]
+
+
+def _gap(rows: "pd.DataFrame", place: tuple[int, float]) -> Estimate | None:
+    """ConAdv's gap of training and test accuracy minus vanilla's, at equal epochs."""
+    gaps = rows.assign(gap=rows["train_accuracy"] - rows["test_accuracy"])
+    return lead(gaps, place, figure="gap")
+
+
+def _table(rows: "pd.DataFrame") -> str:
+    """Markdown: vanilla's and ConAdv's figures in every cell, and ConAdv's lead in the three readings."""
+    heads = ["epochs", "batch", "steps", "vanilla (%)", "ConAdv (%)"]
+    heads += [f"ConAdv − vanilla, {reading}" for reading in READINGS.values()]
+    heads += ["training loss, vanilla", "training loss, ConAdv", "train − test accuracy, ConAdv − vanilla"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for place in places(rows):
+        batch, epochs = place
+        of = [
+            {"global_batch": batch, "epochs": epochs, "equal": "epochs", "method": m}
+            for m in ("vanilla", "conadv")
+        ]
+        figures: list[Any] = [_mean(rows, cell, "test_accuracy") for cell in of]
+        figures += [said(rows, place, equal) for equal in READINGS]
+        figures += [_mean(rows, cell, "train_loss") for cell in of] + [_gap(rows, place) or NONE]
+        steps = round(epochs * MAP[rows["scale"].iloc[0]].images / batch)
+        lines.append("| " + " | ".join(map(str, [f"{epochs:g}", f"{batch:,}", steps, *figures])) + " |")
+    return "\n".join(lines)
+
+
+def _others(rows: "pd.DataFrame") -> str:
+    """Markdown: the other methods' leads over vanilla at equal epochs."""
+    methods = [method for method in _methods(rows) if method != "conadv"]
+    if not methods:
+        return NONE
+    heads = ["epochs", "batch", *(f"{method} − vanilla" for method in methods)]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for batch, epochs in places(rows):
+        leads = [str(lead(rows, (batch, epochs), method) or NONE) for method in methods]
+        lines.append("| " + " | ".join([f"{epochs:g}", f"{batch:,}", *leads]) + " |")
+    return "\n".join(lines)
+
+
+def _mean(rows: "pd.DataFrame", cell: dict[str, Any], figure: str) -> str:
+    try:
+        rows_of(rows, **cell)
+    except ValueError:
+        return NONE
+    return str(cell_mean(rows, cell, figure))
+
+
+CONCLUSION = """\
+TBD."""
+CLAIMS: dict[str, Any] = {}
