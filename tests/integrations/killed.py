@@ -5,12 +5,15 @@ import signal
 import sys
 from pathlib import Path
 
+import torch
+
 
 def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def main() -> None:
+    torch.set_num_threads(1)  # as the tests: other threads, other bits
     library, folder, stop = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     if library == "lightning":
         from tests.integrations.test_lightning import fitted, lightning
