@@ -87,7 +87,7 @@ def _checked(asked: VisitOptions, parts: Sequence[Part]) -> tuple[list[Part], Pl
     scratch = (asked.scratch or out / "scratch").resolve()
     for folder in (out, scratch):
         if folder.exists() and not folder.is_dir():
-            raise ValueError(f"{folder} is a file; allowed: a folder, or a name that is free")
+            raise ValueError(f"{folder} is a file; allowed: a folder, or a path that does not exist")
     place = Place(out, scratch, asked.data_dir and asked.data_dir.resolve(), asked.small)
     _require_data(asked, chosen)
     before = read(out)
