@@ -93,7 +93,7 @@ def test_the_readmes_answer_takes_its_figures_from_the_studies():
         1
     )
     studies_told = [study for _, study, *_ in texts.MARKED.findall(answer)]
-    assert studies_told == ["regimes"] * 3 + ["accuracy_vs_batch"] * 2 + ["neighbours", "cifar_subset"]
+    assert studies_told == ["regimes"] * 2 + ["accuracy_vs_batch"] * 2 + ["neighbours", "cifar_subset"]
     assert re.findall(r"\d\.\d", texts.MARKED.sub("", answer)) == []
 
 
