@@ -174,14 +174,14 @@ def _mean(rows: "pd.DataFrame", cell: dict[str, Any], figure: str) -> str:
 
 PLACES = [f"{batch}_{epochs}" for epochs in (6, 24) for batch in (80, 320, 1_280)]
 CONCLUSION = """\
-On this part of CIFAR-10 (JPEG) tuned ConAdv is clearly ahead of tuned vanilla in none of the six cells: at equal epochs
-it stands at {conadv_80_6}, {conadv_320_6} and {conadv_1280_6} points at batches of 80, 320 and 1,280 after 6 epochs,
-and at {conadv_80_24}, {conadv_320_24} and {conadv_1280_24} after 24, of which four are clearly behind and batch
-320 after 24 epochs comes closest. At equal arithmetic, measured after 6 epochs, it is clearly behind at {arithmetic_80_6},
-{arithmetic_320_6} and {arithmetic_1280_6}, and at equal depth at {depth_80_6} and {depth_320_6}. In all cells but batch
-80 after 24 epochs its training loss is higher and its gap between training and test accuracy smaller, at the largest
-batch by {fit_1280_24} and {gap_1280_24} points after 24 epochs: it overfits less, from a worse fit, and is not more
-accurate for it."""
+On this part of CIFAR-10 (JPEG) tuned ConAdv is clearly ahead of tuned vanilla in none of the six cells: at equal
+epochs it stands at {conadv_80_6}, {conadv_320_6} and {conadv_1280_6} points at batches of 80, 320 and 1,280 after 6
+epochs, and at {conadv_80_24}, {conadv_320_24} and {conadv_1280_24} after 24, of which four are clearly behind and
+batch 320 after 24 epochs comes closest. At equal arithmetic, measured after 6 epochs, it is clearly behind at
+{arithmetic_80_6}, {arithmetic_320_6} and {arithmetic_1280_6}, and at equal depth at {depth_80_6} and {depth_320_6}. In
+all cells but batch 80 after 24 epochs its training loss is higher and its gap between training and test accuracy
+smaller, at the largest batch by {fit_1280_24} and {gap_1280_24} points after 24 epochs: it overfits less, from a worse
+fit, and is not more accurate for it."""
 CLAIMS: dict[str, Any] = {
     "it is clearly ahead nowhere": lambda n: (
         n["epochs_ahead"] == n["arithmetic_ahead"] == n["depth_ahead"] == 0
