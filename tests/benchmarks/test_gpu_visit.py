@@ -153,6 +153,7 @@ def test_parts_can_be_named_alone(tmp_path, fake):
     assert list(statuses(out)) == ["one", "two", "three"]
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_and_begun_again_it_loses_no_finished_part(tmp_path, fake):
     out = tmp_path / "out"
     parts = fake(**{f"p{i}": 0.05 for i in range(6)})

@@ -91,6 +91,7 @@ def test_each_adapter_runs_without_the_others_libraries(library, tmp_path):
     assert run.returncode == 0, run.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", ["tensorboard", "wandb", "mlflow"])
 def test_a_missing_logger_ends_in_one_sentence_and_leaves_nothing(package, tmp_path):
     words = ["train", "digits-vanilla", "--log-to", package, "--out", "run"]

@@ -114,6 +114,7 @@ def test_ranks_end_with_the_process_that_started_them(tmp_path):
             time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_the_command_trains_over_ranks_and_prints_once(tmp_path):
     out = tmp_path / "run"
     words = ["digits-conadv", "--train-images", "60", "--global-batch", "20", "--micro-batch", "10", "--steps", "3",

@@ -248,6 +248,7 @@ def test_status_answers_when_slurm_does_not(fake, capsys, tmp_path):
     assert out == "run  unknown (SLURM does not answer)  41\n"
 
 
+@pytest.mark.slow
 def test_the_same_command_runs_here_and_can_be_repeated(no_slurm, capsys, tmp_path):
     # The second learning rate is too high for anything.
     words = ("sweep", "digits-conadv", "--out", tmp_path / "s", *SHORT, "--lr", "0.1,1e30")

@@ -152,6 +152,7 @@ def test_two_ranks_give_the_result_of_one(tmp_path):
     assert found.conditions["examples"] == 21
 
 
+@pytest.mark.slow
 def test_a_hundred_calls_do_not_grow():
     batches = [(torch.randn(64, 1, 8, 8), torch.randint(0, 5, (64,)))]
     model, process = cnn(), psutil.Process()
