@@ -1,4 +1,4 @@
-"""Many runs at a time, a process each."""
+"""Run many jobs at a time, each in its own process."""
 
 import os
 import threading
@@ -14,9 +14,9 @@ Job = TypeVar("Job")
 def worked(
     work: Callable[[Job, Path], Any], jobs: Mapping[Path, Job], processes: int
 ) -> Iterator[tuple[Path, Any]]:
-    """Every path with what ``work(job, path)`` returned, as soon as it has; begun in the order of ``jobs``.
+    """Yield (path, ``work(job, path)``) as jobs finish; they start in the order of ``jobs``.
 
-    With one process all is done in this one. ``work`` must be importable by another process otherwise.
+    With ``processes=1`` everything runs in this process; otherwise ``work`` must be importable by the workers.
     """
     if processes == 1:
         for path, job in jobs.items():
@@ -31,7 +31,7 @@ def worked(
 
 
 def _end_with_parent() -> None:
-    """Nobody would take the results of a pool whose parent was killed, and the next one waits for its folders."""
+    """End a worker whose parent was killed: it would keep its run folder locked for results that nobody collects."""
 
     def watch() -> None:
         parent = parent_process()

@@ -1,4 +1,4 @@
-"""A run whose losses, weights or figures are no numbers any more ends, and says how far it came."""
+"""Checks that end a run whose losses, parameters or metrics are NaN or infinite, and say how far it got."""
 
 import math
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ class NotFinite(ArithmeticError):
 
 
 def require_finite(losses: Losses, parts: Parts, folder: RunFolder, number: int) -> None:
-    """Raise `NotFinite` if a loss of a step is no number."""
+    """Raise `NotFinite` if a loss of this step is NaN or infinite."""
     for name, loss in (("clean", losses.clean), ("adversarial", losses.adversarial)):
         if loss is not None and not math.isfinite(loss.item()):
             where = how_far(parts, folder, number)
@@ -23,7 +23,7 @@ def require_finite(losses: Losses, parts: Parts, folder: RunFolder, number: int)
 
 
 def require_finite_weights(parts: Parts, folder: RunFolder, number: int) -> None:
-    """Raise `NotFinite` if a weight after a step is no number."""
+    """Raise `NotFinite` if a parameter is NaN or infinite after this step."""
     norms = torch._foreach_norm([parameter.detach() for parameter in parts.model.parameters()])
     if not torch.isfinite(torch.stack(norms)).all():
         where = how_far(parts, folder, number)
@@ -33,14 +33,14 @@ def require_finite_weights(parts: Parts, folder: RunFolder, number: int) -> None
 def require_finite_figures(
     figures: Mapping[str, float], parts: Parts, folder: RunFolder, number: int
 ) -> None:
-    """Raise `NotFinite` if a figure of the evaluation after the last step is no number."""
+    """Raise `NotFinite` if a metric of the final evaluation is NaN or infinite."""
     for name, figure in figures.items():
         if not math.isfinite(figure):
             raise NotFinite(f"the final {name} is {figure} {how_far(parts, folder, number)}")
 
 
 def how_far(parts: Parts, folder: RunFolder, number: int) -> str:
-    """Where a step lies in the run, what can be continued from, and what may help."""
+    """How far the run got, its last checkpoint, and what may help."""
     saved = [checkpoint.name for checkpoint in folder.committed()[:1]]
     return (
         f"(epoch {epoch_of(parts, number):.2f}, lr {parts.schedule(number):.4g}); "
@@ -50,5 +50,5 @@ def how_far(parts: Parts, folder: RunFolder, number: int) -> str:
 
 
 def epoch_of(parts: Parts, number: int) -> float:
-    """Epochs that are done before a step."""
+    """Epochs completed before this step."""
     return parts.stream.first_place(number) / len(parts.train_set)

@@ -1,4 +1,4 @@
-"""What a run says of itself while it goes on: a bar or printed lines, and metrics in its folder and in a logger."""
+"""Progress of a run: a bar or printed lines, and metrics in its folder and a logger."""
 
 import sys
 import time
@@ -14,7 +14,7 @@ Progress = Literal["auto", "none"]
 
 
 class Reports:
-    """Of one run; its logger is closed by whoever enters it."""
+    """Reports of one run; the caller closes its logger."""
 
     def __init__(self, folder: RunFolder, steps: int, batch: int, log_to: str, progress: Progress) -> None:
         self.folder, self.steps, self.batch = folder, steps, batch
@@ -23,7 +23,7 @@ class Reports:
         self.logger = loggers.Quiet(log_to)
 
     def begin(self, config: Config, step: int, continued: bool) -> None:
-        """The run starts at a step, or goes on there."""
+        """Start reporting at this step, the first one or the one resumed from."""
         if continued and (self.lines or self.on_terminal):
             where = f"continues at step {step + 1} of {self.steps}"
             told = where if step < self.steps else "has trained all steps"
@@ -33,12 +33,12 @@ class Reports:
         self.logged_at = time.monotonic(), step
 
     def stepped(self) -> None:
-        """A step is done."""
+        """Advance the bar by one step."""
         if self.bar is not None:
             self.bar.update()
 
     def log(self, number: int, epoch: float, lr: float, losses: Losses, more: dict[str, Any]) -> None:
-        """A line of metrics of a step that is done."""
+        """Log the metrics of a completed step."""
         now, done = time.monotonic(), number + 1
         before, at = self.logged_at
         rate = (done - at) * self.batch / max(now - before, 1e-9)
@@ -58,7 +58,7 @@ class Reports:
             )
 
     def end(self, step: int, result: dict[str, Any]) -> None:
-        """The final figures after so many steps."""
+        """Log the final metrics and close the bar."""
         self.logger.log(step - 1, {f"final_{name}": figure for name, figure in result.items()})
         if self.bar is not None:
             self.bar.close()
@@ -67,6 +67,6 @@ class Reports:
 
 
 def _bar(steps: int, step: int) -> Any:
-    from tqdm.auto import tqdm  # not needed where nobody looks, as on a machine that has torch alone
+    from tqdm.auto import tqdm  # only where a bar is shown: benchmarks run without tqdm
 
     return tqdm(total=steps, initial=step, unit="step")

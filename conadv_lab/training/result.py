@@ -1,4 +1,4 @@
-"""The final figures of a run, as ``result.json`` holds them."""
+"""The final metrics of a run, as stored in ``result.json``."""
 
 from statistics import fmean
 from typing import Any
@@ -15,7 +15,7 @@ from conadv_lab.training.weights import parameters_sha256
 def result_of(
     parts: Parts, folder: RunFolder, figures: dict[str, float], steps: int, seconds: float
 ) -> dict[str, Any]:
-    """The last evaluation's figures, what the run has seen and cost, and a hash of its weights."""
+    """The final evaluation's metrics, the images seen, the cost, and a hash of the parameters."""
     training = parts.config.training
     images = parts.stream.first_place(steps)
     result = figures | {
@@ -37,7 +37,7 @@ def result_of(
 
 
 def _costs(method: Method, steps: int) -> dict[str, float]:
-    """Cost and depth of a step, averaged over the run's; and how many of them were left out, if any were."""
+    """Mean cost and depth of the run's steps, and the number of skipped steps if there were any."""
     each = [method.step_cost(number, steps) for number in range(steps)]
     told: dict[str, float] = {}
     for name, values in zip(("gradient_evaluations", "depth"), zip(*each, strict=True), strict=True):

@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a run, on each rank, and how a run gets it back."""
+"""The state that each rank saves in a checkpoint, and how a run restores it."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from conadv_lab.training.weights import load_optimizer, load_weights, on_device
 
 
 def state_of(parts: Parts, ema: Any, step: int, seconds: float) -> dict[str, Any]:
-    """What this rank's checkpoint is made of; of ranks other than 0 that is their part of the method's state."""
+    """The state this rank checkpoints; ranks other than 0 save only their part of the method's state."""
     method = gatherable_state(parts.method)
     if not parts.ranks.first:
         return {"method": method}
@@ -29,12 +29,12 @@ def state_of(parts: Parts, ema: Any, step: int, seconds: float) -> dict[str, Any
 
 
 def completed(parts: Parts, step: int, state: dict[str, Any]) -> dict[str, Any]:
-    """Rank 0's state with what the other ranks have of the method's."""
+    """Rank 0's state plus the other ranks' parts of the method's state."""
     return state | {"method": gathered_state(state["method"], parts.stream, parts.ranks, step)}
 
 
 def load_state(parts: Parts, ema: Any, state: dict[str, Any], source: str) -> None:
-    """Put a checkpoint's state into what a run is made of; mistakes name its ``source``."""
+    """Load a checkpoint's state into a run's parts; errors name its ``source``."""
     load_weights(parts.model, state["model"], source)
     load_optimizer(parts.optimizer, state["optimizer"], source)
     own = scattered_state(state["method"], parts.stream, parts.ranks, state["step"])
@@ -46,7 +46,7 @@ def load_state(parts: Parts, ema: Any, state: dict[str, Any], source: str) -> No
 
 
 def newest(folder: RunFolder, ranks: Ranks) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """(commit, state) that rank 0 continues from, on all ranks."""
+    """The (commit, state) that rank 0 resumes from, the same on all ranks."""
     there = ranks.first and folder.checkpoints.exists()
     loaded = folder.load_checkpoint() if there else None
     step = ranks.told_by_first(-1 if loaded is None else loaded[1]["step"])
