@@ -87,9 +87,8 @@ class CudaGraphs:
             with torch.cuda.stream(self.stream), _no_autocast_cache(), self._graph(graph, self.pool):
                 try:
                     result = part()
-                except (
-                    Exception
-                ) as error:  # ending the capture may raise another error, which would hide this one
+                # Ending the capture may raise another error, which would hide this one.
+                except Exception as error:
                     failed.append(error)
                     raise
         except RuntimeError as error:
