@@ -130,7 +130,7 @@ def tables(
         log += tuned.rows()
         if tuned.best is None:
             continue
-        for seed in range(MAP[name].seeds):
+        for seed in range(cell.scale.seeds):
             config = cell.config(tuned.best, seed)
             found = known(config)
             if found is not None:

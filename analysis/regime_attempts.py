@@ -1,0 +1,126 @@
+"""Where does ConAdv pay after all? Four attempts at the map's largest batch, where the paper would look for it.
+
+The starting point is the cell of `analysis.regimes` in which one step sees all 1,280 images, 24 epochs long. Each
+attempt changes one thing, or the last one two: a tuning budget more than twice as large (vanilla tries seven settings
+and ConAdv three, each on two folds at least), LARS instead of SGD at that budget, 96 epochs instead of 24, and both
+LARS and 96 epochs. Both methods are tuned in every attempt with the same budget of gradient evaluations, on held-out
+folds; they are compared at equal epochs, so ConAdv takes 8/3 of vanilla's arithmetic.
+
+    python -m analysis.regime_attempts --scale smoke                      a minute, digits
+    python -m analysis.regime_attempts --scale small --data-dir DIR       an hour on one core; goes on where it was
+
+``regime_attempts.csv`` has one row a run, ``regime_attempts_tuning.csv`` one row a trial.
+"""
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from analysis.estimates import Estimate, cell_mean, difference
+from analysis.regime_cells import ATTEMPTS, Cell
+from analysis.regimes import figures_in, made, runnable, tables, work_through
+from analysis.study import Figures, Mapped, Options, Study, commits_of, save
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NAME = "regime_attempts"
+LABELS = {
+    "tuned": "SGD, 24 epochs, more tuning",
+    "lars": "LARS, 24 epochs, more tuning",
+    "longer": "SGD, 96 epochs",
+    "lars-longer": "LARS, 96 epochs",
+}
+
+
+def groups(scale: str, data_dir: str) -> dict[str, list[list[Cell]]]:
+    """Vanilla's and ConAdv's cell of every attempt."""
+    if scale not in ATTEMPTS:
+        raise ValueError(f"--scale {scale} has no attempts; allowed: {', '.join(ATTEMPTS)}")
+    return {
+        name: [[Cell(place, method, place.batches[0], place.epochs[0], "epochs", data_dir) for method in
+                place.methods[0]]]
+        for name, place in ATTEMPTS[scale].items()
+    }  # fmt: skip
+
+
+def measure(given: Options) -> tuple["pd.DataFrame", Figures]:
+    """Run what is missing until the time is up; the table of what is there, with its tuning log beside it."""
+    import pandas as pd
+
+    until = time.time() + 60 * given.minutes
+    attempts = groups(given.scale, given.data_dir)
+    seeds = {name: ATTEMPTS[given.scale][name].seeds for name in attempts}
+    if not given.finished:
+        for name, cells in attempts.items():
+            work_through(cells, ATTEMPTS[given.scale][name], given, until)
+    known = figures_in(given.runs)
+    rows, logs = zip(*(tables(cells, name, known) for name, cells in attempts.items()), strict=True)
+    log = pd.concat([one.assign(attempt=name) for name, one in zip(attempts, logs, strict=True)])
+    runs = [run for name, cells in attempts.items() for run in made(cells, seeds[name], known)]
+    facts = {
+        "command": f"python -m analysis.{NAME} --scale {given.scale} --data-dir DIR",
+        "commit": commits_of(runs, given.runs),
+        "complete": not any(
+            runnable(group, seeds[name], known) for name, cells in attempts.items() for group in cells
+        ),
+    }
+    save(f"{NAME}_tuning", given.out, log, given.scale, **facts)
+    return pd.concat(rows).rename(columns={"scale": "attempt"}), facts
+
+
+def lead(rows: "pd.DataFrame", attempt: str, figure: str = "test_accuracy") -> Estimate:
+    """ConAdv's figure minus vanilla's, seed by seed."""
+    conadv, vanilla = ({"attempt": attempt, "method": method} for method in ("conadv", "vanilla"))
+    return difference(rows, conadv, vanilla, figure)
+
+
+def draw(rows: "pd.DataFrame") -> Any:
+    from matplotlib import pyplot as plt
+
+    from conadv_lab.plots import differences
+
+    figure, ax = plt.subplots(figsize=(8, 2.6), layout="constrained")
+    shown = {LABELS[name]: lead(rows, name) for name in rows["attempt"].unique()}
+    label = "ConAdv − vanilla at batch 1,280: test accuracy (points, 95 % t interval over seeds)"
+    differences(shown, label, ax=ax)
+    ax.xaxis.label.set_fontsize("small")
+    return figure
+
+
+def numbers(rows: "pd.DataFrame") -> dict[str, Any]:
+    """``lead_ATTEMPT``, each method's accuracy as ``METHOD_ATTEMPT``, and ``fit_ATTEMPT``, of the training loss."""
+    found: dict[str, Any] = {"table": _table(rows), "seeds": int(rows["seed"].nunique())}
+    for attempt in rows["attempt"].unique():
+        key = attempt.replace("-", "_")
+        found[f"lead_{key}"] = lead(rows, attempt)
+        found[f"fit_{key}"] = lead(rows, attempt, "train_loss")
+        for method in ("vanilla", "conadv"):
+            found[f"{method}_{key}"] = cell_mean(
+                rows, {"attempt": attempt, "method": method}, "test_accuracy"
+            )
+    return found
+
+
+def _table(rows: "pd.DataFrame") -> str:
+    heads = ["attempt", "steps", "vanilla (%)", "ConAdv (%)", "ConAdv − vanilla"]
+    heads += ["training loss, vanilla", "training loss, ConAdv"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for attempt in rows["attempt"].unique():
+        of = [{"attempt": attempt, "method": method} for method in ("vanilla", "conadv")]
+        steps = int(rows.loc[rows["attempt"] == attempt, "steps"].iloc[0])
+        cells: list[Any] = [LABELS[attempt], steps]
+        cells += [cell_mean(rows, cell, "test_accuracy") for cell in of] + [lead(rows, attempt)]
+        cells += [cell_mean(rows, cell, "train_loss") for cell in of]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+CONCLUSION = """\
+Not measured yet."""
+CLAIMS: dict[str, Any] = {}
+
+STUDY = Study(NAME, __doc__, measure, draw, numbers, CONCLUSION, CLAIMS, Mapped, "small")
+
+if __name__ == "__main__":
+    sys.exit(STUDY.main())
