@@ -8,6 +8,7 @@ from conadv_lab.config import Config, resolved
 from conadv_lab.files import write_json
 
 CURVATURE_IMAGES = 256
+NOISE_GROUP = 32
 ADAPTIVE_RHO, RELATIVE_RHO = 1.0, 0.1
 MEASURES = (
     "top_eigenvalue",
@@ -75,3 +76,15 @@ def flatness(path: Path, measures: tuple[str, ...] = MEASURES) -> dict[str, floa
         value = measure["value"]
         found[measure["name"]] = next(iter(value.values())) if isinstance(value, dict) else value
     return found
+
+
+def noise_scale(path: Path) -> float:
+    """The gradient noise scale (images) of a finished run's training loss, from groups of 32 images."""
+    from conadv_lab import sharpness
+    from conadv_lab.training.evaluate import fixed_images
+    from conadv_lab.training.restore import restore
+
+    parts, judged = restore(path)
+    batch = fixed_images(parts.train_set, len(parts.train_set))
+    report = sharpness.measure(judged, parts.criterion, [batch], ("gradient_noise_scale",), m=NOISE_GROUP)
+    return float(report["gradient_noise_scale"].value)

@@ -44,7 +44,13 @@ def plan(scale: str) -> list[Config]:
 
 
 def probed(config: Config, path: Path) -> dict[str, Any]:
-    """Train step by step, comparing the pending attack with a fresh one, and measure the flatness."""
+    """Train with a probe every fourth step, and measure the flatness."""
+    found = with_probes(config, path, PROBE_EVERY)
+    return found | flatness(path)
+
+
+def with_probes(config: Config, path: Path, every: int) -> dict[str, Any]:
+    """Train, comparing the pending attack with a fresh one before every ``every``-th step."""
     import shutil
 
     from conadv_lab.training.loop import prepare
@@ -56,12 +62,12 @@ def probed(config: Config, path: Path) -> dict[str, Any]:
     with run.saver:
         run.start()
         while run.step < run.parts.stream.steps:
-            if run.step % PROBE_EVERY == 0:
+            if run.step % every == 0:
                 probes.append({"step": run.step, **_compared(run)})
             run.train_step()
         run.finish()
     gains = [sum(probe[name] for probe in probes) for name in ("stale_gain", "fresh_gain")]
-    return (run.folder.result() or {}) | flatness(path) | {
+    return (run.folder.result() or {}) | {
         "sign_agreement": sum(probe["agreement"] for probe in probes) / len(probes),
         "gain_ratio": gains[0] / gains[1],
         "probes": probes,
