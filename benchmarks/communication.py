@@ -108,7 +108,7 @@ def rank(model: str, method: str, batch: int, rounds: int, out: Path) -> None:
             waiting.taken()
             start = time.perf_counter()
             run.train_step()
-            run.stop.told(False, more=number + 1 < WARM_UP + rounds)
+            run.later.told(False, more=number + 1 < WARM_UP + rounds)
             if number >= WARM_UP:
                 taken.append((time.perf_counter() - start, waiting.taken()))
     if ranks.first:

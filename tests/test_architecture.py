@@ -42,6 +42,7 @@ FLOORS = (
         "files",
         "intervals",
         "mistakes",
+        "outside",
         "pages",
         "displays",
         "pipes",

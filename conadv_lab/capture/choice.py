@@ -1,6 +1,6 @@
 """Decides whether a run's steps are captured, with the reason if not."""
 
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import nn
@@ -8,11 +8,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from conadv_lab.capture.replays import Backend, CudaGraphs
+from conadv_lab.data.loader import Stream
 from conadv_lab.mistakes import unknown
+from conadv_lab.models.mixture import MixtureBatchNorm
 from conadv_lab.optim.rates import why_not
-
-if TYPE_CHECKING:
-    from conadv_lab.data.loader import Stream
 
 Capture = Literal["auto", "on", "off"]
 FEW = 8
@@ -38,24 +37,38 @@ def reason_against(
     device: torch.device,
     optimizer: Optimizer,
     *,
-    ranks: int = 1,
     placement: str = "serial",
     graphs: bool = False,
 ) -> str | None:
     """Why no step can be captured, whatever the method; None if it can be tried.
 
     Args:
-        ranks: number of training ranks. placement: of the attack. graphs: whether torch.compile captures the network.
+        placement: of the attack. graphs: whether torch.compile captures the network.
     """
     if device.type != "cuda":
         return _no_graphs(device)
     if placement == "ranks":
         return "the attack runs on other ranks"
-    if ranks > 1:
-        return f"{ranks} ranks sum their gradients during a step's last backward pass"
     if graphs:
         return "compile_mode already captures the network in graphs"
     return why_not(optimizer)
+
+
+def synchronised(model: nn.Module) -> str | None:
+    """Why a model's passes cannot be captured over several ranks, as ranks exchange messages within them; or None."""
+    for module in model.modules():
+        ranks = module.mode.ranks if isinstance(module, MixtureBatchNorm) else None
+        if isinstance(module, nn.SyncBatchNorm) or (ranks is not None and ranks.spread):
+            return "batch norm is synchronised over ranks within each pass"
+    return None
+
+
+def slower(stream: Stream) -> str | None:
+    """Why capturing a rank's steps would gain nothing; None if it would."""
+    batches = len(stream.own_spans(min(1, stream.steps - 1)))
+    if batches <= FEW:
+        return None
+    return f"a step has {batches} micro-batches; capturing is faster for at most {FEW}"
 
 
 def hooked(model: nn.Module) -> str | None:
@@ -71,9 +84,12 @@ def hooked(model: nn.Module) -> str | None:
 
 
 def backend_of(
-    choice: Capture, device: torch.device, reason: str | None, stream: "Stream | None" = None
+    choice: Capture, device: torch.device, reason: str | None
 ) -> tuple[Backend | None, str | None]:
     """The backend that captures, or None with a line that says why, if that may surprise.
+
+    Args:
+        reason: against capturing.
 
     Raises:
         ValueError: ``on``, but there is a reason against it; or an unknown choice.
@@ -84,10 +100,6 @@ def backend_of(
         return None, None
     if choice == "on" and reason is not None:
         raise refused(reason)
-    if reason is None and choice == "auto" and stream is not None:
-        batches = len(stream.own_spans(min(1, stream.steps - 1)))
-        if batches > FEW:
-            reason = f"a step has {batches} micro-batches; capturing is faster for at most {FEW}"
     if reason is None:
         return CudaGraphs(device), None
     return None, f"steps are not captured: {reason}" if device.type == "cuda" else None

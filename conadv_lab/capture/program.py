@@ -41,6 +41,9 @@ class Program:
         backend: captures steps, or None.
         required: whether failing to capture a step is an error.
         told: called with a sentence if steps are not captured.
+
+    Attributes:
+        gave_up: whether steps were to be captured, but cannot be.
     """
 
     def __init__(
@@ -62,7 +65,7 @@ class Program:
         self.rates = rates
         # Listed once: walking the module tree in every step would cost the host 0.7 ms.
         self.modules = list(network.modules())
-        self.replays = Replays(backend)
+        self.replays, self.gave_up = Replays(backend), False
         if backend is not None:  # loading a state replaces its tensors
             optimizer.register_load_state_dict_post_hook(lambda _: self.forget())
 
@@ -80,8 +83,8 @@ class Program:
 
         Args:
             step: its batches must have the same addresses in every step of its kind.
-            reduced: wraps the gradient function and sums ``.grad`` over ranks; such a step is not captured.
-            noted: called with the losses before the optimizer's step; such a step is not captured either.
+            reduced: wraps the gradient function and sums ``.grad`` over ranks, by `conadv_lab.outside.outside`.
+            noted: called with the losses before the optimizer's step; such a step is not captured.
 
         Raises:
             ValueError: it cannot be captured, but must be.
@@ -91,9 +94,9 @@ class Program:
         whole = type(self.method).backward is not Method.backward  # then it has to be called as a whole
         criterion = self.criterion if whole else self.method.begin(self.network, step, self.criterion)
         begun = self.average is not None and self.average.begun
-        kind = None if whole or reduced or noted else self.kind(step)
+        kind = None if whole or noted else self.kind(step)
         if whole and self.captures:
-            self._give_up(f"{type(self.method).__name__} overrides backward: see Method.gradient")
+            self.give_up(f"{type(self.method).__name__} overrides backward: see Method.gradient")
 
         def gradient() -> Losses:
             made = self.method.backward if whole else self.method.gradient
@@ -116,6 +119,17 @@ class Program:
         """Capture again, as tensors that a step reads or writes were replaced."""
         self.replays = Replays(self.replays.backend)
 
+    def give_up(self, reason: str) -> None:
+        """Capture no more steps, and say why.
+
+        Raises:
+            ValueError: they must be captured.
+        """
+        if self.required:
+            raise refused(reason)
+        self.replays, self.gave_up = Replays(None), True
+        self.told(f"steps are not captured: {reason}")
+
     def kind(self, step: Step) -> Hashable | None:
         """Everything that decides which operators a step runs; None if unknown."""
         if not self.captures:
@@ -123,9 +137,7 @@ class Program:
         method = self.method
         known = method.kind(step)
         if known is None:
-            self._give_up(
-                f"{type(method).__name__} does not say which operators a step runs: see Method.kind"
-            )
+            self.give_up(f"{type(method).__name__} does not say which operators a step runs: see Method.kind")
             return None
         sizes = tuple((offset, *step.sizes(offset)) for offset in method.offsets(step))
         updates = norm.adversarial_updates(self.model)
@@ -171,11 +183,5 @@ class Program:
         # After the except block: the error keeps the failed capture's memory alive, and memory may be what was missing.
         self.optimizer.zero_grad()
         norm.note_updates(self.model, before)
-        self._give_up(reason)
+        self.give_up(reason)
         return part()
-
-    def _give_up(self, reason: str) -> None:
-        if self.required:
-            raise refused(reason)
-        self.replays = Replays(None)
-        self.told(f"steps are not captured: {reason}")

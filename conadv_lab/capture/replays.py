@@ -6,6 +6,8 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
+from conadv_lab.outside import Call, broken_by
+
 Result = TypeVar("Result")
 WARM = 3
 """Runs before a capture: first-time work, such as choosing algorithms, cannot be captured."""
@@ -22,7 +24,10 @@ class Backend(Protocol):
         """Run it normally, where it will be captured later."""
 
     def capture(self, part: Callable[[], Result]) -> tuple[Result, Callable[[], None]]:
-        """Run it once, and also return a function that replays its operators; Python and operators have run once.
+        """Run it once, and also return a function that replays it; Python and operators have run once.
+
+        What the part runs by `conadv_lab.outside.outside` is not captured: it lies between two graphs, and is called
+        in every replay.
 
         Raises:
             CannotCapture: neither had an effect, except on ``.grad``.
@@ -64,7 +69,11 @@ class Replays:
 
 
 class CudaGraphs:
-    """CUDA graphs on a separate stream; they share memory, as they are replayed in sequence."""
+    """CUDA graphs on a separate stream; they share memory, as they are replayed in sequence.
+
+    A part that sends messages is several graphs. What one of them leaves for the next, such as gradients, lies in the
+    memory that they share, and keeps its place: it is not freed before the whole part has been captured.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.stream = torch.cuda.Stream(device)
@@ -79,12 +88,12 @@ class CudaGraphs:
         return result
 
     def capture(self, part: Callable[[], Result]) -> tuple[Result, Callable[[], None]]:
-        graph = torch.cuda.CUDAGraph()
+        graphs = _Graphs(self)
         failed: list[Exception] = []
         reason = None
         try:
             # The outer context restores the stream, which torch does not do if a capture cannot be ended.
-            with torch.cuda.stream(self.stream), _no_autocast_cache(), self._graph(graph, self.pool):
+            with torch.cuda.stream(self.stream), _no_autocast_cache(), graphs, broken_by(graphs.broken):
                 try:
                     result = part()
                 # Ending the capture may raise another error, which would hide this one.
@@ -98,10 +107,10 @@ class CudaGraphs:
         if reason is not None:  # not above, where the error keeps the capture's memory alive
             self._clear_up()
             raise CannotCapture(reason)
-        self.replay(graph.replay)
-        return result, graph.replay
+        self.replay(graphs.replay)
+        return result, graphs.replay
 
-    def _graph(self, graph: torch.cuda.CUDAGraph, pool: Any = None) -> torch.cuda.graph:
+    def graph(self, graph: torch.cuda.CUDAGraph, pool: Any = None) -> torch.cuda.graph:
         return torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local")
 
     def _clear_up(self) -> None:
@@ -113,11 +122,47 @@ class CudaGraphs:
             torch._C._cuda_endAllocateToPool(self.stream.device_index, self.pool)
             torch._C._cuda_releasePool(self.stream.device_index, self.pool)
         # A successful capture resets the generator, which otherwise refuses numbers outside a capture.
-        with suppress(RuntimeError), torch.cuda.stream(self.stream), self._graph(torch.cuda.CUDAGraph()):
+        with suppress(RuntimeError), torch.cuda.stream(self.stream), self.graph(torch.cuda.CUDAGraph()):
             torch.zeros(1, device=self.stream.device)
 
     def replay(self, graph: Callable[[], None]) -> None:
         self.run(graph)
+
+
+class _Graphs:
+    """A context that captures what runs in it, with a new graph after each call of `outside`.
+
+    Nothing runs before all is captured, neither operators nor calls: if a later graph fails, no rank has sent a message
+    that it would send again.
+    """
+
+    def __init__(self, owner: CudaGraphs) -> None:
+        self.owner = owner
+        self.parts: list[Call] = []
+        self._open: torch.cuda.graph | None = None
+
+    def __enter__(self) -> None:
+        graph = torch.cuda.CUDAGraph()
+        opened = self.owner.graph(graph, self.owner.pool)
+        opened.__enter__()
+        self._open = opened
+        self.parts.append(graph.replay)
+
+    def __exit__(self, *_: object) -> None:
+        # Not an ExitStack, whose frame and error refer to each other: a failed capture's memory would live on.
+        opened, self._open = self._open, None
+        if opened is not None:
+            opened.__exit__(None, None, None)
+
+    def broken(self, call: Call) -> None:
+        """End this graph, remember the call, and begin the next graph."""
+        self.__exit__()
+        self.parts.append(call)
+        self.__enter__()
+
+    def replay(self) -> None:
+        for part in self.parts:
+            part()
 
 
 @contextmanager

@@ -7,7 +7,7 @@ used after training.
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -194,8 +194,11 @@ def one_update(model: nn.Module, momentum: float | None = None) -> Iterator[None
         mode.step.commit(momentum, partial(_average, mode.ranks))
         if mode.adversarial_updates is not None and mode.step.touched("adversarial"):
             mode.adversarial_updates += 1
-    finally:
-        mode.step.close()
+    except BaseException:
+        with suppress(RuntimeError):  # in a capture that is broken off closing raises too, and would hide why
+            mode.step.close()
+        raise
+    mode.step.close()
 
 
 def share_statistics(model: nn.Module, group: Any, spread: bool = False) -> None:

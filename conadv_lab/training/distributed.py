@@ -147,6 +147,13 @@ class Ranks:
             if told:
                 raise ValueError(told)
 
+    def first_reason(self, reason: str | None) -> str | None:
+        """The reason of the lowest rank that has one; a collective call of all ranks."""
+        if self.count == 1:
+            return reason
+        told = self._all_told((reason or "").encode()[:SENTENCE_BYTES])
+        return next((one for one in told if one), None)
+
     def require_own_gpus(self, device: torch.device) -> None:
         """Check that ranks on GPUs have one each, as NCCL requires; a collective call of all ranks.
 
@@ -210,7 +217,7 @@ ALONE = Ranks()
 
 
 class AnyLater:
-    """Whether a flag was set on any rank, reported one call later, so that no rank waits for a message within a step.
+    """Which flags were set on any rank, reported one call later, so that no rank waits for a message within a step.
 
     All ranks must call `told` after the same steps, so that all get the same answer. A single rank gets it at once.
     """
@@ -219,26 +226,26 @@ class AnyLater:
         self.ranks = ranks
         self._asked: tuple[Any, torch.Tensor] | None = None
 
-    def told(self, flag: bool, more: bool) -> bool:
-        """Whether the flag was set on any rank at the previous call.
+    def told(self, *flags: bool, more: bool) -> tuple[bool, ...]:
+        """Which of the flags were set on any rank at the previous call; the first flag is a request to stop.
 
         Args:
-            flag: this rank's, reported to all at the next call.
-            more: whether there will be a next call unless the answer is yes; if not, no message is left pending.
+            flags: this rank's, reported to all at the next call.
+            more: whether there will be a next call unless the answer is to stop; if not, no message is left pending.
         """
         if self.ranks.count == 1:
-            return flag
+            return flags
         asked, self._asked = self._asked, None
+        answers = (False,) * len(flags)
         if asked is not None:
-            work, answer = asked
+            work, told = asked
             work.wait()
-            if answer.item():
-                return True
-        if more:
-            answer = torch.tensor([flag], dtype=torch.uint8, device="cpu")
-            work = dist.all_reduce(answer, dist.ReduceOp.MAX, group=self.ranks.patient, async_op=True)
-            self._asked = work, answer
-        return False
+            answers = tuple(bool(flag) for flag in told.tolist())
+        if more and not answers[0]:
+            told = torch.tensor(flags, dtype=torch.uint8, device="cpu")
+            work = dist.all_reduce(told, dist.ReduceOp.MAX, group=self.ranks.patient, async_op=True)
+            self._asked = work, told
+        return answers
 
 
 def join(config: Config) -> Ranks:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from conadv_lab.capture.choice import backend_of, reason_against
+from conadv_lab.capture.choice import backend_of, reason_against, slower, synchronised
 from conadv_lab.capture.feed import Copies, Feed
 from conadv_lab.capture.program import Program
 from conadv_lab.capture.replays import Backend
@@ -124,7 +124,7 @@ class Run:
             spread = self.config.training.batch_norm == "sync"
             parts.method.attach(parts.optimizer, Shared(self.reducer, self.ranks, spread))
         self.step = 0
-        self.stop = AnyLater(self.ranks)
+        self.later = AnyLater(self.ranks)
         self.claim = Claim(folder.path)
         self.saver = Saver(folder)
         log_to = self.config.training.log_to if self.ranks.first else "none"
@@ -138,6 +138,8 @@ class Run:
         self.feed = Feed(parts.stream, lookahead, parts.device, groups) if resident else None
         self.copies = Copies(parts.device, groups)
         rates, on_gpu = (self.feed or self.copies).block.rates, parts.device.type == "cuda"
+        backend = self._backend()
+        self.overlaps = backend is None
         self.program = Program(
             parts.model,
             self.network,
@@ -146,22 +148,24 @@ class Run:
             parts.criterion,
             average=self.ema,
             rates=rates if on_gpu and why_not(parts.optimizer) is None else (),
-            backend=self._backend(),
+            backend=backend,
             required=self.config.training.capture == "on",
         )
 
     def _backend(self) -> Backend | None:
-        """The backend that captures this run's steps, or None; prints why not if that may surprise."""
-        parts, model, method = self.parts, self.config.model, self.config.method
-        graphs = model.compile and model.compile_mode in GRAPH_MODES
+        """The backend that captures this run's steps, or None on all ranks; prints why not if that may surprise."""
+        parts, model, choice = self.parts, self.config.model, self.config.training.capture
         reason = reason_against(
             parts.device,
             parts.optimizer,
-            ranks=self.ranks.trainers,
-            placement=method.placement,
-            graphs=graphs,
+            placement=self.config.method.placement,
+            graphs=model.compile and model.compile_mode in GRAPH_MODES,
         )
-        backend, line = backend_of(self.config.training.capture, parts.device, reason, parts.stream)
+        if self.reducer is not None:
+            reason = reason or synchronised(parts.model)
+        if choice == "auto":
+            reason = reason or slower(parts.stream)
+        backend, line = backend_of(choice, parts.device, self.ranks.first_reason(reason))
         if line and self.ranks.first:
             print(line, flush=True)
         return backend
@@ -181,7 +185,10 @@ class Run:
                 if self.step == self.practised:
                     self._expect_answers()
                 more = self.step < self.parts.stream.steps
-                if self.stop.told(bool(requests), more) and more:
+                stop, gave_up = self.later.told(bool(requests), self.program.gave_up, more=more)
+                if gave_up:
+                    self._run_eagerly()
+                if stop and more:
                     self.save()
                     self.saver.wait()
                     self.ranks.wait()
@@ -262,6 +269,12 @@ class Run:
         if isinstance(placement, OtherRanks):
             placement.patience = PATIENCE
 
+    def _run_eagerly(self) -> None:
+        """A rank cannot capture its steps: from now on, after the same step on all ranks, none does."""
+        if self.program.captures:
+            self.program.give_up("another rank cannot capture them")
+        self.overlaps = True
+
     def prepared(self, number: int, lr: float) -> Step:
         """The host's part of a step: puts its images and learning rates where the device expects them."""
         parts = self.parts
@@ -275,14 +288,17 @@ class Run:
         return self.copies.load(step, parts.method.offsets(step) if self.program.captures else (), rates)
 
     def _reduction(self, step: Step, due: bool) -> Callable[[Callable[[], Losses]], Losses] | None:
-        """Sums a step's gradient over ranks during its last backward pass; None for one rank."""
+        """Sums a step's gradient over ranks, during its last backward pass or between graphs; None for one rank."""
         parts, reducer = self.parts, self.reducer
         if reducer is None:
             return None
 
         def reduced(gradient: Callable[[], Losses]) -> Losses:
-            reducer.begin(parts.method.passes(step) * len(parts.stream.own_spans(step.number)))
-            return reducer.finish(gradient(), check=due or parts.device.type == "cpu")
+            passes = parts.method.passes(step) * len(parts.stream.own_spans(step.number))
+            reducer.begin(passes if self.overlaps else 0)
+            # Where steps are captured, a rank cannot know which of the others check.
+            check = due or parts.device.type == "cpu" or not self.overlaps
+            return reducer.finish(gradient(), check)
 
         return reduced
 

@@ -1,7 +1,8 @@
 """Sums gradients over ranks in buckets, each sent while the backward pass continues."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from conadv_lab.methods.alone import Gradients
 from conadv_lab.methods.base import Losses
 from conadv_lab.models.norm import MixtureBatchNorm
+from conadv_lab.outside import is_captured, outside
 from conadv_lab.training.distributed import Ranks
 
 BUCKET_BYTES = 25 << 20
@@ -26,6 +28,9 @@ class Reducer:
     that an attack's forward pass would take part. Here hooks count the gradients of each parameter, and the last one,
     which the method announces, completes a bucket. Buckets are sent in the same order on all ranks. The parameters of
     mixture batch norms, few and not all reached by the last backward pass, are sent after it.
+
+    Where steps are captured, nothing is sent during a backward pass: all buckets are summed between two graphs, after
+    batch norm's statistics. All ranks must do so, as all must send the same messages in the same order.
 
     Args:
         model: its parameters' ``.grad`` are summed.
@@ -46,6 +51,7 @@ class Reducer:
         self.expected = self.sent = 0
         self.is_aside = self.is_complete = False
         self.counts: dict[Tensor, int] = {}
+        self._presence: dict[tuple[bool, ...], Tensor] = {}
 
     def begin(self, expected: int) -> None:
         """Before a step's first backward pass: how many gradients each parameter will get on this rank; 0: unknown."""
@@ -59,27 +65,50 @@ class Reducer:
 
         Args:
             losses: this rank's shares.
-            check: whether to compare which parameters have a gradient; synchronises host and device.
+            check: whether to compare which parameters have a gradient; the same on all ranks. Synchronises host and
+                device, except in a step that is being captured, where only the others learn of it.
 
         Raises:
             RuntimeError: a parameter has a gradient on some ranks only.
         """
-        if not self.is_complete:
-            self.reduce()
         shares = [losses.clean] if losses.adversarial is None else [losses.clean, losses.adversarial]
-        present = [float(p.grad is not None) for p in self.names] if check else []
-        told = torch.cat([torch.stack(shares), losses.clean.new_tensor(present)])
-        dist.all_reduce(told, group=self.group)
+        told = torch.stack(shares)
         if check:
+            told = torch.cat([told, self._present(like=told)])
+        self.reduce(told)
+        if check and not is_captured():
             self._require_agreement(told[len(shares) :].tolist())
         return Losses(told[0], None if losses.adversarial is None else told[1])
 
-    def reduce(self) -> None:
-        """Send the remaining buckets, wait, and store the sums in ``.grad``."""
-        while self.sent < len(self.buckets):
-            self._send_next()
-        for bucket in self.buckets:
-            bucket.receive()
+    def reduce(self, told: Tensor | None = None) -> None:
+        """Send the remaining buckets unless all is complete, wait, and store the sums in ``.grad``.
+
+        Args:
+            told: summed too.
+        """
+        buckets = [] if self.is_complete else self.buckets
+        rest = buckets[self.sent :]
+        for bucket in rest:
+            bucket.fill()
+        outside(partial(self._sum, buckets, rest, told))
+        self.sent = len(self.buckets)
+        for bucket in buckets:
+            bucket.empty()
+
+    def _sum(self, buckets: Sequence["_Bucket"], unsent: Sequence["_Bucket"], told: Tensor | None) -> None:
+        for bucket in unsent:
+            bucket.send(self.group)
+        if told is not None:
+            dist.all_reduce(told, group=self.group)
+        for bucket in buckets:
+            bucket.wait()
+
+    def _present(self, like: Tensor) -> Tensor:
+        """1 for each parameter that has a gradient, else 0."""
+        flags = tuple([p.grad is not None for p in self.names])
+        if flags not in self._presence:  # kept, as a captured step cannot make a tensor of the host's numbers
+            self._presence[flags] = like.new_tensor(flags)
+        return self._presence[flags]
 
     def _accumulated(self, parameter: Tensor) -> None:
         if self.is_aside:
@@ -97,6 +126,7 @@ class Reducer:
             self._send_next()
 
     def _send_next(self) -> None:
+        self.buckets[self.sent].fill()
         self.buckets[self.sent].send(self.group)
         self.sent += 1
 
@@ -157,16 +187,22 @@ class _Bucket:
         self.missing = len(parameters)
         self.work: Any = None
 
-    def send(self, group: Any) -> None:
+    def fill(self) -> None:
+        """Copy the gradients into the buffer."""
         pairs = self._pairs()
         if len(pairs) < len(self.views):
             self.flat.zero_()
         if pairs:
             torch._foreach_copy_([view for view, _ in pairs], [gradient for _, gradient in pairs])
+
+    def send(self, group: Any) -> None:
         self.work = dist.all_reduce(self.flat, group=group, async_op=True)
 
-    def receive(self) -> None:
+    def wait(self) -> None:
         self.work.wait()
+
+    def empty(self) -> None:
+        """Copy the sums into the gradients."""
         if pairs := self._pairs():
             torch._foreach_copy_([gradient for _, gradient in pairs], [view for view, _ in pairs])
 

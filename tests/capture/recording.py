@@ -1,10 +1,12 @@
 """CUDA graphs without CUDA: a recorder of a part's operators, and a replayer of them on the same tensors.
 
 As a graph does, a replay runs the operators that were recorded, and no Python: each reads and writes the very memory
-that it read and wrote when it was recorded. What could not be captured on a GPU is refused here too.
+that it read and wrote when it was recorded. What could not be captured on a GPU is refused here too. What a part runs
+outside its graphs is called between them, while they are recorded and in every replay.
 """
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from conadv_lab.capture.replays import CannotCapture
+from conadv_lab.outside import Call as Outside
+from conadv_lab.outside import broken_by
 
 aten = torch.ops.aten
 READS = {
@@ -46,25 +50,25 @@ class Recorder(TorchDispatchMode):
         self.broken = False
 
     def __torch_dispatch__(self, operator: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self.broken:
+        if self.broken and operator.namespace != "profiler":
             raise RuntimeError("operation failed due to a previous error during capture")
-        if operator in READS:
+        why = "sends a message" if operator.namespace == "c10d" else READS.get(operator)
+        if why:
             self.broken = True  # as CUDA breaks off a capture: every operator after it raises too
-            raise CannotCapture(f"{operator} {READS[operator]}")
+            raise CannotCapture(f"{operator} {why}")
         kwargs = kwargs or {}
         returned = operator(*args, **kwargs)
         self.calls.append(Call(operator, (_as_given((args, kwargs))), tree_map(_alias, returned)))
         return returned
 
-    def signature(self) -> list[Any]:
-        """The operators with shapes, numbers, and where each tensor lies that none of them has made."""
-        made: set[int] = set()
+    def signature(self, made: set[int]) -> list[Any]:
+        """The operators with shapes, numbers, and where each tensor lies that is not ``made`` by one of them."""
         lines = []
         for call in self.calls:
             given = tree_flatten(call.given)[0]
             lines.append((str(call.operator), [_described(value, made) for value in given]))
             own = {_place(v) for v in given if isinstance(v, Tensor)}
-            made |= {_place(v) for v in tree_flatten(call.returned)[0] if isinstance(v, Tensor)} - own
+            made.update({_place(v) for v in tree_flatten(call.returned)[0] if isinstance(v, Tensor)} - own)
         return lines
 
     @torch.no_grad()
@@ -99,6 +103,41 @@ def _described(value: Any, made: set[int]) -> Any:
     return tuple(value.shape), str(value.dtype), place
 
 
+class Recording:
+    """One part's segments, as it was recorded, and what it ran between them."""
+
+    def __init__(self) -> None:
+        self.segments: list[Recorder] = []
+        self.between: list[Outside] = []
+        self._open = ExitStack()
+
+    def of(self, part: Callable[[], Any]) -> Any:
+        """Run a part and record it; returns its result."""
+        with broken_by(self._break), self._open:
+            self._begin()
+            return part()
+
+    def _begin(self) -> None:
+        self.segments.append(self._open.enter_context(Recorder()))
+
+    def _break(self, call: Outside) -> None:
+        self._open.close()
+        self.between.append(call)
+        call()
+        self._begin()
+
+    def signature(self) -> list[list[Any]]:
+        """By segment, the operators with shapes, numbers, and where each tensor lies that no segment has made."""
+        made: set[int] = set()
+        return [segment.signature(made) for segment in self.segments]
+
+    def replay(self) -> None:
+        self.segments[0].replay()
+        for call, segment in zip(self.between, self.segments[1:], strict=True):
+            call()
+            segment.replay()
+
+
 class Recordings:
     """A `conadv_lab.capture.replays.Backend` without a GPU."""
 
@@ -108,16 +147,24 @@ class Recordings:
     def run(self, part: Callable[[], Any]) -> Any:
         return part()
 
-    def record(self, part: Callable[[], Any]) -> tuple[Any, Recorder]:
-        with Recorder() as recorder:
-            result = part()
-        return result, recorder
-
     def capture(self, part: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
-        result, recorder = self.record(part)
+        recording = Recording()
+        result = recording.of(part)
         self.captured += 1
-        return result, recorder.replay
+        return result, recording.replay
 
     def replay(self, graph: Callable[[], None]) -> None:
         self.replayed += 1
         graph()
+
+
+class Listening(Recordings):
+    """Records every part that it runs, and replays none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recordings: list[Recording] = []
+
+    def run(self, part: Callable[[], Any]) -> Any:
+        self.recordings.append(Recording())
+        return self.recordings[-1].of(part)

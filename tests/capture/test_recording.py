@@ -23,7 +23,7 @@ from conadv_lab.optim.lamb import LAMB
 from conadv_lab.optim.lars import LARS
 from conadv_lab.optim.momenta import begin_momenta
 from conadv_lab.training.weights import Average
-from tests.capture.recording import Recorder, Recordings
+from tests.capture.recording import Listening, Recordings
 from tests.conftest import image_set, small_cnn
 
 STEPS = 30
@@ -224,19 +224,11 @@ def test_the_parts_of_late_sam_have_its_lanes():
 def operators(training: Training, number: int) -> list:
     """What a step runs, with shapes, numbers and places; the step is taken."""
     step = training.feed.load(number, [0.1] * len(training.optimizer.param_groups))
-    program, recorders = training.program, []
-
-    class Listening(Recordings):
-        def run(self, part):
-            result, recorder = self.record(part)
-            recorders.append(recorder)
-            return result
-
-    program.replays.backend = Listening()
-    program(step)
-    (recorder,) = recorders
-    assert isinstance(recorder, Recorder)
-    return recorder.signature()
+    training.program.replays.backend = listening = Listening()
+    training.program(step)
+    (recording,) = listening.recordings
+    (operators,) = recording.signature()
+    return operators
 
 
 @pytest.mark.parametrize("method", METHODS)

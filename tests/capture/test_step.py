@@ -284,7 +284,6 @@ def test_on_needs_a_gpu_and_off_and_auto_do_not():
 def test_reasons_against_a_capture():
     gpu, (model, lars) = torch.device("cuda"), made()
     assert reason_against(gpu, lars) is None
-    assert reason_against(gpu, lars, ranks=2).startswith("2 ranks sum their gradients")
     assert "other ranks" in reason_against(gpu, lars, placement="ranks")
     assert "already captures the network in graphs" in reason_against(gpu, lars, graphs=True)
     parameters = list(model.parameters())
@@ -296,8 +295,8 @@ def test_reasons_against_a_capture():
     assert hooked(model) is None
     model[0].weight.register_post_accumulate_grad_hook(lambda _: None)
     assert hooked(model).startswith("0.weight has a hook on its gradient")
-    line = backend_of("auto", gpu, "2 ranks")[1]
-    assert line == "steps are not captured: 2 ranks"
+    line = backend_of("auto", gpu, "of a reason")[1]
+    assert line == "steps are not captured: of a reason"
 
 
 def test_rates_follow_schedulers_and_hands_and_are_saved_as_numbers():

@@ -55,15 +55,14 @@ def test_no_rank_waits_for_a_flag_in_the_step_in_which_it_is_sent(monkeypatch):
         return Sent(said, answer)
 
     monkeypatch.setattr(distributed.dist, "all_reduce", all_reduce)
-    stop = AnyLater(Ranks(0, 2))
-    assert not stop.told(False, more=True)
+    later = AnyLater(Ranks(0, 2))
+    assert later.told(False, more=True) == (False,)
     assert said == ["asked"]
-    assert stop.told(False, more=True), "the other rank's flag is told a call later"
-    assert said == ["asked", "answered"], "nothing more is asked once the answer is yes"
-    assert not stop.told(True, more=False), "no question is left open at the end"
+    assert later.told(False, more=True) == (True,), "the other rank's flag is told a call later"
+    assert said == ["asked", "answered"], "nothing more is asked once the answer is to stop"
+    assert later.told(True, more=False) == (False,), "no question is left open at the end"
     assert said == ["asked", "answered"]
 
 
 def test_one_rank_is_told_its_own_flag_at_once():
-    assert AnyLater(ALONE).told(True, more=True)
-    assert not AnyLater(ALONE).told(False, more=True)
+    assert AnyLater(ALONE).told(True, False, more=True) == (True, False)

@@ -106,8 +106,9 @@ def step_times(
         staleness: τ; None: the workload's, or the method's own.
         ascent_share: fraction of a batch that asyncsam's ascent uses.
         capture: whether a step is replayed from a CUDA graph, which takes the host no time: ``on``, ``off``, or
-            ``auto`` as in training: on one device with few micro-batches. If a cluster does not give the time of a
-            launch, all steps are assumed to be captured.
+            ``auto`` as in training: with few micro-batches per device, and no attackers. A captured step sends its
+            gradients after its passes. If a cluster does not give the time of a launch, all steps are assumed to be
+            captured, with their messages overlapping the backward pass.
 
     Raises:
         ValueError: an unknown name, or inconsistent numbers.
@@ -122,7 +123,8 @@ def step_times(
     require(count <= workload.global_batch, "attackers", count, at_most)
     images = workload.global_batch / trainers
     step = Passes(cluster, workload, images)
-    captured = _captured(capture, cluster, step, devices)
+    launched = cluster.host.launch_us is not None and step.compute.launches > 0
+    captured = _captured(capture, cluster, step, launched, placement)
     step.add_step(
         own_method,
         beside="all" if placement == "stream" else "none",
@@ -134,7 +136,7 @@ def step_times(
     rate = cluster.input.images_per_second
     own = StepTimes(
         own_method.name, placement, devices, trainers, images, step.end,
-        ready=step.end - BACKWARD * step.last * left,
+        ready=step.end - (0.0 if captured and launched else BACKWARD) * step.last * left,
         reduce=np.array([all_reduce(cluster.network, one, trainers) for one in sizes]),
         optimizer=cluster.of(workload.model, workload.precision).optimizer_ms / 1e3,
         staleness=own_method.staleness,
@@ -183,18 +185,17 @@ def _with(config: Config, name: str, staleness: int | None) -> Config:
     return options.replace(method=name, staleness=staleness, placement="serial", attackers=0)
 
 
-def _captured(capture: str, cluster: Cluster, step: Passes, devices: int) -> bool:
+def _captured(capture: str, cluster: Cluster, step: Passes, launched: bool, placement: str) -> bool:
     if capture not in CAPTURES:
         raise unknown("capture", capture, CAPTURES)
-    known = cluster.host.launch_us is not None and step.compute.launches > 0
-    if capture == "off" and not known:
+    if capture == "off" and not launched:
         raise ValueError(
             f"capture is 'off', but cluster {cluster.name} has no launch times; allowed: 'on', or "
             "--set host.launch_us=… with the model's number of launches"
         )
-    if capture != "auto" or not known:
+    if capture != "auto" or not launched:
         return capture != "off"
-    return devices == 1 and step.micro_batches <= MOST_CAPTURED
+    return placement != "ranks" and step.micro_batches <= MOST_CAPTURED
 
 
 def _check(method: Method, placement: str) -> None:

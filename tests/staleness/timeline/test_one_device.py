@@ -131,13 +131,23 @@ def test_a_launch_bound_step_takes_its_launches_and_a_captured_one_does_not():
     assert captured.captured
 
 
+def test_a_captured_step_sends_its_gradients_after_its_passes():
+    """As in training; where a cluster's constants are of runs that overlap both, so does its captured step."""
+    two = WORK.replace(global_batch=64, micro_batch=32)
+    for cluster, choice, overlaps in (("h200", "on", False), ("h200", "off", True), ("h100", "on", True)):
+        own = step_times(load(cluster), two, "vanilla", 2, capture=choice)
+        assert (own.ready[0] < own.compute) == overlaps
+        assert own.ready[-1] == own.compute
+
+
 def test_auto_captures_what_training_captures():
     assert MOST_CAPTURED == FEW
     h200 = load("h200")
     one = WORK.replace(global_batch=64, micro_batch=8)
     assert step_times(h200, one, "conadv", 1).captured
     assert not step_times(h200, one.replace(global_batch=72), "conadv", 1).captured
-    assert not step_times(h200, one, "conadv", 2).captured
+    assert step_times(h200, one, "conadv", 2).captured
+    assert not step_times(h200, one, "conadv", 2, placement="ranks").captured
     assert step_times(load("h100"), one.replace(global_batch=72), "conadv", 2).captured
     with pytest.raises(ValueError, match="capture is 'off', but cluster h100 has no launch times"):
         step_times(load("h100"), one, "conadv", 2, capture="off")
