@@ -12,11 +12,12 @@ import torch
 from torch import nn
 
 import conadv_lab as cl
-from conadv_lab.capture.choice import backend_of, hooked, reason_against
+from conadv_lab.capture.choice import backend_of, hooked, reason_against, slower, synchronised
 from conadv_lab.capture.feed import Copies
 from conadv_lab.capture.replays import CannotCapture, CudaGraphs
 from conadv_lab.capture.step import CapturedStep
 from conadv_lab.data.loader import Batch, Step
+from conadv_lab.models.norm import share_statistics
 from conadv_lab.optim.rates import bind, plain_state, rates_on, take_over, why_not
 from tests.capture.recording import Recordings
 from tests.conftest import small_cnn
@@ -292,11 +293,24 @@ def test_reasons_against_a_capture():
     assert why_not(torch.optim.SGD(parameters, lr=0.1, fused=True)) is None
     assert why_not(cl.LAMB(parameters, lr=0.1)) is None
     assert why_not(torch.optim.LBFGS(parameters)).startswith("LBFGS may not support")
+    assert synchronised(model) is None
+    assert synchronised(nn.Sequential(nn.SyncBatchNorm(2))) == synchronised(of_slices())
+    assert synchronised(of_slices()) == "batch norm is synchronised over ranks within each pass"
+    few, many = (SimpleNamespace(steps=9, own_spans=lambda _, n=n: [(0, 1)] * n) for n in (8, 9))
+    assert slower(few) is None
+    assert slower(many) == "a step has 9 micro-batches; capturing is faster for at most 8"
     assert hooked(model) is None
     model[0].weight.register_post_accumulate_grad_hook(lambda _: None)
     assert hooked(model).startswith("0.weight has a hook on its gradient")
     line = backend_of("auto", gpu, "of a reason")[1]
     assert line == "steps are not captured: of a reason"
+
+
+def of_slices() -> nn.Module:
+    """A model of which each rank has a slice of every ghost batch."""
+    model, _ = made()
+    share_statistics(model, group=None, spread=True)
+    return model
 
 
 def test_rates_follow_schedulers_and_hands_and_are_saved_as_numbers():
