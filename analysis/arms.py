@@ -56,7 +56,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is run: batches of the equal-epochs arms, and seeds by batch."""
+    """The size of a study: batches of the equal-epochs arms, and seeds by batch."""
 
     batches: tuple[int, ...]
     epochs: int
@@ -95,7 +95,7 @@ SCALES = {
 
 
 def cells(scale: Scale) -> list[Cell]:
-    """All cells of a scale, what matters most first: the largest batch, then the arms, then smaller batches."""
+    """All cells of a scale, most important first: the largest batch, then the arms, then smaller batches."""
     largest, third = scale.largest, scale.third
     steps = {batch: round(scale.epochs * TRAIN_IMAGES / batch) for batch in (*scale.batches, third)}
     planned = []
@@ -139,7 +139,7 @@ def tune(given: Options) -> None:
             trials = [configs[cell, lr, seed] for seed in scale.tuning_seeds]
             if all(trial in found for trial in trials):
                 lines.append(_line(cell, lr, [found[trial] for trial in trials]))
-        rows += lines if len(lines) == len(scale.rates) else []  # no rate is chosen from half a grid
+        rows += lines if len(lines) == len(scale.rates) else []  # never choose a rate from an incomplete grid
     seconds = sum(figures["seconds"] for figures in found.values())
     facts = {"runs": len(found), "run_seconds": round(seconds)}
     save(LEARNING_RATES, given.out, pd.DataFrame(rows), given.scale, **facts)
@@ -185,7 +185,7 @@ def _config(method: str, batch: int, steps: int, lr: float, seed: int) -> Config
         method=method,
         global_batch=batch,
         steps=steps,
-        # In steps, so that equal-cost forms, whose epochs are half as long, warm up as the others do.
+        # In steps, so that equal-cost forms, whose epochs are half as long, warm up like the others.
         warmup_steps=round(steps / 8),
         lr=lr,
         seed=seed,

@@ -70,7 +70,7 @@ def measure(given: Options) -> tuple["pd.DataFrame", dict[str, Any]]:
 
 
 def compared(rows: "pd.DataFrame") -> "pd.DataFrame":
-    """AutoWU's rows, and at each batch those of the rate with the highest mean accuracy."""
+    """AutoWU's rows, and for each batch the rows of the rate with the highest mean accuracy."""
     import pandas as pd
 
     hand = rows[rows["schedule"] == BY_HAND]
@@ -105,7 +105,7 @@ def draw(rows: "pd.DataFrame") -> Any:
 def numbers(rows: "pd.DataFrame") -> dict[str, Any]:
     """By batch: ``hand_B`` and ``found_B``, mean accuracies, and ``gap_B``, their difference in points.
 
-    ``turned`` counts the growths that tests ended, ``runs`` all of them, ``seeds`` those of a mean.
+    ``turned`` counts growth phases ended by a test, ``runs`` all growth phases, ``seeds`` the seeds per mean.
     """
     chosen = compared(rows)
     grown = rows[rows["schedule"] == FOUND]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def measure(
     given: Options, wanted: Callable[[Cell], bool], columns: tuple[str, ...]
 ) -> tuple["pd.DataFrame", dict]:
-    """Tune, train and measure the cells that a study wants."""
+    """Tune, train and measure a study's cells."""
     import pandas as pd
 
     scale = SCALES[given.scale]

@@ -1,4 +1,4 @@
-"""The batch study on CIFAR-10 with ResNet-18, batch 128 to 16K: for a GPU, in as many sessions as it takes.
+"""The batch study on CIFAR-10 with ResNet-18, batch 128 to 16K: for a GPU, over as many calls as it takes.
 
 Regime: 30 epochs, SGD with Nesterov momentum, warm-up of 3 epochs, ε = 2/255, learning rate 0.05 · √(B/128) times a
 factor of (0.5, 1, 2), chosen with one run per factor on a validation fold of the training set; 3 other seeds are
@@ -77,11 +77,11 @@ class Asked:
     data_dir: str = "data"
     """Folder of the CIFAR-10 archive."""
     runs: Path = Path("runs/studies/cifar")
-    """Where the run folders are."""
+    """Parent of the run folders."""
     out: Path = RESULTS
     """Folder of the table."""
     minutes: float = 60.0
-    """No run starts after this."""
+    """No run starts after this many minutes."""
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -39,7 +39,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is run."""
+    """The size of the study."""
 
     images: int
     epochs: int
@@ -56,7 +56,7 @@ SCALES = {
 
 
 def cells(scale: Scale) -> list[Cell]:
-    """What matters most first: the largest batch, and vanilla beside ConAdv."""
+    """Most important first: the largest batch, and vanilla beside ConAdv."""
     planned = []
     for batch in scale.batches:
         steps = round(scale.epochs * scale.images / batch)
@@ -171,7 +171,7 @@ def numbers(rows: "pd.DataFrame") -> dict[str, Any]:
 
 
 def _table(rows: "pd.DataFrame") -> str:
-    """Every cell's figures as Markdown."""
+    """Every cell's results as Markdown."""
     lines = [
         "| batch | method | learning rate | " + " | ".join(label for _, label, _ in PANELS) + " |",
         "|---" * (len(PANELS) + 3) + "|",

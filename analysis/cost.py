@@ -54,7 +54,7 @@ def _timed(model: str, batch: int, rounds: int) -> list[dict[str, Any]]:
 
     with tempfile.TemporaryDirectory() as scratch:
         runs = {method: our_run(model, method, batch, Path(scratch)) for method in METHODS}
-        for _ in range(3):  # the forms that recycle are themselves only from their second step on
+        for _ in range(3):  # recycled methods have images to recycle only from the second step on
             for run in runs.values():
                 run.train_step()
         steps = _steps_a_call(runs["vanilla"].train_step)
@@ -93,7 +93,7 @@ def _repeated(step: Callable[[], None], times: int) -> Callable[[], None]:
 
 
 def _predicted(configs: dict[str, Any]) -> dict[str, float]:
-    """The simulator's step times relative to vanilla's on one device of this machine; empty where it has none."""
+    """The simulator's step times on one device of this machine, relative to vanilla; empty if it is not modelled."""
     try:
         from conadv_lab.staleness import simulate  # type: ignore[import-not-found, unused-ignore]
     except ImportError:

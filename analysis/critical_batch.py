@@ -2,10 +2,10 @@
 
 Regime: digits, the six-conv network, SGD at a constant learning rate after five steps of warm-up, vanilla; a run
 reaches the target at the first evaluation, made every second step, with a test accuracy of 97 %. Each batch uses its
-best learning rate of one grid, the same for all; this choice favours few steps. The noise scale is that of the
-training loss on all 898 images, from groups of 32 (McCandlish et al. 2018), along vanilla training at batch 64. For
-comparison: MLPerf's public reference points for ResNet-50 on ImageNet (mlcommons/logging, rcps_resnet.json of training
-4.0): epochs to 75.9 %, here as steps.
+best learning rate of one grid, the same for all; choosing it this way biases step counts downwards. The noise scale is
+measured for the training loss on all 898 images, from groups of 32 (McCandlish et al. 2018), along vanilla training at
+batch 64. For comparison: MLPerf's public reference points for ResNet-50 on ImageNet (mlcommons/logging,
+rcps_resnet.json of training 4.0), epochs to 75.9 % converted to steps.
 
     python -m analysis.critical_batch --scale full       about 5 minutes on one core; figure and table: --from-results
 """
@@ -81,7 +81,7 @@ def noise_along(config: Config, path: Path) -> dict[str, Any]:
     from conadv_lab.training.evaluate import calibrated_copy, fixed_images
     from conadv_lab.training.loop import prepare
 
-    shutil.rmtree(path, ignore_errors=True)  # a run that was cut short has lost its measurements
+    shutil.rmtree(path, ignore_errors=True)  # an interrupted run has lost its measurements
     run = prepare(config, path, progress="none")
     assert run is not None
     found = []
@@ -154,7 +154,7 @@ def _config(method: str, batch: int, steps: int, lr: float, seed: int) -> Config
 
 
 def best_steps(rows: "pd.DataFrame") -> "pd.DataFrame":
-    """For every method and batch, the learning rate with the fewest mean steps among those where every seed arrived."""
+    """For every method and batch, the learning rate with the fewest steps among those where every seed succeeded."""
     own = rows[rows["kind"] == "steps to target"]
     by = ["method", "global_batch", "lr"]
     arrived = own.groupby(by).filter(lambda group: bool(group["steps"].notna().all()))

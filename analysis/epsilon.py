@@ -1,9 +1,8 @@
-"""Which parts of the attack matter: ε, its steps, its start, the batch norm branch and the statistics it uses?
+"""Which parts of the attack matter: ε, number of steps, random start, batch norm branch, batch norm statistics?
 
 Regime: digits, the six-conv network, SGD, ConAdv with τ = 1 at batch 256, 16 epochs (56 steps), one learning rate for
-all. Everything but the named setting is as in the default: ε = 0.1, one step of ε, random start, adversarial branch
-with running statistics. Only one setting changes at a time, so interactions are not seen. The default ε comes from
-trials on these very images, which favours it.
+all. The default is ε = 0.1, one step of ε, random start, adversarial branch with running statistics. Only one setting
+changes at a time, so interactions are not seen. The default ε comes from trials on these very images, which favours it.
 
     python -m analysis.epsilon --scale full       about 8 minutes on one core; figure and table: --from-results
 """

@@ -88,7 +88,7 @@ def rows_of(rows: "pd.DataFrame", **wanted: Any) -> "pd.DataFrame":
 def difference(
     rows: "pd.DataFrame", one: Mapping[str, Any], other: Mapping[str, Any], figure: str, decimals: int = 2
 ) -> Estimate:
-    """Mean over seeds of figure(one) − figure(other), seed by seed, over the seeds that both have."""
+    """Mean over shared seeds of one's value − other's value in a column, seed by seed."""
     pairs = _pairs(rows, one, other, figure)
     return mean([a - b for a, b in pairs], "difference", decimals)
 
@@ -96,14 +96,14 @@ def difference(
 def ratio(
     rows: "pd.DataFrame", one: Mapping[str, Any], other: Mapping[str, Any], figure: str, decimals: int = 2
 ) -> Estimate:
-    """Geometric mean over seeds of figure(one) / figure(other), seed by seed; for figures that span decades."""
+    """Geometric mean over shared seeds of one's value / other's value, for columns that span decades."""
     logs = mean([math.log(a / b) for a, b in _pairs(rows, one, other, figure)])
     value, low, high = (math.exp(part) for part in (logs.value, logs.low, logs.high))
     return Estimate(value, low, high, logs.n, "ratio", decimals)
 
 
 def cell_mean(rows: "pd.DataFrame", cell: Mapping[str, Any], figure: str, decimals: int = 2) -> Estimate:
-    """Mean over the seeds of one cell."""
+    """Mean of a column over the seeds of one cell."""
     return mean(rows_of(rows, **cell)[figure].tolist(), decimals=decimals)
 
 

@@ -58,7 +58,7 @@ def draw(rows: "pd.DataFrame") -> Any:
 
 
 def at_equal_epochs(rows: "pd.DataFrame") -> "pd.DataFrame":
-    """Every method at every batch once: vanilla stands in two arms, and equal depth begins with equal epochs."""
+    """Each method and batch once: vanilla is in two arms, and equal depth's smallest batch in equal epochs too."""
     first = (rows["arm"] == "equal-epochs") | ((rows["arm"] == "equal-steps") & (rows["method"] != "vanilla"))
     deep = rows["arm"] == "equal-depth"
     third = deep & (rows["global_batch"] == rows.loc[deep, "global_batch"].min())

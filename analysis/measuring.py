@@ -62,7 +62,7 @@ def flatness(path: Path, measures: tuple[str, ...] = MEASURES) -> dict[str, floa
     file = path / "sharpness.json"
     if not file.exists():
         parts, judged = restore(path)
-        # As its training had, which the manifests of the tables state.
+        # Measure with the run's own thread count, which the tables' manifests state.
         torch.set_num_threads(parts.config.training.threads or torch.get_num_threads())
         facts = {"split": "train", "augmentation": "none", "learning_rate": parts.config.optimization.lr}
         batch = fixed_images(parts.train_set, CURVATURE_IMAGES)

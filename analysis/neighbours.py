@@ -1,4 +1,4 @@
-"""Which neighbour of ConAdv gives most for its price: what moves the images, and what moves the weights?
+"""Which of ConAdv's neighbours gains most for its cost, among those that perturb images or weights?
 
 Regime: digits, the six-conv network, SGD at batch 256. Two arms: ``equal-epochs``, 56 steps of every method (for
 free-at, whose steps repeat their images, 56 updates); and ``equal-arithmetic``, as many steps as 149 of vanilla cost,
@@ -46,7 +46,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is run."""
+    """The size of the study."""
 
     methods: tuple[str, ...]
     steps: int
@@ -65,7 +65,7 @@ SCALES = {
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting of a method: a learning rate and its radius, None where it has none."""
+    """One setting of a method: a learning rate and a radius, None if the method has none."""
 
     lr: float
     option: str = ""
@@ -87,7 +87,7 @@ def trials(method: str, rates: tuple[float, ...]) -> list[Trial]:
 
 
 def default_of(method: str, option: str) -> float:
-    """What the study's recipe has for the option when nobody sets it."""
+    """The option's default in the study's recipe."""
     from conadv_lab.config import resolved
 
     return getattr(resolved(Cell("", method, BATCH, STEPS).config(0.1, 0)).method, option)
@@ -106,7 +106,7 @@ def cells(scale: Scale) -> list[Cell]:
 
 
 def tuned(given: Options) -> dict[Cell, Trial]:
-    """Of every cell the trial of highest validation accuracy; of equals the one of lower loss."""
+    """Each cell's trial with the highest validation accuracy; ties go to the lower loss."""
     scale = SCALES[given.scale]
     configs = {
         (cell, trial, fold): cell.tuning(trial.lr, fold).replace(**trial.changes)
@@ -149,7 +149,7 @@ def measure(given: Options) -> tuple["pd.DataFrame", dict[str, Any]]:
 
 
 def _places(rows: "pd.DataFrame") -> dict[str, float]:
-    """Each method's cost, moved a little aside where methods of nearly the same cost would cover one another."""
+    """Each method's x position: its cost, shifted slightly where points would overlap."""
     costs = rows[rows["arm"] == "equal-epochs"].groupby("method", sort=False)["gradient_evaluations"].first()
     places = {}
     for near in (1, 1.5, 2, 2.5, 4.5, 5):
@@ -208,7 +208,7 @@ def numbers(rows: "pd.DataFrame") -> dict[str, Any]:
 
 
 def step_times() -> dict[str, float]:
-    """Each method's time of a step over vanilla's, where it was measured."""
+    """Each measured method's step time relative to vanilla."""
     file = RESULTS / "neighbours_step.json"
     if not file.exists():
         return {}
@@ -217,7 +217,7 @@ def step_times() -> dict[str, float]:
 
 
 def _table(rows: "pd.DataFrame") -> str:
-    """Every method's figures at equal epochs, and its accuracy at equal arithmetic, as Markdown."""
+    """Every method's results at equal epochs, and its accuracy at equal arithmetic, as Markdown."""
     heads = (
         "cost", "depth", "test accuracy (%)", "at equal arithmetic", "gap (points)", "top eigenvalue λ",
         "adaptive worst rise", "lr", "radius", "time of a step, × vanilla",

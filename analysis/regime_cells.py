@@ -1,6 +1,6 @@
-"""The cells of the map of regimes: a method at one global batch and one length, in one reading of equal.
+"""The cells of the map of regimes: a method at one global batch and one number of epochs, for one comparison.
 
-`analysis.regimes` says what they are for and runs them.
+`analysis.regimes` explains the comparisons and runs the cells.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,13 +21,13 @@ TUNING_SEED = 100
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of the map is run.
+    """The size of the map.
 
     Attributes:
-        recipe: what is trained; images: of its training set.
-        fold: the set for tuning; whole: whether a fold leaves the training set smaller, as the batch then is.
-        methods: in groups, the most wanted first; vanilla's other readings follow the first.
-        budget: of a cell's tuning, in gradient evaluations of a vanilla run of the cell.
+        recipe: what is trained; images: the size of its training set.
+        fold: the data set for tuning; whole: whether a fold shrinks the training set, and the batch with it.
+        methods: in groups, most important first; vanilla's other comparisons follow the first group.
+        budget: for tuning one cell, in gradient evaluations of a vanilla run of the cell.
     """
 
     recipe: Callable[[], Config]
@@ -101,7 +101,7 @@ def _method(recipe: Callable[[], Config], name: str) -> Any:
 
 @dataclass(frozen=True)
 class Cell:
-    """One method at one place of the map, in one reading of equal."""
+    """One method at one place of the map, for one comparison."""
 
     scale: Scale = field(repr=False)
     method: str
@@ -115,21 +115,21 @@ class Cell:
         return round(self.global_batch * (ATTACK_COST if self.equal == "depth" else 1))
 
     def config(self, candidate: Candidate, seed: int) -> Config:
-        """The run that is reported."""
+        """The reported run."""
         return self._config(candidate, seed, self.batch)
 
     def trial(self, candidate: Candidate, number: int) -> Config:
-        """The same on a fold: as many steps, and where the fold is smaller than the set as large a part of it."""
+        """The same on a fold: as many steps; if the fold is smaller, the batch shrinks in proportion."""
         batch = folds.scaled(self.batch) if self.scale.whole else self.batch
         return self._config(candidate, TUNING_SEED + number, batch).replace(dataset=self.scale.fold)
 
     def cost(self) -> float:
-        """Gradient evaluations of a run over those of vanilla at equal epochs."""
+        """Gradient evaluations of a run, relative to vanilla at equal epochs."""
         plain = self.scale.images * self.epochs
         return self._steps() * self.batch * self._method().gradient_evaluations / plain
 
     def count(self) -> int:
-        """How many settings are tried."""
+        """The number of settings to try."""
         return affordable(self.scale.budget, self.cost())
 
     def candidates(self) -> list[Candidate]:
@@ -170,7 +170,7 @@ class Cell:
 
 
 def cells(scale: Scale, more: Sequence[str] = (), data_dir: str = "data") -> list[list[Cell]]:
-    """The map's cells in groups of one length, the most wanted first: ConAdv in all readings, short runs first."""
+    """The map's cells in groups of equal epochs, most important first: ConAdv's comparisons, then short runs."""
     first, *others = ([(method, "epochs") for method in methods] for methods in (*scale.methods, tuple(more)))
     readings = [("vanilla", "arithmetic"), ("vanilla", "depth")]
     order = [(arms, epochs) for epochs in scale.epochs for arms in (first, readings)]

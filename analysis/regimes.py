@@ -1,6 +1,6 @@
 """When does an attack pay? Test accuracy over global batch and epochs, every method tuned with the same budget.
 
-A cell is a method at one global batch and one number of epochs, read in one of three ways:
+A cell is a method at one global batch and one number of epochs, compared in one of three ways:
 
 - ``epochs``: every method makes the same passes over the data;
 - ``arithmetic``: vanilla takes 8/3 of the steps, which is what ConAdv's arithmetic would pay for;
@@ -8,10 +8,10 @@ A cell is a method at one global batch and one number of epochs, read in one of 
 
 Learning rate, weight decay and, where a method moves images, ε are tuned for every cell (`analysis.tuning`): the
 budget is counted in gradient evaluations of a vanilla run of the cell and is the same for all, so vanilla tries more
-settings of fewer kinds. Tuning sees held-out folds alone. A run whose loss is no number any more counts as 0 %. Cells
-are independent and come in groups: at each length, short runs first, vanilla and ConAdv at equal epochs, then vanilla's
-other readings; then more methods. A group is tuned rung by rung, then run seed by seed, so that a stop at any time
-leaves a balanced picture.
+settings of fewer kinds. Tuning sees only held-out folds. A run whose loss becomes NaN or infinite counts as 0 %. Cells
+are independent and come in groups: for each number of epochs, short runs first, vanilla and ConAdv at equal epochs,
+then vanilla's other comparisons; then more methods. A group is tuned rung by rung, then run seed by seed, so that a
+stop at any time leaves a balanced picture.
 
 The small scale is a part of the map for two cores: 1,280 training images, batches of 80, 320 and 1,280, 6 and 24
 epochs, arithmetic in bfloat16. Batch and epochs both step by a factor of four, so cells along a diagonal take equally
@@ -20,12 +20,12 @@ vanilla tries four settings, on one fold and the better two on a second one; Con
 
     python -m analysis.regimes --scale smoke                        seconds, digits
     python -m analysis.regimes --scale small --data-dir DIR --processes 2   hours on two cores, a part of CIFAR-10
-    python -m analysis.regimes --scale full --data-dir DIR --minutes 9      again and again: it goes on where it was
-    python -m analysis.regimes --scale small --data-dir DIR --method own.py:method    one more method, of one's own
+    python -m analysis.regimes --scale full --data-dir DIR --minutes 9      repeat it: each call continues
+    python -m analysis.regimes --scale small --data-dir DIR --method own.py:method    adds your own method
     python -m conadv_lab.submit sweep analysis/regimes.py:pending --out runs/studies/runs
-                                                                    what can run now of the full map; again when done
+                                                   the part of the full map that can run now; repeat when it is done
 
-The committed table is the small scale's. ``regimes.csv`` has one row a run, ``regimes_tuning.csv`` one row a trial.
+The committed table has the small scale. ``regimes.csv`` has one row per run, ``regimes_tuning.csv`` one per trial.
 """
 
 import json
@@ -55,11 +55,11 @@ COLUMNS = (
 )  # fmt: skip
 RUNS = Path("runs/studies/runs")
 Known = Callable[[Config], Figures | None]
-"""From a config to the final figures of its run, None where it is not done."""
+"""From a config to its run's final metrics, or None if the run is not finished."""
 
 
 class Search:
-    """A cell's tuning as far as its runs are there; ``best`` is None as long as ``next`` has to be tried."""
+    """A cell's tuning so far, from the runs on disk; ``best`` is None while trials in ``next`` remain."""
 
     def __init__(self, cell: Cell, known: Known) -> None:
         self.cell, self.drawn = cell, cell.candidates()
@@ -80,7 +80,7 @@ class Search:
         return self.cell.trial(self.drawn[trial[0]], trial[1])
 
     def rows(self) -> list[dict[str, Any]]:
-        """The log: a row a trial."""
+        """The log, one row per trial."""
         return [
             _named(self.cell) | _settings(self.config(trial)) | {
                 "candidate": trial[0], "fold": trial[1], "chosen": self.drawn[trial[0]] == self.best,
@@ -106,7 +106,7 @@ def _settings(config: Config) -> dict[str, Any]:
 
 
 def figures_in(runs: Path) -> Known:
-    """What the run folders below ``runs`` hold now, those of ``submit sweep`` too."""
+    """The results in the run folders below ``runs``, including those sent by ``submit sweep``."""
     folders = existing(runs)
 
     @cache
@@ -121,7 +121,7 @@ def figures_in(runs: Path) -> Known:
 def tables(
     groups: Sequence[Sequence[Cell]], name: str, known: Known
 ) -> tuple["pd.DataFrame", "pd.DataFrame"]:
-    """(one row a reported run, one row a trial) of what is there at a scale, whatever the order of its making."""
+    """(one row per reported run, one row per trial) on disk at a scale, whatever order they ran in."""
     import pandas as pd
 
     rows, log = [], []
@@ -142,7 +142,7 @@ def tables(
 
 
 def runnable(group: Sequence[Cell], seeds: int, known: Known) -> list[Config]:
-    """What a group lacks and can run now, in order: the next rungs of tuning, or once all are tuned the seeds."""
+    """What a group lacks and can run now, in order: the next tuning rungs, or the seeds once all are tuned."""
     searches = [Search(cell, known) for cell in group]
     trials = [tuned.config(trial) for tuned in searches for trial in tuned.next]
     runs = [tuned.cell.config(tuned.best, seed) for seed in range(seeds) for tuned in searches if tuned.best]
@@ -150,18 +150,18 @@ def runnable(group: Sequence[Cell], seeds: int, known: Known) -> list[Config]:
 
 
 def pending() -> list[Config]:
-    """What can be run now of the full map, in its order, for ``submit sweep``: again once these are done."""
+    """The part of the full map that can run now, in order, for ``submit sweep``; repeat once it is done."""
     scale, known = MAP["full"], figures_in(RUNS)
     wanted = [config for group in cells(scale) for config in runnable(group, scale.seeds, known)]
     return list(dict.fromkeys(wanted))
 
 
 class OutOfTime(Exception):
-    """No further run is begun."""
+    """Time is up: no further run starts."""
 
 
 def timely(config: Config, path: Path, until: float, work: Work) -> Figures:
-    """What ``work`` gives if it is not later than ``until``, a time as `time.time` has it."""
+    """The result of ``work``, unless it is later than ``until``, in seconds like `time.time`."""
     if time.time() >= until:
         raise OutOfTime
     return work(config, path)
@@ -170,7 +170,7 @@ def timely(config: Config, path: Path, until: float, work: Work) -> Figures:
 def work_through(
     groups: Sequence[Sequence[Cell]], scale: Scale, how: Options, until: float, work: Work = attempted
 ) -> bool:
-    """Run what is missing, in order; False where the time ended before."""
+    """Run what is missing, in order; False if time ran out first."""
     for group in groups:
         while todo := runnable(group, scale.seeds, figures_in(how.runs)):
             try:
@@ -181,7 +181,7 @@ def work_through(
 
 
 def measure(given: Options) -> tuple["pd.DataFrame", Figures]:
-    """Run what is missing until the time is up; the table of what is there, whose tuning log is saved beside it."""
+    """Run what is missing until time is up; returns the table of finished runs and saves the tuning log beside it."""
     scale = MAP[given.scale]
     groups = cells(scale, given.method, given.data_dir)
     if not given.finished:
@@ -198,7 +198,7 @@ def measure(given: Options) -> tuple["pd.DataFrame", Figures]:
 
 
 def made(groups: Sequence[Sequence[Cell]], seeds: int, known: Known) -> list[Config]:
-    """All trials that are there, and the reported runs of the cells that are tuned."""
+    """All trials on disk, and the reported runs of the tuned cells."""
     searches = [Search(cell, known) for group in groups for cell in group]
     trials = [tuned.config(trial) for tuned in searches for trial in tuned.trials]
     return trials + [

@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 READINGS = {"epochs": "equal epochs", "arithmetic": "equal arithmetic", "depth": "equal depth"}
 NONE = "not measured"
 TOO_LARGE = "beyond the set"
-"""Of a cell at equal depth whose vanilla would have a batch larger than the training set."""
+"""Shown for equal depth where vanilla's batch would be larger than the training set."""
 COLOURS = {"ahead": "#8ec9e8", "behind": "#f3b27a", "not clear": "#e4e4e4", NONE: "#ffffff"}
-"""Light tints of Okabe and Ito's blue and vermilion, so that black figures stay readable."""
+"""Light tints of Okabe and Ito's blue and vermilion, so that black text stays readable."""
 
 
 def places(rows: "pd.DataFrame") -> list[tuple[int, float]]:
-    """Every (global batch, epochs) of the map that these rows are a part of."""
+    """Every (global batch, epochs) of the map that these rows belong to."""
     scales = [MAP[name] for name in rows["scale"].unique()]
     return [(batch, epochs) for scale in scales for epochs in scale.epochs for batch in scale.batches]
 
@@ -30,7 +30,7 @@ def lead(
     equal: str = "epochs",
     figure: str = "test_accuracy",
 ) -> Estimate | None:
-    """A method's figure minus vanilla's in one reading, seed by seed; None where one of them is not there."""
+    """A method's value minus vanilla's in one comparison, seed by seed; None if either is missing."""
     here = {"global_batch": place[0], "epochs": place[1]}
     own, other = here | {"method": method, "equal": "epochs"}, here | {"method": "vanilla", "equal": equal}
     try:
@@ -40,7 +40,7 @@ def lead(
 
 
 def said(rows: "pd.DataFrame", place: tuple[int, float], equal: str) -> str:
-    """ConAdv's lead in one reading, or why there is none."""
+    """ConAdv's lead in one comparison, or why there is none."""
     found = lead(rows, place, equal=equal)
     if found is not None:
         return str(found) if found.n > 1 else f"{found} (one seed)"
@@ -83,7 +83,7 @@ def draw(rows: "pd.DataFrame") -> Any:
 
 
 def _panel(ax: Any, rows: "pd.DataFrame", equal: str) -> None:
-    """One reading's map: a square a cell, coloured by where the interval lies, the figures written into it."""
+    """The map of one comparison: one square per cell, coloured by where the interval lies, with its numbers."""
     batches, lengths = (sorted({place[i] for place in places(rows)}) for i in (0, 1))
     for place in places(rows):
         found = lead(rows, place, equal=equal)
@@ -103,7 +103,7 @@ def _panel(ax: Any, rows: "pd.DataFrame", equal: str) -> None:
 
 
 def numbers(rows: "pd.DataFrame") -> dict[str, Any]:
-    """Leads at equal epochs as ``METHOD_BATCH_EPOCHS``, ConAdv's others as ``arithmetic_`` and ``depth_``; tables."""
+    """Leads at equal epochs as ``METHOD_BATCH_EPOCHS``, ConAdv's others as ``arithmetic_…``, ``depth_…``; tables."""
     found: dict[str, Any] = {
         "table": _table(rows),
         "others": _others(rows),
@@ -126,13 +126,13 @@ def _methods(rows: "pd.DataFrame") -> list[str]:
 
 
 def _gap(rows: "pd.DataFrame", place: tuple[int, float]) -> Estimate | None:
-    """ConAdv's gap of training and test accuracy minus vanilla's, at equal epochs."""
+    """ConAdv's generalisation gap (train − test accuracy) minus vanilla's, at equal epochs."""
     gaps = rows.assign(gap=rows["train_accuracy"] - rows["test_accuracy"])
     return lead(gaps, place, figure="gap")
 
 
 def _table(rows: "pd.DataFrame") -> str:
-    """Markdown: vanilla's and ConAdv's figures in every cell, and ConAdv's lead in the three readings."""
+    """Markdown: vanilla's and ConAdv's results in every cell, and ConAdv's lead in the three comparisons."""
     heads = ["epochs", "batch", "steps", "vanilla (%)", "ConAdv (%)"]
     heads += [f"ConAdv − vanilla, {reading}" for reading in READINGS.values()]
     heads += ["training loss, vanilla", "training loss, ConAdv", "train − test accuracy, ConAdv − vanilla"]

@@ -55,7 +55,7 @@ def with_probes(config: Config, path: Path, every: int) -> dict[str, Any]:
 
     from conadv_lab.training.loop import prepare
 
-    shutil.rmtree(path, ignore_errors=True)  # a run that was cut short has lost its probes
+    shutil.rmtree(path, ignore_errors=True)  # an interrupted run has lost its probes
     run = prepare(config, path, progress="none")
     assert run is not None
     probes = []
@@ -105,7 +105,7 @@ def measure(given: Options) -> tuple["pd.DataFrame", dict[str, Any]]:
     import pandas as pd
 
     configs = plan(given.scale)
-    # In folders of their own: another study may have trained and measured one of these configs without probes.
+    # In separate folders: another study may have trained and measured one of these configs without probes.
     found = run_all(configs, replace(given, runs=given.runs / "probed"), probed, "probes.json")
     columns = (
         "test_accuracy", "train_test_gap", "top_eigenvalue", "trace", "adaptive_worst", "sign_agreement",

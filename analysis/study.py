@@ -34,7 +34,7 @@ Work = Callable[[Config, Path], Figures]
 
 @dataclass(frozen=True)
 class Options:
-    """What every study's command takes."""
+    """The options of every study's command."""
 
     scale: str
     out: Path
@@ -50,34 +50,34 @@ class Options:
 
 @dataclass(frozen=True)
 class Asked:
-    """The options of a study's command, as they are given."""
+    """Values of a study command's options."""
 
     scale: Literal["smoke", "small", "full"] = "small"
-    """How much is run."""
+    """The size of the study."""
     out: Path | None = None
     """Folder of table, manifest and figure."""
     runs: Path = Path("runs/studies/runs")
-    """Where the run folders are."""
+    """Parent of the run folders."""
     processes: int = 1
-    """Runs at a time, one thread each."""
+    """Number of runs at a time, one thread each."""
     from_results: bool = False
-    """Redraw from the tables, run nothing."""
+    """Redraw from the tables without running anything."""
     finished: bool = False
-    """Use the finished runs, leave out the others."""
+    """Use only finished runs."""
 
 
 @dataclass(frozen=True)
 class Archived(Asked):
     data_dir: str = "data"
-    """Folder of the images' archive."""
+    """Folder of the data set's archive."""
 
 
 @dataclass(frozen=True)
 class Mapped(Archived):
     method: tuple[str, ...] = ()
-    """Further methods beside those of the scale."""
+    """Further methods to add to the scale's."""
     minutes: float = math.inf
-    """No run is begun after this."""
+    """Start no run after this many minutes."""
 
 
 def options(
@@ -88,9 +88,9 @@ def options(
     asks: type[Asked] = Asked,
     committed: str = "full",
 ) -> Options:
-    """The options of ``python -m analysis.NAME``, those of ``asks``.
+    """Options of ``python -m analysis.NAME``, as the dataclass ``asks``.
 
-    The committed scale writes where the committed tables and figures lie; the others below ``runs/studies``.
+    The committed scale overwrites the committed tables and figures; the others write below ``runs/studies``.
     """
     given = asked(asks, arguments, f"python -m analysis.{name}", description)
     shown = given.scale == committed and given.out is None
@@ -102,13 +102,13 @@ def options(
 def run_all(
     configs: Iterable[Config], given: Options, work: Work, known: str = "figures.json"
 ) -> dict[Config, Figures]:
-    """The figures of every config, from its run folder or computed now; runs shared by two studies run once.
+    """The results of every config, from its run folder or computed now; runs shared by two studies run once.
 
-    A run is known by what its config asks for, not by its folder's name: runs that ``submit sweep`` left among the
-    run folders are found too. With ``given.finished`` nothing is run, and what is not there is left out.
+    A run is identified by its config, not by its folder's name, so runs that ``submit sweep`` left among the run
+    folders are found too. With ``given.finished`` nothing is run, and missing runs are left out.
 
     Args:
-        work: trains at a path and gives the figures; a function that another process can import.
+        work: trains at a path and returns the results; must be importable by another process.
         known: the file of the run folder that keeps them.
     """
     from tqdm import tqdm
@@ -140,14 +140,14 @@ def existing(runs: Path) -> dict[str, Path]:
 
 
 def commits_of(configs: Iterable[Config], runs: Path) -> str:
-    """The commits that the runs of these configs were trained with, by their manifests, one after the other."""
+    """The commits that these configs' runs were trained with, from their manifests."""
     folders = existing(runs)
     wanted = {identity(resolved(config)) for config in configs} & folders.keys()
     return ", ".join(sorted({str(RunFolder(folders[found]).manifest()["commit"]) for found in wanted}))
 
 
 def _kept(config: Config, path: Path, work: Work, known: str) -> Figures:
-    """Written by the process that computes it, so that nothing is lost if another run fails."""
+    """Compute and write the results in one process, so that nothing is lost if another run fails."""
     made = work(config, path)
     write_json(path / known, made)
     return made
@@ -160,9 +160,9 @@ def _folder_name(config: Config) -> str:
 
 
 def save(name: str, out: Path, rows: "pd.DataFrame", scale: str, **facts: Any) -> None:
-    """Write ``NAME.csv`` and its manifest: command, hardware, code, date, and what the study adds.
+    """Write ``NAME.csv`` and its manifest: command, hardware, commit, date, and what the study adds.
 
-    ``facts`` may hold ``cpu_seconds``: what its runs took, wherever and whenever they ran.
+    ``facts`` may hold ``cpu_seconds``: the total of its runs, wherever and whenever they ran.
     """
     from benchmarks.harness import machine
 
@@ -183,7 +183,7 @@ def table(name: str, folder: Path = RESULTS) -> "pd.DataFrame":
     """A study's table.
 
     Raises:
-        ValueError: it was not measured yet.
+        ValueError: it has not been measured yet.
     """
     import pandas as pd
 
@@ -195,15 +195,15 @@ def table(name: str, folder: Path = RESULTS) -> "pd.DataFrame":
 
 @dataclass(frozen=True)
 class Study:
-    """One question: how it is measured, drawn, put into numbers, and what they were found to say.
+    """One question: how it is measured and drawn, the numbers it yields, and its conclusion.
 
     Attributes:
-        measure: from options to the tidy rows and further facts for the manifest.
+        measure: from options to tidy rows and further facts for the manifest.
         draw: from rows to a matplotlib figure.
-        numbers: from rows to the named figures that the conclusion and the documents quote.
+        numbers: from rows to the named numbers that the conclusion and the documents quote.
         conclusion: three sentences with the numbers' names in braces, written for the committed table.
-        claims: what the sentences say beyond the numbers, each as a test of the numbers.
-        asks: the options of its command; committed: the scale of the committed table.
+        claims: the qualitative statements of the conclusion, each as a test of the numbers.
+        asks: the dataclass of its command's options; committed: the scale of the committed table.
     """
 
     name: str
@@ -217,7 +217,7 @@ class Study:
     committed: str = "full"
 
     def main(self, arguments: Sequence[str] | None = None) -> int:
-        """The command; returns its exit status."""
+        """Run the study's command; returns its exit status."""
         try:
             return self._run(arguments)
         except (ValueError, FileNotFoundError) as mistake:
@@ -252,12 +252,12 @@ class Study:
         figure = self.draw(rows)
         figure.savefig(path, dpi=110, metadata={"Software": None})
         plt.close(figure)
-        with Image.open(path) as drawn:  # lines and letters need few colours: a third of the bytes
+        with Image.open(path) as drawn:  # line art needs few colours: a third of the bytes
             drawn.convert("RGB").quantize(96).save(path, optimize=True)
         return path
 
     def unsupported(self, numbers: dict[str, Any]) -> list[str]:
-        """The claims of the conclusion that these numbers do not support."""
+        """The conclusion's claims that these numbers do not support."""
         return [claim for claim, holds in self.claims.items() if not holds(numbers)]
 
     def told(self, rows: "pd.DataFrame") -> str:
@@ -265,8 +265,10 @@ class Study:
         try:
             numbers = self.numbers(rows)
             failed = self.unsupported(numbers)
-        except (ValueError, KeyError) as error:  # a cell, or a comparison by its name
-            return f"The conclusion was written for the committed table, and this table lacks something: {error}."
+        except (ValueError, KeyError) as error:  # the name of a missing cell or comparison
+            return (
+                f"The conclusion was written for the committed table; this table lacks data for it: {error}."
+            )
         if failed:
             return (
                 f"The conclusion of the committed table is not supported by this table: {'; '.join(failed)}."

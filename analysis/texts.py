@@ -1,6 +1,6 @@
 """Keep the documents' figures up to date with the tables: python -m analysis.texts [--check]
 
-A figure from a study stands between two comments in a document, and is written from the study's table:
+A number from a study stands between two comments in a document, and is written from the study's table:
 
     <!-- study accuracy_vs_batch:conadv_vanilla -->+0.75 (+0.51 to +0.99)<!-- end -->
 
@@ -27,7 +27,7 @@ MARKED = re.compile(r"<!-- ((?:study )?(\w+):(\w+)) -->(.*?)<!-- end -->", re.DO
 
 
 def refreshed(text: str, known: Callable[[str], dict[str, Any]]) -> str:
-    """The text with every marked part as the tables have it.
+    """The text with every marked part filled from the tables.
 
     >>> refreshed("<!-- study a:b -->0.1<!-- end --> points", lambda name: {"b": 0.25})
     '<!-- study a:b -->0.25<!-- end --> points'
@@ -39,7 +39,7 @@ def refreshed(text: str, known: Callable[[str], dict[str, Any]]) -> str:
         if name not in numbers:
             raise unknown(f"number of study {study}", name, numbers)
         new = str(numbers[name])
-        new = f"\n\n{new}\n\n" if "\n" in new else new  # a paragraph or a table of its own
+        new = f"\n\n{new}\n\n" if "\n" in new else new  # a separate paragraph or table
         return f"<!-- {mark} -->{new}<!-- end -->"
 
     return MARKED.sub(replaced, text)
@@ -64,7 +64,7 @@ def numbers_of(study: str, results: Path = RESULTS) -> dict[str, Any]:
 @dataclass(frozen=True)
 class Options:
     check: bool = False
-    """Change nothing, fail where a document is stale."""
+    """Change nothing; fail if a document is stale."""
 
 
 def main(arguments: list[str] | None = None) -> int:

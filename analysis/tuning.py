@@ -14,11 +14,11 @@ from hashlib import sha256
 import numpy as np
 
 Trial = tuple[int, int]
-"""Number of a candidate and of a fold."""
+"""(candidate number, fold number)."""
 Score = tuple[float, float]
-"""Accuracy on the fold, and its loss, which decides between equal accuracies."""
+"""(accuracy on the fold, loss on the fold); the loss breaks ties."""
 REACH = 4.0
-"""A setting is drawn between its default divided and multiplied by this."""
+"""Settings are drawn between the default divided by this factor and the default times it."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Candidate:
 
 
 def candidates(count: int, seed: int, tunes_epsilon: bool) -> list[Candidate]:
-    """The defaults, then draws: log-uniform, each a function of (seed, number), so that all methods share them.
+    """The defaults, then log-uniform draws, each a function of (seed, number), so that all methods share them.
 
     >>> candidates(2, 0, True)[0]
     Candidate(lr=1.0, weight_decay=1.0, epsilon=1.0)
@@ -47,7 +47,7 @@ def candidates(count: int, seed: int, tunes_epsilon: bool) -> list[Candidate]:
 
 
 def rungs(count: int) -> list[int]:
-    """How many candidates are evaluated on each further fold, until one is left.
+    """The number of candidates evaluated on each further fold, until one is left.
 
     >>> rungs(6), rungs(1)
     ([6, 3, 2], [])
@@ -60,7 +60,7 @@ def rungs(count: int) -> list[int]:
 
 
 def affordable(budget: float, cost: float) -> int:
-    """How many candidates a budget pays for, where one trial costs ``cost`` of it; at least the default.
+    """The number of trials of cost ``cost`` that a budget pays for; at least one, the default.
 
     >>> affordable(16, 1), affordable(16, 8 / 3)
     (8, 4)

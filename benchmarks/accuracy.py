@@ -1,10 +1,10 @@
 """A recipe's accuracy and time over several seeds: ``python -m benchmarks.accuracy RECIPE [--seeds N]``.
 
-Options are those of the recipe (``--data-dir``, ``--epochs`` …) and this command's own. ``--beside airbench94``
-alternates with airbench94 (Jordan 2024, arXiv 2404.00498) on the same images, if the package airbench is installed and
-there is a GPU. Training seconds run from before the first step to after the last; whole seconds also include reading
-the data, building the network and evaluation. Each side's first seed searches for fast convolutions, so times are
-compared by their median.
+It takes the recipe's options (``--data-dir``, ``--epochs`` …) and its own. ``--beside airbench94`` alternates with
+airbench94 (Jordan 2024, arXiv 2404.00498) on the same images, if the package airbench is installed and there is a GPU.
+Training seconds run from before the first step to after the last; whole seconds also include reading the data, building
+the network and evaluation. Each side's first seed searches for fast convolutions, so times are compared by their
+median.
 """
 
 import contextlib
@@ -38,18 +38,18 @@ class Options:
     """Of this command"""
 
     seeds: int = 1
-    """How many seeds, starting at the config's."""
+    """Number of seeds, starting at the config's seed."""
     beside: str | None = None
-    """A peer to train in turn with it: airbench94."""
+    """A peer to alternate with: airbench94."""
     out: Path | None = None
     """Folder that keeps the run folders; None: nothing is kept."""
     json: Path | None = None
-    """Write the figures to this file too, after each seed."""
+    """Also write the results to this file, after each seed."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One training: its seed, accuracies in percent by their name, and seconds."""
+    """One training run: its seed, named accuracies in percent, and seconds."""
 
     seed: int
     accuracies: Mapping[str, float]
@@ -58,7 +58,7 @@ class Outcome:
 
 
 def trained(config: Config, folder: Path, resume: bool = False) -> Outcome:
-    """Train a config here, as `conadv_lab.train` does, and leave its run folder; seconds are those of this stretch."""
+    """Train a config as `conadv_lab.train` does and keep its run folder; seconds count this call only."""
     start = time.perf_counter()
     run = prepare(config, folder, resume=resume, progress="none")
     assert run is not None
@@ -75,10 +75,10 @@ def trained(config: Config, folder: Path, resume: bool = False) -> Outcome:
 
 
 def airbench94(data_dir: Path) -> Callable[[int], Outcome]:
-    """airbench94 as its package trains it, by seed.
+    """A function of the seed that trains airbench94 as its package does.
 
     Raises:
-        ImportError: it, or torchvision, which it needs, is not there.
+        ImportError: airbench, or torchvision, which it needs, is not installed.
         ValueError: there is no GPU, which it needs.
     """
     import airbench
@@ -88,7 +88,7 @@ def airbench94(data_dir: Path) -> Callable[[int], Outcome]:
         raise ValueError("airbench94 needs a GPU, which torch does not see")
     folder = tempfile.TemporaryDirectory(prefix="airbench-")
     images, labels, test_images, test_labels = load_cifar(data_dir)
-    (Path(folder.name) / "cifar10").mkdir()  # the name that its code reads them by
+    (Path(folder.name) / "cifar10").mkdir()  # the file name that its code reads
     for name, pixels, classes in (("train", images, labels), ("test", test_images, test_labels)):
         content = {"images": pixels.permute(0, 2, 3, 1).contiguous(), "labels": classes, "classes": []}
         torch.save(content, Path(folder.name) / f"cifar10/{name}.pt")
@@ -113,7 +113,7 @@ def airbench94(data_dir: Path) -> Callable[[int], Outcome]:
 
 
 def rows_of(sides: Mapping[str, Sequence[Outcome]]) -> list[Row]:
-    """Each side's figures, seed by seed and over its seeds; seconds beside those of the last side."""
+    """Each side's results, per seed and over seeds; seconds are compared with the last side's."""
     rows: list[Row] = []
     *_, peer = sides
     for side, outcomes in sides.items():
@@ -129,7 +129,7 @@ def rows_of(sides: Mapping[str, Sequence[Outcome]]) -> list[Row]:
 
 
 def over_seeds(name: str, values: Mapping[int, float]) -> list[Row]:
-    """Percentages by seed, their mean, and their standard deviation where there are several."""
+    """Percentages per seed, their mean, and their standard deviation if there are several."""
     rows = [Row(f"{name}, seed {seed}", value, "%") for seed, value in values.items()]
     if len(values) > 1:
         rows.append(Row(f"{name}, mean of {len(values)}", statistics.mean(values.values()), "%"))
@@ -144,7 +144,7 @@ def seeds_of(config: Config, count: int) -> list[Config]:
 
 
 def measure(recipe: str, config: Config, options: Options) -> list[Row]:
-    """Rows of all seeds and sides, written as they are measured."""
+    """Rows of all seeds and sides, written out as they are measured."""
     configs = seeds_of(resolved(config), options.seeds)
     if options.beside not in (None, *PEERS):
         raise unknown("peer", options.beside, PEERS)
@@ -156,7 +156,9 @@ def measure(recipe: str, config: Config, options: Options) -> list[Row]:
             sides[options.beside] = []
         except (ImportError, ValueError) as missing:
             print(f"{options.beside} is not measured: {missing}", file=sys.stderr, flush=True)
-    torch.zeros(1, device=pick_device(config.training.device)).item()  # the device's own start is nobody's
+    torch.zeros(
+        1, device=pick_device(config.training.device)
+    ).item()  # the device's start-up counts for no side
     with kept_or_scratch(options.out) as folder:
         for one in configs:
             sides[recipe].append(trained(one, run_folder(folder, recipe, one)))
@@ -168,13 +170,13 @@ def measure(recipe: str, config: Config, options: Options) -> list[Row]:
 
 
 def run_folder(folder: Path, recipe: str, config: Config) -> Path:
-    """Where a seed's run lies."""
+    """The folder of a seed's run."""
     return folder / f"{recipe.rpartition(':')[2]}-s{config.training.seed}"
 
 
 @contextlib.contextmanager
 def kept_or_scratch(folder: Path | None) -> Any:
-    """The folder, or without one a temporary one."""
+    """The folder given, or a temporary one."""
     made = folder or Path(tempfile.mkdtemp(prefix="runs-"))
     try:
         yield made
@@ -193,7 +195,7 @@ def command(
     """
     given = list(sys.argv[1:] if words is None else words)
     if not given or given[0] in ("-h", "--help"):
-        print(f"{about}\n{module} RECIPE --help names every option.")
+        print(f"{about}\n{module} RECIPE --help lists every option.")
         raise SystemExit(0 if given else 2)
     try:
         config, asked = parse_config(find(given[0]), given[1:], prog=f"{module} {given[0]}", options=options)

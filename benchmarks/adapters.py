@@ -3,8 +3,8 @@
     python -m benchmarks.adapters [--json FILE] [--rounds N] [--batch N] [--threads N]
 
 ResNet-20 on synthetic images of 32 × 32, SGD with momentum. Each library trains twice, on the same images from the same
-kind of loader: as one writes it without this package, and through the adapter. A trainer owns its loop, so each runs in
-a thread that waits after every step; one step of each is timed in turn. Needs the extra [adapters].
+kind of loader: once without this package, and once through the adapter. A trainer owns its loop, so each runs in a
+thread that waits after every step; one step of each is timed in turn. Needs the extra [adapters].
 """
 
 import tempfile
@@ -35,10 +35,10 @@ Wait = Callable[[], None]
 
 
 class Stepped:
-    """A loop that somebody else owns, one step a call: it runs in a thread, and waits after each step.
+    """Takes one step per call of a loop that a library owns: it runs in a thread and waits after each step.
 
     Args:
-        loop: trains until it is ended; calls what it is given after each step.
+        loop: trains until stopped; calls its argument after each step.
     """
 
     def __init__(self, loop: Callable[[Wait], None]) -> None:
@@ -78,11 +78,11 @@ class Stepped:
 
 
 class _End(BaseException):
-    """Leaves a trainer's loop; no trainer catches it."""
+    """Raised to leave a trainer's loop; no trainer catches it."""
 
 
 class Network(nn.Module):
-    """ResNet-20 as Hugging Face's models are called."""
+    """ResNet-20 with the call signature of Hugging Face models."""
 
     main_input_name = "pixel_values"
 
@@ -232,7 +232,7 @@ def measure(batch: int, rounds: int) -> list[Row]:
 class AdapterOptions(Options):
     rounds: int = 31
     batch: int = BATCH
-    """Images of a step."""
+    """Images per step."""
     threads: int | None = None
     """CPU threads; None: all cores."""
 

@@ -1,8 +1,8 @@
-"""What saving costs a run: steps while a checkpoint is written, against the same steps without.
+"""What saving costs a run: step times while a checkpoint is written, against the same steps without.
 
     python -m benchmarks.checkpoint [--json FILE] [--rounds N] [--model resnet18] [--batch N] [--threads N]
 
-Model and optimiser state are those of the CIFAR recipe; a round has enough steps for the writing to finish within it.
+Model and optimiser state match the CIFAR recipe; a round has enough steps for the write to finish within it.
 The last rows give the cost in percent of the training time at one checkpoint per minute.
 """
 
@@ -25,13 +25,13 @@ MINUTE = 60.0
 @dataclass(frozen=True)
 class CheckpointOptions(Options):
     rounds: int = 7
-    model: str = "resnet18"  # The model that is trained.
-    batch: int = 32  # Images of a step.
+    model: str = "resnet18"  # The model to train.
+    batch: int = 32  # Images per step.
     threads: int = 1  # CPU threads.
 
 
 def steps_while_saving(run: Run) -> int:
-    """How many steps take at least twice as long as a checkpoint; both are done once before."""
+    """The number of steps that take at least twice as long as a checkpoint, from one warm-up of each."""
     for _ in range(2):
         run.train_step()
     start = time.perf_counter()

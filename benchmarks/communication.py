@@ -31,14 +31,14 @@ WARM_UP = 3
 class CommunicationOptions(Options):
     rounds: int = 9
     ranks: tuple[int, ...] = (1, 2)  # Numbers of ranks to compare.
-    model: str = "resnet18"  # The model that is trained.
-    batch: int = 32  # Images of a step.
+    model: str = "resnet18"  # The model to train.
+    batch: int = 32  # Images per step.
     child: str | None = None  # (A rank started by this command.)
     out: Path = Path(os.devnull)  # (Of a rank.)
 
 
 class Waiting:
-    """Seconds in which this process had only messages to wait for, since the last `taken`."""
+    """Seconds that this process spent waiting for messages alone, since the last call of `taken`."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.seconds = device, 0.0
@@ -72,7 +72,7 @@ class Waiting:
 
 
 class _Work:
-    """An operation under way, the wait for which is timed."""
+    """A pending operation whose wait is timed."""
 
     def __init__(self, work: Any, waiting: Waiting) -> None:
         self.work, self.waiting = work, waiting
@@ -85,7 +85,7 @@ class _Work:
 
 
 def rank(model: str, method: str, batch: int, rounds: int, out: Path) -> None:
-    """One rank: takes its steps, and rank 0 writes the seconds of each and of its waits."""
+    """One rank: takes its steps; rank 0 writes the seconds of each step and of its waits."""
     from conadv_lab.runs import RunFolder
     from conadv_lab.training.build import build
     from conadv_lab.training.distributed import Spectator, join

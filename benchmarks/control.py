@@ -1,10 +1,10 @@
 """A recipe beside a plain PyTorch loop: ``python -m benchmarks.control RECIPE [--seeds N] [--data-dir DIR]``.
 
 Both train the recipe's network from the same initial weights, on the same images, for the same number of steps, and
-both accuracies are printed with their spread over the seeds. The loop uses no package but torch: its SGD, batch norm
-with running averages, crops and flips of a whole batch with torch's generator, and `LambdaLR`. Anything lost between a
-gradient and the figure in a result shows here: an evaluation with the wrong statistics, a wrong augmentation, a
-schedule that ends early. It supports vanilla SGD only and refuses other recipes.
+both accuracies are printed with their spread over the seeds. The loop uses only torch: its SGD, batch norm with running
+averages, crops and flips of a whole batch with torch's generator, and `LambdaLR`. Anything lost between gradient and
+reported accuracy shows here: an evaluation with the wrong statistics, a wrong augmentation, a schedule that ends early.
+It supports vanilla SGD only and refuses other recipes.
 
 ``--out DIR`` keeps the run folders; a finished run with the same config is not repeated.
 """
@@ -42,17 +42,17 @@ MIRRORED = {
     "label_smoothing", "schedule", "warmup_epochs", "warmup_steps", "end_lr", "power", "milestone_epochs",
     "decay_factor",
 }  # fmt: skip
-"""Fields of data, model and optimisation that the loop follows, or that cannot change what is learnt."""
+"""Fields of data, model and optimisation that the loop honours, or that cannot change what is learnt."""
 
 
 def require_plain(config: Config) -> None:
-    """Raise ``ValueError`` where the loop would not do what the config says."""
+    """Raise ``ValueError`` if the loop cannot do what the config says."""
     method, training = config.method.method, config.training
     if method != "vanilla":
         raise ValueError(f"method is {method!r}; allowed beside a plain loop: 'vanilla' (--method vanilla)")
     if config.data.source.photographs:
         raise ValueError(
-            f"dataset is {config.data.dataset!r}; allowed beside a plain loop: images that lie in memory"
+            f"dataset is {config.data.dataset!r}; allowed beside a plain loop: a data set held in memory"
         )
     for section in (Data, Model, Optimization):
         values = getattr(config, section.__name__.lower())
@@ -62,14 +62,14 @@ def require_plain(config: Config) -> None:
                 raise ValueError(f"{field.name} is {value!r}; allowed beside a plain loop: {field.default!r}")
     if SCHEDULES[config.optimization.schedule].ceiling is not None:
         raise ValueError(
-            f"schedule is {config.optimization.schedule!r}; allowed beside a plain loop: one that reads no losses"
+            f"schedule is {config.optimization.schedule!r}; allowed beside a plain loop: one that ignores losses"
         )
     if training.micro_batch not in (None, training.global_batch):
         raise ValueError(f"micro_batch is {training.micro_batch}; allowed beside a plain loop: None")
 
 
 def plain_accuracy(parts: Parts) -> float:
-    """Test accuracy in percent of the parts' network, trained from its present weights by a plain loop."""
+    """Test accuracy in percent of a network trained from its present weights by a plain loop."""
     config, device, steps = parts.config, parts.device, parts.stream.steps
     images, labels = parts.train_set.fetch(torch.arange(len(parts.train_set)))
     test_images, test_labels = parts.test_set.fetch(torch.arange(len(parts.test_set)))
@@ -109,7 +109,7 @@ def plain_accuracy(parts: Parts) -> float:
 
 
 def sgd(model: nn.Module, section: Optimization) -> torch.optim.SGD:
-    """torch's SGD; weights alone are decayed, and batch norm's biases may have a learning rate of their own."""
+    """torch's SGD; only weights are decayed, and batch norm biases may have a separate learning rate."""
     lr = section.lr or 0.0
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     biases = {id(norm.bias) for norm in norms}
@@ -124,14 +124,14 @@ def sgd(model: nn.Module, section: Optimization) -> torch.optim.SGD:
 
 
 def shuffled(count: int, batch: int, device: torch.device) -> Iterator[tuple[int, Tensor]]:
-    """(epoch, indices) of batches, pass after pass, each in a new order and without its incomplete last batch."""
+    """(epoch, indices) of batches, epoch after epoch, each in a new order, dropping the incomplete last batch."""
     for epoch in itertools.count():
         for chosen in torch.randperm(count, device=device).split(batch)[: count // batch]:
             yield epoch, chosen
 
 
 def augmented(images: Tensor, data: Data, mirrored: Tensor) -> Tensor:
-    """Random crops out of a frame, mirror images where ``mirrored`` says so, and cutout, all of a batch at once."""
+    """Random crops of padded images, horizontal flips where ``mirrored``, and cutout, for a whole batch at once."""
     count, channels, height, width = images.shape
     device = images.device
     if data.flip:
@@ -156,7 +156,7 @@ def augmented(images: Tensor, data: Data, mirrored: Tensor) -> Tensor:
 
 
 def factor(config: Config, steps: int, images: int) -> Callable[[int], float]:
-    """What the highest learning rate is multiplied by at a step, as `LambdaLR` takes it."""
+    """The factor on the peak learning rate at a step, for `LambdaLR`."""
     section, per_epoch = config.optimization, images / config.training.global_batch
     warmup = section.warmup_steps
     if warmup is None:
@@ -180,16 +180,16 @@ def factor(config: Config, steps: int, images: int) -> Callable[[int], float]:
 
 
 def own_accuracy(config: Config, folder: Path) -> float:
-    """Test accuracy in percent of the package's own run, which may already be finished."""
+    """Test accuracy in percent of the package's run, which may already be finished."""
     result = RunFolder(folder).result()
     if result is not None:
-        reconciled(config, RunFolder(folder), resume=True)  # refuses a run of another config
+        reconciled(config, RunFolder(folder), resume=True)  # refuses a folder with another config
         return result["test_accuracy"]
     return trained(config, folder, resume=True).accuracies["test accuracy"]
 
 
 def measure(recipe: str, config: Config, options: Options) -> list[Row]:
-    """Both sides' accuracies, seed by seed, written as they are measured."""
+    """Both sides' accuracies, seed by seed, written out as they are measured."""
     config = resolved(config)
     require_plain(config)
     ours: dict[int, float] = {}
@@ -207,7 +207,7 @@ def measure(recipe: str, config: Config, options: Options) -> list[Row]:
 
 
 def rows_of(recipe: str, ours: Mapping[int, float], control: Mapping[int, float]) -> list[Row]:
-    """Both sides over their seeds, and how far ours is above the control."""
+    """Both sides over their seeds, and how far the package is above the plain loop."""
     apart = [ours[seed] - control[seed] for seed in ours]
     rows = over_seeds(f"{recipe}, test accuracy", ours) + over_seeds("plain loop, test accuracy", control)
     rows.append(Row("above the plain loop, mean", statistics.mean(apart), "points"))

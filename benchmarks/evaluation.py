@@ -3,7 +3,7 @@
     python -m benchmarks.evaluation [--json FILE] [--rounds N] [--ranks 1 2] [--model resnet20] [--images N]
 
 Every rank has one thread, so two ranks need two idle cores. The rows give rank 0's median time; the ratio is the
-speed-up over the first number of ranks. All must give the same figures.
+speed-up over the first number of ranks. All must give the same results.
 """
 
 import json
@@ -26,14 +26,14 @@ GROUP = 500
 class EvaluationOptions(Options):
     rounds: int = 5
     ranks: tuple[int, ...] = (1, 2)  # Numbers of ranks to compare.
-    model: str = "resnet20"  # The model that is evaluated.
-    images: int = 4000  # Training images that are judged.
+    model: str = "resnet20"  # The model to evaluate.
+    images: int = 4000  # Training images to evaluate on.
     child: bool = False  # (A rank started by this command.)
     out: Path = Path(os.devnull)  # (Of a rank.)
 
 
 def rank(model: str, images: int, rounds: int, out: Path) -> None:
-    """One rank: evaluates, and rank 0 writes the seconds of each evaluation and the figures."""
+    """One rank: evaluates; rank 0 writes the seconds of each evaluation and the results."""
     from conadv_lab.training.build import build
     from conadv_lab.training.distributed import join
     from conadv_lab.training.evaluate import calibrated_copy, evaluate

@@ -21,17 +21,17 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT, VISITS = ROOT / "docs/gpu.md", ROOT / "analysis/results/gpu"
 MARKED = re.compile(r"<!-- visits -->.*<!-- end -->", re.DOTALL)
 LINES = 60
-"""Of what a part printed, from the end; all of it is in gpu.json."""
+"""Lines shown from the end of a part's output; all of it is in gpu.json."""
 ERROR_LINES = 20
 
 
 def page(records: Sequence[Mapping[str, Any]]) -> str:
-    """The page, from the parts' records with what they measured and printed."""
+    """The page, from the records of what each part measured and printed."""
     return "\n\n".join(["# A GPU visit", *blocks_of(records, "##")]) + "\n"
 
 
 def refreshed(text: str, visits: Sequence[Sequence[Mapping[str, Any]]]) -> str:
-    """A document with these visits between its marks, the newest first."""
+    """A document with these visits between its markers, newest first."""
     blocks = []
     for records in sorted(visits, key=_day, reverse=True):
         gpus = {record["machine"].get("gpu", "no GPU") for record in records if "machine" in record}
@@ -41,7 +41,7 @@ def refreshed(text: str, visits: Sequence[Sequence[Mapping[str, Any]]]) -> str:
 
 
 def blocks_of(records: Sequence[Mapping[str, Any]], heading: str) -> list[str]:
-    """A visit as blocks of Markdown, its parts under headings of this kind."""
+    """A visit as blocks of Markdown; its parts get headings of this level."""
     blocks = [*_machines(records), _overview(records)]
     for record in records:
         if record["status"] != "not run":
@@ -53,7 +53,7 @@ def section(record: Mapping[str, Any], heading: str) -> list[str]:
     """One part, as blocks of Markdown."""
     seconds = f" after {record['seconds']:.0f} s" if "seconds" in record else ", cut off"
     reason = f" ({record['reason']})" if "reason" in record else ""
-    small = ", in small, so its figures mean nothing" if record["small"] else ""
+    small = ", at tiny size, so its figures mean nothing" if record["small"] else ""
     blocks = [
         f"{heading} {record['part']}",
         f"{record['about'][0].upper()}{record['about'][1:]}: {record['status']}{reason}{seconds}{small}.",
@@ -71,7 +71,7 @@ def section(record: Mapping[str, Any], heading: str) -> list[str]:
 
 @dataclass(frozen=True)
 class PageOptions:
-    check: bool = False  # Change nothing, fail where the page is stale.
+    check: bool = False  # Change nothing; fail if the page is stale.
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -93,7 +93,7 @@ def _day(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _machines(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Where and when; parts of one folder may have been measured in several places."""
+    """Where and when; parts of one folder may come from several machines."""
     parts: dict[str, list[str]] = {}
     for record in records:
         if "machine" in record:

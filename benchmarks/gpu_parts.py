@@ -13,7 +13,7 @@ SMALL = (
     "--dataset {root}/benchmarks/truncated_cifar.py:sets --threads 1 --bn-recalibrate 64 --model resnet20 "
     "--precision float32 --epochs 1 --global-batch 64 --warmup-epochs 0 --base-lr 0.05"
 )
-"""Fields of a recipe that make it end within a second or two on a CPU."""
+"""Options that make a recipe finish within a second or two on a CPU."""
 SMALL_STEPS = "--model resnet20 --pixels 8 --batches 4 --rounds 2 --repeats 1 --methods conadv --threads 1"
 
 Need = Literal["cifar10", "run"]
@@ -21,13 +21,13 @@ Need = Literal["cifar10", "run"]
 
 @dataclass(frozen=True)
 class Place:
-    """Where a visit happens.
+    """The folders of a visit.
 
     Attributes:
         out: folder of gpu.json and gpu.md.
-        scratch: a folder for each part, with what it writes, run folders with their large checkpoints among it.
+        scratch: one folder per part for its output, including run folders with large checkpoints.
         data: folder with CIFAR-10, or None.
-        small: whether every part is made tiny, to be tried on a CPU.
+        small: whether to make every part tiny, to try it on a CPU.
     """
 
     out: Path
@@ -42,18 +42,18 @@ class Place:
 
 @dataclass(frozen=True)
 class Part:
-    """One thing to measure, by a process of its own.
+    """One measurement, run in a separate process.
 
     Attributes:
-        name: what ``--only`` takes.
+        name: the value for ``--only``.
         about: what it measures, in one line.
         words: Python's command line. {figures} is the JSON file to write, {runs} a folder for runs, {data} the folder
-            with CIFAR-10, {run} a finished run, {root} the repository, {scratch} where all parts' runs are.
-        seconds: it is killed after them.
-        least: with less time left it is not begun.
-        needs: what has to be there.
-        small: more words that make it tiny.
-        shown: what the page shows of it: its rows, or what it printed.
+            with CIFAR-10, {run} a finished run, {root} the repository, {scratch} the folder of all parts' runs.
+        seconds: time limit, after which it is killed.
+        least: seconds that must be left for it to start.
+        needs: its requirements.
+        small: further arguments that make it tiny.
+        shown: what the page shows: its rows, or its output.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Part:
         return [sys.executable, *(word.format(**known) for word in shlex.split(self._all_words(place.small)))]
 
     def told(self, small: bool) -> str:
-        """The command without any machine's paths."""
+        """The command, without paths of this machine."""
         names = ("figures", "runs", "scratch", "data", "run", "root")
         return f"python {self._all_words(small)}".format(**{name: name.upper() for name in names})
 

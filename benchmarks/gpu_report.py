@@ -17,15 +17,15 @@ PEAK_TFLOPS = {
     "NVIDIA A100-PCIE-40GB": 312.0,
     "NVIDIA A100 80GB PCIe": 312.0,
 }
-"""Dense bfloat16, by torch's name of the GPU. Of any other GPU no share is given.
+"""Dense bfloat16 TFLOP/s by torch's name of the GPU; for other GPUs no share is given.
 
-From NVIDIA's data sheets, as others quote them: A100 312, 624 with sparsity (1758950-r4, quoted for SXM by
+From NVIDIA's data sheets, as quoted by others: A100 312, 624 with sparsity (1758950-r4, quoted for SXM by
 glennklockwood.com/garden/processors/A100; the PCIe cards have the same cores and clock). Of Hopper they give the rate
 with sparsity, twice the dense one: H100 SXM 1,979 and PCIe 1,513 (NVIDIA's table, quoted by
 archive-lib.hpctech.co.jp/gpuproduct/nvidia-h100.html), H200 what H100 SXM has (quoted by
 glennklockwood.com/garden/processors/h100)."""
 STEP_GFLOP = {("resnet50", 224): 24.5}
-"""10⁹ floating-point operations an image of a vanilla training step: three passes of 4.09 G multiply-adds
+"""10⁹ floating-point operations per image in a vanilla training step: three passes of 4.09 G multiply-adds
 (torchvision's documentation), two operations each."""
 
 
@@ -34,16 +34,16 @@ DASH = "–"
 
 @dataclass(frozen=True)
 class Measured:
-    """One kind of step at one batch.
+    """One kind of step at one batch size.
 
     Attributes:
         label: method and placement.
-        batch: images of a step.
-        ms: median time of a step.
-        ratio, spread: to vanilla's, the median over the rounds' pairs and its quartiles.
-        memory: GiB that torch reserved at most, or None.
+        batch: images per step.
+        ms: median step time.
+        ratio, spread: step time relative to vanilla, median and quartiles over the rounds' pairs.
+        memory: peak memory reserved by torch in GiB, or None.
         share: percent of the GPU's peak rate, or None.
-        over_disadv: DisAdv's time over this one's, both captured or neither, the median over pairs, or None.
+        over_disadv: DisAdv's step time over this one's, both captured or both not, median over pairs, or None.
     """
 
     label: str
@@ -70,19 +70,19 @@ class Measured:
         assert row.ratio is not None
         share = None
         if gflop is not None and peak is not None:
-            share = 100 * gflop * evaluations * batch / (row.value * peak)  # GFLOP a ms are TFLOP a s
+            share = 100 * gflop * evaluations * batch / (row.value * peak)  # GFLOP per ms equal TFLOP per s
         rival = "disadv" + label.partition(", ")[1] + label.partition(", ")[2].partition(", ")[0]
         over = times.row(rival, label).ratio if rival in times.seconds else None
         return cls(label, batch, row.value, row.ratio, row.spread, memory, share, over)
 
 
 def peak_tflops() -> float | None:
-    """Of this GPU, or None where its data sheet is not on record."""
+    """The peak rate of this GPU, or None if its data sheet is not listed."""
     return PEAK_TFLOPS.get(torch.cuda.get_device_name())
 
 
 def images_per_second(times: Times, batch: int, own: Sequence[str]) -> list[Row]:
-    """A row for each loop; its ratio is its rate over that of the fastest loop that is not one of ``own``."""
+    """One row per loop; the ratio is its rate over the rate of the fastest loop outside ``own``."""
     fastest = min((name for name in times.seconds if name not in own), key=times.median)
     rows = []
     for name, seconds in times.seconds.items():
@@ -94,7 +94,7 @@ def images_per_second(times: Times, batch: int, own: Sequence[str]) -> list[Row]
 
 
 def rows_of(steps: Sequence[Measured]) -> list[Row]:
-    """Times with their ratio to vanilla, DisAdv's time over ConAdv's, memory, and shares of the peak rate."""
+    """Step times relative to vanilla, DisAdv's time over ConAdv's, memory, and shares of the peak rate."""
     rows = []
     for one in steps:
         name = f"{one.label}, {one.batch} images"
@@ -109,7 +109,7 @@ def rows_of(steps: Sequence[Measured]) -> list[Row]:
 
 
 def tables(steps: Sequence[Measured]) -> str:
-    """One table per quantity: kinds of steps down, batches across."""
+    """One table per quantity: a row per kind of step, a column per batch size."""
     shown: dict[str, Callable[[Measured], str]] = {
         "ms a step": lambda one: f"{one.ms:.2f}",
         "times vanilla": lambda one: f"{one.ratio:.3f}",

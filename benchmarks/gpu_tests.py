@@ -1,7 +1,7 @@
 """The tests that only a CUDA device can run: ``python -m benchmarks.gpu_tests [--json FILE] [--files FILE …]``.
 
 Only files with such tests are collected, so packages that other tests need may be missing. Counts are written after
-each test. Exit status: pytest's.
+each test. The exit status is pytest's.
 """
 
 import os
@@ -21,7 +21,7 @@ MARK = "mark.gpu"
 
 
 class Counts:
-    """A pytest plugin that counts outcomes, and keeps them on the disk as they come."""
+    """A pytest plugin that counts outcomes and writes them to disk as they come."""
 
     def __init__(self, json_file: Path | None) -> None:
         self.json_file = json_file
@@ -49,7 +49,7 @@ class Counts:
 
 
 def files() -> list[Path]:
-    """Test files with a test that is marked for a GPU."""
+    """Test files with at least one test marked for a GPU."""
     return [path for path in sorted((ROOT / "tests").rglob("test_*.py")) if MARK in path.read_text()]
 
 

@@ -8,10 +8,10 @@ interrupted visit loses no finished part, and the same command continues it. A p
 not stop the next. Runs, with checkpoints of hundreds of MB, and the current part's output are in DIR/scratch, or in
 ``--scratch``.
 
-torch, numpy, scikit-learn, pandas, matplotlib, seaborn, pytest, tyro and PyHessian are enough; being on PYTHONPATH
-suffices. ``--data-dir`` is a folder with CIFAR-10 (`conadv_lab.data.cifar`); without it, the parts that need it are
-skipped. ``--small`` makes every part tiny, to try all of them on a CPU. Exit status: 0 all parts finished, 1 some did
-not, 2 invalid arguments.
+It needs torch, numpy, scikit-learn, pandas, matplotlib, seaborn, pytest, tyro and PyHessian; conadv_lab need not be
+installed if it is on PYTHONPATH. ``--data-dir`` is a folder with CIFAR-10 (`conadv_lab.data.cifar`); without it, the
+parts that need it are skipped. ``--small`` makes every part tiny, to try all of them on a CPU. Exit status: 0 all parts
+finished, 1 some did not, 2 invalid arguments.
 """
 
 import contextlib
@@ -39,22 +39,22 @@ from conadv_lab.mistakes import require, unknown
 
 FINISHED = "finished"
 LONGEST = 50_000
-"""Characters kept of what a part printed, from the end."""
+"""Characters kept from the end of a part's output."""
 
 
 @dataclass(frozen=True)
 class VisitOptions:
     minutes: float = 9.0  # For all parts.
-    out: Path = Path("gpu")  # Folder of what is measured.
+    out: Path = Path("gpu")  # Folder for the results.
     data_dir: Path | None = None  # A folder with CIFAR-10.
-    scratch: Path | None = None  # Folder of the runs; None: OUT/scratch.
-    only: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()  # These parts alone.
-    small: bool = False  # Every part tiny, also on a CPU.
-    list: bool = False  # Name the parts and leave.
+    scratch: Path | None = None  # Folder for runs; None: OUT/scratch.
+    only: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()  # Only these parts.
+    small: bool = False  # Make every part tiny, to try it on a CPU.
+    list: bool = False  # List the parts and exit.
 
     @property
     def parts(self) -> set[str]:
-        """Names of the parts that are wanted; all where there are none."""
+        """Names of the chosen parts; all if none were given."""
         return {name for several in self.only for name in several}
 
 
@@ -73,10 +73,10 @@ def main(words: Sequence[str] | None = None, parts: Sequence[Part] = PARTS) -> i
 
 
 def _checked(asked: VisitOptions, parts: Sequence[Part]) -> tuple[list[Part], Place]:
-    """What to do and where.
+    """The folders and parts of a visit.
 
     Raises:
-        ValueError: a mistake in what was asked; nothing has been written.
+        ValueError: invalid options; nothing has been written.
     """
     known = {part.name: part for part in parts}
     for name in sorted(asked.parts):
@@ -94,7 +94,7 @@ def _checked(asked: VisitOptions, parts: Sequence[Part]) -> tuple[list[Part], Pl
     _require_one_size(before, out, asked.small)
     unfinished = [part for part in chosen if before.get(part.name, {}).get("status") != FINISHED]
     for first in [part for part in unfinished if not _missing(part, place)][:1]:
-        allowed = f"at least {first.least / 60:.2g}, for {first.name} is begun first"
+        allowed = f"at least {first.least / 60:.2g}, as {first.name} starts first"
         require(60 * asked.minutes >= first.least, "minutes", asked.minutes, allowed)
     if unfinished:
         _require_gpu(asked.small)
@@ -109,11 +109,11 @@ def _require_data(asked: VisitOptions, chosen: Sequence[Part]) -> None:
         return
     wanting = [part.name for part in chosen if asked.parts and "cifar10" in part.needs]
     if wanting:
-        raise ValueError(f"{', '.join(wanting)} needs CIFAR-10; name its folder by --data-dir")
+        raise ValueError(f"{', '.join(wanting)} needs CIFAR-10; pass its folder as --data-dir")
 
 
 def _require_one_size(before: dict[str, dict[str, Any]], out: Path, small: bool) -> None:
-    """Small and full-size figures must not share a page or replace each other."""
+    """Raise ``ValueError`` if tiny and full-size results would share a page or overwrite each other."""
     for name, record in before.items():
         if record.get("small", small) != small:
             how = "in full" if small else "in small"
@@ -126,11 +126,11 @@ def _require_gpu(small: bool) -> None:
     import torch
 
     if not small and not torch.cuda.is_available():
-        raise ValueError("torch sees no GPU, so there is nothing to visit; --small tries every part on a CPU")
+        raise ValueError("torch finds no GPU to measure; --small tries every part on a CPU")
 
 
 def visit(chosen: Sequence[Part], place: Place, parts: Sequence[Part], seconds: float) -> int:
-    """Start each chosen unfinished part until time is up; returns the exit status."""
+    """Run the chosen unfinished parts one after another until time is up; returns the exit status."""
     from benchmarks.harness import machine
 
     begun, described = time.monotonic(), machine()
@@ -168,9 +168,9 @@ def visit(chosen: Sequence[Part], place: Place, parts: Sequence[Part], seconds: 
 
 
 def carry_out(part: Part, place: Place, seconds: float) -> dict[str, Any]:
-    """One part in a process of its own: how it ended, what it measured and what it printed."""
+    """Run one part in a separate process; returns how it ended, what it measured and what it printed."""
     folder = place.scratch / part.name
-    shutil.rmtree(folder, ignore_errors=True)  # what an unfinished try left
+    shutil.rmtree(folder, ignore_errors=True)  # left over from an unfinished try
     folder.mkdir(parents=True, exist_ok=True)
     command, start = part.command(place), time.monotonic()
     status = run_limited(command, folder, seconds, place.small)
@@ -183,12 +183,12 @@ def carry_out(part: Part, place: Place, seconds: float) -> dict[str, Any]:
     if status:
         return found | {"status": "failed", "reason": f"exit status {status}"}
     if found["figures"] is None:
-        return found | {"status": "failed", "reason": "it left no figures"}
+        return found | {"status": "failed", "reason": "it wrote no results"}
     return found | {"status": FINISHED}
 
 
 def run_limited(command: Sequence[str], folder: Path, seconds: float, small: bool = False) -> int | None:
-    """Exit status of a command, or None if it ran out of time and was killed with all its children."""
+    """A command's exit status, or None if it ran out of time and was killed with all its children."""
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = os.environ | {"PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"}
     if small:
@@ -204,7 +204,7 @@ def run_limited(command: Sequence[str], folder: Path, seconds: float, small: boo
             return None
         finally:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # also what a finished part left behind
+                os.killpg(process.pid, signal.SIGKILL)  # also children that a finished part left running
             process.wait()
 
 
@@ -228,7 +228,7 @@ def _about(part: Part) -> dict[str, Any]:
 
 
 def _figures(folder: Path, place: Place) -> Any:
-    """What a part has measured; None where there is nothing, or half a file."""
+    """A part's results; None if the file is missing or incomplete."""
     try:
         return json.loads(
             _text(folder / "figures.json", place), parse_constant=lambda _: None
@@ -238,7 +238,7 @@ def _figures(folder: Path, place: Place) -> Any:
 
 
 def _text(file: Path, place: Place) -> str:
-    """A file's text without this machine's paths, as others are to read it."""
+    """A file's text with this machine's paths removed, for publication."""
     text = file.read_text(errors="replace")
     for path, name in ((place.scratch, "SCRATCH"), (place.data, "DATA"), (ROOT, ".")):
         text = text.replace(str(path), name) if path is not None else text
@@ -246,10 +246,10 @@ def _text(file: Path, place: Place) -> str:
 
 
 def read(out: Path) -> dict[str, dict[str, Any]]:
-    """How each part ended that was ever begun, by its name.
+    """How each part that was ever started ended, by name.
 
     Raises:
-        ValueError: the file is not a visit's.
+        ValueError: the file does not belong to a visit.
     """
     file = out / "gpu.json"
     if not file.exists():
@@ -257,11 +257,11 @@ def read(out: Path) -> dict[str, dict[str, Any]]:
     try:
         return {record["part"]: record for record in json.loads(file.read_text())["parts"]}
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is damaged, or not a visit's: {error}; move it away") from error
+        raise ValueError(f"{file} is damaged, or not from a visit: {error}; move it away") from error
 
 
 def publish(out: Path, records: dict[str, dict[str, Any]], parts: Sequence[Part]) -> None:
-    """Write gpu.json and gpu.md, each whole or not at all, in the order of the parts."""
+    """Write gpu.json and gpu.md atomically, in the order of the parts."""
     order = {part.name: i for i, part in enumerate(parts)}
     found = sorted(records.values(), key=lambda record: order.get(record["part"], len(order)))
     write_json(out / "gpu.json", {"parts": found})

@@ -1,4 +1,4 @@
-"""What every benchmark shares: fair timing, the machine in words, one table and one JSON format."""
+"""Shared by all benchmarks: fair timing, a description of the machine, one table and one JSON format."""
 
 import json
 import platform
@@ -20,17 +20,17 @@ from conadv_lab.files import write_json
 from conadv_lab.mistakes import require
 
 GPU_REPEATS = 4
-"""Calls of one timing on a GPU, which the host runs ahead of."""
+"""Calls per timing on a GPU, so that the host runs ahead of it."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One measured figure.
+    """One measurement.
 
     Attributes:
         name: what was measured.
-        value: the figure.
-        unit: its unit, "ms" say.
+        value: the measured value.
+        unit: its unit, such as "ms".
         peer: name of what it is compared with, or None.
         ratio: value over the peer's value unless the benchmark says otherwise, or None.
         spread: lower and upper quartile of the ratio; shown in the table.
@@ -46,10 +46,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Options:
-    """What every benchmark takes; a subclass adds its own, and the comment behind an option is its help."""
+    """Options of every benchmark; a subclass adds its own, and the comment after an option is its help."""
 
     json: Path | None = None
-    """Write the figures to this file too."""
+    """Also write the results to this file."""
     rounds: int = 1
     """Timed rounds."""
 
@@ -61,11 +61,11 @@ class Times:
         self.seconds = seconds
 
     def median(self, name: str) -> float:
-        """Median time of a call in seconds."""
+        """Median seconds per call."""
         return median(self.seconds[name])
 
     def row(self, name: str, peer: str | None = None) -> Row:
-        """The row of one callable in ms, its ratio being the median over the rounds' pairs with the peer."""
+        """One callable's row in ms; its ratio is the median over the rounds' pairs with the peer."""
         value = 1e3 * self.median(name)
         if peer is None:
             return Row(name, value, "ms")
@@ -83,9 +83,9 @@ def interleaved(
 
     Args:
         calls: what to time; each is called once beforehand, untimed.
-        rounds: timed calls of each, at least 2.
+        rounds: timings of each, at least 2.
         cuda: wait for the GPU before and after each timing.
-        repeats: calls of one timing, whose time is divided by it: the host runs ahead of a GPU only over several.
+        repeats: calls per timing, by which its time is divided; with one call the host cannot run ahead of a GPU.
     """
     require(rounds >= 2, "rounds", rounds, "a whole number of at least 2")
     wait = torch.cuda.synchronize if cuda else lambda: None
@@ -104,7 +104,7 @@ def interleaved(
 
 
 def from_ranks(module: str, count: int, *flags: str, **options: Any) -> Any:
-    """What rank 0 of ``count`` ranks of a benchmark writes into ``found.json`` of its folder ``--out``."""
+    """Run a benchmark with ``count`` ranks; returns what rank 0 writes to ``found.json`` in its folder ``--out``."""
     from conadv_lab.launch.ranks import start
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -117,7 +117,7 @@ def from_ranks(module: str, count: int, *flags: str, **options: Any) -> Any:
 
 
 def machine() -> dict[str, Any]:
-    """The machine in words: processor, cores and threads used, torch, and the GPU and its driver where there is one."""
+    """A description of the machine: processor, cores and threads used, torch, and GPU and driver if there is one."""
     described: dict[str, Any] = {
         "cpu": _processor(),
         "cores": cores(),
@@ -140,7 +140,7 @@ def _processor() -> str:
 
 
 def _driver() -> str:
-    """Version of NVIDIA's driver, as the kernel module or else the driver's own tool tells it."""
+    """Version of NVIDIA's driver, from the kernel module or else from nvidia-smi."""
     told = Path("/proc/driver/nvidia/version")
     if told.exists():
         text = told.read_text()
@@ -155,7 +155,7 @@ def _driver() -> str:
 
 
 def publish(rows: Sequence[Row], json_file: Path | None = None) -> None:
-    """Print the rows as a table and, if asked, write them as JSON."""
+    """Print the rows as a table and, with ``--json``, write them to a file."""
     print(in_words(machine()))
     width = max(len(row.name) for row in rows)
     for row in rows:
@@ -174,7 +174,7 @@ def in_words(described: Mapping[str, Any]) -> str:
 
 
 def write(rows: Sequence[Row], json_file: Path) -> None:
-    """Write the machine and the rows as JSON, whole or not at all."""
+    """Write the machine and the rows as JSON, atomically."""
     kept = ("name", "value", "unit", "peer", "ratio")
     plain = [{key: asdict(row)[key] for key in kept} for row in rows]
     write_json(json_file, {"machine": machine(), "rows": plain})

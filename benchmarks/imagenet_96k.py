@@ -2,8 +2,8 @@
 
     python -m benchmarks.imagenet_96k [--json FILE] [--batch N] [--micro-batch N] [--threads N]
 
-Images are synthetic and 32 x 32 pixels; only the batch is full size. Run it by hand, never in CI: about 25 minutes on
-one core, 30 beside other work. ``--batch 2048`` takes less than a minute and uses the same memory except for the
+Images are synthetic and 32 × 32 pixels; only the batch is full size. Run it by hand, never in CI: about 25 minutes on
+one idle core, 30 on a busy machine. ``--batch 2048`` takes less than a minute and uses the same memory except for the
 pending signs, one bit per value.
 """
 
@@ -29,7 +29,7 @@ BATCH, MICRO_BATCH = 98_304, 256
 @dataclass(frozen=True)
 class LargeBatchOptions(Options):
     batch: int = BATCH  # Global batch.
-    micro_batch: int = MICRO_BATCH  # Images of a forward.
+    micro_batch: int = MICRO_BATCH  # Images per forward pass.
     threads: int | None = None  # CPU threads; None: all cores.
     child: bool = False  # (The process started by this command.)
 
@@ -64,7 +64,7 @@ def child(config: Config) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         run = Run(build(resolved(config)), RunFolder(Path(scratch) / "run"), "none")
         run.start()
-        for group in run.parts.optimizer.param_groups:  # the velocity is there in every step but the first
+        for group in run.parts.optimizer.param_groups:  # momentum buffers exist in every step but the first
             for param in group["params"]:
                 run.parts.optimizer.state[param]["velocity"] = torch.empty_like(param).zero_()
         start = time.perf_counter()

@@ -6,10 +6,10 @@ Needs only torch and numpy; torchvision's and timm's ResNet-50 are peers if they
 batch, vanilla here and plain PyTorch loops, eager and compiled: bfloat16 autocast, channels-last, fused SGD. Then a
 step of every method at every batch size, eager and captured, against a plain loop and one captured by hand, with the
 peak memory that torch reserved and the share of the GPU's peak arithmetic rate. Images are already on the device;
-`benchmarks.reading` covers loading. Figures are printed and written batch by batch, so an interrupted run keeps what
-it has.
+`benchmarks.reading` covers loading. Results are printed and written after each batch size, so an interrupted run keeps
+what it has.
 
-It should finish within nine minutes on an H100; after ``--minutes`` no further batch starts. docs/gpu.md has the
+It should finish within nine minutes on an H100; after ``--minutes`` no further batch size starts. docs/gpu.md has the
 results. ``--device cpu --model resnet20 --pixels 8 --batches 4`` tries it without a GPU.
 """
 
@@ -45,13 +45,13 @@ PEERS: dict[str, Callable[[Any], nn.Module]] = {
     "timm": lambda package: package.create_model("resnet50"),
 }
 CAPTURED = ", captured"
-"""Kinds of step that are one CUDA graph, their passes beside one another unless they are said to be serial."""
+"""Kinds of step captured as one CUDA graph; their passes run concurrently unless named serial."""
 GRAPHS = 64
-"""Compiled versions that torch keeps of one function; all methods' networks share their functions."""
+"""Number of compiled versions that torch keeps per function; all methods' networks share their functions."""
 
 
 class Peer(Normalised):
-    """Another package's network, behind the normalisation that ours begins with."""
+    """Another package's network, preceded by the normalisation that is part of ours."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__(IMAGENET_MEAN, IMAGENET_STD)
@@ -92,20 +92,20 @@ def config_of(method: str, batch: int, asked: argparse.Namespace, compiled: bool
 
 
 def peers(model: str) -> dict[str, Callable[[], nn.Module]]:
-    """Networks of the plain loops: those of packages that are there, ours where none is."""
+    """Networks of the plain loops: from torchvision and timm if they can be imported, otherwise ours."""
     found: dict[str, Callable[[], nn.Module]] = {}
     for name, make in PEERS.items() if model == "resnet50" else ():
         try:
             package = importlib.import_module(name)
-        except Exception as error:  # beside another build of torch, importing them fails in many ways
-            _say(f"no plain loop of {name}'s, which cannot be imported: {type(error).__name__}")
+        except Exception as error:  # with a mismatched build of torch, importing them fails in many ways
+            _say(f"no plain loop with {name}, which cannot be imported: {type(error).__name__}")
             continue
         found[f"plain {name}"] = lambda make=make, package=package: Peer(make(package))  # type: ignore[misc]
     return found or {f"plain {model} of this package": lambda: PLAIN[model](1000)}  # type: ignore[call-arg]
 
 
 def rates(asked: argparse.Namespace, folder: Path) -> list[Row]:
-    """Images a second of vanilla here and of the plain loops, timed in turn."""
+    """Images per second of our vanilla and of the plain loops, timed in turn."""
     batch, device = max(asked.batches), pick_device(asked.device)
     forms = {"": False, ", compiled": True} if asked.compile else {"": False}
     calls: dict[str, Callable[[], None]] = {}
@@ -128,10 +128,10 @@ def rates(asked: argparse.Namespace, folder: Path) -> list[Row]:
 
 
 def kinds(asked: argparse.Namespace, on_gpu: bool) -> dict[str, dict[str, Any]]:
-    """Label of each kind of step to its config's fields; vanilla is always the first."""
+    """From the label of each kind of step to its config's fields; vanilla is always first."""
     methods = ["vanilla", *(m for m in METHODS if m in asked.methods and m != "vanilla")]
     chosen: dict[str, dict[str, Any]] = {m: {"method": m, "capture": "off"} for m in methods}
-    # CUDA graphs of torch.compile's and of ours do not mix in a process.
+    # CUDA graphs captured by torch.compile and by us do not mix in one process.
     if on_gpu and asked.compile_steps in (None, "default"):
         beside = {"capture": "on", "placement": "stream"}
         chosen |= {f"{m}{CAPTURED}": {"method": m, **beside} for m in methods}
@@ -142,9 +142,9 @@ def kinds(asked: argparse.Namespace, on_gpu: bool) -> dict[str, dict[str, Any]]:
 
 
 def steps_at(batch: int, asked: argparse.Namespace, folder: Path) -> list[Measured]:
-    """Every kind of step at one batch, timed in turn; what does not fit the memory is left out and named."""
+    """Every kind of step at one batch size, timed in turn; what does not fit into memory is reported and left out."""
     device = pick_device(asked.device)
-    torch.compiler.reset()  # another batch is another set of shapes
+    torch.compiler.reset()  # another batch size means other shapes
     runs: dict[str, Run] = {}
     memory: dict[str, float | None] = {}
     for label, fields in kinds(asked, device.type == "cuda").items():
@@ -154,9 +154,9 @@ def steps_at(batch: int, asked: argparse.Namespace, folder: Path) -> list[Measur
         try:
             run, reserved = warmed(config, folder / f"{batch} {label}")
         except torch.OutOfMemoryError:
-            _say(f"{label} at {batch} images: not measured, as it does not fit the memory")
+            _say(f"{label} at {batch} images: not measured, as it does not fit into memory")
             continue
-        except ValueError as error:  # a step that has to be captured and cannot be
+        except ValueError as error:  # a step that must be captured but cannot be
             _say(f"{label} at {batch} images: not measured, as {error}")
             continue
         runs[label], memory[label] = run, reserved
@@ -175,7 +175,7 @@ def steps_at(batch: int, asked: argparse.Namespace, folder: Path) -> list[Measur
 
 
 def plain_loops(batch: int, asked: argparse.Namespace, device: torch.device) -> dict[str, Callable[[], None]]:
-    """Vanilla steps without any package: a plain loop, and one captured by hand."""
+    """Vanilla steps without this package: a plain loop, and one captured by hand."""
     data = images_on_device(config_of("vanilla", batch, asked, False))[0]
 
     def network() -> nn.Module:
@@ -193,12 +193,12 @@ def plain_loops(batch: int, asked: argparse.Namespace, device: torch.device) -> 
 
 
 def warmed(config: Config, folder: Path) -> tuple[Run, float | None]:
-    """A run past its first steps, and what it made torch reserve on the GPU at most, in GiB."""
+    """A run past its first steps, and the peak memory that torch reserved for it on the GPU, in GiB."""
     before = _reserved(config)
     run = started(config, folder)
     for number in range(WARM):
         if before is not None and number == WARM - 2:
-            _forget_peak()  # trials of convolution algorithms, which the first kind of a batch makes for all
+            _forget_peak()  # benchmarking of convolution algorithms, which the first kind at a batch size does for all
         run.train_step()
     if before is None:
         return run, None
@@ -222,7 +222,7 @@ def _forget_peak() -> None:
 
 
 def measure(asked: argparse.Namespace) -> list[Row]:
-    """All rows; they are written, and the tables printed, on the way."""
+    """All rows; writes them and prints the tables as it goes."""
     begun, rows = time.monotonic(), []
     torch._dynamo.config.recompile_limit = GRAPHS
     print(in_words(machine()))
@@ -247,7 +247,7 @@ def measure(asked: argparse.Namespace) -> list[Row]:
             try:
                 found = steps_at(batch, asked, Path(scratch))
             except torch.OutOfMemoryError:
-                _say(f"{batch} images: not measured, as all kinds together do not fit the memory")
+                _say(f"{batch} images: not measured, as all kinds together do not fit into memory")
             else:
                 steps += found
                 print(tables(found), flush=True)
@@ -258,11 +258,11 @@ def measure(asked: argparse.Namespace) -> list[Row]:
 
 
 def main(words: Iterable[str] | None = None) -> None:
-    # By argparse, unlike all other commands, as this one needs no package but torch and numpy.
+    # argparse, unlike all other commands, because this one needs only torch and numpy.
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to this file")
     parser.add_argument("--rounds", type=int, default=7, help="timed rounds (default: %(default)s)")
     parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES), help="images a step")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
@@ -270,12 +270,12 @@ def main(words: Iterable[str] | None = None) -> None:
     parser.add_argument("--pixels", type=int, default=224, help="height and width (default: %(default)s)")
     parser.add_argument("--optimizer", choices=("sgd", "lars"), default="sgd", help="of the methods here")
     parser.add_argument(
-        "--repeats", type=int, default=GPU_REPEATS, help="steps of one timing (default: %(default)s)"
+        "--repeats", type=int, default=GPU_REPEATS, help="steps per timing (default: %(default)s)"
     )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     parser.add_argument("--no-rates", dest="rates", action="store_false", help="without the plain loops")
-    parser.add_argument("--no-compile", dest="compile", action="store_false", help="plain loops eager only")
+    parser.add_argument("--no-compile", dest="compile", action="store_false", help="eager plain loops only")
     parser.add_argument(
         "--compile-steps",
         nargs="?",
@@ -284,7 +284,9 @@ def main(words: Iterable[str] | None = None) -> None:
         help="compile the methods' networks too, in this mode of torch.compile's (default: default); a mode of CUDA "
         "graphs is without the kinds whose attack is captured in one",
     )
-    parser.add_argument("--minutes", type=float, default=8.0, help="begin nothing after it (default: 8)")
+    parser.add_argument(
+        "--minutes", type=float, default=8.0, help="start nothing after this many minutes (default: 8)"
+    )
     asked = parser.parse_args(None if words is None else list(words))
     if asked.threads:
         torch.set_num_threads(asked.threads)

@@ -61,7 +61,7 @@ def grouped(device: str) -> list[dict[str, Any]]:
 
 
 class LoopLARS(torch.optim.Optimizer):
-    """LARS, variant B, written straightforwardly: one parameter after another, without reading values back."""
+    """LARS, variant B, the straightforward way: one parameter after another, without reading values back."""
 
     def __init__(self, params: Any, **defaults: Any) -> None:
         super().__init__(params, {**defaults, "adapt": True})
@@ -82,7 +82,7 @@ class LoopLARS(torch.optim.Optimizer):
 
 
 def competitors(device: str) -> dict[str, Callable[[], Any]]:
-    """A step of each, on parameters of its own."""
+    """One step of each implementation, on separate parameters."""
     steps: dict[str, Callable[[], Any]] = {
         f"lars {v}": LARS(grouped(device), variant=v, **SETTINGS).step for v in ("A", "B", "C")
     }

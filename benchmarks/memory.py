@@ -24,7 +24,7 @@ PIXELS = 3 * 32 * 32
 
 @dataclass(frozen=True)
 class MemoryOptions(Options):
-    staleness: int = 1  # τ of ConAdv.
+    staleness: int = 1  # ConAdv's τ.
     child: int | None = None  # (The batch of a process started by this command.)
 
 
@@ -44,7 +44,7 @@ def small_network(_config: object) -> nn.Module:
 
 
 def peak_megabytes(batch: int, staleness: int) -> float:
-    """Peak of a process that takes τ + 2 ConAdv steps of ``batch`` images."""
+    """Peak memory of a process that takes τ + 2 ConAdv steps of ``batch`` images."""
     words = ["--child", str(batch), "--staleness", str(staleness)]
     output = subprocess.run(
         [sys.executable, "-m", "benchmarks.memory", *words], check=True, capture_output=True, text=True

@@ -1,4 +1,4 @@
-"""Reading photographs: images/s of one core, and how much of that the loader delivers.
+"""Reading photographs: images/s per core, and how much of that the loader delivers.
 
     python -m benchmarks.reading [--json FILE] [--data-dir DIR] [--images N] [--workers N]
 
@@ -54,7 +54,7 @@ def draws_of(count: int) -> list[list[float]]:
 
 
 def ours(photos: Photos, draws: Sequence[Sequence[float]]) -> torch.Tensor:
-    """Photographs one after another in one process, by this package; the last of them, (64, 224, 224, 3)."""
+    """Read photographs one after another in one process with this package; returns the last ones, (64, 224, 224, 3)."""
     decoder, out = Decoder(), torch.empty(BATCH, 224, 224, 3, dtype=torch.uint8)
     for i, numbers in enumerate(draws):
         place = i % len(photos.labels)
@@ -63,7 +63,7 @@ def ours(photos: Photos, draws: Sequence[Sequence[float]]) -> torch.Tensor:
 
 
 def peers(photos: Photos, draws: Sequence[Sequence[float]]) -> torch.Tensor:
-    """The same written with torchvision: open, RGB, RandomResizedCrop, flip, to a (C, H, W) tensor."""
+    """The same in torchvision's way: open, RGB, RandomResizedCrop, flip, to a (C, H, W) tensor."""
     out = torch.empty(BATCH, 3, 224, 224, dtype=torch.uint8)
     for i, numbers in enumerate(draws):
         image = Image.open(io.BytesIO(photos.read(i % len(photos.labels)))).convert("RGB")
@@ -77,7 +77,7 @@ def peers(photos: Photos, draws: Sequence[Sequence[float]]) -> torch.Tensor:
 
 
 def of_a_core(calls: dict[str, Callable[[], Any]], rounds: int) -> Times:
-    """As `interleaved`, in seconds of processor time."""
+    """Like `interleaved`, in seconds of processor time."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         call()
@@ -108,7 +108,7 @@ def core_rows(full: Photos, pack: Photos, images: int, rounds: int) -> list[Row]
 
 
 def by_dali(readers: DaliReaders, draws: Sequence[Sequence[float]]) -> None:
-    """As `ours`, a batch at a time."""
+    """Like `ours`, one batch at a time."""
     photos, numbers = len(readers.sets[0][0].labels), np.array(draws, np.float32)
     for first in range(0, len(draws), BATCH):
         readers.begin(0, 0, np.arange(first, first + BATCH) % photos, numbers[first : first + BATCH]).wait()
@@ -132,7 +132,7 @@ def _bare_part(draws: list[list[float]]) -> None:
 
 
 def loader_rows(name: str, photos: Photos, images: int, workers: int, rounds: int) -> list[Row]:
-    """Rate and share of the loader beside a bare loop in as many processes."""
+    """The loader's rate, and its share of the rate of a bare loop in as many processes."""
     draws = draws_of(images)
     parts = [draws[i::workers] for i in range(workers)]
     slots = 2 + 2 * (1 + read_ahead(workers, BATCH))
@@ -140,7 +140,7 @@ def loader_rows(name: str, photos: Photos, images: int, workers: int, rounds: in
     every = torch.arange(len(photos.labels)).repeat(-(-images // len(photos.labels)))[:images]
 
     def loader() -> None:
-        """An epoch from a stream of its own: nothing is read before the clock starts, nor left when it stops."""
+        """One epoch from a new stream: nothing is read before the clock starts, and nothing is left when it stops."""
         stream = PhotoStream(PhotoSet(readers, 1, every, drawn=0), seed=0, batch=BATCH, steps=images // BATCH)
         for first in range(0, images, BATCH):
             stream.pixels(first, first + BATCH)
@@ -156,7 +156,7 @@ def loader_rows(name: str, photos: Photos, images: int, workers: int, rounds: in
 
 
 def equal_row(photos: Photos) -> Row:
-    """How many photographs decode to exactly Pillow's pixels."""
+    """The number of photographs that decode to exactly Pillow's pixels."""
     decoder = Decoder()
     contents = [photos.read(i) for i in range(len(photos.labels))]
     same = sum(np.array_equal(decoder(c, "x"), decode_with_pillow(c, "x")) for c in contents)
@@ -164,7 +164,7 @@ def equal_row(photos: Photos) -> Row:
 
 
 def made_photographs(root: Path, count: int = 40) -> Path:
-    """Photographs of 500 x 375 pixels and about 100 kB, of noise on waves."""
+    """Photographs of 500 × 375 pixels and about 100 kB, waves with noise."""
     folder = root / "train" / "n00000000"
     folder.mkdir(parents=True)
     y, x = np.mgrid[:375, :500]
@@ -180,9 +180,9 @@ def made_photographs(root: Path, count: int = 40) -> Path:
 @dataclass(frozen=True)
 class ReadingOptions(Options):
     rounds: int = 5
-    data_dir: Path | None = None  # A folder of train/CLASS/PHOTOGRAPH; None: made here.
-    images: int = 512  # Of a timed call.
-    workers: int = field(default_factory=cores)  # Of the loader, as a rule one a core.
+    data_dir: Path | None = None  # A folder of train/CLASS/PHOTOGRAPH; None: synthetic photographs.
+    images: int = 512  # Photographs per timed call.
+    workers: int = field(default_factory=cores)  # Processes of the loader, usually one per core.
 
 
 def main() -> None:

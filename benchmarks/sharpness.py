@@ -47,11 +47,11 @@ from conadv_lab.sharpness.spectrum.exact import exact_trace
 from conadv_lab.sharpness.spectrum.trace import Probes
 
 LIMITS = {"digits": float("inf"), "resnet18": 8.0, "resnet50": 8.0}
-"""Seconds of each task of a peer, so that all of it ends within two minutes on a GPU."""
+"""Seconds per task of a peer, so that everything ends within two minutes on a GPU."""
 
 
 def timed(call: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds, result; a GPU has ended what it was given."""
+    """(seconds, result) of a call, after waiting for the GPU."""
     start = time.perf_counter()
     result = call()
     if torch.cuda.is_initialized():
@@ -60,15 +60,15 @@ def timed(call: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def distance(truth: Truth, nodes: np.ndarray, weights: np.ndarray) -> float:
-    """The Wasserstein distance of a density from the true spectrum."""
+    """The Wasserstein distance between a density and the true spectrum."""
     return float(wasserstein_distance(truth.spectrum, nodes, None, weights))
 
 
 def expected_error(ours: "Ours", truth: Truth, draws: int = 8) -> float:
-    """The relative standard error of our density's mean, where the spectrum is too large to be known.
+    """The relative standard error of our density's mean, for a spectrum too large to compute.
 
-    Of a density from sign vectors z the mean is zᵀHz/n, a sample of tr(H)/n; ours has its outliers exact, and
-    the spread of the rest is drawn here, untimed.
+    With sign vectors z, a density's mean is zᵀHz/n, a sample of tr(H)/n; ours has exact outliers, and the spread of
+    the rest is sampled here, untimed.
     """
     probes = Probes(ours.operator, orthonormal(ours.top.vectors), seed=123)
     probes.draw(draws)
@@ -76,7 +76,7 @@ def expected_error(ours: "Ours", truth: Truth, draws: int = 8) -> float:
 
 
 class Ours:
-    """Top-5, trace and density of one fresh problem, sharing what can be shared; timed apart."""
+    """Top five, trace and density of a fresh problem, sharing work where possible; timed separately."""
 
     def __init__(self, subject: Subject, seed: int, probes: int, steps: int, check: bool) -> None:
         self.setup, self.problem = timed(subject.problem)
@@ -93,7 +93,7 @@ class Ours:
         return self.setup + self.top_seconds + self.trace_seconds + self.density_seconds
 
     def distance(self, truth: Truth) -> float:
-        """Of the density, all probes together."""
+        """Products of the density, all probes together."""
         found: Density = self.density
         nodes, weights = np.concatenate(found.nodes), np.concatenate(found.weights)
         return distance(truth, nodes, weights)
@@ -116,10 +116,12 @@ def graph_bytes(build: Callable[[], Any]) -> int:
 
 
 def product_rows(subject: Subject, rounds: int) -> list[Row]:
-    """The cost of one product: ours kept and streamed, PyHessian's, the others' where they are installed."""
+    """The cost of one product: ours with kept and with streamed graphs, PyHessian's, and other installed peers'."""
     problem, model, (inputs, labels) = subject.problem(), subject.model, subject.batch
     vector = torch.randn(problem.size, generator=torch.Generator().manual_seed(0)).to(problem.device)
-    truth = Hessian(subject.problem(torch.float64), planned=1) @ vector.double()  # before others take memory
+    truth = (
+        Hessian(subject.problem(torch.float64), planned=1) @ vector.double()
+    )  # before the peers allocate memory
     kept, streamed = Hessian(problem, memory_budget=subject.budget), Hessian(problem, memory_budget=0)
     first, _ = timed(lambda: kept @ vector)
     half = len(labels) // 2
@@ -144,8 +146,8 @@ def product_rows(subject: Subject, rounds: int) -> list[Row]:
         for name, call in list(calls.items())[1:]:
             off = float((call() - truth).norm() / truth.norm())
             print(f"{name}: the product is {off:.1e} from the one in float64", flush=True)
-            if off > 1e-2:  # in float32 a trained network is at 1e-5 to 1e-3, whoever multiplies
-                raise RuntimeError(f"{name} gives another product")
+            if off > 1e-2:  # in float32 every tool is 1e-5 to 1e-3 off for a trained network
+                raise RuntimeError(f"{name} returns a different product")
         times = interleaved(calls, rounds, cuda=problem.device.type == "cuda")
     rows = [times.row("gradient"), times.row("product kept", "pyhessian")]
     rows += [times.row("product streamed", "pyhessian streamed")]
@@ -167,7 +169,7 @@ def _eigenthings(subject: Subject, vector: Tensor) -> Callable[[], Tensor]:
 
 
 def memory_rows(subject: Subject) -> list[Row]:
-    """What the kept graphs hold, and the most that the process has held so far."""
+    """Memory of the kept graphs, and the process's peak so far."""
     problem = subject.problem()
     inputs, targets, _ = next(problem.data())
     operator = Hessian(problem)
@@ -187,7 +189,7 @@ def memory_rows(subject: Subject) -> list[Row]:
 
 
 def other_rows(subject: Subject, truth: Truth, limit: float) -> list[Row]:
-    """The other two peers at their own tasks."""
+    """The other two peers on the tasks that they support."""
     rows = []
     for peer, tasks in {
         "curvlinops": (peers.curvlinops_top, peers.curvlinops_trace),
@@ -206,7 +208,7 @@ def other_rows(subject: Subject, truth: Truth, limit: float) -> list[Row]:
 
 
 def enough_probes(measure: Callable[[int, int], Ours], truth: Truth, wanted: float, seeds: range) -> int:
-    """The fewest probes of our density whose mean distance is not above ``wanted``."""
+    """The smallest number of probes for which our density's mean distance is at most ``wanted``."""
     for probes in range(1, 17):
         if np.mean([measure(seed, probes).distance(truth) for seed in seeds]) <= wanted:
             return probes
@@ -216,30 +218,30 @@ def enough_probes(measure: Callable[[int, int], Ours], truth: Truth, wanted: flo
 @dataclass(frozen=True)
 class SharpnessOptions(Options):
     rounds: int = 3
-    subject: Literal["resnet20", "digits", "resnet18", "resnet50"] = "resnet20"  # What is measured.
+    subject: Literal["resnet20", "digits", "resnet18", "resnet50"] = "resnet20"  # The network to measure.
     data_dir: Path | None = None  # A folder with CIFAR-10, see conadv_lab.data.cifar.
-    examples: int | None = None  # Images of the batch; None: the subject's.
-    epochs: int | None = None  # Of training on them; None: the subject's.
+    examples: int | None = None  # Images in the batch; None: the subject's default.
+    epochs: int | None = None  # Epochs of training on them; None: the subject's default.
     threads: int = 2  # Of torch.
     device: str = "cpu"  # cpu or cuda.
-    peers: Path | None = None  # A folder with curvlinops and hessian-eigenthings.
+    peers: Path | None = None  # Folder with curvlinops and hessian-eigenthings.
     peer_seconds: float | None = None
-    """Bound of each task of a peer; None: 30, but 8 for resnet18 and resnet50, and none for digits."""
-    check: bool = True  # Ours with the search for missed values.
+    """Time limit per task of a peer; None: 30, but 8 for resnet18 and resnet50, and no limit for digits."""
+    check: bool = True  # Let ours search for missed eigenvalues too.
 
 
 def main(words: Sequence[str] | None = None) -> None:
     asked = cli.asked(SharpnessOptions, words, "benchmarks.sharpness", __doc__)
     if torch.device(asked.device).type == "cuda":
         torch.cuda.init()
-    with full_float32():  # or a GPU's convolutions are too far from the truth for any side
+    with full_float32():  # otherwise a GPU's convolutions are too inaccurate for any side
         _main(asked)
 
 
 def _main(asked: SharpnessOptions) -> None:
     torch.set_num_threads(asked.threads)
     if asked.peers:
-        sys.path.append(str(asked.peers))  # last: nothing of the project's own is replaced
+        sys.path.append(str(asked.peers))  # last, so that none of the project's packages is replaced
     make, examples, epochs = SUBJECTS[asked.subject]
     subject = make(asked.examples or examples, asked.epochs or epochs, asked.data_dir, asked.device)
     small = asked.subject == "digits"
@@ -252,7 +254,7 @@ def _main(asked: SharpnessOptions) -> None:
         f"trace = {truth.trace:.4g}, loss {problem.initial_loss:.3g}; the truth is {truth.told}", flush=True,
     )  # fmt: skip
 
-    steps = 100 if small else 20  # PyHessian's default, or one that ends within minutes
+    steps = 100 if small else 20  # PyHessian's default, or fewer steps to end within minutes
     eigen = [peers.pyhessian_top(subject, truth, seed, limit) for seed in seeds]
     print(f"pyhessian, top-5: {eigen[0]}", flush=True)
     trace = peers.pyhessian_trace(subject, truth, 0, limit)
@@ -260,7 +262,7 @@ def _main(asked: SharpnessOptions) -> None:
     densities = [peers.pyhessian_density(subject, steps, seed) for seed in seeds]
     if small:
         wanted = float(np.mean([distance(truth, nodes, weights) for _, nodes, weights in densities]))
-    else:  # its mean is one trace sample, whose spread the number of samples above was made of
+    else:  # its mean is one trace sample, whose spread gave the number of samples above
         wanted = TRACE_ERROR * trace.products**0.5 / 1.96
     print(f"pyhessian, density: {densities[0][0]:.3g} s, {steps} products, distance {wanted:.3g}", flush=True)
 
@@ -273,9 +275,9 @@ def _main(asked: SharpnessOptions) -> None:
     mine = float(np.mean([o.distance(truth) if small else expected_error(o, truth) for o in ours]))
     errors = [eigen_error(o.top.values, truth) for o in ours]
     far = [abs(o.trace.value / truth.trace - 1) for o in ours if o.trace.value is not None]
-    # Of a large matrix both densities' errors are estimates; ours has the smaller norm, as its outliers are out.
+    # For a large matrix both errors are estimates; ours has the smaller norm, as outliers are treated exactly.
     if max(errors) > EIGEN_ERROR or max(far) > TRACE_ERROR or (small and mine > wanted):
-        raise RuntimeError(f"ours missed the error asked for: {errors}, {far}, {mine}")
+        raise RuntimeError(f"ours missed the requested error: {errors}, {far}, {mine}")
     print(f"ours: true error of the five {max(errors):.1e}, distance {mine:.3g}", flush=True)
     rows = _compared(ours, eigen, trace, densities, mine, wanted)
     for one in ours:
@@ -291,7 +293,7 @@ def _ours(subject: Subject, steps: int, check: bool, seed: int, probes: int) -> 
 def _compared(
     ours: list[Ours], eigen: list[Answer], trace: Answer, densities: list[Any], mine: float, wanted: float
 ) -> list[Row]:
-    """Ours and PyHessian's, task by task and together."""
+    """Our times and PyHessian's, per task and in total."""
     top, spent = median(o.top.products for o in ours), median(e.products for e in eigen)
     sides = {
         "top-5 to 1e-3": ([o.setup + o.top_seconds for o in ours], [e.seconds for e in eigen]),

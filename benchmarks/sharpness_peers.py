@@ -28,7 +28,7 @@ class OutOfTime(Exception):
 
 
 class Meter:
-    """Counts products, and ends the task at the first one after ``limit`` seconds."""
+    """Counts products, and ends the task at the first product after ``limit`` seconds."""
 
     def __init__(self, limit: float) -> None:
         self.limit, self.products, self.start = limit, 0, time.perf_counter()
@@ -51,12 +51,12 @@ class Meter:
 
 @dataclass(frozen=True)
 class Answer:
-    """How a task went.
+    """The outcome of a task.
 
     Attributes:
-        seconds, products: what it took, or had taken when it was stopped.
+        seconds, products: its cost, up to the stop if it was stopped.
         error: the true error reached; ``None`` if it was stopped.
-        told: what is not plain from the numbers.
+        told: remarks that the numbers do not show.
     """
 
     seconds: float
@@ -80,13 +80,13 @@ def bounded(limit: float, task: Callable[[Meter], float], told: str = "") -> Ans
 
 
 def eigen_error(values: Any, truth: Truth) -> float:
-    """The largest relative error of the five."""
+    """The largest relative error of the five eigenvalues."""
     found = np.sort(np.asarray(values, dtype=float))[::-1][:TOP]
     return float((np.abs(found - truth.top) / truth.top).max())
 
 
 def loosest(attempts: list[Callable[[], Answer]], wanted: float) -> Answer:
-    """The first attempt that reaches the error, or is stopped; what the earlier ones took is not counted."""
+    """The first attempt that reaches the error or is stopped; earlier attempts do not count."""
     for attempt in attempts:
         answer = attempt()
         if answer.error is None or answer.error <= wanted:
@@ -96,7 +96,7 @@ def loosest(attempts: list[Callable[[], Answer]], wanted: float) -> Answer:
 
 @contextmanager
 def repaired_eig() -> Iterator[None]:
-    """``torch.eig``, which torch removed, for symmetric matrices, in the layout that it had."""
+    """The removed ``torch.eig``, for symmetric matrices, in its old output layout."""
 
     def eig(matrix: Tensor, eigenvectors: bool = False) -> tuple[Tensor, Tensor]:
         values, vectors = torch.linalg.eigh(matrix)
@@ -108,14 +108,14 @@ def repaired_eig() -> Iterator[None]:
 
 @contextmanager
 def metered(meter: Meter) -> Iterator[None]:
-    """PyHessian's products go through the meter."""
+    """Route PyHessian's products through the meter."""
     module = import_module("pyhessian.hessian")  # the package's name for it is taken by its class
     with patch.object(module, "hessian_vector_product", meter.through(module.hessian_vector_product)):
         yield
 
 
 def pyhessian_top(subject: Subject, truth: Truth, seed: int, limit: float) -> Answer:
-    """Its power iteration, at the loosest tolerance that reaches the error."""
+    """PyHessian's power iteration, at the loosest tolerance that reaches the error."""
 
     def attempt(tol: float) -> Answer:
         with pyhessian(subject.problem(), seed) as theirs:
@@ -130,10 +130,10 @@ def pyhessian_top(subject: Subject, truth: Truth, seed: int, limit: float) -> An
 
 
 def pyhessian_trace(subject: Subject, truth: Truth, seed: int, limit: float, pilot: int = 16) -> Answer:
-    """Its Hutchinson samples, as many as make 1 % the half-width of a 95 % interval.
+    """PyHessian's Hutchinson estimator, with enough samples for a 95 % interval of ± 1 %.
 
-    Their number follows from the spread of a pilot; they are drawn if that fits the limit, else their time is
-    that of the pilot's samples times the number, and ``told`` says so.
+    Their number follows from the spread of a pilot. If they do not fit the time limit, the time is extrapolated from
+    the pilot's samples, and ``told`` says so.
     """
     with pyhessian(subject.problem(), seed) as theirs:
         theirs.trace(1, 0)
@@ -149,7 +149,7 @@ def pyhessian_trace(subject: Subject, truth: Truth, seed: int, limit: float, pil
 
 
 def pyhessian_density(subject: Subject, steps: int, seed: int) -> tuple[float, np.ndarray, np.ndarray]:
-    """Seconds, nodes and weights of its density from one start, with the repaired call."""
+    """(seconds, nodes, weights) of PyHessian's density from one start, with the repaired call."""
     with pyhessian(subject.problem(), seed) as theirs, repaired_eig():
         start = time.perf_counter()
         nodes, weights = theirs.density(iter=steps, n_v=1)
@@ -175,7 +175,7 @@ def eigenthings_operator(subject: Subject) -> Any:
 
 
 class _Counted:
-    """Another library's operator whose products go through a meter."""
+    """Another library's operator, with its products routed through a meter."""
 
     def __init__(self, operator: Any, product: Callable[[Tensor], Tensor], meter: Meter) -> None:
         self.__dict__.update(operator=operator, product=meter.through(product))
@@ -192,7 +192,7 @@ class _Counted:
 
 
 def curvlinops_top(subject: Subject, truth: Truth, seed: int, limit: float) -> Answer:
-    """SciPy's eigsh on its operator, as its documentation does, at the loosest tolerance that is enough."""
+    """SciPy's eigsh on curvlinops' operator, as in its documentation, at the loosest sufficient tolerance."""
     from scipy.sparse.linalg import LinearOperator, eigsh
 
     inner = curvlinops_operator(subject)
@@ -210,7 +210,7 @@ def curvlinops_top(subject: Subject, truth: Truth, seed: int, limit: float) -> A
 
 
 def curvlinops_trace(subject: Subject, truth: Truth, seed: int, limit: float) -> Answer:
-    """Its XTrace, with the fewest products (in steps) whose errors over five draws allow a 95 % interval of 1 %."""
+    """curvlinops' XTrace, with the fewest products (in steps) that give a 95 % interval of ± 1 % over five draws."""
     from curvlinops import xtrace
 
     inner = curvlinops_operator(subject)
@@ -226,7 +226,7 @@ def curvlinops_trace(subject: Subject, truth: Truth, seed: int, limit: float) ->
 
 
 def eigenthings_top(subject: Subject, truth: Truth, seed: int, limit: float) -> Answer:
-    """Its Lanczos, with the fewest steps (in fives) that reach the error."""
+    """hessian-eigenthings' Lanczos, with the fewest steps (multiples of five) that reach the error."""
     from hessian_eigenthings import lanczos
 
     inner = eigenthings_operator(subject)
@@ -243,7 +243,7 @@ def eigenthings_top(subject: Subject, truth: Truth, seed: int, limit: float) -> 
 
 
 def eigenthings_trace(subject: Subject, truth: Truth, seed: int, limit: float) -> Answer:
-    """Its Hutch++, chosen as :func:`curvlinops_trace`'s products are."""
+    """hessian-eigenthings' Hutch++, with products chosen as in `curvlinops_trace`."""
     from hessian_eigenthings import trace
 
     inner = eigenthings_operator(subject)

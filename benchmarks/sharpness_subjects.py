@@ -1,4 +1,4 @@
-"""What the sharpness benchmark measures: trained networks, their data, and their true curvature."""
+"""The networks that the sharpness benchmark measures, their data, and their true curvature."""
 
 import sys
 from collections.abc import Callable
@@ -20,13 +20,13 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Truth:
-    """What is known about the Hessian.
+    """The true curvature.
 
     Attributes:
-        top: its five largest eigenvalues, the largest first.
-        trace: its trace.
-        spectrum: all eigenvalues, where the matrix is small enough to be made.
-        told: where these come from, in words.
+        top: the five largest eigenvalues, largest first.
+        trace: the trace.
+        spectrum: all eigenvalues, if the matrix is small enough to build.
+        told: how these were computed, in words.
     """
 
     top: np.ndarray
@@ -37,7 +37,7 @@ class Truth:
 
 @dataclass(frozen=True)
 class Subject:
-    """A trained network in evaluation mode, one batch, and the largest graph that may be kept (bytes)."""
+    """A trained network in evaluation mode, one batch, and the largest graph to keep, in bytes."""
 
     told: str
     model: nn.Module
@@ -45,7 +45,7 @@ class Subject:
     budget: int
 
     def problem(self, dtype: torch.dtype | None = None) -> Problem:
-        """A new problem, its loss the cross-entropy."""
+        """A new problem with the cross-entropy loss."""
         return Problem(self.model, nn.CrossEntropyLoss(), self.batch, dtype=dtype)
 
 
@@ -117,7 +117,7 @@ def resnet18(examples: int, epochs: int, data_dir: Path | None, device: str) -> 
 def resnet50(examples: int, epochs: int, data_dir: Path | None, device: str) -> Subject:
     """ResNet-50 at 224 pixels with ten classes, on synthetic images; meant for a GPU of 80 GB.
 
-    Of a thousand classes the exact trace has a thousand directions, and the truth would take minutes.
+    With a thousand classes the exact trace needs a thousand directions, and the truth would take minutes.
     """
     from conadv_lab.models.resnet import resnet50 as make
 
@@ -125,7 +125,7 @@ def resnet50(examples: int, epochs: int, data_dir: Path | None, device: str) -> 
     batch = (inputs.to(device), labels.to(device))
     torch.manual_seed(0)
     model = _trained(make(10).to(device), batch, epochs, 0.02, 25)
-    recalibrate(mixture_batch_norm(model), [batch[0]])  # so few steps leave the averages far from the images
+    recalibrate(mixture_batch_norm(model), [batch[0]])  # after so few steps the running averages are far off
     model = plain_batch_norm(model).eval()
     return Subject(f"ResNet-50, {told}, {epochs} epochs on them", model, batch, 2**34)
 
@@ -136,17 +136,17 @@ SUBJECTS: dict[str, tuple[Callable[..., Subject], int, int]] = {
     "resnet18": (resnet18, 500, 8),
     "resnet50": (resnet50, 50, 8),
 }
-"""For each name its maker, examples and epochs."""
+"""By name: the function that makes it, examples and epochs."""
 
 
 def dense_truth(subject: Subject) -> Truth:
-    """From the whole matrix in float64."""
+    """The truth from the dense matrix in float64."""
     values = torch.linalg.eigvalsh(Hessian(subject.problem(torch.float64)).dense()).flip(0).cpu().numpy()
     return Truth(values[:5], float(values.sum()), values, "the dense float64 Hessian")
 
 
 def long_truth(subject: Subject) -> Truth:
-    """Eigenvalues by Lanczos from another start, to a proved 1e-5; the trace by its exact formula."""
+    """Eigenvalues by Lanczos from another start, to a proven 1e-5; the trace by its exact formula."""
     problem = subject.problem()
     found = eigenpairs(Hessian(problem, memory_budget=subject.budget), 5, tol=1e-5, check=False, seed=999)
     trace = exact_trace(problem)

@@ -37,7 +37,7 @@ from conadv_lab.staleness.timeline.workload import WORKLOADS, workload_of
 
 RECIPE = WORKLOADS["imagenet-resnet50-32k"].replace(
     micro_batch=None
-)  # the events have one pass for all images
+)  # the event model has one pass for all images
 DEVICES, STEPS, EVENT_STEPS = 4096, 10_000, 4
 SIZES = ((1024, 10_000), (2048, 10_000), (4096, 2_500), (4096, 5_000), (4096, 10_000))
 PLACES = {"4096 devices": ("disadv", "serial"), "4096 devices, a quarter attack": ("conadv", "ranks")}
@@ -58,7 +58,7 @@ print(json.dumps({"seconds": seconds, "peak_mib": peak}))
 
 
 def published_rows() -> list[Row]:
-    """Predicted step times beside the published ones."""
+    """Predicted step times beside published ones."""
     rows = []
     for one in compare().to_dict("records"):
         name = (
@@ -69,7 +69,7 @@ def published_rows() -> list[Row]:
 
 
 def device_rows() -> list[Row]:
-    """Predicted steps of one H200, captured and eager, beside the measured ones."""
+    """Predicted step times of one H200, captured and eager, beside measured ones."""
     rows = []
     for one in one_device.compare().to_dict("records"):
         fitted = "fitted" if one["fitted"] == "yes" else "held out"
@@ -104,7 +104,7 @@ def speed_rows(rounds: int) -> list[Row]:
 
 
 def event_rows(ours: float, rounds: int) -> list[Row]:
-    """A device-step of the vectorised timeline and of the SimPy model; ratio: ours / SimPy's."""
+    """Time per device-step of the vectorised timeline and of the SimPy model; ratio: ours / SimPy's."""
     try:
         from tests.staleness.timeline.discrete_event import Job, Simulation
     except ImportError:
@@ -141,7 +141,7 @@ def event_rows(ours: float, rounds: int) -> list[Row]:
 
 
 def machine_rows(model: str, rounds: int) -> list[Row]:
-    """Step times over vanilla's: predicted from one vanilla run at another batch / measured."""
+    """Step times relative to vanilla: predicted from one vanilla run at another batch size / measured."""
     methods = ("disadv", "conadv", "recycled", "recycled-equal")
     with tempfile.TemporaryDirectory() as scratch:
         first = our_run(model, "vanilla", CALIBRATED_AT, Path(scratch) / "calibration")
@@ -150,7 +150,7 @@ def machine_rows(model: str, rounds: int) -> list[Row]:
             first.train_step()
         cluster, _ = from_runs(load("this-machine"), [Path(scratch) / "calibration" / "vanilla"])
         runs = {m: our_run(model, m, CHECKED_AT, Path(scratch)) for m in ("vanilla", *methods)}
-        for run in runs.values():  # the forms that recycle are themselves only from their second step on
+        for run in runs.values():  # recycled methods have images to recycle only from the second step on
             run.train_step()
             run.train_step()
         times = interleaved({m: run.train_step for m, run in runs.items()}, rounds)
@@ -172,7 +172,7 @@ def machine_rows(model: str, rounds: int) -> list[Row]:
 @dataclass(frozen=True)
 class StalenessOptions(Options):
     rounds: int = 5
-    skip_machine: bool = False  # Leave out training on this machine.
+    skip_machine: bool = False  # Skip training on this machine.
     model: Literal["resnet18", "digits-cnn"] = "resnet18"  # Trained here.
 
 

@@ -3,7 +3,7 @@
     python -m benchmarks.step [--json FILE] [--rounds N] [--models resnet18 digits-cnn] [--methods sam …] [--batch N]
         [--threads N]
 
-Rows of the first model bear only the method's name; the others also name the model.
+Rows of the first model are named after the method alone; the others also name the model.
 """
 
 import tempfile
@@ -43,8 +43,8 @@ BATCHES = {"resnet18": 32, "resnet20": 128, "resnet50": 16, "digits-cnn": 256}
 MICRO_BATCHES = 8
 LR, MOMENTUM, DECAY, STEPS = 0.05, 0.9, 5e-4, 1_000_000
 WARM = WARM_UPDATES + 5
-"""Steps before any timing: an attack is itself only once the adversarial statistics are warm, and a captured step three
-steps later."""
+"""Steps before any timing: the attack uses the adversarial statistics only once they are warm, and a captured step
+needs three more."""
 
 
 def plain_loop(
@@ -75,7 +75,7 @@ def plain_loop(
         loss.backward()
         optimizer.step()
         scheduler.step()
-        # A loop that one would trust with a long run looks at its loss.
+        # A loop fit for a long run checks its loss.
         if not loss.is_cuda and not torch.isfinite(loss):
             raise ArithmeticError("loss")
 
@@ -83,7 +83,7 @@ def plain_loop(
 
 
 def our_run(model_name: str, method: str, batch: int, folder: Path) -> Run:
-    """A run of this package, started; every ``train_step`` is a whole step with all that belongs to it."""
+    """A started run of this package; every ``train_step`` is a whole step with everything that belongs to it."""
     base = digits.vanilla() if model_name == "digits-cnn" else Config()
     dataset: dict[str, Any] = (
         {} if model_name == "digits-cnn" else {"dataset": "synthetic", "synthetic_images": 2_048}
@@ -107,7 +107,7 @@ def our_run(model_name: str, method: str, batch: int, folder: Path) -> Run:
 
 
 def started(config: Config, folder: Path) -> Run:
-    """A run that has taken no step yet."""
+    """A run before its first step."""
     run = Run(build(resolved(config)), RunFolder(folder), "none")
     run.start()
     return run
@@ -135,12 +135,12 @@ def measure(model_name: str, options: "StepOptions", suffix: str) -> list[Row]:
 
 
 def host_part(model_name: str, folder: Path, steps: int = 200) -> Row:
-    """Microseconds of the host's part of a captured ConAdv step of 8 micro-batches: all but what the device runs."""
+    """Host time in µs of a captured ConAdv step of 8 micro-batches: everything but the device's work."""
     config = our_run(model_name, "conadv", 8 * MICRO_BATCHES, folder).config.replace(micro_batch=8)
     run = started(config, folder / "host part")
     run.train_step()
     method, network, criterion = run.parts.method, run.network, run.parts.criterion
-    run.program.replays.backend = cast(Any, object())  # asked for a step's kind, and for nothing else
+    run.program.replays.backend = cast(Any, object())  # called for a step's kind only
     times = []
     for number in range(run.step, run.step + steps):
         begun = time.perf_counter()
@@ -160,10 +160,10 @@ def _named(row: Row, name: str) -> Row:
 class StepOptions(Options):
     rounds: int = 9
     models: tuple[Literal["resnet18", "resnet20", "resnet50", "digits-cnn"], ...] = ("resnet18", "digits-cnn")
-    """Networks that are trained."""
+    """Networks to train."""
     methods: tuple[str, ...] = METHODS
-    """Methods that are timed beside vanilla."""
-    batch: int | None = None  # Images of a step, in place of the model's own default.
+    """Methods to time beside vanilla."""
+    batch: int | None = None  # Images per step; None: the model's default.
     threads: int | None = None  # CPU threads; None: all cores.
 
     def __post_init__(self) -> None:
@@ -173,7 +173,7 @@ class StepOptions(Options):
 
 
 def main() -> None:
-    from conadv_lab.cli import asked  # imagenet_gpu, which uses this file, does without tyro
+    from conadv_lab.cli import asked  # imagenet_gpu imports this file without having tyro
 
     options = asked(StepOptions, None, "benchmarks.step", __doc__)
     if options.threads:

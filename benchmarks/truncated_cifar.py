@@ -10,6 +10,6 @@ TRAIN, TEST = 256, 100
 def sets(config: Config) -> tuple[TensorSet, TensorSet]:
     """Training and test set from the config's ``data_dir``."""
     images, labels, test_images, test_labels = load_cifar(config.data.data_dir)
-    # Copies, or a slice would keep all of the 60,000 images alive.
+    # Copy, as a slice would keep all 60,000 images alive.
     train = TensorSet(images[:TRAIN].clone(), labels[:TRAIN].clone(), 10)
     return train, TensorSet(test_images[:TEST].clone(), test_labels[:TEST].clone(), 10)

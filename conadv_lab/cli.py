@@ -93,7 +93,7 @@ def parsed(kind: type[Kind], words: Sequence[str], prog: str, description: str |
 
 
 def asked(kind: type[Kind], words: Sequence[str] | None, prog: str, description: str | None = None) -> Kind:
-    """As `parsed`, of the process's own words where these are None; a mistake is printed and ends the process.
+    """Like `parsed`, by default for the process's own arguments; prints an invalid argument's error and exits.
 
     Raises:
         SystemExit: status 2 after a mistake, 0 after ``--help``.

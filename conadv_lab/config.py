@@ -1,4 +1,4 @@
-"""The whole configuration of a run: one small dataclass per room, plain values only, no torch.
+"""The whole configuration of a run: one small dataclass per section, plain values only, no torch.
 
 On the command line the fields of all sections form one flat list of options (``--lr``, ``--epsilon``), so their names
 are unique. `resolved` fills in None, and a run folder records the filled-in value.

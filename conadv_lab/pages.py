@@ -1,4 +1,4 @@
-"""Self-contained HTML pages: a room's template in a shared frame, with figures as inline SVG.
+"""Self-contained HTML pages: a package's template in a shared frame, with figures as inline SVG.
 
 All pages are readable in light and dark mode, on a phone and in print, and load nothing.
 """

@@ -21,7 +21,7 @@ BARS = {"std": "± 1 standard deviation", "interval": "95 % t intervals"}
 
 
 def look_of(method: str, rows: "pd.DataFrame | None" = None) -> dict[str, Any]:
-    """Label, colour and marker of a method for matplotlib; those of a user's method come from its rows.
+    """Label, colour and marker of a method for matplotlib; a user-defined method takes them from its rows.
 
     >>> look_of("recycled-equal")
     {'label': 'recycled-equal', 'color': '#009E73', 'marker': 'P', 'fillstyle': 'none'}

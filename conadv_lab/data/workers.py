@@ -1,4 +1,4 @@
-"""How the data room's worker processes start and end. Nothing here imports torch."""
+"""How worker processes of the data package start and end. Nothing here imports torch."""
 
 import os
 import signal

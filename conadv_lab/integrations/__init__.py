@@ -1,1 +1,1 @@
-"""The methods inside other people's trainers: each file needs its own library alone."""
+"""The methods inside other people's trainers; each file needs only its own library."""

@@ -16,7 +16,7 @@ def look_ahead(accelerator: Any, loader: Iterable[Any], method: Method, **option
         accelerator: an ``accelerate.Accelerator`` of one process, without fp16.
         loader: as ``accelerator.prepare`` returned it.
         method: see `Ahead`.
-        options: of `Ahead`.
+        options: further arguments of `Ahead`.
 
     Raises:
         ValueError: several processes, or mixed precision with scaled gradients.

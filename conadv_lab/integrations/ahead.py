@@ -46,8 +46,8 @@ class Ahead:
         method: decides how far to look ahead; its state is part of the checkpoint.
         accumulate: batches of the loader in one step.
         steps: how many steps will be trained; None where that is not known, which costs a few attacks at the end.
-        device: where the model is, or a function that says so once it is known; None leaves the batches where they are.
-        seed: of the loader's random state; None takes ``torch.initial_seed()``.
+        device: the model's device, or a function that returns it once known; None leaves the batches where they are.
+        seed: for the loader's random state; None: ``torch.initial_seed()``.
         embeddings: a token model's embedding layer, as for `conadv_lab.lookahead`.
 
     Raises:

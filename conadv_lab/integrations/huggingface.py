@@ -25,16 +25,16 @@ STATE = "conadv_lab.pt"
 class TrainerMethod:
     """Mixin before ``Trainer``: ``class ConAdvTrainer(TrainerMethod, transformers.Trainer): pass``.
 
-    All else is the Trainer's: optimizer, schedule, clipping, logging, evaluation. The model is called with images
+    The Trainer still handles optimizer, schedule, clipping, logging and evaluation. The model is called with images
     alone, ``model(pixel_values)``, or with a token batch without its labels; the criterion takes its logits.
-    Each checkpoint folder gets a file beside the Trainer's own that holds what is pending.
+    Each checkpoint folder gets an extra file with the pending attacks.
 
     Args:
-        method: with its state; not to be shared with another trainer.
-        criterion: (outputs, labels) to their mean loss; None is the cross-entropy.
+        method: has state; do not share it with another trainer.
+        criterion: (outputs, labels) to their mean loss; None: cross-entropy.
         accumulate: batches of the Trainer's loader in one step, in place of ``gradient_accumulation_steps``.
         embeddings: a token model's embedding layer, ``model.get_input_embeddings()``; see `conadv_lab.lookahead`.
-        others: of ``Trainer``, by keyword.
+        others: keyword arguments of ``Trainer``.
 
     Raises:
         ValueError: arguments that the method does not support.

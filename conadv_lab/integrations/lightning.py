@@ -43,7 +43,7 @@ class LightningMethod:
         self._random: dict[str, Any] | None = None
 
     def look_ahead(self, loader: Iterable[Any], **options: Any) -> Ahead:
-        """The loader for ``trainer.fit``; options are those of `Ahead`, such as ``accumulate``."""
+        """The loader for ``trainer.fit``; takes the options of `Ahead`, such as ``accumulate``."""
         module: Any = self
         self._ahead = Ahead(loader, self.method, device=lambda: module.device, **options)
         return self._ahead

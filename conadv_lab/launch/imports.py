@@ -54,7 +54,7 @@ def _imported(file: Path) -> set[str]:
 
 
 def _own_files(name: str, folders: list[Path]) -> dict[str, Path]:
-    """The files of a module that Python would find directly in one of the folders, and none of any other."""
+    """The files of a module that Python would find directly in one of the folders; none for other modules."""
     spec = PathFinder.find_spec(name, [*map(str, folders), *sys.path])
     if spec is None:
         return {}

@@ -53,13 +53,14 @@ class Method:
     A forward pass in training mode updates the running statistics. One that must not, such as the second pass of a
     sharpness-aware step, uses ``counted=False``: see `steps.train_on` and `conadv_lab.models.norm.branch_of`.
 
-    The attributes are all that the rest of the package knows of a method: config, help, plans, the simulator, memory
-    and figures take them, including cost and depth, from here. Those up to ``reads`` belong to the class; an instance
-    may set the others.
+    The rest of the package knows a method only by its attributes: config, help, plans, simulator, memory and figures
+    read them, including cost and depth. Attributes up to ``reads`` belong to the class; an instance may set the others.
 
     Attributes:
         name: its name for ``--method``; empty for base classes and for a user's method, which is named by its file.
-        label, colour, marker: in figures.
+        label: legend entry in figures.
+        colour: matplotlib colour in figures.
+        marker: matplotlib marker in figures.
         about: what a step trains on, in a few words.
         source: authors, venue and year.
         reads: dataclasses whose fields are the config options that it reads.
@@ -68,7 +69,8 @@ class Method:
         replays: how many consecutive steps train on the same images.
         together: whether clean and altered images share a forward and a backward pass.
         side: computation besides training: an ``attack`` (no parameter gradients) or an ``ascent`` (with them).
-        side_steps: how many of them in sequence; the mean, if steps differ. side_share: on what fraction of B.
+        side_steps: how many of them in sequence; the mean, if steps differ.
+        side_share: fraction of B that the side computation runs on.
         repeats: how many full training passes, over clean and altered images, precede the last one, as in an ascent
             of the method's own loss.
         concurrent: whether the side computation may run beside the step, or on its own ranks, once it is stale.

@@ -20,9 +20,9 @@ _writes: WeakKeyDictionary[nn.Module, dict[bool, bool]] = WeakKeyDictionary()
 def outputs_of(model: nn.Module, images: Tensor, tokens: Tokens | None = None) -> Any:
     """``model(images)``; a forward that writes into its input, as ``x.sub_(0.5)`` does, gets a copy to write into.
 
-    Of tokens the images are what is added to their embeddings.
+    For token batches, ``images`` is the perturbation added to the embeddings.
 
-    The first forward of each mode finds out, with a copy, which a GPU makes the host wait for; later ones cost nothing.
+    The first forward pass in each mode checks this on a copy, which synchronises with a GPU; later ones cost nothing.
     """
     if tokens is not None:
         return tokens.outputs(model, images)

@@ -51,7 +51,7 @@ class Weights:
 
     @cached_property
     def room(self) -> list[Tensor]:
-        """As large as the weights, for a direction: to allocate it anew takes a CPU longer than to compute it."""
+        """Reusable memory for a direction: on a CPU, allocating it takes longer than computing it."""
         with torch.no_grad():
             return self.zeros()
 
@@ -102,11 +102,11 @@ class Part:
     Args:
         weights: of the model.
         run: the part's pass.
-        gradients: who else has a share of the gradient.
-        is_whole: whether the weights move by what is summed over ranks.
+        gradients: access to other ranks' gradients.
+        is_whole: whether the weights move along a gradient that is summed over ranks.
         is_one_of_many: whether its step may have other parts.
-        kept: what is kept of earlier steps, the oldest first: a tensor a weight for each of them.
-        number: of the part in its step, over all ranks.
+        kept: gradients kept from earlier steps, oldest first, each with one tensor per weight.
+        number: the part's number within its step, over all ranks.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class Part:
         """Add the latest pass's gradient to the step's gradient."""
         if self.is_whole:
             self.gradients.is_complete()
-        if self.is_one_of_many:  # what is added to it later is not this part's
+        if self.is_one_of_many:  # what is added later does not belong to this part
             gradient = [one.clone() for one in gradient]
         shown = zip(gradient, self._present, strict=True)
         self.weights.give([one if present else None for one, present in shown])

@@ -128,9 +128,9 @@ class WeightSpace(Method):
         """Called on the host after a step that was not skipped."""
 
     def of_part(self, part: Part, step: Step) -> tuple[Losses, list[Tensor] | None]:
-        """Give the part's gradient; returns its losses, and what is to be kept for later steps.
+        """Add the part's gradient; returns its losses, and what to keep for later steps.
 
-        Here the gradient at the stale move is given, and kept.
+        By default the gradient at the stale move, which is added and kept.
         """
         move = self.stale_move(part, step)
         if move is None:
@@ -221,7 +221,7 @@ class WeightSpace(Method):
         """On a CPU, raise unless everything on which all ranks agree is finite; a GPU would have to synchronise."""
         if not weights.on_cpu or (self.gradients.ranks > 1 and self.perturbation != "global"):
             return
-        # What is kept may be what is given, and is looked at once.
+        # A kept tensor may be an added one; check it only once.
         looked_at = {id(one): one for some in (weights.gradients(), *kept) for one in some or ()}
         if looked_at and not bool(torch.isfinite(moving.norm(list(looked_at.values())))):
             raise _NotFinite

@@ -39,7 +39,7 @@ class Ranks:
     spread: bool
 
     def __deepcopy__(self, _memo: object) -> None:
-        return None  # a copy of a model, as for an evaluation, belongs to its own rank alone
+        return None  # a copy of a model, as for evaluation, shares nothing with other ranks
 
 
 @dataclass
@@ -65,8 +65,8 @@ class MixtureBatchNorm(nn.Module):
     """Two batch norms with the same input shape; the model's context selects the one for each image.
 
     The children ``main`` and ``adversarial`` are ordinary batch norms of the converted type, so
-    ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` keeps both. Other attributes are those of ``main``. Both branches
-    have the original norm's hooks, which are called with the branch that is used.
+    ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` keeps both. Other attributes come from ``main``. Both branches
+    have the original norm's hooks, which are called with the branch in use.
     """
 
     def __init__(self, norm: _BatchNorm, mode: Mode) -> None:
@@ -176,7 +176,7 @@ class MixtureBatchNorm(nn.Module):
 
 
 def _twin(norm: _BatchNorm) -> _BatchNorm:
-    """A copy that shares the norm's hooks: a handle removes a hook from both, and what hooks record into is shared."""
+    """A copy that shares the norm's hooks: a handle removes a hook from both, and both record into the same objects."""
     hooks = {id(of_one_kind): of_one_kind for of_one_kind in (getattr(norm, name) for name in HOOKS)}
     # Weights that a hook computes before each forward pass, as in pruning, are not leaves and cannot be deep-copied.
     computed = {

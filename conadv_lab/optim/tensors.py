@@ -47,7 +47,7 @@ def _sharding(param: Any) -> Any:
 
 
 def norms(tensors: list[Tensor], params: list[Tensor]) -> Tensor:
-    """Euclidean norms of n tensors: (n,), at least float32; for shards those of the whole ``params``."""
+    """Euclidean norms of n tensors: (n,), at least float32; for shards, norms of the whole ``params``."""
     own, sharding = _norms(tensors), _sharding(params[0])
     if sharding is None:
         return own

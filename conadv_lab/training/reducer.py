@@ -20,7 +20,7 @@ BUCKET_BYTES = 25 << 20
 
 
 class Reducer:
-    """Sums the gradients of all trainers; each has those of its own micro-batches, weighted by their shares.
+    """Sums the gradients of all trainers; each contributes its own micro-batches, weighted by their shares.
 
     Not DistributedDataParallel, because a step has several backward passes, each through one branch of the batch norms:
     in the last one the other branch's parameters get no gradient, for which DDP would search the graph after every

@@ -93,7 +93,7 @@ def fingerprints(train_set: ImageSet, test_set: ImageSet) -> dict[str, str]:
 def require_same_data(config: Config, folder: RunFolder, train_set: ImageSet, test_set: ImageSet) -> None:
     """Raise ``ValueError`` if the folder's run was started on other images, as far as fingerprints show.
 
-    Folders of versions that recorded the training images alone are compared by those.
+    Folders written by versions that recorded only the training images are compared by these.
     """
     if not (folder.path / "manifest.json").exists():
         return

@@ -161,7 +161,7 @@ def test_without_time_nothing_runs_and_the_table_is_empty(tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
     assert not json.loads((tmp_path / "regimes.json").read_text())["complete"]
     assert "not measured" in STUDY.numbers(table("regimes", tmp_path))["others"]
-    assert "lacks something" in capsys.readouterr().out
+    assert "lacks data" in capsys.readouterr().out
 
 
 def test_a_lead_is_called_by_where_its_interval_lies():

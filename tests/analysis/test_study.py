@@ -94,7 +94,7 @@ def test_a_study_leaves_table_manifest_figure_and_conclusion(tmp_path, capsys):
 
 def test_a_claim_about_what_a_smaller_scale_lacks_is_told(tmp_path):
     own = small({"ahead": lambda numbers: numbers["absent"] > 0})
-    assert "lacks something: 'absent'" in own.told(pd.DataFrame({"x": [1.0]}))
+    assert "lacks data for it: 'absent'" in own.told(pd.DataFrame({"x": [1.0]}))
 
 
 def test_a_table_that_is_not_there_is_told(tmp_path, capsys):

@@ -112,7 +112,7 @@ def test_a_part_that_ends_well_without_figures_has_failed(tmp_path, fake):
     out = tmp_path / "out"
     assert visited(out, fake(one="half", two=0)) == 1
     assert statuses(out) == {"one": "failed", "two": "finished"}
-    assert "it left no figures" in (out / "gpu.md").read_text()
+    assert "it wrote no results" in (out / "gpu.md").read_text()
 
 
 def test_a_part_that_is_out_of_time_is_killed_with_its_children_and_the_next_begins(tmp_path, fake):
@@ -207,16 +207,16 @@ def test_the_page_tells_of_several_machines_and_of_a_part_that_was_cut_off():
     [
         (["--only", "cifra"], "unknown part 'cifra'; allowed: .* Did you mean 'cifar'?"),
         (["--data-dir", "EMPTY"], "no cifar10 in EMPTY: put cifar-10-batches-py"),
-        (["--only", "lars", "cifar"], "cifar needs CIFAR-10; name its folder by --data-dir"),
-        (["--minutes", "0.1"], "minutes is 0.1; allowed: at least 0.5, for tests is begun first"),
+        (["--only", "lars", "cifar"], "cifar needs CIFAR-10; pass its folder as --data-dir"),
+        (["--minutes", "0.1"], "minutes is 0.1; allowed: at least 0.5, as tests starts first"),
         (
             ["--minutes", "0.9", "--data-dir", "IMAGES"],
-            "minutes is 0.9; allowed: at least 1, for cifar is begun first",
+            "minutes is 0.9; allowed: at least 1, as cifar starts first",
         ),
-        (["--minutes", "0.1", "--only", "lars"], "minutes is 0.1; allowed: at least 0.33, for lars"),
+        (["--minutes", "0.1", "--only", "lars"], "minutes is 0.1; allowed: at least 0.33, as lars"),
         (["--minutes", "nan"], "minutes is nan; allowed: at least 0.5"),
         (["--scratch", "FILE"], "FILE is a file; allowed: a folder"),
-        ([], "torch sees no GPU, .*; --small tries"),
+        ([], "torch finds no GPU .*; --small tries"),
     ],
 )
 def test_bad_input_is_one_sentence_and_nothing_is_written(tmp_path, words, told, capsys):
@@ -237,7 +237,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(tmp_path, words, told,
 def test_a_file_that_is_no_visits_is_refused_and_kept(tmp_path, fake, capsys):
     (tmp_path / "gpu.json").write_text("[]")
     assert visited(tmp_path, fake(one=0)) == 2
-    assert "gpu.json is damaged, or not a visit's" in capsys.readouterr().err
+    assert "gpu.json is damaged, or not from a visit" in capsys.readouterr().err
     assert (tmp_path / "gpu.json").read_text() == "[]"
     assert begun(fake) == []
 
