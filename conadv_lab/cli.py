@@ -9,7 +9,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
@@ -19,6 +19,13 @@ from conadv_lab.reading import allowed
 
 Kind = TypeVar("Kind")
 MOST_USED = "method, epsilon, staleness, global-batch, micro-batch, optimizer, lr, epochs, seed, out"
+SECTIONS = {
+    "training": "training", "method": "method", "optimization": "optimizer and learning rate",
+    "data": "data", "model": "model",
+}  # fmt: skip
+"""The config's sections in the order of the help, with their headings there."""
+OUTPUT_FILES = tyro.conf.arg(name="output file")
+"""Heading, in the help, of a field that holds `Tables` or `Outputs`."""
 ALSO_CALLED = {
     "learning-rate": "lr", "batch-size": "global-batch", "batch": "global-batch", "eps": "epsilon", "tau": "staleness",
     "steps-per-epoch": "epochs", "num-workers": "workers", "output": "out", "wd": "weight-decay", "arch": "model",
@@ -43,25 +50,34 @@ class Options:
 
 
 def parse_config(
-    recipe: Callable[[], Config], words: Sequence[str], prog: str, options: Any = None
+    recipe: Callable[[], Config],
+    words: Sequence[str],
+    prog: str,
+    options: Any = None,
+    about: str | None = None,
 ) -> tuple[Config, Any]:
     """The recipe's config with the options among ``words`` applied, and the command's own options.
+
+    Args:
+        options: the command's own options, with their defaults; None: `Options`.
+        about: first lines of the help; None: the recipe's docstring.
 
     Raises:
         ValueError: an unknown option, or a value of the wrong type.
         SystemExit: status 0 after ``--help``.
     """
-    own = options or Options()
-    config = recipe()
-    sections = {
-        name: getattr(config, name) for name in ("training", "method", "optimization", "data", "model")
-    }
-    parts = {"command": own, **sections}  # headings of the help, in this order
-    fields = [(name, type(part), field(default=part)) for name, part in parts.items()]
-    command = make_dataclass("Command", fields, frozen=True)  # type: ignore[arg-type]
+    own, config = type(options or Options()), recipe()
+    parts = [
+        (name, Annotated[type(part), tyro.conf.arg(name=heading)], field(default=part))
+        for name, heading in SECTIONS.items()
+        for part in (getattr(config, name),)
+    ]
+    command = make_dataclass("Command", parts, bases=(own,), frozen=True)
     used = ", ".join(f"--{name}" for name in MOST_USED.split(", "))
-    found: Any = parsed(command, words, prog, f"{recipe.__doc__ or ''}\n\nMost used: {used}.")
-    return Config(**{name: getattr(found, name) for name in sections}), found.command
+    told = (recipe.__doc__ or "" if about is None else about).strip()
+    found: Any = parsed(command, words, prog, f"{told}\n\nMost used: {used}.")
+    chosen = own(**{one.name: getattr(found, one.name) for one in dataclasses.fields(own)})
+    return Config(**{name: getattr(found, name) for name in SECTIONS}), chosen
 
 
 def parsed(kind: type[Kind], words: Sequence[str], prog: str, description: str | None = None) -> Kind:

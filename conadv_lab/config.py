@@ -28,7 +28,10 @@ class _Method:
 if TYPE_CHECKING:
     Method = Any
 else:
-    _about = {"__doc__": f"How a step's gradient is made.\n\n{methods.described()}", "__module__": __name__}
+    _told = (
+        "How a step's gradient is made; train --list methods also lists the options that each method reads."
+    )
+    _about = {"__doc__": f"{_told}\n\n{methods.described()}", "__module__": __name__}
     Method = make_dataclass(
         "Method", [], bases=(*reversed(methods.options()), _Method), frozen=True, namespace=_about
     )

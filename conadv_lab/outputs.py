@@ -18,7 +18,7 @@ FIGURES = (".png", ".pdf", ".svg")
 
 @dataclass(frozen=True)
 class Tables:
-    """Output files"""
+    """Files to write in addition to the printed table."""
 
     json: Path | None = None
     """Write the table's rows as JSON, {"rows": […]}."""
@@ -44,7 +44,7 @@ class Tables:
 
 @dataclass(frozen=True)
 class Outputs(Tables):
-    """Output files, including a figure"""
+    """Files to write in addition to the printed table."""
 
     figure: Path | None = None
     """Write a figure: .png, .pdf or .svg."""

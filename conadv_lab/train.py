@@ -2,6 +2,7 @@
 
 import os
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -81,15 +82,22 @@ def _folder(recipe: str, config: Config) -> Path:
 
 
 def _list(of_methods: bool) -> int:
-    from conadv_lab.methods import METHODS
+    from conadv_lab.methods import METHODS, options_of
     from conadv_lab.recipes import RECIPES
 
-    methods = {name: f"{method.about}." for name, method in METHODS.items()}
-    told = methods if of_methods else {name: _sentence(recipe) for name, recipe in RECIPES.items()}
+    methods = {name: [f"{method.about}.", *_wrapped(options_of(name))] for name, method in METHODS.items()}
+    told = methods if of_methods else {name: [_sentence(recipe)] for name, recipe in RECIPES.items()}
     width = max(map(len, told))
-    for name, sentence in told.items():
-        print(f"{name:{width}}  {sentence}")
+    for name, lines in told.items():
+        for number, line in enumerate(lines):
+            print(f"{'' if number else name:{width}}  {line}")
     return 0
+
+
+def _wrapped(options: list[str]) -> list[str]:
+    return textwrap.wrap(
+        " ".join(options), 100, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False
+    )
 
 
 def _sentence(recipe: Callable[[], Config]) -> str:

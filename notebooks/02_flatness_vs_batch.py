@@ -37,7 +37,7 @@ METHODS = ("vanilla", "copy", "conadv")
 BATCHES = (256, 898) if FAST else (64, 256, 898)
 SEEDS = (0,) if FAST else (0, 1, 2)
 RATES = {64: 0.1, 256: 0.2, 898: 0.4}
-EPOCHS = 2 if FAST else 12
+EPOCHS = 2 if FAST else 10
 torch.set_num_threads(1)
 
 # %% [markdown]
@@ -70,7 +70,7 @@ def flatness(run: str, lr: float) -> dict:
     report = cl.sharpness.measure(
         judged,
         parts.criterion,
-        [fixed_images(parts.train_set, 128 if FAST else 256)],
+        [fixed_images(parts.train_set, 128)],
         ("top_eigenvalue", "adaptive_worst"),
         adaptive_rhos=(1.0,),
     )
@@ -110,7 +110,7 @@ RUNS, TABLE = Path("../runs/studies/runs"), Path("../analysis/results/regimes.cs
 REPORTED = "dataset == 'cifar10' and train_images == 1280"  # not the trials, which held-out folds judged
 if FAST or not RUNS.exists():
     RUNS, TABLE, REPORTED = folder / "runs", folder / "regimes.csv", "dataset == 'digits'"
-    words = ["--scale", "smoke", "--runs", RUNS, "--out", folder]
+    words = ["--scale", "smoke", "--processes", "2", "--runs", RUNS, "--out", folder]
     subprocess.run(
         [sys.executable, "-m", "analysis.regimes", *words], cwd="..", capture_output=True, check=True
     )

@@ -58,11 +58,12 @@ probes = pd.DataFrame(rows)
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
 shown = probes[probes["lr"] == max(RATES)].assign(kind=lambda row: row["τ"].map("τ = {}".format))
-curves(shown, "step", "agreement", f"step (learning rate {max(RATES)})", "signs equal to a fresh attack's", hue="kind",
-       ax=axes[0])  # fmt: skip
+curves(shown, "step", "agreement", f"step (learning rate {max(RATES)})", "share of signs equal to a fresh attack's",
+       hue="kind", ax=axes[0])  # fmt: skip
 labelled = probes.assign(rate=probes["lr"].map("lr {}".format))
 means = labelled.groupby(["τ", "rate"], as_index=False)["agreement"].mean()
-curves(means, "τ", "agreement", "staleness τ (steps)", "mean over the run", hue="rate", logx=True, ax=axes[1])
+curves(means, "τ", "agreement", "staleness τ (steps)", "share of equal signs, mean over the run", hue="rate",
+       logx=True, ax=axes[1])  # fmt: skip
 for ax in axes:
     ax.axhline(0.5, color="black", linewidth=0.8, linestyle=":")
     ax.legend(frameon=False, fontsize="small")

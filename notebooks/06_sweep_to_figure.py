@@ -57,7 +57,7 @@ runs[["method", "lr", "seed", "state", "steps", "test_accuracy", "train_test_gap
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(9.5, 3.4), layout="constrained")
-label = f"learning rate; n = {runs['seed'].nunique()} seeds"
+label = f"learning rate\nn = {runs['seed'].nunique()} seeds, bars 95 % t intervals"
 points(runs, "lr", "test_accuracy", label, "test accuracy (%)", hue="method", ax=axes[0])
 points(runs, "lr", "train_test_gap", label, "train − test accuracy (points)", hue="method", ax=axes[1])
 plt.show()

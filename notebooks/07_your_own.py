@@ -99,7 +99,7 @@ def train(name: str, method) -> tuple[nn.Module, pd.DataFrame]:
 
 
 attack = cl.SignAttack(epsilon=EPSILON)
-methods = {"vanilla": cl.Vanilla(), "ConAdv": cl.ConAdv(attack, staleness=1, weights=(0.5, 0.5))}
+methods = {"vanilla": cl.Vanilla(), "conadv": cl.ConAdv(attack, staleness=1, weights=(0.5, 0.5))}
 trained = {name: train(name, method) for name, method in methods.items()}
 
 # %%
@@ -119,7 +119,8 @@ plt.show()
 # %%
 def accuracy(model: nn.Module) -> float:
     with torch.no_grad():
-        return 100 * (model(test_set.images).argmax(1) == test_set.labels).float().mean().item()
+        right = (model(test_set.images).argmax(1) == test_set.labels).float().mean()
+        return round(100 * right.item(), 2)
 
 
 batches = [(plain_images[0][:256], plain_images[1][:256])]
@@ -134,7 +135,7 @@ cl.sharpness.compare(reports)
 # A single report: every number with its error, below the conditions under which it holds.
 
 # %%
-reports["ConAdv"]
+reports["conadv"]
 
 # %% [markdown]
 # ## Use it elsewhere
@@ -143,7 +144,7 @@ reports["ConAdv"]
 
 # %%
 mine = MyModel()
-mine.load_state_dict(cl.plain_batch_norm(trained["ConAdv"][0]).state_dict())
+mine.load_state_dict(cl.plain_batch_norm(trained["conadv"][0]).state_dict())
 print(f"test accuracy {accuracy(mine.eval()):.2f} %")
 
 # %% [markdown]

@@ -50,12 +50,12 @@ def test_every_heading_is_there_once_and_what_is_used_most_comes_first(capsys):
         parse_config(conadv, ["--help"], "train")
     assert stop.value.code == 0
     told = capsys.readouterr().out
-    headings = re.findall(r"^\W+((?:[a-z]+ )?options) \W+$", told, re.MULTILINE)
+    headings = re.findall(r"^\W+((?:[a-z ]+ )?options) \W+$", told, re.MULTILINE)
     assert headings == [
-        "options", "command options", "training options", "method options", "optimization options", "data options",
+        "options", "training options", "method options", "optimizer and learning rate options", "data options",
         "model options",
     ]  # fmt: skip
-    assert told.index("Most used: --method, --epsilon") < told.index("--out ")
+    assert told.index("Most used: --method, --epsilon") < told.index("--out ") < told.index("--epochs ")
 
 
 def test_options_of_a_part_and_words_without_names():

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from PIL import Image
@@ -34,9 +34,11 @@ _RECORD = struct.Struct("<IQ")
 class PackOptions:
     """What is packed, and how."""
 
-    data_dir: tyro.conf.Positional[Path]
+    data_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATA_DIR")]
     """Folder with train/ and val/, or the official archives; with --verify, packs."""
-    out_dir: tyro.conf.Positional[Path | None] = None
+    out_dir: Annotated[
+        Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[OUT_DIR]", help_behavior_hint="")
+    ] = None
     """Folder for train.pack and val.pack."""
     side: int = 400
     """Short side in pixels; 0: keep the files unchanged."""

@@ -5,7 +5,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import tyro
 
@@ -22,8 +22,10 @@ from conadv_lab.mistakes import writable
 Kind = TypeVar("Kind")
 UNUSABLE = ("%", ":", "'", '"', "\\", "\n")
 """Not usable in a path: SLURM expands %, PYTHONPATH splits at colons, and #SBATCH lines interpret quotes."""
-Folders = tyro.conf.Positional[tuple[Path, ...]]
-Folder = tyro.conf.Positional[Path]
+Folders = Annotated[
+    tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DIR ...", help_behavior_hint="")
+]
+Folder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 
 
 def run(words: list[str]) -> int:

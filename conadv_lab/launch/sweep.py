@@ -49,7 +49,7 @@ def plan(recipe: str, words: Sequence[str], options: Any, verb: str = "sweep") -
             f"--{name.replace('_', '-')} is {','.join(listed)!r}; allowed: one value. Use submit sweep for a list"
         )
     first, parsed = parse_config(
-        lambda: bases[0], single, prog=f"conadv_lab.submit {verb} {recipe}", options=options
+        lambda: bases[0], single, f"conadv_lab.submit {verb} {recipe}", options, about=_about(recipe)
     )
     if len(bases) > 1:
         given = {name: value for name, value in _flat(first).items() if name in _named(single)}
@@ -63,6 +63,14 @@ def plan(recipe: str, words: Sequence[str], options: Any, verb: str = "sweep") -
         for chosen in itertools.product(*values.values())
     ]
     return named(configs), parsed
+
+
+def _about(recipe: str) -> str:
+    from conadv_lab import references
+    from conadv_lab.recipes import find
+
+    function = references.load(recipe) if is_file_reference(recipe) else find(recipe)
+    return function.__doc__ or ""
 
 
 def bases_of(recipe: str) -> list[Config]:

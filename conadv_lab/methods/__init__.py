@@ -38,12 +38,18 @@ def filled(config: "Config") -> "Config":
 
 
 def described() -> str:
-    """One line per method: what a step trains on, and its options."""
-    lines = []
-    for name, method in METHODS.items():
-        own = dict.fromkeys(field.name for part in method.reads for field in fields(part))
-        lines.append(f"- {name}: {method.about}" + (f" ({', '.join(own)})" if own else ""))
-    return "\n".join(lines)
+    """One line per method: what a step trains on."""
+    return "\n".join(f"- {name}: {method.about}" for name, method in METHODS.items())
+
+
+def options_of(name: str) -> list[str]:
+    """The command-line options that a method reads.
+
+    >>> options_of("asyncsam")
+    ['--rho', '--perturbation', '--staleness']
+    """
+    own = dict.fromkeys(field.name for part in METHODS[name].reads for field in fields(part))
+    return [f"--{option.replace('_', '-')}" for option in own]
 
 
 def method_of(config: "Config") -> Method:

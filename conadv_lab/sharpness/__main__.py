@@ -11,12 +11,12 @@ from conadv_lab.pipes import outlive_readers
 from conadv_lab.reading import pairs
 from conadv_lab.sharpness.options import SharpnessOptions
 
-ABOUT = f"""{__doc__}
+ABOUT = """Measure curvature and sharpness. By default only cheap measures run; --list shows all, and --also adds some.
 
-A place is a run folder, a checkpoint folder of a run, or path/to/file.py:function that returns
-(model, criterion, batches) or (model, criterion, batches, facts). Exit status: 0 success, 2 invalid
-arguments, 1 failure, 130 interrupted (finished measures are still written). By default only cheap measures run;
-progress goes to standard error."""
+A PLACE is a run folder, a checkpoint folder of a run, or path/to/file.py:function that returns model, criterion and
+batches, optionally followed by a mapping of facts.
+
+Exit status: 0 success, 2 invalid arguments, 1 failure, 130 interrupted (finished measures are still written)."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

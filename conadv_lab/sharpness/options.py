@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -12,22 +13,22 @@ Repeated = tyro.conf.UseAppendAction[tuple[str, ...]]
 class SharpnessOptions:
     """What to measure, on which data, and where to write it."""
 
-    places: tyro.conf.Positional[tuple[str, ...]] = ()
+    places: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PLACE ...", help_behavior_hint="")
+    ] = ()
     """Run folders, checkpoint folders or path/to/file.py:function; several are compared."""
-    json: Path | None = None
-    """Write the numbers and their conditions."""
     html: Path | None = None
-    """Write one self-contained page."""
+    """Write one self-contained HTML page."""
+    json: Path | None = None
+    """Write the numbers and their conditions as JSON."""
     csv: Path | None = None
-    """Write one row per number."""
+    """Write one row per number as CSV."""
     figures: Path | None = None
     """Write the figures into this folder as PNG and PDF."""
-    cross_check: bool = False
-    """Also run PyHessian on the same batches and print both results."""
-    measures: str = ""
-    """Measure A,B,… instead of the default measures; --list shows all."""
     also: str = ""
-    """Additional measures, such as density,sam_worst."""
+    """Measures A,B,… in addition to the default ones, such as density,sam_worst."""
+    measures: str = ""
+    """Measures A,B,… instead of the default ones; --list shows all."""
     all: bool = False
     """Every measure that applies."""
     list: bool = False
@@ -38,25 +39,27 @@ class SharpnessOptions:
     """Images per batch."""
     split: str = "train"
     """Split of a run's data: train or test."""
-    trust: bool = False
-    """Run the Python files that a run folder's config names."""
-    params: str = ""
-    """Names A,B,… of parameters or modules; none: all."""
-    bn: str = "eval"
-    """Batch norm: eval or train."""
-    dtype: str = ""
-    """float32 or float64; none: the model's own."""
-    line_to: str = ""
-    """Also the loss along the straight line from each place to this one."""
-    seed: int = 0
-    """Seed of all random numbers."""
-    resume: Path | None = None
-    """Store finished parts in this folder and resume from them."""
+    fact: Repeated = ()
+    """NAME=VALUE of split, augmentation, learning_rate, weight_decay_inside or label_smoothing; or 'unknown'."""
     learning_rate: float | None = None
     """The same as --fact learning_rate=…"""
     augmentation: str | None = None
     """The same as --fact augmentation=…"""
-    fact: Repeated = ()
-    """NAME=VALUE for reports: split, augmentation, learning_rate, weight_decay_inside, label_smoothing; or unknown."""
+    bn: str = "eval"
+    """Batch norm: eval or train."""
+    params: str = ""
+    """Names A,B,… of the parameters or modules to measure; none: all."""
+    dtype: str = ""
+    """float32 or float64; none: the model's own."""
+    seed: int = 0
+    """Seed of all random numbers."""
+    resume: Path | None = None
+    """Store finished parts in this folder and resume from them."""
+    cross_check: bool = False
+    """Also run PyHessian on the same batches and print both results."""
+    line_to: str = ""
+    """Also the loss along the straight line from each place to this one."""
+    trust: bool = False
+    """Run the Python files that a run folder's config names."""
     set: Repeated = ()
-    """NAME=VALUE, a setting, such as k=10 or rhos=(0.1,)."""
+    """NAME=VALUE of a setting, such as k=10 or rhos=(0.1,)."""

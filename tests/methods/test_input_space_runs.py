@@ -8,7 +8,7 @@ import torch
 from conadv_lab import train as train_command
 from conadv_lab.config import Config, resolved
 from conadv_lab.data.lookahead import lookahead
-from conadv_lab.methods import described, method_of
+from conadv_lab.methods import method_of, options_of
 from conadv_lab.methods.attack import PGDAttack, SignAttack
 from conadv_lab.methods.families.advprop import FastAdvProp
 from conadv_lab.methods.families.conadv import DisAdv
@@ -42,13 +42,14 @@ def test_by_name_alone_on_digits(name, tmp_path):
     assert plan_of(config).images == 20
 
 
-def test_the_help_names_each_ones_own_options():
-    lines = {line.partition(":")[0].removeprefix("- "): line for line in described().splitlines()}
-    assert lines["fast-advprop"].endswith("(epsilon, attack_step)")
-    assert lines["free-at"].endswith("(epsilon, attack_step, replays)")
-    assert "attack_target" in lines["advprop"]
-    assert "attack_steps" not in lines["fgsm-rs"]
-    assert "replays" not in lines["conadv"]
+def test_the_list_of_methods_names_each_ones_own_options(capsys):
+    assert options_of("fast-advprop") == ["--epsilon", "--attack-step"]
+    assert options_of("free-at") == ["--epsilon", "--attack-step", "--replays"]
+    assert "--attack-target" in options_of("advprop")
+    assert "--attack-steps" not in options_of("fgsm-rs")
+    assert "--replays" not in options_of("conadv")
+    assert train_command.main(["--list", "methods"]) == 0
+    assert "  --epsilon --attack-step --replays\n" in capsys.readouterr().out
 
 
 def test_defaults_are_those_of_the_papers():

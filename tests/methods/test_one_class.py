@@ -133,7 +133,7 @@ def test_its_help_is_there_without_torch(words, house):
     ran = subprocess.run(command, cwd=house, capture_output=True, text=True, check=True)
     assert "damped" in ran.stdout
     assert "B clean images, looked at twice" in ran.stdout
-    assert ("--damping" in ran.stdout) == ("--help" in words)
+    assert "--damping" in ran.stdout
     assert "torch" not in {line.rpartition("|")[2].strip() for line in ran.stderr.splitlines()}
 
 

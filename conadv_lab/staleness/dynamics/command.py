@@ -59,10 +59,10 @@ def _quadratic(words: list[str]) -> "tuple[pd.DataFrame, Outputs]":
     from conadv_lab.cli import parsed
 
     asked = parsed(QuadraticOptions, words, "conadv_lab.staleness dynamics quadratic")
-    asked.require_writable()
+    asked.files.require_writable()
     from conadv_lab.staleness.dynamics import on_quadratic
 
-    return on_quadratic.study(asked.draws(), asked), asked
+    return on_quadratic.study(asked.draws(), asked), asked.files
 
 
 def _training(name: str, words: list[str]) -> "tuple[pd.DataFrame, Outputs]":
@@ -72,11 +72,11 @@ def _training(name: str, words: list[str]) -> "tuple[pd.DataFrame, Outputs]":
     recipe = _probed(find(name)) if name else small
     prog = f"conadv_lab.staleness dynamics {name or 'digits-conadv'}"
     config, asked = parse_config(recipe, words, prog=prog, options=RunOptions())
-    asked.require_writable()
+    asked.files.require_writable()
     return study(
         config, asked.draws(), seeds=asked.seeds, curvature_images=asked.curvature_images,
         problem=name or "digits-conadv", progress=True,
-    ), asked  # fmt: skip
+    ), asked.files  # fmt: skip
 
 
 def _probed(recipe: Callable[[], Config]) -> Callable[[], Config]:

@@ -1,17 +1,18 @@
 """Options of ``python -m conadv_lab.staleness dynamics``."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from conadv_lab.cli import OUTPUT_FILES
 from conadv_lab.mistakes import require
 from conadv_lab.outputs import Outputs
 from conadv_lab.staleness.draws import Draw, read_trace
 
 
 @dataclass(frozen=True)
-class Options(Outputs):
-    """Staleness, seeds and output files"""
+class Options:
+    """Staleness, seeds and output files."""
 
     draw: Literal["constant", "geometric", "poisson", "per-worker"] = "constant"
     """Distribution of τ; per-worker gives each worker one fixed value of --taus."""
@@ -23,6 +24,7 @@ class Options(Outputs):
     """Number of workers that share a global batch, each with its own τ."""
     seeds: int = 1
     """Number of runs per distribution, with seeds from --seed on."""
+    files: Annotated[Outputs, OUTPUT_FILES] = field(default_factory=Outputs)
 
     def draws(self) -> list[Draw]:
         """The requested distributions of τ.
@@ -47,7 +49,7 @@ class Options(Outputs):
 
 @dataclass(frozen=True)
 class RunOptions(Options):
-    """Staleness, seeds and output files"""
+    """Staleness, seeds and output files."""
 
     curvature_images: int = 256
     """Number of training images for measuring the top eigenvalue; 0: do not measure it."""

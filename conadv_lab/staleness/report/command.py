@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import tyro
+from typing import Annotated
 
 from conadv_lab import cli
 from conadv_lab.mistakes import writable
@@ -29,7 +28,7 @@ class PageOptions:
     """Folder for the figures as PNG and PDF."""
     seed: int = 0
     """Seed of stragglers and interruptions."""
-    files: tyro.conf.OmitArgPrefixes[Tables] = field(default_factory=Tables)
+    files: Annotated[Tables, cli.OUTPUT_FILES] = field(default_factory=Tables)
 
 
 def main(words: list[str]) -> int:

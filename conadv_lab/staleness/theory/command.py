@@ -2,12 +2,12 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
-from conadv_lab.cli import parsed
+from conadv_lab.cli import OUTPUT_FILES, parsed
 from conadv_lab.mistakes import require
 from conadv_lab.outputs import Outputs
 from conadv_lab.staleness.theory.compare import compare, figure_of_bound
@@ -24,7 +24,7 @@ image. The theorem does not cover practice."""
 
 
 @dataclass(frozen=True)
-class TheoryOptions(Outputs):
+class TheoryOptions:
     """Compare the bound with measurements on a quadratic problem."""
 
     taus: tuple[int, ...] = tuple(range(17))
@@ -45,13 +45,14 @@ class TheoryOptions(Outputs):
     """Examples per step."""
     seed: int = 0
     """Seed of problem and noise."""
+    files: Annotated[Outputs, OUTPUT_FILES] = field(default_factory=Outputs)
 
 
 def main(words: Sequence[str]) -> int:
     """The command; returns its exit status."""
     try:
         asked = parsed(TheoryOptions, words, "conadv_lab.staleness theory")
-        asked.require_writable()
+        asked.files.require_writable()
         require(asked.size >= 1, "size", asked.size, "a whole number of at least 1")
         problem = example(asked.size, asked.noise, seed=asked.seed, batch=asked.batch)
         rows = evaluate(problem, asked)
@@ -59,8 +60,8 @@ def main(words: Sequence[str]) -> int:
         print(f"error: {mistake}", file=sys.stderr)
         return 2
     print_table(rows, asked.solver)
-    asked.write(rows)
-    asked.write_figure(lambda: _picture(rows[rows["solver"] == asked.solver]))
+    asked.files.write(rows)
+    asked.files.write_figure(lambda: _picture(rows[rows["solver"] == asked.solver]))
     return 0
 
 

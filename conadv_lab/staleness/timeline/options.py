@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-import tyro
-
+from conadv_lab.cli import OUTPUT_FILES
 from conadv_lab.outputs import Tables
 
 SEVERAL = ("vanilla", "disadv", "conadv", "recycled", "recycled-equal", "sam", "asyncsam")
@@ -51,7 +50,7 @@ class TimelineOptions:
     """Write the cluster, with all changes, as a TOML file."""
     trace: Path | None = None
     """Write the effective τ of each step and worker, as .npy or .csv; needs a single row."""
-    files: tyro.conf.OmitArgPrefixes[Tables] = field(default_factory=Tables)
+    files: Annotated[Tables, OUTPUT_FILES] = field(default_factory=Tables)
 
 
 @dataclass(frozen=True)
@@ -62,4 +61,4 @@ class FitOptions:
     """Fit all MLPerf rows instead, to show the model's limits."""
     every_choice: bool = False
     """Count how many other choices of equally many rows bring all rows within tolerance."""
-    files: tyro.conf.OmitArgPrefixes[Tables] = field(default_factory=Tables)
+    files: Annotated[Tables, OUTPUT_FILES] = field(default_factory=Tables)
