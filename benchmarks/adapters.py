@@ -1,14 +1,22 @@
 """What an adapter costs: the method `vanilla` inside Lightning, the Trainer and Accelerate, against their plain step.
 
-    python -m benchmarks.adapters [--json FILE] [--rounds N] [--batch N] [--threads N]
+    python -m benchmarks.adapters [--json FILE] [--rounds N] [--batch N] [--threads N] [--no-keep]
 
 ResNet-20 on synthetic images of 32 × 32, SGD with momentum. Each library trains twice, on the same images from the same
-kind of loader: once without this package, and once through the adapter. A trainer owns its loop, so each runs in a
-thread that waits after every step; one step of each is timed in turn. Needs the extra [adapters].
+kind of loader: once without this package, and once through the adapter. A trainer owns its loop, so each runs in
+a thread that waits after every step; one step of each is timed in turn, in CPU time of the process. Needs the extra
+[adapters].
+
+By default glibc returns freed memory to the system, and touching it again costs up to a tenth of a step. How much
+depends on which tensor lies last in the heap, not on the adapter: Lightning's automatic optimisation holds the old
+gradients during the forward pass, and its manual optimisation, which the adapter uses, does not. So freed memory is
+kept here, for all loops alike; --no-keep measures with glibc's default.
 """
 
+import ctypes
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -221,7 +229,7 @@ def measure(batch: int, rounds: int) -> list[Row]:
             for _ in range(WARM):
                 for step in loops.values():
                     step()
-            times = interleaved(loops, rounds)
+            times = interleaved(loops, rounds, clock=time.process_time)
         finally:
             for step in loops.values():
                 step.end()
@@ -235,10 +243,23 @@ class AdapterOptions(Options):
     """Images per step."""
     threads: int | None = None
     """CPU threads; None: all cores."""
+    keep: bool = True
+    """Keep freed memory, where the C library is glibc."""
+
+
+def keep_freed_memory() -> None:
+    """Make glibc serve every tensor from one heap that never shrinks; another C library stays as it is."""
+    trim_threshold, mmap_max, arena_max = -1, -4, -8
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    for option, value in ((arena_max, 1), (mmap_max, 0), (trim_threshold, 2**31 - 1)):
+        if mallopt is not None:
+            mallopt(option, value)
 
 
 def main() -> None:
     options = asked(AdapterOptions, None, "benchmarks.adapters", __doc__)
+    if options.keep:
+        keep_freed_memory()
     if options.threads:
         torch.set_num_threads(options.threads)
     publish(measure(options.batch, options.rounds), options.json)

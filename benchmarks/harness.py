@@ -75,7 +75,11 @@ class Times:
 
 
 def interleaved(
-    calls: Mapping[str, Callable[[], Any]], rounds: int, cuda: bool = False, repeats: int = 1
+    calls: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    cuda: bool = False,
+    repeats: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Times:
     """Time named callables in turn, round after round, so that a varying load on the machine affects all alike.
 
@@ -86,6 +90,7 @@ def interleaved(
         rounds: timings of each, at least 2.
         cuda: wait for the GPU before and after each timing.
         repeats: calls per timing, by which its time is divided; with one call the host cannot run ahead of a GPU.
+        clock: returns seconds; ``time.process_time`` leaves out the time that other processes take.
     """
     require(rounds >= 2, "rounds", rounds, "a whole number of at least 2")
     wait = torch.cuda.synchronize if cuda else lambda: None
@@ -95,11 +100,11 @@ def interleaved(
     for turn in range(rounds):
         for name in list(calls)[:: -1 if turn % 2 else 1]:
             wait()
-            start = time.perf_counter()
+            start = clock()
             for _ in range(repeats):
                 calls[name]()
             wait()
-            seconds[name].append((time.perf_counter() - start) / repeats)
+            seconds[name].append((clock() - start) / repeats)
     return Times(seconds)
 
 

@@ -65,8 +65,9 @@ class Ball:
             allowed = f"0 to {width:g}" if width < math.inf else "a number of at least 0"
             allowed += ", as images are in [0, 1]" if (low, high) == UNIT else ""
             require(0 <= radius <= width and radius < math.inf, "epsilon", radius, allowed)
-        for length in () if own_step else _each(self.step):
-            require(0 < length < math.inf, "step", length, "a number above 0, or None")
+        for length, radius in () if own_step else zip(_each(self.step), _each(self.epsilon), strict=True):
+            fine = 0 < length < math.inf or length == radius == 0
+            require(fine, "step", length, "a number above 0, or None")
 
     def require_inputs(self, inputs: Tensor) -> None:
         """Raise ``ValueError`` if the first inputs seen lie outside the bounds."""
@@ -167,6 +168,16 @@ def normalised(epsilon: Value, mean: Value, std: Value, step: Value | None = Non
         "bounds": tuple(tuple((edge - middle) / unit for _, _, middle, unit in units) for edge in (0, 1)),
     }
     return {name: value for name, value in found.items() if name != "step" or step is not None}
+
+
+def times(factor: float, epsilon: Value) -> float | tuple[float, ...]:
+    """A radius multiplied by a number, channel by channel.
+
+    >>> times(2, (0.1, 0.2))
+    (0.2, 0.4)
+    """
+    radii = _numbers("epsilon", epsilon)
+    return tuple(factor * radius for radius in radii) if isinstance(radii, tuple) else factor * radii
 
 
 def _edges(bounds: Any) -> Any:

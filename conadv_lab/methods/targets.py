@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from conadv_lab.data.loader import Batch
+    from conadv_lab.methods.ball import Value
     from conadv_lab.methods.forwards import Criterion
 
 Target = Literal["true", "random", "least-likely"]
@@ -41,7 +42,7 @@ class TargetedAttack(PGDAttack):
     """
 
     def __init__(
-        self, epsilon: float, *rest: Any, target: Literal["random", "least-likely"] = "random", **more: Any
+        self, epsilon: Value, *rest: Any, target: Literal["random", "least-likely"] = "random", **more: Any
     ) -> None:
         super().__init__(epsilon, *rest, **more)
         if target not in ("random", "least-likely"):

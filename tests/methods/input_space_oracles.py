@@ -18,6 +18,9 @@ LR, MOMENTUM, DECAY, SMOOTHING, EPS = 0.2, 0.9, 1e-3, 0.1, 1e-5
 NORMS = ("1", "4")
 Group = tuple[Tensor, Tensor, Tensor, Tensor]
 """Images, labels, epochs and indices of one ghost group."""
+Value = float | Tensor
+"""A number, or a double for each channel, (C, 1, 1)."""
+UNIT: tuple[Value, Value] = (0.0, 1.0)
 
 
 @dataclass
@@ -102,9 +105,10 @@ def added(one: dict[str, Tensor], other: dict[str, Tensor], factor: float = 1.0)
     return {n: one.get(n, torch.tensor(0.0)) + factor * other.get(n, torch.tensor(0.0)) for n in names}
 
 
-def start_of(group: Group, epsilon: float, seed: int = 0) -> Tensor:
+def start_of(group: Group, epsilon: Value, seed: int = 0) -> Tensor:
     keys = image_keys(seed, "start", group[2], group[3])
     draws = uniform(keys, group[0][0].numel()).view(group[0].shape)
+    epsilon = epsilon.to(draws.dtype) if isinstance(epsilon, Tensor) else epsilon
     return (draws * (2 * epsilon) - epsilon).double()
 
 
@@ -125,17 +129,18 @@ def pgd(
     world: World,
     group: Group,
     count: int,
-    epsilon: float,
-    alpha: float,
+    epsilon: Value,
+    alpha: Value,
     branch: str,
     running: bool,
     target: str,
+    bounds: tuple[Value, Value] = UNIT,
 ) -> Tensor:
     """Madry et al. 2018, towards a target class where one is asked for (Kurakin et al. 2017)."""
     x, labels = group[0], group[1]
     delta, wanted = start_of(group, epsilon), None
     for _ in range(count):
-        moved = (x + delta).clamp(0, 1).requires_grad_()
+        moved = (x + delta).clamp(*bounds).requires_grad_()
         outputs = world.logits(moved, branch, running=running)
         if target == "true":
             loss = losses(outputs, labels).mean()
@@ -144,8 +149,8 @@ def pgd(
             loss = -losses(outputs, wanted).mean()
         (gradient,) = torch.autograd.grad(loss, moved)
         delta = (delta + alpha * up(gradient)).clamp(-epsilon, epsilon)
-        delta = (x + delta).clamp(0, 1) - x
-    return (x + delta).clamp(0, 1)
+        delta = (x + delta).clamp(*bounds) - x
+    return (x + delta).clamp(*bounds)
 
 
 def advprop(
@@ -169,7 +174,14 @@ def advprop(
     return world
 
 
-def fgsm_rs(world: World, steps: Sequence[Sequence[Group]], tau: int, epsilon: float, alpha: float) -> World:
+def fgsm_rs(
+    world: World,
+    steps: Sequence[Sequence[Group]],
+    tau: int,
+    epsilon: Value,
+    alpha: Value,
+    bounds: tuple[Value, Value] = UNIT,
+) -> World:
     """Wong et al. 2020: x + clip(u + α · sign ∇) with u uniform, in training mode, adversarial images alone."""
     past: list[World] = []
     for t, groups in enumerate(steps):
@@ -178,7 +190,7 @@ def fgsm_rs(world: World, steps: Sequence[Sequence[Group]], tau: int, epsilon: f
         total: dict[str, Tensor] = {}
         seen: list = []
         for group in groups:
-            images = pgd(stale, group, 1, epsilon, alpha, "main", running=False, target="true")
+            images = pgd(stale, group, 1, epsilon, alpha, "main", False, "true", bounds)
             loss = losses(world.logits(images, "main", seen), group[1]).sum() / count
             total = added(total, world.gradients(loss)[0])
         world.step(total)
@@ -187,7 +199,13 @@ def fgsm_rs(world: World, steps: Sequence[Sequence[Group]], tau: int, epsilon: f
 
 
 def free_at(
-    world: World, fresh: Sequence[Sequence[Group]], updates: int, replays: int, epsilon: float, alpha: float
+    world: World,
+    fresh: Sequence[Sequence[Group]],
+    updates: int,
+    replays: int,
+    epsilon: Value,
+    alpha: Value,
+    bounds: tuple[Value, Value] = UNIT,
 ) -> World:
     """Shafahi et al. 2019, algorithm 1: δ of each place in the batch is never reset."""
     first = fresh[0]
@@ -201,7 +219,7 @@ def free_at(
             total: dict[str, Tensor] = {}
             seen: list = []
             for place, group in enumerate(groups):
-                moved = (group[0] + noise[place]).clamp(0, 1).requires_grad_()
+                moved = (group[0] + noise[place]).clamp(*bounds).requires_grad_()
                 loss = losses(world.logits(moved, "main", seen), group[1]).sum() / count
                 found, (gradient,) = world.gradients(loss, moved)
                 total = added(total, found)
@@ -212,7 +230,13 @@ def free_at(
     return world
 
 
-def fast_advprop(world: World, steps: Sequence[Sequence[Group]], epsilon: float, alpha: float) -> World:
+def fast_advprop(
+    world: World,
+    steps: Sequence[Sequence[Group]],
+    epsilon: Value,
+    alpha: Value,
+    bounds: tuple[Value, Value] = UNIT,
+) -> World:
     """Mei et al. 2022 by sums over images: weights 1, ½ and ½, each parameter divided by the weights it has seen.
 
     Every fifth image is one of the others.
@@ -237,12 +261,12 @@ def fast_advprop(world: World, steps: Sequence[Sequence[Group]], epsilon: float,
             found, _ = train(clean[0], clean[1], "main", weights["clean"])
             total = added(total, found)
             start = start_of(others, epsilon)
-            begun = (others[0] + start).clamp(0, 1)
+            begun = (others[0] + start).clamp(*bounds)
             found, by_image = train(begun, others[1], "adversarial", weights["attack"])
             total = added(total, found)
             moved = (start + alpha * up(by_image)).clamp(-epsilon, epsilon)
             found, _ = train(
-                (others[0] + moved).clamp(0, 1), others[1], "adversarial", weights["adversarial"]
+                (others[0] + moved).clamp(*bounds), others[1], "adversarial", weights["adversarial"]
             )
             total = added(total, found)
         world.step({name: gradient / sums[name] for name, gradient in total.items()})

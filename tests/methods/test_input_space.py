@@ -23,10 +23,10 @@ def double(images, _epochs, _indices):
     return images.double()
 
 
-def stream(method, micro_batch: int | None = None, batch: int = BATCH) -> Stream:
+def stream(method, micro_batch: int | None = None, batch: int = BATCH, augment=double) -> Stream:
     """50 images, so that steps begin in one epoch and end in the next."""
     return Stream(
-        image_set(50), seed=5, batch=batch, steps=STEPS, micro_batch=micro_batch, augment=double,
+        image_set(50), seed=5, batch=batch, steps=STEPS, micro_batch=micro_batch, augment=augment,
         replays=method.replays,
     )  # fmt: skip
 
@@ -118,6 +118,51 @@ def test_fgsm_rs_is_its_definition(tau, micro_batch):
     data = [groups_of(steps, t) for t in range(STEPS)]
     world = oracles.fgsm_rs(World.of(model_of().state_dict()), data, tau, EPSILON, 1.25 * EPSILON)
     assert_close(trained(method, steps), world)
+
+
+def of_channels(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64).view(-1, 1, 1)
+
+
+RANGES = {
+    "pixels": (lambda images: images * 255, 25.5, 12.0, (0.0, 255.0)),
+    "normalised": (
+        lambda images: (images - of_channels(0.4, 0.6)) / of_channels(0.25, 0.5),
+        of_channels(0.4, 0.2), of_channels(0.28, 0.13), (of_channels(-1.6, -1.2), of_channels(2.4, 0.8)),
+    ),
+    "unbounded": (lambda images: images * 8 - 4, of_channels(0.9, 0.3), of_channels(0.5, 0.2), None),
+}  # fmt: skip
+"""How images get there, ε, α and bounds, in each range's own units."""
+
+
+@pytest.mark.parametrize("alpha", ["given", "default"])
+@pytest.mark.parametrize("name", RANGES)
+@pytest.mark.parametrize("kind", [FGSMRS, FreeAT, FastAdvProp])
+def test_they_are_their_definitions_in_other_ranges(kind, name, alpha):
+    """ε, α and bounds of each channel, and no clipping where there are none."""
+    change, epsilon, step, bounds = RANGES[name]
+    step = step if alpha == "given" else epsilon * (1.25 if kind is FGSMRS else 1.0)
+    method = kind(epsilon, step if alpha == "given" else None, bounds=bounds)
+    steps = stream(method, 5, 20, lambda images, *_: change(images.double()))
+    data = [groups_of(steps, t) for t in range(0, STEPS, method.replays)]
+    assert bounds is None or (data[0][0][0] < bounds[0] + epsilon).any()  # some attacks are clipped
+    world, edges = World.of(model_of().state_dict()), bounds or (float("-inf"), float("inf"))
+    if kind is FGSMRS:
+        oracles.fgsm_rs(world, data, 0, epsilon, step, edges)
+    elif kind is FreeAT:
+        oracles.free_at(world, data, STEPS, method.replays, epsilon, step, edges)
+    else:
+        oracles.fast_advprop(world, data, epsilon, step, edges)
+    assert_close(trained(method, steps), world)
+
+
+def test_a_channel_may_have_no_radius():
+    """Its step is then 0 too."""
+    for kind in (FGSMRS, FreeAT, FastAdvProp):
+        method = kind((0.0, 0.1))
+        ball = method.ball if kind is FreeAT else method.attack.ball
+        moved = ball.moved(torch.full((1, 2, 1, 1), 0.5), ball.along(torch.ones(1, 2, 1, 1)))
+        assert moved.flatten().tolist() == pytest.approx([0.5, 0.6])
 
 
 def test_they_differ():

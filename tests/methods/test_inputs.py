@@ -31,17 +31,17 @@ class Normalised(nn.Module):
 
 def trained(model: nn.Module, method, loader, steps: int = 5, **options) -> list[torch.Tensor]:
     sgd = torch.optim.SGD(model.parameters(), lr=LR)
-    for step in cl.lookahead(loader, steps, method.lookahead, **options):
+    for step in cl.lookahead(loader, steps, method.lookahead, replays=method.replays, **options):
         method.backward(model, step, CRITERION)
         sgd.step()
         sgd.zero_grad()
     return list(model.parameters())
 
 
-def images(count: int = 3) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def images(count: int = 3, size: int = 6) -> list[tuple[torch.Tensor, torch.Tensor]]:
     draw = torch.Generator().manual_seed(0)
-    batches = [torch.rand(6, 2, 6, 6, generator=draw, dtype=torch.float64) for _ in range(count)]
-    return [(batch.round(decimals=1), torch.arange(6) % 4) for batch in batches]  # many values are 0 or 1
+    batches = [torch.rand(size, 2, 6, 6, generator=draw, dtype=torch.float64) for _ in range(count)]
+    return [(batch.round(decimals=1), torch.arange(size) % 4) for batch in batches]  # many values are 0 or 1
 
 
 OF_IMAGES = {
@@ -51,6 +51,9 @@ OF_IMAGES = {
     "recycled": lambda units: cl.Recycled(**units(0.1, None)),
     "recycled-equal": lambda units: cl.Recycled(**units(0.1, None), equal_cost=True),
     "noise": lambda units: cl.Noise(**units(0.1, None)),
+    "fgsm-rs": lambda units: cl.FGSMRS(**units(0.1, None), staleness=1),
+    "free-at": lambda units: cl.FreeAT(**units(0.1, 0.04), replays=3),
+    "fast-advprop": lambda units: cl.FastAdvProp(**units(0.1, 0.15)),
 }
 
 
@@ -62,7 +65,7 @@ def test_attacking_normalised_images_is_attacking_images_before_they_are_normali
         return {"epsilon": epsilon} | ({"step": step} if step else {})
 
     inside, outside = cl.mixture_batch_norm(Normalised()), cl.mixture_batch_norm(Normalised().network)
-    loader = images()
+    loader = images(size=5 if name == "fast-advprop" else 6)
     normalised = [((x - of_channels(MEAN)) / of_channels(STD), y) for x, y in loader]
     one = trained(inside, OF_IMAGES[name](plain), loader)
     other = trained(outside, OF_IMAGES[name](lambda e, s: cl.normalised(e, MEAN, STD.numpy(), s)), normalised)

@@ -15,6 +15,7 @@ from conadv_lab.methods.attack import (
     attack_of,
     linf_start,
 )
+from conadv_lab.methods.ball import UNIT, Bounds, Value
 from conadv_lab.methods.base import Losses, Method, WeightOptions, Weights
 from conadv_lab.methods.families.conadv import ConAdv, Placement, StaleOptions
 from conadv_lab.methods.later import norm, steps
@@ -119,10 +120,11 @@ class FastAdvProp(Method):
     is one of the step's training passes.
 
     Args:
-        epsilon: radius of the L∞ ball, in image units.
+        epsilon: radius of the L∞ ball, in the images' units; a number, or one value per channel.
         step: size of the attack step; None: ``epsilon``.
         weights: of an image in the clean, the start's and the moved pass.
         seed: of the random start.
+        bounds: lowest and highest image value, as for `SignAttack`.
     """
 
     name, label, colour, marker = "fast-advprop", "fast AdvProp", "#E377C2", "H"
@@ -137,12 +139,14 @@ class FastAdvProp(Method):
 
     def __init__(
         self,
-        epsilon: float,
-        step: float | None = None,
+        epsilon: Value,
+        step: Value | None = None,
         weights: tuple[float, float, float] = (1.0, 0.5, 0.5),
         seed: int = 0,
+        *,
+        bounds: Bounds = UNIT,
     ) -> None:
-        self.attack = SignAttack(epsilon, step, seed=seed)
+        self.attack = SignAttack(epsilon, step, seed=seed, bounds=bounds)
         fine = len(weights) == 3 and min(weights) >= 0 < min(weights[0], weights[1] + weights[2])
         require(fine, "weights", weights, "three numbers of at least 0, the first and one other above 0")
         self.weights = weights

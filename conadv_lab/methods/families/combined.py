@@ -15,6 +15,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from conadv_lab.methods.attack import Attack, attack_of
+from conadv_lab.methods.ball import UNIT, Bounds, Norm, Value
 from conadv_lab.methods.base import Losses, Method, Weights
 from conadv_lab.methods.families.conadv import ConAdv
 from conadv_lab.methods.families.msam import MSAM, at_momentum, require_momentum
@@ -120,8 +121,16 @@ class RecycledMSAM(Recycled):
     reads: tuple[type, ...] = (*Recycled.reads, RhoOptions)
     copies = 1
 
-    def __init__(self, epsilon: float, weights: Weights | None = None, rho: float = MSAM.radius) -> None:
-        super().__init__(epsilon, weights=weights)
+    def __init__(
+        self,
+        epsilon: Value,
+        weights: Weights | None = None,
+        rho: float = MSAM.radius,
+        *,
+        bounds: Bounds = UNIT,
+        norm: Norm = "linf",
+    ) -> None:
+        super().__init__(epsilon, weights=weights, bounds=bounds, norm=norm)
         require(
             isinstance(rho, (int, float)) and 0 <= rho < float("inf"), "rho", rho, "a number of at least 0"
         )

@@ -104,8 +104,10 @@ class NoiseEqual(Noise):
     name, label = "noise-equal", "noise-equal"
     about = "B/2 clean images and B/2 from the previous step plus random sign noise (control)"
 
-    def __init__(self, epsilon: float, weights: Weights | None = None, seed: int = 0) -> None:
-        super().__init__(epsilon, True, weights, seed)
+    def __init__(
+        self, epsilon: Value, weights: Weights | None = None, seed: int = 0, *, bounds: Bounds = UNIT
+    ) -> None:
+        super().__init__(epsilon, True, weights, seed, bounds=bounds)
 
 
 class Copy(_Control):

@@ -157,8 +157,15 @@ class RecycledEqual(Recycled):
     name, label = "recycled-equal", "recycled-equal"
     about = "B/2 clean images and B/2 from the previous step, perturbed as in `recycled`"
 
-    def __init__(self, epsilon: float, weights: Weights | None = None) -> None:
-        super().__init__(epsilon, True, weights)
+    def __init__(
+        self,
+        epsilon: Value,
+        weights: Weights | None = None,
+        *,
+        bounds: Bounds = UNIT,
+        norm: Norm = "linf",
+    ) -> None:
+        super().__init__(epsilon, True, weights, bounds=bounds, norm=norm)
 
 
 def _numbered(batches: Iterable[Batch]) -> Iterator[tuple[int, Batch]]:

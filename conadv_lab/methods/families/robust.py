@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from conadv_lab.methods.attack import SignAttack, StepOptions
-from conadv_lab.methods.ball import Ball
+from conadv_lab.methods.ball import UNIT, Ball, Bounds, Value, times
 from conadv_lab.methods.base import Losses, Method
 from conadv_lab.methods.families.conadv import ConAdv, Placement, StaleOptions
 from conadv_lab.methods.later import norm, steps, torch
@@ -31,10 +31,11 @@ class FGSMRS(ConAdv):
     evaluations is a sign of catastrophic overfitting: see `conadv_lab.training.overfitting`.
 
     Args:
-        epsilon: radius of the L∞ ball, in image units.
+        epsilon: radius of the L∞ ball, in the images' units; a number, or one value per channel.
         step: size α of the attack step; None: 1.25 ``epsilon``.
         staleness, first, placement: as for `ConAdv`.
         seed: of the random start.
+        bounds: lowest and highest image value, as for `SignAttack`.
 
     >>> FGSMRS(8 / 255).depth, FGSMRS(8 / 255, staleness=1).depth
     (2, 1)
@@ -50,16 +51,17 @@ class FGSMRS(ConAdv):
 
     def __init__(
         self,
-        epsilon: float,
-        step: float | None = None,
+        epsilon: Value,
+        step: Value | None = None,
         staleness: int = 0,
         first: Literal["initial", "clean"] = "initial",
         placement: Placement | None = None,
         seed: int = 0,
+        *,
+        bounds: Bounds = UNIT,
     ) -> None:
-        attack = SignAttack(
-            epsilon, step or 1.25 * epsilon or None, seed=seed, branch="main", statistics="batch"
-        )
+        length = times(1.25, epsilon) if step is None else step
+        attack = SignAttack(epsilon, length, seed=seed, bounds=bounds, branch="main", statistics="batch")
         super().__init__(attack, staleness, (0, 1), first, placement)
 
     @classmethod
@@ -113,9 +115,10 @@ class FreeAT(Method):
     authors train for 1/m of the usual epochs, which is the usual number of steps (m = 4 and α = ε = 4/255 on ImageNet).
 
     Args:
-        epsilon: radius of the L∞ ball, in image units.
+        epsilon: radius of the L∞ ball, in the images' units; a number, or one value per channel.
         step: step size α of the noise; None: ``epsilon``.
         replays: m.
+        bounds: lowest and highest image value, as for `SignAttack`.
     """
 
     name, label, colour, marker = "free-at", "FreeAT", "#BCBD22", "p"
@@ -129,9 +132,11 @@ class FreeAT(Method):
     new_fraction = 1.0
     single_step = True
 
-    def __init__(self, epsilon: float, step: float | None = None, replays: int = 4) -> None:
+    def __init__(
+        self, epsilon: Value, step: Value | None = None, replays: int = 4, *, bounds: Bounds = UNIT
+    ) -> None:
         require(isinstance(replays, int) and replays >= 1, "replays", replays, "a whole number of at least 1")
-        self.ball, self.replays = Ball(epsilon, step), replays
+        self.ball, self.replays = Ball(epsilon, step, bounds), replays
         # (positions, C, H, W); updated in place, so that each step finds the previous one's noise.
         self.noise: Tensor | None = None
         self._sizes: list[int] = []
