@@ -111,3 +111,27 @@ def labels(rows: "pd.DataFrame") -> dict[str, str]:
         "third_vanilla": f"ConAdv − vanilla, equal epochs, {third}",
         "third_copy": f"ConAdv − copy, equal epochs, {third}",
     }
+
+
+TYPICAL = ("top_eigenvalue", "trace", "lr_lambda_max", "adaptive_worst", "adaptive_worst_logit_normalised")
+
+
+def typical(rows: "pd.DataFrame") -> str:
+    """Range, over the methods at equal epochs, of each measure's mean over seeds, by batch, as Markdown."""
+    own = rows[rows["arm"] == "equal-epochs"].assign(lr_lambda_max=rows["lr"] * rows["top_eigenvalue"])
+    names = [name for name in TYPICAL if name in own]
+    lines = ["| batch | " + " | ".join(f"`{name}`" for name in names) + " |", "|---" * (len(names) + 1) + "|"]
+    for batch, one in own.groupby("global_batch"):
+        means = one.groupby("method")[names].mean()
+        ends = [f"{_rounded(means[name].min())} to {_rounded(means[name].max())}" for name in names]
+        lines.append(f"| {batch} | " + " | ".join(ends) + " |")
+    return "\n".join(lines)
+
+
+def _rounded(value: float) -> str:
+    """Two digits, without an exponent.
+
+    >>> _rounded(163.8), _rounded(0.0629)
+    ('160', '0.063')
+    """
+    return f"{float(f'{value:.2g}'):g}"

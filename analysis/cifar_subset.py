@@ -167,7 +167,8 @@ def numbers(rows: "pd.DataFrame") -> dict[str, Any]:
         found |= {prefix + name: estimate for name, estimate in accuracy.items()}
         found |= {f"{prefix}{name}_eig": estimate for name, estimate in flatness.items()}
         found |= {f"{prefix}{name}_adaptive": estimate for name, estimate in adaptive.items()}
-    return found | {"table": _table(rows), "comparisons": "\n".join(lines)}
+    tables = {"table": _table(rows), "typical": batches.typical(rows)}
+    return found | tables | {"comparisons": "\n".join(lines)}
 
 
 def _table(rows: "pd.DataFrame") -> str:

@@ -86,6 +86,7 @@ def numbers(rows: "pd.DataFrame") -> dict[str, Any]:
         )
     found["batch_accuracy"] = difference(rows, large, small, "test_accuracy")
     found["table"] = _table(rows, int(sizes.max()))
+    found["typical"] = batches.typical(rows)
     return found
 
 

@@ -22,7 +22,10 @@ from conadv_lab.cli import asked
 from conadv_lab.config import methods_table
 from conadv_lab.mistakes import unknown
 
-DOCUMENTS = ("README.md", *(f"docs/{name}.md" for name in ("method", "results", "index", "faq", "stale")))
+DOCUMENTS = (
+    "README.md",
+    *(f"docs/{name}.md" for name in ("method", "results", "index", "faq", "stale", "measure")),
+)
 MARKED = re.compile(r"<!-- ((?:study )?(\w+):(\w+)) -->(.*?)<!-- end -->", re.DOTALL)
 
 

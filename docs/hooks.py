@@ -25,6 +25,7 @@ PAGES = {
     },
 }
 """Files outside docs/ that are pages of the site."""
+FIGURE = re.compile(r'<p>(<img [^>]*?src="([^"]+)"[^>]*>)</p>')
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#|/)([^)\s#]+)")
 
 
@@ -62,6 +63,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return os.path.relpath(target, os.path.dirname(here) or ".")
 
     return LINK.sub(rewritten, markdown)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Link every figure to its file, so that a click shows it in full size."""
+    return FIGURE.sub(r'<p><a class="figure" href="\2">\1</a></p>', html)
 
 
 def page_of(notebook: dict[str, Any], name: str) -> tuple[str, dict[str, bytes]]:
