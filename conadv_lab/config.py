@@ -254,5 +254,6 @@ def methods_table() -> str:
     for name in METHODS:
         method = method_of(Config().replace(method=name))
         cost = Fraction(method.gradient_evaluations).limit_denominator(100)
-        lines.append(f"| `{name}` | {method.about} | {cost} | {method.depth} | {method.source} |")
+        about = method.about.replace("|", r"\|")
+        lines.append(f"| `{name}` | {about} | {cost} | {method.depth} | {method.source} |")
     return "\n".join(lines)
