@@ -1,6 +1,8 @@
 """Process-wide settings of a run, and how to restore the previous ones."""
 
+import ctypes
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,9 +12,13 @@ from conadv_lab.config import Config
 from conadv_lab.cores import cores
 from conadv_lab.training.distributed import Ranks
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+LARGE = 32 << 20
+"""Largest block in bytes that glibc's heap holds, DEFAULT_MMAP_THRESHOLD_MAX; a larger one is mapped by itself."""
+
 
 def settle(config: Config, ranks: Ranks, device: torch.device) -> None:
-    """Set threads, deterministic algorithms and cuDNN benchmarking from a resolved config."""
+    """Set threads, deterministic algorithms, cuDNN benchmarking and what happens to freed memory, from a config."""
     neighbours = min(ranks.count, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     torch.set_num_threads(config.training.threads or max(1, cores() // neighbours))
     if config.training.deterministic:
@@ -20,6 +26,8 @@ def settle(config: Config, ranks: Ranks, device: torch.device) -> None:
         torch.use_deterministic_algorithms(True)
     # All micro-batches have one shape, so benchmarking convolutions once pays off.
     torch.backends.cudnn.benchmark = device.type == "cuda" and not config.training.deterministic
+    if device.type == "cpu":
+        _keep_freed_memory(-1)
 
 
 @contextmanager
@@ -34,3 +42,17 @@ def put_back() -> Iterator[None]:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
         torch.backends.cudnn.benchmark = benchmark
+        _keep_freed_memory(2 * LARGE)
+
+
+def _keep_freed_memory(limit: int) -> None:
+    """Let glibc keep up to so many freed bytes; all with -1. Nothing with another C library.
+
+    It would give memory back that a step frees, only to fault it in again in the next step: 11,000 page faults and 4 %
+    of a step of ResNet-18 with 16 images on one thread. Setting one limit fixes the other too, which glibc raises to
+    ``LARGE`` by itself otherwise, and this one to twice as much.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        library = ctypes.CDLL(None)
+        library.mallopt(M_MMAP_THRESHOLD, LARGE)
+        library.mallopt(M_TRIM_THRESHOLD, limit)

@@ -1,6 +1,9 @@
 """A run sets up its own process; measuring and notebooks keep theirs."""
 
 import os
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -55,3 +58,33 @@ def test_the_default_number_of_threads_is_this_process_share(monkeypatch):
     assert torch.get_num_threads() == 3
     build(asked.replace(threads=2))
     assert torch.get_num_threads() == 2
+
+
+FAULTS = """
+import resource, torch
+from conadv_lab.training import process
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(3):
+        [torch.ones(2 << 20) for _ in range(20)]  # 160 MB, in blocks that the heap holds
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+process._keep_freed_memory(-1)
+faults()
+print(faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_memory_that_a_step_frees_waits_for_the_next_one():
+    """A page of 4 KiB that was given back to the system is a fault: 41,000 of them for 160 MB, three times."""
+    said = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True).stdout
+    assert int(said) < 20_000
+
+
+def test_freed_memory_is_kept_on_a_cpu_until_training_ends(monkeypatch, tmp_path):
+    limits: list[int] = []
+    monkeypatch.setattr(process, "_keep_freed_memory", limits.append)
+    train(tiny(steps=1, warmup_epochs=0), tmp_path / "run", progress="none")
+    assert limits == [-1, 2 * process.LARGE]
