@@ -212,6 +212,10 @@ def check(config: Config) -> None:
             f"compile_mode is {model.compile_mode!r}; allowed with placement 'stream': 'default' or "
             "'max-autotune-no-cudagraphs', as CUDA graphs of the network replay on one stream"
         )
+    if config.training.capture == "on" and config.method.placement == "ranks":
+        raise ValueError(
+            "capture is 'on'; allowed with placement 'ranks': 'auto' or 'off', as the attack runs on other ranks"
+        )
     if not is_file_reference(name):
         check_method(config, method_of(config))
 

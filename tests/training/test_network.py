@@ -118,6 +118,10 @@ def test_the_mode_reaches_torch_and_each_step_is_begun(tmp_path, monkeypatch):
             {"compile": True, "compile_mode": "reduce-overhead", "placement": "stream"},
             "compile_mode is 'reduce-overhead'; allowed with placement 'stream': 'default' or",
         ),
+        (
+            {"capture": "on", "method": "conadv", "placement": "ranks", "attackers": 1},
+            "capture is 'on'; allowed with placement 'ranks': 'auto' or 'off', as the attack runs on other ranks",
+        ),
     ],
 )
 def test_modes_that_cannot_be(changes, message):
