@@ -12,7 +12,7 @@ STUDIES := flatness_vs_batch accuracy_vs_batch staleness cost critical_batch eps
 UNMEASURED := regimes
 SMOKE := runs/studies/smoke
 
-.PHONY: demo lab test test-all test-gpu test-slurm test-kills test-slow test-adapters studies-smoke studies notebooks docs setup lint clean
+.PHONY: demo lab test test-all test-gpu test-slurm test-kills test-slow test-adapters test-fresh studies-smoke studies notebooks docs setup lint clean
 
 demo: setup
 	$(BIN)/python -m conadv_lab.demo
@@ -33,16 +33,22 @@ test-all: test test-slow test-adapters studies-smoke test-kills test-slurm
 test-slow: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
-# The adapters inside the real libraries, which the extra [adapters] installs into .venv beside the same torch. Writes docs/integrations.md's table.
+# The adapters inside the real libraries, which the extra [adapters] installs into .venv beside the same torch, and timm
+# without torchvision, which may need another torch. Writes docs/integrations.md's table.
 test-adapters: $(ADAPTERS_STAMP)
 	CONADV_WORKS_WITH=docs/integrations.md $(BIN)/python -m pytest tests/integrations
 
 $(ADAPTERS_STAMP): $(STAMP)
 	@before=$$($(BIN)/python -c 'import torch; print(torch.__version__)') && \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[adapters]' && \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps timm && \
 	after=$$($(BIN)/python -c 'import torch; print(torch.__version__)') && \
 	{ [ "$$before" = "$$after" ] || { echo "the extra [adapters] changed torch from $$before to $$after"; exit 1; }; }
 	@touch $(ADAPTERS_STAMP)
+
+# Each optional package alone in a fresh environment: torch stays as it was. Not part of test-all: it downloads every extra.
+test-fresh: setup
+	$(BIN)/python -m tests.fresh
 
 # What only a CUDA device can show.
 test-gpu: setup

@@ -256,9 +256,12 @@ def _convert(module: nn.Module, mode: Mode, done: dict[int, MixtureBatchNorm]) -
         return module
     if isinstance(module, _BatchNorm):
         if type(module).forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward):
+            remedy = "move the rest to another module"
+            if type(module).__name__ == "BatchNormAct2d":
+                remedy = "call conadv_lab.models.timm_models.split_batch_norms(model) first"
             raise ValueError(
                 f"the model has a {type(module).__name__}, a batch norm with its own forward method, which an "
-                "adversarial branch would lose; allowed: torch's batch norm; move the rest to another module"
+                f"adversarial branch would lose; allowed: torch's batch norm; {remedy}"
             )
         # A norm that is used in two places stays one norm.
         return done.setdefault(id(module), MixtureBatchNorm(module, mode))

@@ -25,7 +25,7 @@ class TimmModel(Normalised):
 def timm_model(name: str, classes: int) -> TimmModel:
     """A model with random weights; ``name`` as in timm, without the prefix.
 
-    timm's batch norms with built-in dropout and activation are split up, as only plain ones get an adversarial branch.
+    timm's batch norms with built-in dropout and activation are split, as only plain ones get an adversarial branch.
 
     Raises:
         ValueError: timm is not installed, or has no such model.
@@ -35,16 +35,32 @@ def timm_model(name: str, classes: int) -> TimmModel:
         raise unknown("timm model", name, get_close_matches(name, timm.list_models(), n=5, cutoff=0.4))
     network = timm.create_model(name, num_classes=classes)
     described: dict[str, Any] = network.default_cfg
-    _take_apart(network)
-    return TimmModel(network, tuple(described["mean"]), tuple(described["std"]))
+    return TimmModel(split_batch_norms(network), tuple(described["mean"]), tuple(described["std"]))
 
 
-def _take_apart(module: nn.Module) -> None:
-    children: list[tuple[str, Any]] = list(module.named_children())
+def split_batch_norms(network: nn.Module) -> nn.Module:
+    """Split timm's batch norms with dropout and activation into three modules; changes and returns the network.
+
+    `conadv_lab.mixture_batch_norm` then converts it. Outputs are the same; the names of these norms' parameters gain
+    ``.0``, as ``bn1.weight`` becomes ``bn1.0.weight``.
+
+    Args:
+        network: of ``timm.create_model``.
+    """
+    children: list[tuple[str, Any]] = list(network.named_children())
     for name, child in children:
         if type(child).__name__ == "BatchNormAct2d":
-            norm = nn.BatchNorm2d(child.num_features, child.eps, child.momentum)
-            norm.load_state_dict({k: v for k, v in child.state_dict().items() if "." not in k})
-            setattr(module, name, nn.Sequential(norm, child.drop, child.act))
+            setattr(network, name, nn.Sequential(_plain(child), child.drop, child.act).train(child.training))
         else:
-            _take_apart(child)
+            split_batch_norms(child)
+    return network
+
+
+def _plain(norm: Any) -> nn.BatchNorm2d:
+    """With the same parameters and statistics, on their device."""
+    plain: Any = nn.BatchNorm2d(
+        norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats
+    )
+    for name, value in (norm._parameters | norm._buffers).items():
+        setattr(plain, name, value)
+    return plain

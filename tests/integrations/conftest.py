@@ -39,6 +39,10 @@ LIBRARIES = {
         "Fourteen architectures: ConAdv, sharpness, torch.export, ONNX",
         ["transformers", "onnx", "onnxscript"],
     ),
+    "test_timm": (
+        "timm's EfficientNet, MobileNet V2 and V3, RegNet, ResNet, ConvNeXt, ViT, NFNet",
+        ["timm", "onnx", "onnxscript"],
+    ),
     "test_tensorboard": ("TensorBoard", ["tensorboard"]),
     "test_wandb": ("Weights & Biases, offline", ["wandb"]),
     "test_mlflow": ("MLflow, a local store", ["mlflow-skinny"]),

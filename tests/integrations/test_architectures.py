@@ -1,6 +1,7 @@
 """Architectures that people use, at tiny sizes: ConAdv trains them, sharpness is measured, the plain model exported."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,14 +48,6 @@ def ours(function: str, **options: Any) -> Callable[[], nn.Module]:
     return made
 
 
-def timm(name: str) -> Callable[[], nn.Module]:
-    def made() -> nn.Module:
-        library = pytest.importorskip("timm", reason="timm cannot be imported", exc_type=Exception)
-        return library.create_model(name, num_classes=CLASSES)
-
-    return made
-
-
 TRANSFORMER = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "hf-resnet-basic": hugging_face(
@@ -79,7 +72,6 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "hf-poolformer": hugging_face("PoolFormer", hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1]),
     "resnet20": ours("resnet:resnet20", classes=CLASSES),
     "nf-resnet20": ours("nf_resnet:nf_resnet20", classes=CLASSES),
-    "timm-regnetx_002": timm("regnetx_002"),
 }  # fmt: skip
 WITHOUT_BATCH_NORM = {
     "hf-vit",
@@ -100,10 +92,10 @@ def images_and_labels(count: int = 8) -> tuple[Tensor, Tensor]:
     return images, torch.arange(count) % CLASSES
 
 
-def trained(name: str) -> nn.Module:
+def trained(made: Callable[[], nn.Module]) -> nn.Module:
     """Three ConAdv steps; every weight that learns has moved, those of both branches too."""
     torch.manual_seed(0)
-    model = cl.mixture_batch_norm(MODELS[name]())
+    model = cl.mixture_batch_norm(made())
     before = {key: value.detach().clone() for key, value in model.named_parameters()}
     method = cl.ConAdv(cl.SignAttack(0.05), staleness=1, weights=(0.5, 0.5))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
@@ -123,9 +115,13 @@ def trained(name: str) -> nn.Module:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_it_trains_is_measured_and_exported(name, tmp_path):
-    model = trained(name)
+    assert_it_works(MODELS[name], name not in WITHOUT_BATCH_NORM, tmp_path / "model.onnx")
+
+
+def assert_it_works(made: Callable[[], nn.Module], with_batch_norm: bool, file: Path) -> None:
+    model = trained(made)
     mixtures = [module for module in model.modules() if isinstance(module, MixtureBatchNorm)]
-    assert bool(mixtures) == (name not in WITHOUT_BATCH_NORM)
+    assert bool(mixtures) == with_batch_norm
     images, labels = images_and_labels()
     with torch.no_grad():
         expected = model(images)
@@ -144,7 +140,7 @@ def test_it_trains_is_measured_and_exported(name, tmp_path):
     again = cl.mixture_batch_norm(plain)
     with torch.no_grad():
         assert torch.equal(again.eval()(images), expected)
-    assert_onnx_gives(cl.plain_batch_norm(model), images, expected, tmp_path / "model.onnx")
+    assert_onnx_gives(cl.plain_batch_norm(model), images, expected, file)
 
 
 def assert_onnx_gives(plain: nn.Module, images: Tensor, expected: Tensor, file: Any) -> None:
