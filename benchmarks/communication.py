@@ -21,6 +21,7 @@ import torch.distributed as dist
 from benchmarks.harness import Options, Row, from_ranks, publish
 from conadv_lab.cli import asked
 from conadv_lab.config import Config, resolved
+from conadv_lab.mistakes import counted
 from conadv_lab.recipes import digits
 
 METHODS = ("vanilla", "conadv")
@@ -135,8 +136,8 @@ def main() -> None:
         one = None
         for count in options.ranks:
             step, share = measured(count, options.model, method, options.batch, options.rounds)
-            name = f"{method}, {count} rank{'s' * (count > 1)}"
-            peer = f"{method}, {options.ranks[0]} rank{'s' * (options.ranks[0] > 1)}"
+            name = f"{method}, {counted(count, 'rank')}"
+            peer = f"{method}, {counted(options.ranks[0], 'rank')}"
             one = one or step
             rows += [
                 Row(name, step, "ms a step", peer, step / one),

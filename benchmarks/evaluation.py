@@ -18,6 +18,7 @@ import torch
 from benchmarks.harness import Options, Row, from_ranks, publish
 from conadv_lab.cli import asked
 from conadv_lab.config import Config, resolved
+from conadv_lab.mistakes import counted
 
 GROUP = 500
 
@@ -70,7 +71,7 @@ def main() -> None:
             raise RuntimeError(
                 f"{count} ranks give {own['figures']}, and {options.ranks[0]} {first['figures']}"
             )
-        name, peer = (f"{number} rank{'s' * (number > 1)}" for number in (count, options.ranks[0]))
+        name, peer = (counted(number, "rank") for number in (count, options.ranks[0]))
         rows.append(Row(name, median(own["seconds"]), "s an evaluation", peer,
                         median(first["seconds"]) / median(own["seconds"])))  # fmt: skip
     publish(rows, options.json)

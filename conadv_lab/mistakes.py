@@ -56,3 +56,12 @@ def writable(*paths: Path | None) -> None:
     for path in paths:
         if path is not None and (path.is_dir() or not path.parent.is_dir()):
             raise ValueError(f"{path} cannot be written; allowed: a file in an existing folder")
+
+
+def counted(count: int, noun: str) -> str:
+    """A number of things, in words.
+
+    >>> counted(1, "rank"), counted(2, "rank")
+    ('1 rank', '2 ranks')
+    """
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

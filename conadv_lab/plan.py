@@ -9,7 +9,7 @@ from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from conadv_lab.displays import table
-from conadv_lab.mistakes import require
+from conadv_lab.mistakes import counted, require
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,7 +85,7 @@ class Plan:
         """The plan as text for a terminal."""
         batches = -(-round(self.images) // self.micro_batch)
         several = "es" if batches > 1 else ""
-        devices = "1 device" if self.devices == 1 else f"{self.devices} devices"
+        devices = counted(self.devices, "device")
         attackers = f"attackers         {self.attackers}, each attacks {self.attacked:,.0f} images per step"
         lines = [
             f"predicted, not measured, for a step on {devices}:",

@@ -17,7 +17,7 @@ from conadv_lab.launch.options import RunOptions
 from conadv_lab.launch.profiles import Profile
 from conadv_lab.launch.records import Record, find_runs, last, log_files, short_name, tail
 from conadv_lab.launch.sweep import Planned, plan
-from conadv_lab.mistakes import writable
+from conadv_lab.mistakes import counted, writable
 
 Kind = TypeVar("Kind")
 UNUSABLE = ("%", ":", "'", '"', "\\", "\n")
@@ -131,7 +131,7 @@ def cancel(words: list[str]) -> int:
         else:
             queued.append(one.job)
     slurm.cancel(queued)
-    print(f"cancelled {len(live)} of {_runs(len(found))}")
+    print(f"cancelled {len(live)} of {counted(len(found), 'run')}")
     return 0
 
 
@@ -160,7 +160,7 @@ def retry(words: list[str]) -> int:
     for one in chosen:
         print(f"{one.run}  {one}")
     if asked.dry_run or not chosen:
-        print(f"{_runs(len(chosen))} to send again")
+        print(f"{counted(len(chosen), 'run')} to send again")
         return 0
     batches = send.again([one.run for one in chosen], profile, asked.new_code)
     for batch in batches:
@@ -261,7 +261,7 @@ def _print_dry(order: send.New) -> None:
     print(f"# profile {profile.name}: {profile.executor}, code {order.snapshot.digest[:16]}")
     print("# resolved config" + (" of the first run" if len(order.runs) > 1 else ""))
     print(json.dumps(first.to_dict(), indent=1))
-    print(f"# {_runs(len(order.runs))}")
+    print(f"# {counted(len(order.runs), 'run')}")
     for number, (path, _) in enumerate(order.runs):
         print(f"{number:5d}  {path}")
     if profile.is_local:
@@ -278,7 +278,7 @@ def _told(paths: list[Path], profile: Profile) -> int:
     if not profile.is_local:
         jobs = Counter(str(last(Record(path).events(), "submitted")["job"]).split("_")[0] for path in paths)  # type: ignore[index]
         for job, count in jobs.items():
-            print(f"queued {_runs(count)} as job {job}")
+            print(f"queued {counted(count, 'run')} as job {job}")
         print(paths[0] if len(paths) == 1 else paths[0].parent)
         return 0
     found = states.states(paths)
@@ -315,10 +315,6 @@ def _out(options: RunOptions) -> Path:
 
 def _parsed(kind: type[Kind], words: list[str], verb: str) -> Kind:
     return cli.parsed(kind, words, f"conadv_lab.submit {verb}")
-
-
-def _runs(count: int) -> str:
-    return f"{count} run{'s' * (count != 1)}"
 
 
 def _fields() -> set[str]:

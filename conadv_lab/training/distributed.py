@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from conadv_lab.config import Config
+from conadv_lab.mistakes import counted
 from conadv_lab.runs import RunFolder
 
 PATIENCE = timedelta(seconds=50)
@@ -290,7 +291,7 @@ def require_trainers(attackers: int, count: int) -> None:
     """Raise ``ValueError`` if the attackers among ``count`` ranks leave no rank to train."""
     if attackers and attackers >= count:
         raise ValueError(
-            f"attackers is {attackers} of {count} rank{'s' * (count > 1)}; allowed: fewer than the number of ranks, "
+            f"attackers is {attackers} of {counted(count, 'rank')}; allowed: fewer than the number of ranks, "
             "which train --ranks N, torchrun or submit --tasks-per-node sets"
         )
 
