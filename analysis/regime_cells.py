@@ -78,12 +78,10 @@ _digits_lars = partial(_lars, digits.vanilla)
 
 def _attempts(place: Scale, lars: Callable[[], Config], budget: float) -> dict[str, Scale]:
     """Where else ConAdv might pay, from the map's largest batch at its longer length."""
-    longer = replace(place, epochs=(4 * place.epochs[0],))
     return {
         "tuned": replace(place, budget=budget),
         "lars": replace(place, recipe=lars, budget=budget),
-        "longer": longer,
-        "lars-longer": replace(longer, recipe=lars),
+        "longer": replace(place, epochs=(4 * place.epochs[0],)),
     }
 
 

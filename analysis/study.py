@@ -289,5 +289,7 @@ def studies() -> dict[str, Study]:
         "autowu",
         "neighbours",
         "regimes",
+        "regime_attempts",
+        "regime_causes",
     )
     return {name: importlib.import_module(f"analysis.{name}").STUDY for name in names}
