@@ -203,6 +203,9 @@ CLAIMS: dict[str, Any] = {
         n[f"fit_{place}"].above for place in PLACES if place != "80_24"
     ),
     "at batch 80 after 24 epochs the opposite": lambda n: n["fit_80_24"].below,
+    "recycled ConAdv is clearly behind in two cells, the control with noise in none": lambda n: (
+        [sum(n[f"{method}_{place}"].below for place in PLACES) for method in ("recycled", "noise")] == [2, 0]
+    ),
     "the gap is clearly smaller in four cells": lambda n: (
         sum(n[f"gap_{place}"].below for place in PLACES) == 4
     ),
