@@ -5,7 +5,7 @@
 # Hessian eigenvalue, that eigenvalue times the learning rate, and a sharpness that does not depend on the scale of the
 # weights.
 #
-# **Needs** this package on a CPU. **Takes** up to two minutes on one core. **Change** `BATCHES`, `METHODS`,
+# **Needs** this package on a CPU. **Takes** about three minutes on one core. **Change** `BATCHES`, `METHODS`,
 # `SEEDS` and `RATES`.
 #
 # Large batches are said to end in sharp minima. We train three methods for the same number of epochs at each batch
