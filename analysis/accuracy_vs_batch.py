@@ -112,12 +112,13 @@ def comparison_table(
 
 
 CONCLUSION = """\
-With the whole set as one batch, at equal epochs, ConAdv beats vanilla by {conadv_vanilla} points and copy by
-{conadv_copy}; it is level with DisAdv ({conadv_disadv}), and its lead over random noise, {conadv_noise}, is
-not clear. With extra devices for the attack it stays slightly ahead of vanilla at 8/3 of the batch, {depth},
-but when the attack's arithmetic buys more steps instead, vanilla wins and ConAdv stands at {arithmetic}. The
-recycled forms lose in sixteen steps, {recycled_conadv} against ConAdv and, at vanilla's cost,
-{requal_vanilla} against vanilla; in 56 steps the latter becomes {updates_requal}, not clear either way."""
+With the whole training set as one batch, at equal epochs, ConAdv beats vanilla by {conadv_vanilla} points and the
+control copy by {conadv_copy}; it is level with DisAdv ({conadv_disadv}), and its lead over the control noise
+({conadv_noise}) is not clear. If the attack runs on extra devices, ConAdv stays slightly ahead of vanilla at 8/3 of
+the batch ({depth}), but if vanilla spends the attack's arithmetic on more steps instead, ConAdv falls behind
+({arithmetic}). The recycled methods fall behind in sixteen steps, recycled ConAdv − ConAdv being {recycled_conadv}
+and recycled-equal − vanilla, at the same cost, {requal_vanilla}; in 56 steps the latter is {updates_requal}, not
+clear either way."""
 CLAIMS: dict[str, Any] = {
     "ConAdv is ahead of vanilla and copy": lambda n: n["conadv_vanilla"].above and n["conadv_copy"].above,
     "ConAdv is level with DisAdv": lambda n: n["conadv_disadv"].open,

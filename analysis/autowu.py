@@ -128,10 +128,10 @@ def numbers(rows: "pd.DataFrame") -> dict[str, Any]:
 
 
 CONCLUSION = """\
-AutoWU ends {gap_64} points from the best learning rate of the grid at batch 64, {gap_256} at 256 and
-{gap_898} with the whole set as one batch: within half a point only at the smallest batch. All {runs} growth
-phases ended because half of the steps were used up, not because tests found that the loss had turned; a run
-of 20 epochs leaves time for few tests. With {seeds} seeds and AutoWU's own constants untouched, this shows
+AutoWU's test accuracy differs from that of the grid's best learning rate by {gap_64} points at batch 64, {gap_256}
+at 256 and {gap_898} with the whole set as one batch: it comes within half a point only at the smallest batch. All
+{runs} growth phases ended because half of the steps were used up, not because AutoWU's tests found that the loss
+had turned; a run of 20 epochs leaves time for few tests. With {seeds} seeds and AutoWU's own constants, this shows
 that it does not replace a small grid in short runs, and says nothing about long ones."""
 CLAIMS: dict[str, Any] = {
     "within half a point at the smallest batch alone": lambda n: (

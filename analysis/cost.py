@@ -173,12 +173,12 @@ def _table(rows: "pd.DataFrame") -> str:
 
 
 CONCLUSION = """\
-On one device ConAdv saves nothing over DisAdv: a step of ResNet-18 at batch 8 takes
-{resnet18_conadv_large:.2f} and {resnet18_disadv_large:.2f} times as long as vanilla's, where counting
-arithmetic predicts 8/3. Recycled takes {resnet18_recycled_large:.2f} times as long, and recycled-equal, which
-trains on as many images as vanilla, {resnet18_recycled_equal_large:.2f} times. In small steps of the small
-network overheads weigh more than the simulator predicts: {digits_cnn_conadv_small:.2f} times for ConAdv and
-{digits_cnn_recycled_equal_small:.2f} times for recycled-equal at batch 2."""
+On one device ConAdv saves nothing over DisAdv: a step of ResNet-18 at batch 8 takes {resnet18_conadv_large:.2f}
+times as long as vanilla's with ConAdv and {resnet18_disadv_large:.2f} times with DisAdv, where counting arithmetic
+predicts 8/3. Recycled ConAdv takes {resnet18_recycled_large:.2f} times as long, and recycled-equal, which trains on
+as many images as vanilla, {resnet18_recycled_equal_large:.2f} times. In small steps of the small network, overheads
+weigh more than the simulator predicts: at batch 2 ConAdv takes {digits_cnn_conadv_small:.2f} times as long as
+vanilla and recycled-equal {digits_cnn_recycled_equal_small:.2f} times."""
 CLAIMS: dict[str, Any] = {
     "ConAdv takes what DisAdv takes": lambda n: (
         0.85 < n["resnet18_conadv_large"] / n["resnet18_disadv_large"] < 1.15

@@ -233,13 +233,13 @@ def _table(best: "pd.DataFrame") -> str:
 
 
 CONCLUSION = """\
-On digits, quadrupling the batch divides the steps to the target by {vanilla_16_to_64} from 16 to 64 and by
-{vanilla_64_to_256} from 64 to 256, and going on to the whole set by no more than {vanilla_256_to_898}, each
-at the best learning rate of a grid, which lies at an end of the grid at 16, at 64 and at the whole set. The
-gradient noise scale is {noise_8} images at step 8 and, with wide intervals, {noise_32} at step 32 and
-{noise_56} at step 56: it passes through the batch sizes at which the saving ends. MLPerf's public points bend
-in the same way at far larger batches, nearly proportional up to 8K and flat beyond 50K, with different data,
-network, optimiser and target."""
+On digits, quadrupling the batch divides the number of steps to the target by {vanilla_16_to_64} from 16 to 64
+images and by {vanilla_64_to_256} from 64 to 256, and going on to the whole set divides it by no more than
+{vanilla_256_to_898}; each batch uses the best learning rate of a grid, which at 16, at 64 and with the whole set
+lies at an edge of the grid. The gradient noise scale is {noise_8} images at step 8 and, with wide intervals,
+{noise_32} at step 32 and {noise_56} at step 56: it passes through the batch sizes at which larger batches stop
+saving steps. MLPerf's public points bend in the same way at far larger batches, with savings nearly proportional up
+to 8K and almost none beyond 50K, for different data, network, optimiser and target."""
 CLAIMS: dict[str, Any] = {
     "savings shrink as the batch grows": lambda n: (
         float(n["vanilla_16_to_64"]) > 4 > 2 * float(n["vanilla_64_to_256"])

@@ -109,14 +109,14 @@ def _table(rows: "pd.DataFrame", largest: int) -> str:
 
 
 CONCLUSION = """\
-From batch 64 to the whole set, at equal epochs and thus in a fourteenth of the steps, vanilla's top
-eigenvalue grows {batch_top_eigenvalue} times and its accuracy changes by {batch_accuracy} points (n =
-{batch_accuracy.n}), but the scale-invariant worst rises show no clear growth: {batch_adaptive_worst} times,
-and {batch_adaptive_worst_logit_normalised} on normalised logits. At the whole set ConAdv is flatter than
-vanilla by raw and by scale-invariant measures, level with DisAdv and at the same learning rate:
-{conadv_vanilla_top_eigenvalue} times the λ, {conadv_vanilla_adaptive_worst_logit_normalised} times the worst
-rise on normalised logits. But flatness does not explain accuracy: recycled-equal is flatter than vanilla by
-both, {requal_vanilla_top_eigenvalue} and {requal_vanilla_adaptive_worst_logit_normalised}, yet less accurate,
+From batch 64 to the whole set, at equal epochs and so in a fourteenth of the steps, vanilla's top eigenvalue grows
+by a factor of {batch_top_eigenvalue} and its accuracy changes by {batch_accuracy} points (n = {batch_accuracy.n}),
+but the scale-invariant worst rises show no clear growth: factors of {batch_adaptive_worst}, and of
+{batch_adaptive_worst_logit_normalised} on normalised logits. With the whole set as one batch, ConAdv is flatter
+than vanilla by raw and by scale-invariant measures, with {conadv_vanilla_top_eigenvalue} times the λ and
+{conadv_vanilla_adaptive_worst_logit_normalised} times the worst rise on normalised logits at the same learning
+rate, and level with DisAdv. But flatness does not explain accuracy: recycled-equal is flatter than vanilla by both
+measures ({requal_vanilla_top_eigenvalue} and {requal_vanilla_adaptive_worst_logit_normalised}) yet less accurate,
 and at batch 336 ConAdv is more accurate with a λ {third_vanilla_top_eigenvalue} times as large."""
 CLAIMS: dict[str, Any] = {
     "λ grows with the batch, accuracy falls": lambda n: (

@@ -242,14 +242,14 @@ def _table(rows: "pd.DataFrame") -> str:
 
 
 CONCLUSION = """\
-At equal epochs {clear_of_epochs} of the 18 neighbours beat vanilla clearly, AdvProp by {advprop_epochs} points, DisAdv
-by {disadv_epochs}, ConAdv by {conadv_epochs} and SAM by {sam_epochs}; none is clearly behind. At equal arithmetic
-{clear_of_arithmetic} still do, all of which move images: recycled ConAdv by {recycled_arithmetic} and with MSAM by
-{recycled_msam_arithmetic}, DisAdv by {disadv_arithmetic}, FreeAT by {free_at_arithmetic}, FGSM-RS by
-{fgsm_rs_arithmetic}, fast AdvProp by {fast_advprop_arithmetic} and ConAdv with SAM by {conadv_sam_arithmetic}, while
-ConAdv, {conadv_arithmetic}, and SAM, {sam_arithmetic}, are no longer clear of vanilla. A stale direction costs SAM
-nothing that ten seeds can show: AsyncSAM is at {stale_sam} beside SAM; with 18 comparisons in each arm, the largest
-lead flatters its method."""
+At equal epochs {clear_of_epochs} of the 18 neighbours beat vanilla clearly, AdvProp by {advprop_epochs} points,
+DisAdv by {disadv_epochs}, ConAdv by {conadv_epochs} and SAM by {sam_epochs}; none is clearly behind. At equal
+arithmetic {clear_of_arithmetic} still do, all of which perturb images (recycled ConAdv by {recycled_arithmetic} and
+with MSAM by {recycled_msam_arithmetic}, DisAdv by {disadv_arithmetic}, FreeAT by {free_at_arithmetic}, FGSM-RS by
+{fgsm_rs_arithmetic}, fast AdvProp by {fast_advprop_arithmetic} and ConAdv with SAM by {conadv_sam_arithmetic}),
+while the leads of ConAdv ({conadv_arithmetic}) and SAM ({sam_arithmetic}) are no longer clear. A stale ascent
+direction costs SAM nothing that ten seeds can show (AsyncSAM − SAM: {stale_sam}), and with 18 comparisons in each
+arm the largest lead is likely to be overestimated."""
 MOVE_IMAGES = {
     "recycled", "recycled-msam", "disadv", "free-at", "fgsm-rs", "fast-advprop", "conadv-sam",
 }  # fmt: skip

@@ -116,11 +116,11 @@ def _table(rows: "pd.DataFrame") -> str:
 
 
 CONCLUSION = """\
-In none of the three attempts does ConAdv pay at the largest batch: against vanilla it stands at {lead_tuned} points
-with more than twice the tuning budget, at {lead_lars} with LARS instead of SGD, and at {lead_longer} after 96 epochs.
-LARS takes vanilla from {vanilla_tuned} % to {vanilla_lars} %, but ConAdv only from {conadv_tuned} % to {conadv_lars}
-%. Four times the epochs bring ConAdv closest; its training loss is then no longer clearly higher, by {fit_longer}, but
-its accuracy is still clearly lower."""
+In none of the three attempts does ConAdv pay off at the largest batch: it differs from vanilla by {lead_tuned}
+points with more than twice the tuning budget, by {lead_lars} with LARS instead of SGD, and by {lead_longer} after
+96 epochs. LARS raises vanilla from {vanilla_tuned} % to {vanilla_lars} %, but ConAdv only from {conadv_tuned} % to
+{conadv_lars} %. Training four times as long brings ConAdv closest: its training loss is then no longer clearly
+higher ({fit_longer}), but its accuracy is still clearly lower."""
 CLAIMS: dict[str, Any] = {
     "ConAdv is behind in all three": lambda n: all(
         n[f"lead_{key}"].below for key in ("tuned", "lars", "longer")
