@@ -40,7 +40,7 @@ class AdvProp(ConAdv):
     Xie et al., "Adversarial Examples Improve Image Recognition", CVPR 2020. It is `ConAdv` with `PGDAttack` or
     `TargetedAttack`, with ConAdv's queue: with τ = 0 a step waits for its own attack as in the paper, with τ ≥ 1
     the attack is stale. The loss is the mean of both kinds, (½, ½) (from a public port); 5 steps of ε/4 are the
-    paper's at ε = 4/255 (recalled: k = ε + 1 steps of 1/255, one at ε = 1/255). Random target classes follow the
+    paper's at ε = 4/255 (from memory: k = ε + 1 steps of 1/255, one at ε = 1/255). Random target classes follow the
     port, in which at least a fifth of the batches starts without noise; that is left out here.
 
     Args:

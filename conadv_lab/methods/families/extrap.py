@@ -41,7 +41,7 @@ class Extrap(WeightSpace):
     """EXTRAP-SGD and EXTRAP-LARS: the gradient is computed ahead of the weights, along the worker's last one.
 
     Lin et al., "Extrapolation for Large-batch Training in Deep Learning", ICML 2020. Only the abstract was read; the
-    formula is **recalled, not checked against the paper**. For each worker k, with its own gradient before all-reduce:
+    formula is **from memory, not checked against the paper**. For each worker k, with its own gradient before all-reduce:
 
         w̃_k = w_t − γ̂ g_{k,t−1}        g_{k,t} = ∇L_k(w̃_k)        step with the mean of g_{k,t} over k
 
@@ -58,7 +58,7 @@ class Extrap(WeightSpace):
 
     name, label, colour, marker = "extrap", "EXTRAP", "#AA4499", "H"
     about = "B clean images, with the gradient at w − γ̂ g, where g is the worker's own gradient of the previous step"
-    source = "Lin et al., ICML 2020, recalled"
+    source = "Lin et al., ICML 2020 (formula from memory)"
     reads = (PerturbationOptions, ExtrapOptions)
     own_perturbation = "rank"
     staleness = 1
