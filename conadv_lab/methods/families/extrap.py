@@ -40,8 +40,8 @@ class ExtrapOptions:
 class Extrap(WeightSpace):
     """EXTRAP-SGD and EXTRAP-LARS: the gradient is computed ahead of the weights, along the worker's last one.
 
-    Lin et al., "Extrapolation for Large-batch Training in Deep Learning", ICML 2020. Only the abstract was read; the
-    formula is **from memory, not checked against the paper**. For each worker k, with its own gradient before all-reduce:
+    Lin et al., "Extrapolation for Large-batch Training in Deep Learning", ICML 2020. Only the abstract was read;
+    the formula is **from memory, unchecked against the paper**. For each worker k, with its gradient before all-reduce:
 
         w̃_k = w_t − γ̂ g_{k,t−1}        g_{k,t} = ∇L_k(w̃_k)        step with the mean of g_{k,t} over k
 
