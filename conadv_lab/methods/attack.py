@@ -172,7 +172,7 @@ class SignAttack(Attack):
     kept_bytes = 1 / 8
 
     def perturb(self, model: nn.Module, batch: Batch, criterion: Criterion) -> Tensor:
-        self.ball.require_inputs(batch.images)
+        self.ball.require_inputs(batch)
         start = self._start(batch)
         images = batch.images if start is None else self.ball.clip(batch.images + start)
         return self.ball.keep(self.gradient(model, images, batch.labels, criterion, batch.tokens))
@@ -215,7 +215,7 @@ class PGDAttack(Attack):
         )
 
     def perturb(self, model: nn.Module, batch: Batch, criterion: Criterion) -> Tensor:
-        self.ball.require_inputs(batch.images)
+        self.ball.require_inputs(batch)
         delta = self._start(batch)
         for _ in range(self.steps):
             images = self.ball.clip(batch.images + delta)

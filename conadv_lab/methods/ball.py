@@ -13,6 +13,8 @@ from conadv_lab.mistakes import require, unknown
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from conadv_lab.data.loader import Batch
+
 Norm = Literal["linf", "l2"]
 Value = float | Sequence[float]
 """A number, or one for each channel: a sequence, array or tensor of C values."""
@@ -51,7 +53,7 @@ class Ball:
         self.norm, self.bounds = norm, _edges(bounds)
         self.epsilon, self.step = _alike(epsilon=epsilon, step=epsilon if step is None else step)
         self._require_ranges(step is None)
-        self._is_checked = self.bounds is None
+        self._is_checked = False
         self._tensors: dict[Any, Tensor] = {}
 
     def _require_ranges(self, own_step: bool) -> None:
@@ -69,10 +71,14 @@ class Ball:
             fine = 0 < length < math.inf or length == radius == 0
             require(fine, "step", length, "a number above 0, or None")
 
-    def require_inputs(self, inputs: Tensor) -> None:
-        """Raise ``ValueError`` if the first inputs seen lie outside the bounds."""
-        if self._is_checked or self.bounds is None:
+    def require_inputs(self, batch: Batch) -> None:
+        """Raise ``ValueError`` if the first inputs seen lie outside the bounds, or if bounds would clip embeddings."""
+        if self.bounds is None:
             return
+        require(batch.tokens is None, "bounds", self.bounds, "None with embeddings=, which have no bounds")
+        if self._is_checked:
+            return
+        inputs = batch.images
         widths = map(sub, _each(self.bounds[1]), _each(self.bounds[0]))
         slack = ROUNDING * max((width for width in widths if width < math.inf), default=0.0)
         low, high = (self._beside(edge, inputs) for edge in self.bounds)

@@ -291,6 +291,26 @@ def test_images_outside_the_bounds_are_refused_with_what_mends_it(make, low_high
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    "make",
+    [lambda: cl.ConAdv(cl.SignAttack(0.1)), lambda: cl.DisAdv(cl.PGDAttack(0.1)), lambda: cl.Recycled(0.1),
+     lambda: cl.Noise(0.1), lambda: cl.FreeAT(0.1, replays=1), lambda: cl.FGSMRS(0.1)],
+)  # fmt: skip
+def test_bounds_of_images_are_refused_for_embeddings(make):
+    model = Reader()
+    with pytest.raises(ValueError, match=r"bounds is \(0.0, 1.0\); allowed: None with embeddings="):
+        trained(model, make(), texts(1), 1, embeddings=model.embedding)
+
+
+@pytest.mark.parametrize("lengths", [(6, 8), (8, 6)])
+@pytest.mark.parametrize("sizes", [(4, 4), (4, 6), (6, 4)])
+def test_free_at_refuses_images_of_another_shape(lengths, sizes):
+    loader = [(torch.rand(n, 1, k, k), torch.arange(n) % 4) for n, k in zip(sizes, lengths, strict=True)]
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 4))
+    with pytest.raises(ValueError, match=r"shape is \(1, \d, \d\); allowed: \(1, \d, \d\) in every step"):
+        trained(model, cl.FreeAT(0.1, replays=1), loader, 2)
+
+
 def test_a_method_that_moves_no_image_takes_any():
     loader = [(torch.randn(4, 1, 4, 4) * 9, torch.arange(4))]
     for method in (cl.Vanilla(), cl.SAM(0.05)):

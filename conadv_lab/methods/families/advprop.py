@@ -185,7 +185,7 @@ class FastAdvProp(Method):
         own, others = _clean_and_others(batch)
         clean = steps.train_on(model, own.images, own, criterion, parts[0], "main")
         ball = self.attack.ball
-        ball.require_inputs(batch.images)
+        ball.require_inputs(batch)
         start = linf_start(others, ball, self.attack.seed)
         start = ball.clip(start.add_(others.images)).requires_grad_()
         steps.train_on(model, start, others, criterion, parts[1], "adversarial")

@@ -92,7 +92,7 @@ class Noise(_Control):
         return cls(config.method.epsilon, weights=config.method.weights, seed=config.training.seed)
 
     def alter(self, batch: Batch) -> Tensor:
-        self.ball.require_inputs(batch.images)
+        self.ball.require_inputs(batch)
         keys = hashing.image_keys(self.seed, "noise", batch.epochs, batch.indices)
         noise = hashing.signs(keys, batch.images[0].numel()).view(batch.images.shape)
         return self.ball.moved(batch.images, self.ball.scaled(noise.to(batch.images.dtype)))

@@ -119,7 +119,7 @@ class Recycled(TwoBranches):
         self, model: nn.Module, own: Iterator[tuple[int, Batch]], criterion: Criterion, weight: float
     ) -> Tensor:
         def trained(first: int, batch: Batch) -> Tensor:
-            self.ball.require_inputs(batch.images)
+            self.ball.require_inputs(batch)
             images = batch.images.detach().requires_grad_()
             loss = steps.train_on(model, images, batch, criterion, weight, "main", lanes=self.lanes)
             self._slots.write(1, first, self.ball.keep(steps.gradient_of(images)))

@@ -156,14 +156,25 @@ class FreeAT(Method):
         criterion = super().begin(model, step, criterion)
         there = 0 if self.noise is None else len(self.noise)
         if there < step.size():
-            image = next(iter(step.batches())).images
-            grown = image.new_zeros(step.size(), *image.shape[1:])
+            images = next(iter(step.batches())).images
+            self._require_shape(images)
+            grown = images.new_zeros(step.size(), *images.shape[1:])
             if self.noise is not None:
                 grown[:there] = self.noise
             self.noise = grown
         if step.number == 0 and self.noise is not None:  # a new loop starts without noise
             self.noise.zero_()
         return criterion
+
+    def _require_shape(self, images: Tensor) -> None:
+        if self.noise is not None:
+            shape, own = tuple(images.shape[1:]), tuple(self.noise.shape[1:])
+            require(
+                shape == own,
+                "an input's shape",
+                shape,
+                f"{own} in every step, as the noise belongs to a position",
+            )
 
     def kind(self, step: Step) -> Hashable:
         return 0 if self.noise is None else len(self.noise)
@@ -178,10 +189,11 @@ class FreeAT(Method):
 
     def _train(self, model: nn.Module, batch: Batch, criterion: Criterion) -> Tensor:
         assert self.noise is not None
+        self._require_shape(batch.images)
         first = sum(self._sizes)
         noise = self.noise[first : first + len(batch.labels)]
         self._sizes.append(len(noise))
-        self.ball.require_inputs(batch.images)
+        self.ball.require_inputs(batch)
         images = self.ball.clip(batch.images + noise).requires_grad_()
         loss = steps.train_on(model, images, batch, criterion, 1.0, "main")
         self.ball.project(noise.add_(self.ball.along(steps.gradient_of(images))))
