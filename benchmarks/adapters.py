@@ -13,7 +13,6 @@ gradients during the forward pass, and its manual optimisation, which the adapte
 kept here, for all loops alike; --no-keep measures with glibc's default.
 """
 
-import ctypes
 import tempfile
 import threading
 import time
@@ -35,6 +34,7 @@ from conadv_lab.integrations.huggingface import TrainerMethod
 from conadv_lab.integrations.lightning import LightningMethod
 from conadv_lab.methods.base import Vanilla
 from conadv_lab.models.resnet import resnet20
+from conadv_lab.training.process import keep_freed_memory
 
 BATCH, IMAGES = 128, 2_048
 WARM = 3
@@ -247,19 +247,10 @@ class AdapterOptions(Options):
     """Keep freed memory, where the C library is glibc."""
 
 
-def keep_freed_memory() -> None:
-    """Make glibc serve every tensor from one heap that never shrinks; another C library stays as it is."""
-    trim_threshold, mmap_max, arena_max = -1, -4, -8
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    for option, value in ((arena_max, 1), (mmap_max, 0), (trim_threshold, 2**31 - 1)):
-        if mallopt is not None:
-            mallopt(option, value)
-
-
 def main() -> None:
     options = asked(AdapterOptions, None, "benchmarks.adapters", __doc__)
     if options.keep:
-        keep_freed_memory()
+        keep_freed_memory(-1)
     if options.threads:
         torch.set_num_threads(options.threads)
     publish(measure(options.batch, options.rounds), options.json)

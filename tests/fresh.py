@@ -4,7 +4,7 @@
 
 An environment with the same torch and this package is made once and copied, by hard links, for each library of the
 extra ``adapters`` and for each whole extra. What is installed comes from pip's own configuration and constraints.txt.
-The example of a library in docs/integrations.md runs where none of the other libraries is installed. DALI, which needs
+The example on a library's page in docs/ runs where none of the other libraries is installed. DALI, which needs
 a GPU and a large download, is left out.
 """
 
@@ -21,17 +21,13 @@ from pathlib import Path
 
 import torch
 
+from tests.integrations import examples
+
 ROOT = Path(__file__).parents[1]
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
     "optional-dependencies"
 ]
 WHOLE = ("fast", "optim", "notebooks", "docs", "vision", "adapters")
-NEEDED = {
-    "lightning": "import lightning",
-    "transformers": "from transformers",
-    "accelerate": "from accelerate",
-}
-"""How the example of a library begins to use it."""
 TORCH = (
     "import torch, json; print(json.dumps([torch.__version__, torch.version.git_version, torch.__file__]))"
 )
@@ -79,18 +75,9 @@ def requirements() -> Iterator[tuple[str, str, str | None]]:
     """Name, what pip is to install, and the library whose example then runs."""
     for library in EXTRAS["adapters"]:
         name = library.partition(">=")[0]
-        yield name, library, name if name in NEEDED else None
+        yield name, library, name if name in examples.PAGES else None
     for extra in WHOLE:
         yield f"[{extra}]", f".[{extra}]", None
-
-
-def example(library: str) -> str:
-    from tests.docs.pages import Page
-
-    text = (ROOT / "docs/integrations.md").read_text(encoding="utf-8")
-    codes = [code for _, code in Page("docs/integrations.md", text).fences("python")]
-    (found,) = [code for code in codes if NEEDED[library] in code]
-    return found
 
 
 def check(environment: Environment, before: list[str], requirement: str, library: str | None) -> None:
@@ -101,7 +88,7 @@ def check(environment: Environment, before: list[str], requirement: str, library
     environment.run("import conadv_lab, conadv_lab.training.loop, conadv_lab.sharpness.measures.front")
     command([environment.python, "-m", "conadv_lab.train", "--list"], environment.folder)
     if library:
-        environment.run(example(library))
+        environment.run(examples.of(library))
 
 
 def main() -> int:

@@ -25,7 +25,7 @@ def require_one_process(trainer: str, processes: int) -> None:
     if processes > 1:
         raise ValueError(
             f"{trainer} runs in {processes} processes; allowed: 1, with any method. For several use a script with "
-            "DistributedDataParallel, as in docs/integrations.md, or conadv_lab.train"
+            "DistributedDataParallel, as in docs/ddp.md, or conadv_lab.train"
         )
 
 

@@ -27,7 +27,7 @@ def settle(config: Config, ranks: Ranks, device: torch.device) -> None:
     # All micro-batches have one shape, so benchmarking convolutions once pays off.
     torch.backends.cudnn.benchmark = device.type == "cuda" and not config.training.deterministic
     if device.type == "cpu":
-        _keep_freed_memory(-1)
+        keep_freed_memory(-1)
 
 
 @contextmanager
@@ -42,10 +42,10 @@ def put_back() -> Iterator[None]:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
         torch.backends.cudnn.benchmark = benchmark
-        _keep_freed_memory(2 * LARGE)
+        keep_freed_memory(2 * LARGE)
 
 
-def _keep_freed_memory(limit: int) -> None:
+def keep_freed_memory(limit: int) -> None:
     """Let glibc keep up to so many freed bytes; all with -1. Nothing with another C library.
 
     It would give memory back that a step frees, only to fault it in again in the next step: 11,000 page faults and 4 %

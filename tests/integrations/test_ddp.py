@@ -34,7 +34,4 @@ def test_the_adapters_refuse_two_ranks_and_say_what_works(tmp_path):
         for trial in ("by_accelerate", "by_trainer", "by_lightning"):
             (line,) = [line for line in said.splitlines() if line.startswith(trial)]
             assert "2 processes; allowed: 1, with any method" in line
-            assert (
-                "a script with DistributedDataParallel, as in docs/integrations.md, or conadv_lab.train"
-                in line
-            )
+            assert "a script with DistributedDataParallel, as in docs/ddp.md, or conadv_lab.train" in line
