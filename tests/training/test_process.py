@@ -70,7 +70,7 @@ def faults():
         [torch.ones(2 << 20) for _ in range(20)]  # 160 MB, in blocks that the heap holds
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-process._keep_freed_memory(-1)
+process.keep_freed_memory(-1)
 faults()
 print(faults())
 """
@@ -85,6 +85,6 @@ def test_memory_that_a_step_frees_waits_for_the_next_one():
 
 def test_freed_memory_is_kept_on_a_cpu_until_training_ends(monkeypatch, tmp_path):
     limits: list[int] = []
-    monkeypatch.setattr(process, "_keep_freed_memory", limits.append)
+    monkeypatch.setattr(process, "keep_freed_memory", limits.append)
     train(tiny(steps=1, warmup_epochs=0), tmp_path / "run", progress="none")
     assert limits == [-1, 2 * process.LARGE]
