@@ -1,4 +1,4 @@
-"""Predicts the memory of a training step from the model itself, by running two images through it on the CPU."""
+"""Predicts the memory of a training step from the model itself, by following the shapes of a forward pass."""
 
 import math
 import resource
@@ -68,21 +68,28 @@ def activations(network: nn.Module, shape: tuple[int, int, int], dtype: torch.dt
     >>> activations(net, (1, 1, 8))
     48
     """
-    # The difference drops what does not grow with the batch, such as statistics and cast weights.
-    return (
-        _kept(network, torch.zeros(4, *shape, dtype=dtype, device="cpu"))
-        - _kept(network, torch.zeros(2, *shape, dtype=dtype, device="cpu"))
-    ) // 2
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    def grown() -> int:
+        """The difference drops what does not grow with the batch, such as statistics and cast weights."""
+        four, two = (torch.zeros(size, *shape, dtype=dtype, device="cpu") for size in (4, 2))
+        return (_kept(network, four) - _kept(network, two)) // 2
+
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):  # shapes without arithmetic
+            return grown()
+    except RuntimeError:  # a layer that looks at values
+        return grown()
 
 
 def _kept(network: nn.Module, images: Tensor) -> int:
-    own = {p.untyped_storage().data_ptr() for p in (*network.parameters(), *network.buffers())}
+    own = {p.untyped_storage()._cdata for p in (*network.parameters(), *network.buffers())}
     kept: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):

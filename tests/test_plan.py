@@ -38,6 +38,15 @@ def test_activations_are_counted_once_each():
     assert activations(net.double(), (3, 6, 6), torch.float64) == 8 * pixels * (3 + 8 + 8)
 
 
+def test_layers_that_look_at_values_are_run():
+    class Looks(nn.Module):
+        def forward(self, x):
+            return (x * 2 if x.mean().item() > 0 else x).exp()
+
+    network = nn.Sequential(nn.Linear(8, 8), Looks())
+    assert activations(network, (8,)) == 4 * (8 + 8)
+
+
 def test_resnet50_keeps_what_its_layers_say():
     """Inputs of 53 convolutions and of 53 norms, the pooling's indices (8 bytes), and the last features."""
     model, sizes = resnet50(10).train(), []

@@ -63,6 +63,7 @@ imagenet_gpu.main({words})
 """
 
 
+@pytest.mark.slow
 def test_torch_and_numpy_are_enough():
     missing = [
         "tqdm",

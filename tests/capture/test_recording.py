@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache
+from itertools import product
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from conadv_lab.optim.lars import LARS
 from conadv_lab.optim.momenta import begin_momenta
 from conadv_lab.training.weights import Average
 from tests.capture.recording import Listening, Recordings
-from tests.conftest import image_set, small_cnn
+from tests.conftest import image_set, rest_slow, small_cnn
 
 STEPS = 30
 
@@ -127,16 +128,14 @@ def assert_same(one: Training, other: Training) -> None:
 
 
 REFUSED = [("sampa", "lars-A"), ("sampa", "lars-C"), ("sampa", "lamb"), ("extrap", "lamb")]
-SHORT = [
-    *((method, "sgd") for method in METHODS if method != "advprop"),
-    *(("conadv", optimizer) for optimizer in OPTIMIZERS),
+QUICK = [
+    *(
+        (method, "sgd")
+        for method in ("vanilla", "conadv", "recycled", "free-at", "fast-advprop", "sam", "asyncsam")
+    ),
+    ("conadv", "lars-C"),
 ]
-PAIRS = [
-    pytest.param(method, optimizer, marks=() if (method, optimizer) in SHORT else pytest.mark.slow)
-    for method in METHODS
-    for optimizer in OPTIMIZERS
-    if (method, optimizer) not in REFUSED
-]
+PAIRS = [pair for pair in product(METHODS, OPTIMIZERS) if pair not in REFUSED]
 
 
 @cache
@@ -144,15 +143,15 @@ def eager(method: str, optimizer: str = "sgd", **options) -> Training:
     return Training(method, optimizer, captured=False, **options).take(*range(STEPS))
 
 
-@pytest.mark.parametrize(("method", "optimizer"), PAIRS)
-def test_replayed_operators_are_the_step(method, optimizer):
+@pytest.mark.parametrize("pair", rest_slow(PAIRS, *QUICK), ids="-".join)
+def test_replayed_operators_are_the_step(pair):
     """Over cold and warm statistics, changing rates and the last steps; a resume in the middle changes nothing."""
-    replayed = Training(method, optimizer, captured=True).take(*range(14))
+    replayed = Training(*pair, captured=True).take(*range(14))
     begun = replayed.state()
-    assert_same(replayed.take(*range(14, STEPS)), eager(method, optimizer))
+    assert_same(replayed.take(*range(14, STEPS)), eager(*pair))
     assert replayed.backend.replayed >= 8
-    resumed = Training(method, optimizer, captured=True).load(begun).take(*range(14, STEPS))
-    assert_same(resumed, eager(method, optimizer))
+    resumed = Training(*pair, captured=True).load(begun).take(*range(14, STEPS))
+    assert_same(resumed, eager(*pair))
 
 
 def test_a_method_that_is_not_known_runs_as_it_is_with_one_line():
@@ -167,8 +166,7 @@ def test_a_method_that_is_not_known_runs_as_it_is_with_one_line():
     assert said == ["steps are not captured: Own does not say which operators a step runs: see Method.kind"]
 
 
-@pytest.mark.parametrize(
-    ("method", "options"),
+SETTINGS = rest_slow(
     [
         ("conadv", {"staleness": 3}),
         ("conadv", {"staleness": 3, "first": "clean"}),
@@ -185,28 +183,26 @@ def test_a_method_that_is_not_known_runs_as_it_is_with_one_line():
         ("conadv-sam", {"staleness": 0}),
         ("late-sam", {"early_method": "conadv", "late_method": "conadv-sam", "late_share": 0.5}),
     ],
-    ids=str,
+    ("conadv", {"staleness": 3}),
+    ("recycled", {"micro_batch": 5}),
+    ("extrap", {"extrapolate_along": "noise"}),
 )
-def test_settings_of_methods(method, options):
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=str)
+def test_settings_of_methods(setting):
+    method, options = setting
     replayed = Training(method, captured=True, **options).take(*range(STEPS))
     assert replayed.backend.replayed >= 8
     assert_same(replayed, eager(method, **options))
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        "disadv",
-        "conadv",
-        "recycled",
-        "recycled-equal",
-        "noise",
-        "copy-equal",
-        "fgsm-rs",
-        "conadv-sam",
-        "recycled-msam",
-    ],
-)
+BESIDE = (
+    "disadv", "conadv", "recycled", "recycled-equal", "noise", "copy-equal", "fgsm-rs", "conadv-sam", "recycled-msam",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("method", rest_slow(BESIDE, "conadv", "recycled"))
 def test_passes_beside_one_another_add_up_in_the_same_order(method):
     apart = Training(method, captured=True)
     apart.method.lanes = Beside()

@@ -14,7 +14,6 @@ from conadv_lab.plan import times
 from conadv_lab.recipes.imagenet import RECIPES
 from conadv_lab.training import loop
 from conadv_lab.training.loop import train
-from tests.conftest import rest_slow
 from tests.data.trees import write_tree
 
 AUGMENTED = {"policy": "autoaugment", "mixup": 0.2, "erasing": 0.25}
@@ -67,7 +66,8 @@ def digests(config: Config, tmp_path: Path, monkeypatch) -> list[str]:
     return [folder.result()["parameters_sha256"] for folder in folders]
 
 
-@pytest.mark.parametrize("name", rest_slow(RECIPES, "imagenet-resnet50-96k"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_takes_two_steps_and_resumes_bitwise(name, tree, tmp_path, monkeypatch):
     workers = 1 if name.endswith("96k") else 0
     resumed, whole = digests(small(name, tree, 64, workers=workers, **VARIANTS[name]), tmp_path, monkeypatch)
