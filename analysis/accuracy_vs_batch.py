@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from analysis import batches
 from analysis.estimates import Estimate, cell_mean, difference, ratio
 from analysis.study import Options, Study
+from conadv_lab.displays import markdown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,26 +72,23 @@ def numbers(rows: "pd.DataFrame") -> dict[str, Any]:
     flatness = batches.comparisons(rows, ratio, "top_eigenvalue")
     found: dict[str, Any] = accuracy | {f"{name}_eig": estimate for name, estimate in flatness.items()}
     found["table"] = _table(rows)
-    found["comparisons"] = comparison_table(rows, accuracy, flatness)
+    found["comparisons"] = markdown(["digits", *COMPARED], compared(rows, accuracy, flatness))
     return found
 
 
 def _table(rows: "pd.DataFrame") -> str:
     """Accuracy of every method by batch, at equal epochs and at equal cost, as Markdown."""
     sizes = sorted(rows.loc[rows["arm"] == "equal-epochs", "global_batch"].unique())
-    lines = ["| test accuracy (%) | " + " | ".join(f"batch {size}" for size in sizes) + " |"]
-    lines.append("|---" * (len(sizes) + 1) + "|")
+    lines = []
     for arm in ("equal-epochs", "equal-steps"):
         own = rows[rows["arm"] == arm]
         for method in own["method"].unique():
             if (arm, method) == ("equal-steps", "vanilla"):
                 continue
-            cells = [_cell(own, {"method": method, "global_batch": size}) for size in sizes]
-            lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    largest = {"arm": "equal-arithmetic", "method": "vanilla"}
-    blank = " | " * (len(sizes) - 1)
-    lines.append(f"| vanilla, 8/3 of the steps | {blank}{_cell(rows, largest)} |")
-    return "\n".join(lines)
+            lines.append([method, *(_cell(own, {"method": method, "global_batch": size}) for size in sizes)])
+    largest = _cell(rows, {"arm": "equal-arithmetic", "method": "vanilla"})
+    lines.append(["vanilla, 8/3 of the steps", *[""] * (len(sizes) - 1), largest])
+    return markdown(["test accuracy (%)", *(f"batch {size}" for size in sizes)], lines)
 
 
 def _cell(rows: "pd.DataFrame", cell: dict[str, Any]) -> str:
@@ -100,15 +98,18 @@ def _cell(rows: "pd.DataFrame", cell: dict[str, Any]) -> str:
         return "not measured"
 
 
-def comparison_table(
-    rows: "pd.DataFrame", accuracy: dict[str, Estimate], flatness: dict[str, Estimate], data: str = "digits"
-) -> str:
-    """The comparisons of accuracy and top eigenvalue as Markdown."""
-    lines = [f"| {data} | test accuracy (points) | top eigenvalue λ, ratio | n |", "|---|---|---|---|"]
-    for name, label in batches.labels(rows).items():
-        if name in accuracy:
-            lines.append(f"| {label} | {accuracy[name]} | {flatness[name]} | {accuracy[name].n} |")
-    return "\n".join(lines)
+COMPARED = ("test accuracy (points)", "top eigenvalue λ, ratio", "n")
+
+
+def compared(
+    rows: "pd.DataFrame", accuracy: dict[str, Estimate], flatness: dict[str, Estimate]
+) -> list[list[Any]]:
+    """Each comparison's label and its figures as in `COMPARED`."""
+    return [
+        [label, accuracy[name], flatness[name], accuracy[name].n]
+        for name, label in batches.labels(rows).items()
+        if name in accuracy
+    ]
 
 
 CONCLUSION = """\

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from analysis.measuring import trained
 from analysis.study import Options, Study, commits_of, run_all
 from conadv_lab.config import Config
+from conadv_lab.displays import markdown
 from conadv_lab.recipes import digits
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def numbers(rows: "pd.DataFrame") -> dict[str, Any]:
         "runs": len(grown),
         "seeds": int(grown["seed"].nunique()),
     }
-    lines = ["| global batch | best of a grid | AutoWU | difference in points |", "|---|---|---|---|"]
+    lines = []
     for batch in sorted(chosen["global_batch"].unique()):
         at = chosen[chosen["global_batch"] == batch]
         hand, found = (at[at["schedule"] == schedule] for schedule in (BY_HAND, FOUND))
@@ -122,8 +123,8 @@ def numbers(rows: "pd.DataFrame") -> dict[str, Any]:
         gap = f"{means[1] - means[0]:+.2f}".replace("-", "−")
         told |= {f"hand_{batch}": f"{means[0]:.2f}", f"found_{batch}": f"{means[1]:.2f}", f"gap_{batch}": gap}
         rates = f"{hand['lr'].iloc[0]:g}", " and ".join(f"{lr:.2g}" for lr in found["lr"])
-        lines.append(f"| {batch} | {means[0]:.2f} % at {rates[0]} | {means[1]:.2f} % at {rates[1]} | {gap} |")
-    told["table"] = "\n".join(lines)
+        lines.append([batch, f"{means[0]:.2f} % at {rates[0]}", f"{means[1]:.2f} % at {rates[1]}", gap])
+    told["table"] = markdown(["global batch", "best of a grid", "AutoWU", "difference in points"], lines)
     return told
 
 

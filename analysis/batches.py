@@ -7,6 +7,7 @@ from analysis.arms import ATTACK_COST, LEARNING_RATES, SCALES, Cell, best_rates,
 from analysis.estimates import Estimate
 from analysis.measuring import measured
 from analysis.study import Options, run_all, table
+from conadv_lab.displays import markdown
 from conadv_lab.mistakes import require
 
 if TYPE_CHECKING:
@@ -120,12 +121,12 @@ def typical(rows: "pd.DataFrame") -> str:
     """Range, over the methods at equal epochs, of each measure's mean over seeds, by batch, as Markdown."""
     own = rows[rows["arm"] == "equal-epochs"].assign(lr_lambda_max=rows["lr"] * rows["top_eigenvalue"])
     names = [name for name in TYPICAL if name in own]
-    lines = ["| batch | " + " | ".join(f"`{name}`" for name in names) + " |", "|---" * (len(names) + 1) + "|"]
+    lines = []
     for batch, one in own.groupby("global_batch"):
         means = one.groupby("method")[names].mean()
         ends = [f"{_rounded(means[name].min())} to {_rounded(means[name].max())}" for name in names]
-        lines.append(f"| {batch} | " + " | ".join(ends) + " |")
-    return "\n".join(lines)
+        lines.append([batch, *ends])
+    return markdown(["batch", *(f"`{name}`" for name in names)], lines)
 
 
 def _rounded(value: float) -> str:

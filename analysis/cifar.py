@@ -22,6 +22,7 @@ from analysis.measuring import measured, trained
 from analysis.study import RESULTS, Options, existing, run_all, save
 from conadv_lab.cli import asked
 from conadv_lab.config import Config, new_batch, resolved
+from conadv_lab.displays import markdown
 from conadv_lab.launch.sweep import identity
 from conadv_lab.recipes import cifar
 
@@ -129,20 +130,16 @@ def finished(runs: Path, data_dir: str = "data") -> "pd.DataFrame":
 
 def as_table(rows: "pd.DataFrame") -> str:
     """Test accuracy of every cell as Markdown."""
-    lines = [
-        "| CIFAR-10, ResNet-18, test accuracy (%) | "
-        + " | ".join(f"batch {b}" for b in sorted(BATCHES))
-        + " |"
-    ]
-    lines.append("|---" * (len(BATCHES) + 1) + "|")
+    sizes = sorted(BATCHES)
+    lines = []
     for method in METHODS:
         texts = []
-        for batch in sorted(BATCHES):
+        for batch in sizes:
             cell = {"method": method, "global_batch": batch}
             there = len(rows) and ((rows["method"] == method) & (rows["global_batch"] == batch)).any()
-            texts.append(str(cell_mean(rows, cell, "test_accuracy")) if there else "not measured")
-        lines.append(f"| {method} | " + " | ".join(texts) + " |")
-    return "\n".join(lines)
+            texts.append(cell_mean(rows, cell, "test_accuracy") if there else "not measured")
+        lines.append([method, *texts])
+    return markdown(["CIFAR-10, ResNet-18, test accuracy (%)", *(f"batch {size}" for size in sizes)], lines)
 
 
 if __name__ == "__main__":

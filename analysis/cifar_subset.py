@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from analysis import batches, folds
-from analysis.accuracy_vs_batch import comparison_table
+from analysis.accuracy_vs_batch import COMPARED, compared
 from analysis.arms import ATTACK_COST, Cell
 from analysis.estimates import cell_mean, difference, ratio
 from analysis.measuring import measured_without_trace, trained
 from analysis.study import Archived, Figures, Options, Study, commits_of, run_all
 from conadv_lab.config import Config
+from conadv_lab.displays import markdown
 from conadv_lab.recipes import cifar
 
 if TYPE_CHECKING:
@@ -155,28 +156,24 @@ def draw(rows: "pd.DataFrame") -> Any:
 def numbers(rows: "pd.DataFrame") -> dict[str, Any]:
     """``NAME`` differences of accuracy, ``NAME_eig`` and ``NAME_adaptive`` ratios; ``small_`` at the small batch."""
     found: dict[str, Any] = {}
-    lines: list[str] = []
+    lines: list[list[Any]] = []
     for batch in sorted(rows["global_batch"].unique(), reverse=True):
         own = rows[rows["global_batch"] == batch]
         accuracy = batches.comparisons(own, difference, "test_accuracy")
         flatness = batches.comparisons(own, ratio, "top_eigenvalue")
         adaptive = batches.comparisons(own, ratio, "adaptive_worst_logit_normalised")
-        told = comparison_table(own, accuracy, flatness, "part of CIFAR-10 (JPEG)").splitlines()
-        lines += told[2:] if lines else told
-        prefix = "small_" if lines != told else ""
+        prefix = "small_" if lines else ""
+        lines += compared(own, accuracy, flatness)
         found |= {prefix + name: estimate for name, estimate in accuracy.items()}
         found |= {f"{prefix}{name}_eig": estimate for name, estimate in flatness.items()}
         found |= {f"{prefix}{name}_adaptive": estimate for name, estimate in adaptive.items()}
     tables = {"table": _table(rows), "typical": batches.typical(rows)}
-    return found | tables | {"comparisons": "\n".join(lines)}
+    return found | tables | {"comparisons": markdown(["part of CIFAR-10 (JPEG)", *COMPARED], lines)}
 
 
 def _table(rows: "pd.DataFrame") -> str:
     """Every cell's results as Markdown."""
-    lines = [
-        "| batch | method | learning rate | " + " | ".join(label for _, label, _ in PANELS) + " |",
-        "|---" * (len(PANELS) + 3) + "|",
-    ]
+    lines = []
     cells_there = rows[["global_batch", "arm", "method", "lr"]].drop_duplicates()
     for batch, arm, method, rate in cells_there.sort_values(
         "global_batch", ascending=False, kind="stable"
@@ -184,10 +181,10 @@ def _table(rows: "pd.DataFrame") -> str:
         if (arm, method) == ("equal-steps", "vanilla"):
             continue  # the same runs as at equal epochs
         cell = {"global_batch": batch, "arm": arm, "method": method}
-        figures = " | ".join(str(cell_mean(rows, cell, name)) for name, _, _ in PANELS)
+        figures = [cell_mean(rows, cell, name) for name, _, _ in PANELS]
         longer = ", 8/3 of the steps" if arm == "equal-arithmetic" else ""
-        lines.append(f"| {batch} | {method}{longer} | {rate:.3f} | {figures} |")
-    return "\n".join(lines)
+        lines.append([batch, f"{method}{longer}", f"{rate:.3f}", *figures])
+    return markdown(["batch", "method", "learning rate", *(label for _, label, _ in PANELS)], lines)
 
 
 CONCLUSION = """\

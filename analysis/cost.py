@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.estimates import rows_of
 from analysis.study import Options, Study
+from conadv_lab.displays import markdown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -158,18 +159,15 @@ def numbers(rows: "pd.DataFrame") -> dict[str, Any]:
 
 
 def _table(rows: "pd.DataFrame") -> str:
-    lines = ["| model, local batch | vanilla (ms) | " + " | ".join(METHODS[1:]) + " |"]
-    lines.append("|---" * (len(METHODS) + 1) + "|")
+    lines = []
     for model, batch in dict.fromkeys(zip(rows["model"], rows["batch"], strict=True)):
         own = {row["method"]: row for row in rows_of(rows, model=model, batch=batch).to_dict("records")}
         cells = [
             f"{own[m]['ratio']:.2f} ({own[m]['ratio_low']:.2f}–{own[m]['ratio_high']:.2f})"
             for m in METHODS[1:]
         ]
-        lines.append(
-            f"| {model}, {batch} | {own['vanilla']['milliseconds']:.2f} | " + " | ".join(cells) + " |"
-        )
-    return "\n".join(lines)
+        lines.append([f"{model}, {batch}", f"{own['vanilla']['milliseconds']:.2f}", *cells])
+    return markdown(["model, local batch", "vanilla (ms)", *METHODS[1:]], lines)
 
 
 CONCLUSION = """\

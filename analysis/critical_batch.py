@@ -21,6 +21,7 @@ from analysis.estimates import mean
 from analysis.measuring import trained
 from analysis.study import RESULTS, Options, Study, run_all
 from conadv_lab.config import Config
+from conadv_lab.displays import markdown
 from conadv_lab.recipes import digits
 
 if TYPE_CHECKING:
@@ -221,15 +222,14 @@ def numbers(rows: "pd.DataFrame") -> dict[str, Any]:
 
 def _table(best: "pd.DataFrame") -> str:
     sizes = sorted(best["global_batch"].unique())
-    lines = [f"| steps to {TARGET:g} % | " + " | ".join(f"batch {size}" for size in sizes) + " |"]
-    lines.append("|---" * (len(sizes) + 1) + "|")
+    lines = []
     for method in best["method"].unique():
         cells = []
         for size in sizes:
             own = best[(best["method"] == method) & (best["global_batch"] == size)]["steps"].tolist()
-            cells.append(str(mean(own, decimals=0)) if own else "not reached")
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            cells.append(mean(own, decimals=0) if own else "not reached")
+        lines.append([method, *cells])
+    return markdown([f"steps to {TARGET:g} %", *(f"batch {size}" for size in sizes)], lines)
 
 
 CONCLUSION = """\

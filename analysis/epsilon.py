@@ -15,6 +15,7 @@ from analysis.estimates import Estimate, cell_mean, difference, ratio
 from analysis.measuring import measured
 from analysis.study import Options, Study, run_all
 from conadv_lab.config import Config
+from conadv_lab.displays import markdown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -122,14 +123,12 @@ SHORT = dict(
 
 
 def _table(rows: "pd.DataFrame") -> str:
-    lines = [
-        "| setting | test accuracy (%) | top eigenvalue λ | adaptive worst rise (ρ = 1) |",
-        "|---|---|---|---|",
-    ]
+    lines = []
     for setting in rows["setting"].unique():
-        cells = [str(cell_mean(rows, {"setting": setting}, figure)) for figure, _, _ in PANELS]
-        lines.append(f"| {setting} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append([setting, *(cell_mean(rows, {"setting": setting}, figure) for figure, _, _ in PANELS)])
+    return markdown(
+        ["setting", "test accuracy (%)", "top eigenvalue λ", "adaptive worst rise (ρ = 1)"], lines
+    )
 
 
 CONCLUSION = """\

@@ -19,6 +19,7 @@ from analysis import batches
 from analysis.estimates import cell_mean, difference, ratio
 from analysis.measuring import MEASURES
 from analysis.study import Options, Study
+from conadv_lab.displays import markdown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,20 +93,16 @@ def numbers(rows: "pd.DataFrame") -> dict[str, Any]:
 
 def _table(rows: "pd.DataFrame", largest: int) -> str:
     """All measures at the largest batch, as Markdown."""
-    names = [name for name, _, _ in PANELS]
-    lines = [
-        f"| batch {largest} | " + " | ".join(label for _, label, _ in PANELS) + " |",
-        "|---" * (len(PANELS) + 1) + "|",
-    ]
+    lines = []
     own = at_equal_epochs(rows)
     own = own[own["global_batch"] == largest]
     for method in own["method"].unique():
         cells = [
-            str(cell_mean(own, {"method": method}, name, 3 if name == "adaptive_average" else 2))
-            for name in names
+            cell_mean(own, {"method": method}, name, 3 if name == "adaptive_average" else 2)
+            for name, _, _ in PANELS
         ]
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append([method, *cells])
+    return markdown([f"batch {largest}", *(label for _, label, _ in PANELS)], lines)
 
 
 CONCLUSION = """\

@@ -24,6 +24,7 @@ from analysis.estimates import Estimate, cell_mean, difference
 from analysis.measuring import attempted, measured
 from analysis.study import RESULTS, Figures, Options, Study, run_all
 from conadv_lab.config import Config
+from conadv_lab.displays import markdown
 from conadv_lab.methods import METHODS, method_of
 
 if TYPE_CHECKING:
@@ -219,26 +220,25 @@ def step_times() -> dict[str, float]:
 def _table(rows: "pd.DataFrame") -> str:
     """Every method's results at equal epochs, and its accuracy at equal arithmetic, as Markdown."""
     heads = (
-        "cost", "depth", "test accuracy (%)", "at equal arithmetic", "gap (points)", "top eigenvalue λ",
+        "digits", "cost", "depth", "test accuracy (%)", "at equal arithmetic", "gap (points)", "top eigenvalue λ",
         "adaptive worst rise", "lr", "radius", "time of a step, × vanilla",
     )  # fmt: skip
     times = step_times()
-    lines = ["| digits | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    lines = []
     for method in rows["method"].unique():
         cell = {"method": method, "arm": "equal-epochs"}
         own = rows[(rows["method"] == method) & (rows["arm"] == "equal-epochs")]
         radius = own["radius"].iloc[0]
         chosen = "–" if radius != radius else f"{own['option'].iloc[0]} {radius:.3g}"
-        figures = [
-            f"{own['gradient_evaluations'].iloc[0]:.3g}", f"{own['depth'].iloc[0]:.3g}",
+        lines.append([
+            method, f"{own['gradient_evaluations'].iloc[0]:.3g}", f"{own['depth'].iloc[0]:.3g}",
             cell_mean(rows, cell, "test_accuracy"),
             cell_mean(rows, cell | {"arm": "equal-arithmetic"}, "test_accuracy"),
             *(cell_mean(rows, cell, name) for name in COLUMNS[1:4]),
             f"{own['lr'].iloc[0]:.3g}", chosen,
             f"{times[method]:.2f}" if method in times else "not measured",
-        ]  # fmt: skip
-        lines.append(f"| {method} | " + " | ".join(map(str, figures)) + " |")
-    return "\n".join(lines)
+        ])  # fmt: skip
+    return markdown(heads, lines)
 
 
 CONCLUSION = """\

@@ -20,6 +20,7 @@ from analysis.estimates import Estimate, cell_mean, difference
 from analysis.regime_cells import ATTEMPTS, Cell
 from analysis.regimes import figures_in, made, runnable, tables, work_through
 from analysis.study import Figures, Mapped, Options, Study, commits_of, save
+from conadv_lab.displays import markdown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,15 +105,14 @@ def numbers(rows: "pd.DataFrame") -> dict[str, Any]:
 def _table(rows: "pd.DataFrame") -> str:
     heads = ["attempt", "steps", "vanilla (%)", "ConAdv (%)", "ConAdv − vanilla"]
     heads += ["training loss, vanilla", "training loss, ConAdv"]
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    lines = []
     for attempt in rows["attempt"].unique():
         of = [{"attempt": attempt, "method": method} for method in ("vanilla", "conadv")]
         steps = int(rows.loc[rows["attempt"] == attempt, "steps"].iloc[0])
         cells: list[Any] = [LABELS[attempt], steps]
         cells += [cell_mean(rows, cell, "test_accuracy") for cell in of] + [lead(rows, attempt)]
-        cells += [cell_mean(rows, cell, "train_loss") for cell in of]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines)
+        lines.append(cells + [cell_mean(rows, cell, "train_loss") for cell in of])
+    return markdown(heads, lines)
 
 
 CONCLUSION = """\

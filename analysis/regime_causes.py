@@ -27,6 +27,7 @@ from analysis.regimes_told import PLACES
 from analysis.staleness import with_probes
 from analysis.study import Figures, Mapped, Options, Study, commits_of, run_all
 from conadv_lab.config import Config
+from conadv_lab.displays import markdown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -201,31 +202,24 @@ def _table(rows: "pd.DataFrame") -> str:
         "noise scale, ConAdv",
     ]
     heads += ["signs equal to a fresh attack's", "loss gain, stale over fresh"]
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    lines = []
     for batch, epochs in places(rows):
         cell = {"part": "cell", "global_batch": batch, "epochs": epochs}
-        cells: list[Any] = [
-            f"{epochs:g}",
-            f"{batch:,}",
-            *(lead(rows, batch, epochs, metric) for metric, _ in PANELS),
-        ]
+        cells = [f"{epochs:g}", f"{batch:,}", *(lead(rows, batch, epochs, metric) for metric, _ in PANELS)]
         cells += [_noise(rows, cell | {"method": method}) for method in FIRST]
-        cells += [cell_mean(rows, cell | {"method": "conadv"}, metric) for metric in STALE]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines)
+        lines.append(cells + [cell_mean(rows, cell | {"method": "conadv"}, metric) for metric in STALE])
+    return markdown(heads, lines)
 
 
 def _slices(rows: "pd.DataFrame") -> str:
-    lines = [
-        "| changed | to | test accuracy (%) | training loss | signs equal | loss gain, stale over fresh |"
-    ]
-    lines.append("|---" * 6 + "|")
+    heads = ["changed", "to", "test accuracy (%)", "training loss", "signs equal"]
+    lines = []
     for part, label in (("epsilon", "ε, times the tuned"), ("tau", "τ (steps)")):
         for value in sorted(rows.loc[rows["part"] == part, "value"].unique()):
             cell = {"part": part, "value": value}
-            cells = [str(cell_mean(rows, cell, metric)) for metric in ("test_accuracy", "train_loss", *STALE)]
-            lines.append(f"| {label} | {value:g} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            cells = [cell_mean(rows, cell, metric) for metric in ("test_accuracy", "train_loss", *STALE)]
+            lines.append([label, f"{value:g}", *cells])
+    return markdown([*heads, "loss gain, stale over fresh"], lines)
 
 
 CONCLUSION = """\

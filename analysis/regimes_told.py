@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from analysis.arms import ATTACK_COST
 from analysis.estimates import Estimate, cell_mean, difference, rows_of
 from analysis.regime_cells import MAP
+from conadv_lab.displays import markdown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -136,7 +137,7 @@ def _table(rows: "pd.DataFrame") -> str:
     heads = ["epochs", "batch", "steps", "vanilla (%)", "ConAdv (%)"]
     heads += [f"ConAdv − vanilla, {reading}" for reading in READINGS.values()]
     heads += ["training loss, vanilla", "training loss, ConAdv", "train − test accuracy, ConAdv − vanilla"]
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    lines = []
     for place in places(rows):
         batch, epochs = place
         of = [
@@ -147,8 +148,8 @@ def _table(rows: "pd.DataFrame") -> str:
         figures += [said(rows, place, equal) for equal in READINGS]
         figures += [_mean(rows, cell, "train_loss") for cell in of] + [_gap(rows, place) or NONE]
         steps = round(epochs * MAP[rows["scale"].iloc[0]].images / batch)
-        lines.append("| " + " | ".join(map(str, [f"{epochs:g}", f"{batch:,}", steps, *figures])) + " |")
-    return "\n".join(lines)
+        lines.append([f"{epochs:g}", f"{batch:,}", steps, *figures])
+    return markdown(heads, lines)
 
 
 def _others(rows: "pd.DataFrame") -> str:
@@ -157,11 +158,11 @@ def _others(rows: "pd.DataFrame") -> str:
     if not methods:
         return NONE
     heads = ["epochs", "batch", *(f"{method} − vanilla" for method in methods)]
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    lines = []
     for batch, epochs in places(rows):
-        leads = [str(lead(rows, (batch, epochs), method) or NONE) for method in methods]
-        lines.append("| " + " | ".join([f"{epochs:g}", f"{batch:,}", *leads]) + " |")
-    return "\n".join(lines)
+        leads = [lead(rows, (batch, epochs), method) or NONE for method in methods]
+        lines.append([f"{epochs:g}", f"{batch:,}", *leads])
+    return markdown(heads, lines)
 
 
 def _mean(rows: "pd.DataFrame", cell: dict[str, Any], figure: str) -> str:

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.arms import Cell
-from analysis.estimates import cell_mean, difference, ratio, rows_of
+from analysis.estimates import cell_mean, difference, ratio
 from analysis.measuring import flatness
 from analysis.study import Options, Study, run_all
 from conadv_lab.config import Config
+from conadv_lab.displays import markdown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -172,21 +173,14 @@ def numbers(rows: "pd.DataFrame") -> dict[str, Any]:
 
 
 def _table(rows: "pd.DataFrame") -> str:
-    lines = [
-        "| batch | τ | test accuracy (%) | top eigenvalue λ | signs equal | loss gain, stale over fresh |",
-        "|---|---|---|---|---|---|",
-    ]
+    names = ("test_accuracy", "top_eigenvalue", "sign_agreement", "gain_ratio")
+    heads = ["batch", "τ", "test accuracy (%)", "top eigenvalue λ", "signs equal"]
+    lines = []
     for batch in rows["global_batch"].unique():
         for tau in rows["tau"].unique():
             cell = {"global_batch": batch, "tau": tau}
-            if rows_of(rows, **cell).empty:
-                continue
-            cells = [
-                str(cell_mean(rows, cell, name))
-                for name in ("test_accuracy", "top_eigenvalue", "sign_agreement", "gain_ratio")
-            ]
-            lines.append(f"| {batch} | {tau} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            lines.append([batch, tau, *(cell_mean(rows, cell, name) for name in names)])
+    return markdown([*heads, "loss gain, stale over fresh"], lines)
 
 
 CONCLUSION = """\

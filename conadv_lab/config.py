@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from conadv_lab import methods
 from conadv_lab.data.options import Data, Demand
+from conadv_lab.displays import markdown
 from conadv_lab.methods import METHODS, method_of
 from conadv_lab.mistakes import ABOVE_0, COUNT, COUNT_OR_0, require, require_ranges, unknown
 from conadv_lab.models.options import GRAPH_MODES, Model
@@ -254,10 +255,10 @@ def check_method(config: Config, method: methods.Method) -> None:
 
 def methods_table() -> str:
     """A Markdown table of all methods with their defaults."""
-    lines = ["| `--method` | a step trains on | cost | depth | source |", "|---|---|---|---|---|"]
+    lines = []
     for name in METHODS:
         method = method_of(Config().replace(method=name))
         cost = Fraction(method.gradient_evaluations).limit_denominator(100)
         about = method.about.replace("|", r"\|")
-        lines.append(f"| `{name}` | {about} | {cost} | {method.depth} | {method.source} |")
-    return "\n".join(lines)
+        lines.append([f"`{name}`", about, cost, method.depth, method.source])
+    return markdown(["`--method`", "a step trains on", "cost", "depth", "source"], lines)

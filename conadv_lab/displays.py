@@ -1,4 +1,4 @@
-"""For notebooks: HTML tables of reports, run folders and plans, and whether to show progress bars."""
+"""Tables for readers, HTML in notebooks and Markdown in documents, and whether to show progress bars."""
 
 import sys
 from collections.abc import Iterable, Sequence
@@ -39,6 +39,18 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], caption: str = 
     lines = ["<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows]
     told = f'<caption style="{TEXT};caption-side:top">{escape(caption)}</caption>' if caption else ""
     return f"<table>{told}<thead><tr>{titles}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+
+
+def markdown(head: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table.
+
+    >>> print(markdown(["batch", "loss"], [[8, 0.5]]))
+    | batch | loss |
+    |---|---|
+    | 8 | 0.5 |
+    """
+    title, *lines = ["| " + " | ".join(map(str, cells)) + " |" for cells in (head, *rows)]
+    return "\n".join([title, "|---" * len(head) + "|", *lines])
 
 
 def _cell(value: object) -> str:
