@@ -17,6 +17,7 @@ from conadv_lab.capture.feed import Copies
 from conadv_lab.capture.replays import CannotCapture, CudaGraphs
 from conadv_lab.capture.step import CapturedStep
 from conadv_lab.data.loader import Batch, Step
+from conadv_lab.methods.families.robust import FreeAT
 from conadv_lab.models.norm import share_statistics
 from conadv_lab.optim.rates import bind, plain_state, rates_on, take_over, why_not
 from tests.capture.recording import Recordings
@@ -61,7 +62,9 @@ def loop_by_hand(optimizer: str, rate_in_tensor: bool) -> nn.Module:
     return model
 
 
-def recorded_and_plain(taken: Callable[[CapturedStep, nn.Module, Any], None], *, fused: bool = False) -> None:
+def recorded_and_plain(
+    taken: Callable[[CapturedStep, nn.Module, Any], None], *, fused: bool = False, method: Callable = method
+) -> None:
     """What is done with a captured step does to the weights what it does to one that runs as it is."""
     models = []
     for backend in (Recordings(), None):
@@ -119,6 +122,20 @@ def test_a_setting_that_changes_is_seen():
                 step(*next(loader))
 
     recorded_and_plain(taken)
+
+
+def test_the_noise_of_freeat_is_that_of_the_last_step_and_may_be_loaded():
+    """After a shorter batch and the replay of a longer one, and while graphs read it."""
+
+    def taken(step, _model, _updates):
+        for number, batch in enumerate(batches(28)):
+            if number == 24:
+                noise = [part.clone() for part in step.method.state_dict()["pending"]]
+                assert [len(part) for part in noise] == [8]
+                step.method.load_state_dict({"pending": [-part for part in noise]})
+            step(*batch)
+
+    recorded_and_plain(taken, method=lambda: FreeAT(0.1, replays=1))
 
 
 def test_a_parameter_group_may_be_added():

@@ -159,7 +159,7 @@ def test_own_loops_are_told_of_replays_and_fives():
         method.backward(model, step, criterion)
         sums.append(next(iter(step.batches())).images.sum().item())
     assert sums[0] == sums[1] != sums[2] == sums[3] != sums[4]
-    assert float(method.noise.abs().max()) == pytest.approx(0.1)
+    assert float(method.pending[0].abs().max()) == pytest.approx(0.1)
 
 
 def test_a_longer_batch_gives_its_new_places_fresh_noise():
@@ -171,10 +171,13 @@ def test_a_longer_batch_gives_its_new_places_fresh_noise():
     loader = [batches(5)[0], batches(8)[1]]
     first, second = lookahead(loader, 2)
     method.backward(model, first, criterion)
-    kept = method.noise.clone()
+    (kept,) = method.pending
     method.begin(model, second, criterion)
-    assert torch.equal(method.noise[:5], kept)
-    assert not method.noise[5:].any()
+    method.end(second)
+    (noise,) = method.pending
+    assert torch.equal(noise[:5], kept)
+    assert kept.any()
+    assert not noise[5:].any()
 
 
 HISTORY = [{"step": 9, "loss": 1.0}, {"step": 10, "pgd_accuracy": 44.0}, {"step": 19, "loss": 0.5}]

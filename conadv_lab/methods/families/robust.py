@@ -10,6 +10,7 @@ from conadv_lab.methods.attack import SignAttack, StepOptions
 from conadv_lab.methods.ball import UNIT, Ball, Bounds, Value, times
 from conadv_lab.methods.base import Losses, Method
 from conadv_lab.methods.families.conadv import ConAdv, Placement, StaleOptions
+from conadv_lab.methods.kept import Slots
 from conadv_lab.methods.later import norm, steps, torch
 from conadv_lab.mistakes import require
 
@@ -137,9 +138,8 @@ class FreeAT(Method):
     ) -> None:
         require(isinstance(replays, int) and replays >= 1, "replays", replays, "a whole number of at least 1")
         self.ball, self.replays = Ball(epsilon, step, bounds), replays
-        # (positions, C, H, W); updated in place, so that each step finds the previous one's noise.
-        self.noise: Tensor | None = None
-        self._sizes: list[int] = []
+        self.pending: list[Tensor] = []
+        self._slots = Slots(1)  # one position's noise per row, updated in place
 
     @classmethod
     def of(cls, config: Config) -> Method:
@@ -153,57 +153,41 @@ class FreeAT(Method):
         return 1
 
     def begin(self, model: nn.Module, step: Step, criterion: Criterion) -> Criterion:
-        criterion = super().begin(model, step, criterion)
-        there = 0 if self.noise is None else len(self.noise)
-        if there < step.size():
-            images = next(iter(step.batches())).images
-            self._require_shape(images)
-            grown = images.new_zeros(step.size(), *images.shape[1:])
-            if self.noise is not None:
-                grown[:there] = self.noise
-            self.noise = grown
-        if step.number == 0 and self.noise is not None:  # a new loop starts without noise
-            self.noise.zero_()
-        return criterion
-
-    def _require_shape(self, images: Tensor) -> None:
-        if self.noise is not None:
-            shape, own = tuple(images.shape[1:]), tuple(self.noise.shape[1:])
-            require(
-                shape == own,
-                "an input's shape",
-                shape,
-                f"{own} in every step, as the noise belongs to a position",
-            )
+        self._slots.reserve(step.size())
+        if self.pending:
+            self._slots.adopt(0, self.pending)
+        elif not self._slots.rows:
+            self._slots.write(0, 0, torch.zeros_like(next(iter(step.batches())).images))
+        if step.number == 0:  # a new loop starts without noise
+            self._slots.rows[0].zero_()
+        return super().begin(model, step, criterion)
 
     def kind(self, step: Step) -> Hashable:
-        return 0 if self.noise is None else len(self.noise)
+        return self._slots.version
 
     def offsets(self, step: Step) -> Sequence[int]:
         return (0,)
 
     def gradient(self, model: nn.Module, step: Step, criterion: Criterion) -> Losses:
-        self._sizes = []
+        pairs = zip(step.batches(), self._slots.parts(0, step.sizes()), strict=True)
         with norm.one_update(model):
-            return Losses(steps.total(self._train(model, batch, criterion) for batch in step.batches()))
+            return Losses(steps.total(self._train(model, *pair, criterion) for pair in pairs))
 
-    def _train(self, model: nn.Module, batch: Batch, criterion: Criterion) -> Tensor:
-        assert self.noise is not None
-        self._require_shape(batch.images)
-        first = sum(self._sizes)
-        noise = self.noise[first : first + len(batch.labels)]
-        self._sizes.append(len(noise))
+    def _train(self, model: nn.Module, batch: Batch, noise: Tensor, criterion: Criterion) -> Tensor:
+        shape, own = tuple(batch.images.shape[1:]), tuple(noise.shape[1:])
+        allowed = f"{own} in every step, as the noise belongs to a position"
+        require(shape == own, "an input's shape", shape, allowed)
         self.ball.require_inputs(batch)
         images = self.ball.clip(batch.images + noise).requires_grad_()
         loss = steps.train_on(model, images, batch, criterion, 1.0, "main")
         self.ball.project(noise.add_(self.ball.along(steps.gradient_of(images))))
         return loss
 
+    def end(self, step: Step) -> None:
+        self.pending = self._slots.parts(0, step.sizes())
+
     def state_dict(self) -> dict[str, Any]:
-        sizes = self._sizes
-        return {"pending": [] if self.noise is None else list(self.noise[: sum(sizes)].split(sizes))}
+        return {"pending": list(self.pending)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        kept = state["pending"]
-        self._sizes = [len(part) for part in kept]
-        self.noise = torch.cat(kept) if kept else None
+        self.pending = list(state["pending"])
