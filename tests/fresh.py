@@ -75,13 +75,14 @@ def requirements() -> Iterator[tuple[str, str, str | None]]:
     """Name, what pip is to install, and the library whose example then runs."""
     for library in EXTRAS["adapters"]:
         name = library.partition(">=")[0]
-        yield name, library, name if name in examples.PAGES else None
+        also = " accelerate" if name == "transformers" else ""  # as its Trainer says itself
+        yield name, library + also, name if name in examples.PAGES else None
     for extra in WHOLE:
         yield f"[{extra}]", f".[{extra}]", None
 
 
 def check(environment: Environment, before: list[str], requirement: str, library: str | None) -> None:
-    environment.install(requirement)
+    environment.install(*requirement.split())
     after = environment.run(TORCH)
     if json.loads(after)[:2] != before[:2]:
         raise RuntimeError(f"torch was {before[:2]} and is {after}")
