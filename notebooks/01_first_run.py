@@ -1,8 +1,8 @@
 # %% [markdown]
 # # A first ConAdv run, step by step
 #
-# **You will see** twenty ConAdv steps written out by hand, what its attack does to an image, and a whole run of
-# ConAdv beside vanilla training, with losses and accuracies.
+# **You will see** twenty ConAdv steps written out by hand, what the attack does to an image, and a whole run of
+# ConAdv beside vanilla (plain) training, with losses and accuracies.
 #
 # **Needs** this package on a CPU; the digits come with scikit-learn. **Takes** about a minute on one core.
 # **Change** `METHOD`, `EPSILON`, `BATCH` and `EPOCHS` below.
@@ -48,7 +48,7 @@ print(sum(parameter.numel() for parameter in model.parameters()), "parameters")
 # %% [markdown]
 # ## Twenty steps by hand
 #
-# `lookahead` gives steps that can see ahead: at step t the batch of step t + τ is attacked with today's weights,
+# `lookahead` yields steps that can see ahead: at step t the batch of step t + τ is attacked with the current weights,
 # and the result is kept until it is needed. No step waits for its own attack.
 
 # %%
@@ -85,8 +85,8 @@ plt.show()
 # %% [markdown]
 # ## A whole run
 #
-# `train` does the rest: schedule, checkpoints, evaluation, a run folder that can be resumed. On the command line it is
-# `python -m conadv_lab.train digits-conadv`. We also train vanilla, on the same stream of images.
+# `train` also handles the schedule, checkpoints, evaluation and a run folder that can be resumed. On the command line
+# this is `python -m conadv_lab.train digits-conadv`. We also train vanilla, on the same stream of images.
 
 # %%
 folder = Path(tempfile.mkdtemp())
@@ -119,8 +119,8 @@ plt.show()
 
 # %% [markdown]
 # **What this shows.** How a step works, and that it trains. One seed on an easy data set says nothing about which
-# method is better: notebook 02 and the studies in `analysis/` address that with seeds, tuned learning rates and
-# controls.
+# method is better. For that, notebook 02 has seeds and a control, and the [studies](../docs/results.md) also tune
+# learning rates.
 #
 # **What to try next.** `METHOD = "recycled"` or `"disadv"`; a larger `EPSILON`; the whole set as one batch
 # (`BATCH = 898`). Notebook 07 does the same with your own model and data.

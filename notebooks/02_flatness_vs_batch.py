@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Flatness against batch size
 #
-# **You will see** four panels against the batch size, a colour and marker per method: test accuracy, the top
-# Hessian eigenvalue, that eigenvalue times the learning rate, and a sharpness that does not depend on the scale of the
-# weights.
+# **You will see** four quantities plotted against the batch size, with a colour and a marker per method: test
+# accuracy, the top Hessian eigenvalue λ, λ times the learning rate, and a sharpness measure that does not depend on
+# the scale of the weights.
 #
 # **Needs** this package on a CPU. **Takes** about a minute and a half on one core. **Change** `BATCHES`, `METHODS`,
 # `SEEDS` and `RATES`.
@@ -41,7 +41,7 @@ torch.set_num_threads(1)
 # %% [markdown]
 # ## Train
 #
-# `copy` is the control: a second pass over the same images, unchanged. What `copy` gains too is not due to the
+# `copy` is the control: a second pass over the same images, unchanged. A gain that `copy` shows too is not due to the
 # attack.
 
 # %%
@@ -99,9 +99,9 @@ plt.show()
 # %% [markdown]
 # ## Check a number yourself
 #
-# A run folder is two JSON files: what was asked for, and what came out. Here is ConAdv's lead over vanilla at the
-# largest batch, computed from the folders alone and compared with the table made from them. With the folders of the
-# [map of regimes](../docs/results.md#when-does-an-attack-pay) at hand, it is one cell of the map; without them, it is
+# Two JSON files in a run folder record what was asked for and what came out. From these alone, we compute ConAdv's
+# lead over vanilla at the largest batch, and compare it with the table made from the same folders. If the folders of
+# the [map of regimes](../docs/results.md#when-does-an-attack-pay) exist, this is one cell of the map; otherwise it is
 # the lead of the runs above.
 
 # %%
@@ -135,9 +135,10 @@ print(
 print(f"{leads(table).mean():+.2f} points from the table")
 
 # %% [markdown]
-# **What this shows.** λ grows with the batch for every method, and much of that is the number of steps: with
-# the same epochs a large batch takes few. The learning rates here were not tuned for each method, and three
+# **What this shows.** λ grows with the batch for every method. Much of that is due to the number of steps: in the
+# same number of epochs, a large batch takes few. The learning rates here were not tuned for each method, and three
 # seeds give wide intervals.
 #
-# **What to try next.** Add `"recycled"` or `"disadv"` to `METHODS`; measure `"trace"` as well. `python -m
-# analysis.flatness_vs_batch` asks the same with tuned learning rates, up to ten seeds and all controls.
+# **What to try next.** Add `"recycled"` or `"disadv"` to `METHODS`; measure `"trace"` as well.
+# `python -m analysis.flatness_vs_batch` asks the same question with tuned learning rates, up to ten seeds and all
+# controls.

@@ -53,7 +53,8 @@ probes = pd.DataFrame(rows)
 # %% [markdown]
 # ## During training
 #
-# The first τ steps train on images attacked with the initial weights, so their attack ages from 0 to τ.
+# The first τ steps train on images attacked with the initial weights, so the age of the attack grows from 0 to τ
+# during them.
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
@@ -90,4 +91,5 @@ plt.show()
 # separate question. One seed cannot distinguish the accuracies.
 #
 # **What to try next.** A larger `BATCH`, where a step moves the weights further; `first="clean"` in the config.
-# `python -m analysis.staleness` adds seeds, three batch sizes, sharpness and the ratio of the attacks' gains.
+# `python -m analysis.staleness` adds seeds, three batch sizes, sharpness, and the loss that a stale attack adds
+# relative to a fresh one.

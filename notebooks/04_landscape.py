@@ -93,8 +93,9 @@ curves(
 plt.show()
 
 # %% [markdown]
-# **What this shows.** One line and one direction of two runs. A barrier separates the two, so they are different
-# solutions. A side of the line that looks narrower says nothing yet about generalisation (Dinh et al. 2017).
+# **What this shows.** One line and one direction for two runs. A barrier separates the two, so they are different
+# solutions. That the line looks narrower on one side does not yet say anything about generalisation (Dinh et al.
+# 2017).
 #
 # **What to try next.** `METHOD = "conadv"`; other seeds for the two solutions; a plane instead of a line with
 # `landscape(problem, [first, second], [around, around])`.

@@ -7,9 +7,10 @@
 # **Needs** this package on a CPU, no cluster. **Takes** seconds. **Change** `CLUSTER` (a built-in name, or a
 # TOML file with your constants), `DEVICES` and `RECIPE`.
 #
-# Before you rent 4,096 devices: how long does ResNet-50 at a global batch of 96K take with vanilla, DisAdv and ConAdv,
-# and where should the attack run? **Every time below is predicted** by a model whose constants are fitted to MLPerf's
-# public step times of vanilla training; no ConAdv step was measured on such a cluster.
+# Before you rent 4,096 devices: how long does ResNet-50 at a global batch of 96K take with vanilla, DisAdv and
+# ConAdv, and where should the attack run? **Every time below is predicted** by [a model](../docs/staleness.md) whose
+# constants are fitted to MLPerf's public step times of vanilla training; no ConAdv step was measured on such a
+# cluster.
 
 # %%
 import os
@@ -28,8 +29,8 @@ STEPS = 20 if FAST else 200
 # %% [markdown]
 # ## Attack and training one after the other
 #
-# Here DisAdv and ConAdv take the same time, and their lines coincide. With few images per device, fixed costs outweigh
-# arithmetic, and the depth of a step is what counts.
+# Here DisAdv and ConAdv take the same time, so their lines in the figure below coincide. With few images per device,
+# fixed costs outweigh arithmetic, and the depth of a step is what counts.
 
 # %%
 rows = staleness.simulate(

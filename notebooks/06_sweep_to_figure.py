@@ -45,8 +45,8 @@ sent = subprocess.run(
 # %% [markdown]
 # ## Collect
 #
-# One row per run: every field of its config, and its final figures. `submit collect DIR --csv FILE` does the same on
-# the command line.
+# The table has one row per run, with every field of its config and its final figures. `submit collect DIR --csv FILE`
+# does the same on the command line.
 
 # %%
 runs = cl.collect(folder / "*")

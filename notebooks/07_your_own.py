@@ -2,7 +2,7 @@
 # # ConAdv on your own model and data
 #
 # **You will see** a plain PyTorch model and data set, standing in for yours. Four changed lines turn the usual loop
-# into ConAdv, and at the end one table compares both solutions in accuracy and sharpness.
+# into ConAdv, and at the end a table compares the accuracy and sharpness of both solutions.
 #
 # **Needs** this package on a CPU. **Takes** under a minute on one core. **Change** `MyData`, `MyModel` and `LR`:
 # the rest of the notebook only needs images in [0, 1] and class labels.
@@ -30,8 +30,8 @@ torch.set_num_threads(1)
 # %% [markdown]
 # ## Your data and your model
 #
-# Any `Dataset` that returns floats in [0, 1]; this one shifts each image by up to a pixel. Normalisation belongs
-# inside the model, so that the attack's ε is in image units.
+# Any `Dataset` that returns floats in [0, 1] will do; this one shifts each image by up to a pixel. Normalisation
+# belongs inside the model, so that the attack's ε is in image units.
 
 
 # %%
@@ -132,7 +132,7 @@ for name, (model, _) in trained.items():
 cl.sharpness.compare(reports)
 
 # %% [markdown]
-# A single report: every number with its error, below the conditions under which it holds.
+# A single report shows every number with its error, below the conditions under which the numbers hold.
 
 # %%
 reports["conadv"]
@@ -148,7 +148,8 @@ mine.load_state_dict(cl.plain_batch_norm(trained["conadv"][0]).state_dict())
 print(f"test accuracy {accuracy(mine.eval()):.2f} %")
 
 # %% [markdown]
-# **What to try next.** Another method in place of `cl.ConAdv`: `cl.DisAdv(attack)` waits for a fresh attack,
-# `cl.Recycled(EPSILON)` needs no pass of its own. Try a larger `BATCH` with a larger `LR`, which is what ConAdv is
+# **What to try next.** Another method in place of `cl.ConAdv`: `cl.DisAdv(attack)` waits for a fresh attack, and
+# `cl.Recycled(EPSILON)` needs no attack pass at all. Try a larger `BATCH` with a larger `LR`, which is what ConAdv is
 # for. Use several seeds before drawing conclusions: one run of each says little. For schedules, checkpoints and
-# resuming, pass your model and data to `python -m conadv_lab.train` as `--model mine.py:model --dataset mine.py:data`.
+# resuming, pass your model and data to `python -m conadv_lab.train` as
+# `--model mine.py:model --dataset mine.py:data`.
