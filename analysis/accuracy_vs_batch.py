@@ -117,9 +117,9 @@ With the whole training set as one batch, at equal epochs, ConAdv beats vanilla 
 control copy by {conadv_copy}; it is level with DisAdv ({conadv_disadv}), and its lead over the control noise
 ({conadv_noise}) is not clear. If the attack runs on extra devices, ConAdv stays slightly ahead of vanilla at 8/3 of
 the batch ({depth}), but if vanilla spends the attack's arithmetic on more steps instead, ConAdv falls behind
-({arithmetic}). The recycled methods fall behind in sixteen steps, recycled ConAdv − ConAdv being {recycled_conadv}
-and recycled-equal − vanilla, at the same cost, {requal_vanilla}; in 56 steps the latter is {updates_requal}, not
-clear either way."""
+({arithmetic}). The recycled methods fall behind in sixteen steps: recycled ConAdv differs from ConAdv by
+{recycled_conadv}, and recycled-equal from vanilla, at the same cost, by {requal_vanilla}; in 56 steps the latter
+difference is {updates_requal}, not clear either way."""
 CLAIMS: dict[str, Any] = {
     "ConAdv is ahead of vanilla and copy": lambda n: n["conadv_vanilla"].above and n["conadv_copy"].above,
     "ConAdv is level with DisAdv": lambda n: n["conadv_disadv"].open,

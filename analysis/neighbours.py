@@ -220,8 +220,8 @@ def step_times() -> dict[str, float]:
 def _table(rows: "pd.DataFrame") -> str:
     """Every method's results at equal epochs, and its accuracy at equal arithmetic, as Markdown."""
     heads = (
-        "digits", "cost", "depth", "test accuracy (%)", "at equal arithmetic", "gap (points)", "top eigenvalue λ",
-        "adaptive worst rise", "lr", "radius", "time of a step, × vanilla",
+        "digits", "cost", "depth", "test accuracy (%)", "at equal arithmetic", "train − test (points)",
+        "top eigenvalue λ", "adaptive worst rise", "lr", "radius", "time of a step, × vanilla",
     )  # fmt: skip
     times = step_times()
     lines = []

@@ -214,7 +214,7 @@ def _table(rows: "pd.DataFrame") -> str:
 def _slices(rows: "pd.DataFrame") -> str:
     heads = ["changed", "to", "test accuracy (%)", "training loss", "signs equal"]
     lines = []
-    for part, label in (("epsilon", "ε, times the tuned"), ("tau", "τ (steps)")):
+    for part, label in (("epsilon", "ε / tuned ε"), ("tau", "τ (steps)")):
         for value in sorted(rows.loc[rows["part"] == part, "value"].unique()):
             cell = {"part": part, "value": value}
             cells = [cell_mean(rows, cell, metric) for metric in ("test_accuracy", "train_loss", *STALE)]
