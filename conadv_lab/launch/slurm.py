@@ -19,6 +19,8 @@ from conadv_lab.launch.worker import work
 from conadv_lab.mistakes import unknown
 
 DEFAULT_MAX_ARRAY = 1001
+PATIENCE = 60.0
+"""Seconds to wait for a command of SLURM's."""
 SEPARATOR = "|"
 BINDINGS = "SLURM_CPU_BIND SLURM_CPU_BIND_LIST SLURM_CPU_BIND_TYPE SLURM_CPU_BIND_VERBOSE SLURM_MEM_BIND"
 BLOCK = "--block-signal=USR2 --block-signal=TERM"
@@ -133,15 +135,10 @@ def check(script: str) -> None:
     """Ask SLURM whether it could ever run this script, without sending or writing anything.
 
     Raises:
-        ValueError: it could not; suggests the nearest partition if that was wrong.
+        ValueError: it could not, or SLURM is not installed; suggests the nearest partition if that was wrong.
         ConnectionError: the controller does not answer.
     """
-    try:
-        asked = subprocess.run(
-            ["sbatch", "--test-only"], input=script, capture_output=True, text=True, timeout=30, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise ConnectionError("SLURM does not answer (sbatch --test-only took longer than 30 s)") from None
+    asked = _answered("sbatch", "--test-only", given=script)
     said = asked.stderr.strip()
     if asked.returncode == 0 or any(mark in said for mark in ONLY_LATER):
         return
@@ -162,16 +159,9 @@ def queue() -> dict[str, tuple[str, str]]:
     Raises:
         ConnectionError: SLURM does not answer.
     """
-    words = (
-        "squeue",
-        "--me",
-        "--states=all",
-        "--array",
-        "--noheader",
-        f"--format=%i{SEPARATOR}%T{SEPARATOR}%r",
-    )
+    form = f"--format=%i{SEPARATOR}%T{SEPARATOR}%r"
     try:
-        lines = _run(*words).splitlines()
+        lines = _run("squeue", "--me", "--states=all", "--array", "--noheader", form).splitlines()
     except ValueError as error:
         raise ConnectionError(f"squeue does not answer: {error}") from None
     rows = (line.strip().split(SEPARATOR, 2) for line in lines)
@@ -185,27 +175,34 @@ def cancel(jobs: Sequence[str]) -> None:
         ValueError: SLURM refused for any other reason than that a job had ended.
     """
     for start in range(0, len(jobs), 500):
-        done = subprocess.run(
-            ["scancel", *jobs[start : start + 500]], capture_output=True, text=True, timeout=60, check=False
-        )
-        told = [
-            line
-            for line in done.stderr.splitlines()
-            if "nvalid job id" not in line and "completing" not in line
-        ]
+        done = _answered("scancel", *jobs[start : start + 500])
+        ended = ("nvalid job id", "completing")
+        told = [line for line in done.stderr.splitlines() if not any(mark in line for mark in ended)]
         if done.returncode and told:
             raise ValueError(f"scancel: {_sentence(told[0])}")
 
 
-def _run(*command: str) -> str:
+def _answered(*command: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
+    """A command of SLURM's that has ended, whatever its status.
+
+    Raises:
+        ValueError: it is not installed.
+        ConnectionError: it did not end in time.
+    """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(
+            command, input=given, capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
     except FileNotFoundError:
         raise ValueError(
             f"{command[0]} is not installed here; use --profile local to run on this machine"
         ) from None
     except subprocess.TimeoutExpired:
-        raise ValueError(f"{command[0]} did not answer within 60 s") from None
+        raise ConnectionError(f"{command[0]} did not answer within {PATIENCE:g} s") from None
+
+
+def _run(*command: str) -> str:
+    done = _answered(*command)
     if done.returncode:
         raise ValueError(f"{command[0]}: {_sentence(done.stderr)}")
     return done.stdout

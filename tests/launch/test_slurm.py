@@ -130,7 +130,22 @@ def test_a_squeue_that_fails_is_told(fake):
         slurm.queue()
 
 
-def test_without_slurm_there_is_a_sentence(no_slurm, monkeypatch):
+@pytest.mark.parametrize(
+    ("command", "asked"),
+    [
+        ("sbatch", lambda: slurm.check("")),
+        ("scancel", lambda: slurm.cancel(["1"])),
+        ("scontrol", slurm.max_array),
+    ],
+)
+def test_without_slurm_there_is_a_sentence(command, asked, no_slurm, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(ValueError, match="sinfo is not installed here; use --profile local"):
-        slurm._run("sinfo")
+    with pytest.raises(ValueError, match=f"{command} is not installed here; use --profile local"):
+        asked()
+
+
+def test_a_command_that_hangs_is_told(fake, monkeypatch):
+    monkeypatch.setattr(slurm, "PATIENCE", 0.2)
+    write_command(fake, "scancel", "exec sleep 60")
+    with pytest.raises(ConnectionError, match=r"scancel did not answer within 0.2 s"):
+        slurm.cancel(["1"])
