@@ -49,9 +49,7 @@ class Cell:
     def config(self, factor: float, seed: int, data_dir: str = "data") -> Config:
         batch = self.global_batch
         clean = new_batch(Config().replace(method=self.method, global_batch=batch))
-        steps = round(
-            30 * 50_000 / batch
-        )  # equal steps for the equal-cost forms, equal epochs for the others
+        steps = round(30 * 50_000 / batch)  # equal epochs; for the equal-cost forms equal steps
         return cifar.resnet18_128().replace(
             method=self.method, global_batch=batch, micro_batch=min(clean, MICRO_BATCH), steps=steps,
             warmup_epochs=0, warmup_steps=steps // 10, lr=factor * 0.05 * (batch / 128) ** 0.5, seed=seed,

@@ -34,9 +34,8 @@ if TYPE_CHECKING:
 
 NAME = "regime_causes"
 PROBES = 12
-FLAT = tuple(
-    name for name in MEASURES if name != "trace"
-)  # it takes hundreds of products on a smooth network
+FLAT = tuple(name for name in MEASURES if name != "trace")
+"""The trace takes hundreds of products on a smooth network."""
 EPSILONS = (0.25, 0.5, 1.0, 2.0, 4.0)
 """As multiples of the tuned ε."""
 TAUS = (0, 1, 2, 4, 8)

@@ -230,9 +230,8 @@ def _about(part: Part) -> dict[str, Any]:
 def _figures(folder: Path, place: Place) -> Any:
     """A part's results; None if the file is missing or incomplete."""
     try:
-        return json.loads(
-            _text(folder / "figures.json", place), parse_constant=lambda _: None
-        )  # NaN is not JSON
+        # NaN is not JSON.
+        return json.loads(_text(folder / "figures.json", place), parse_constant=lambda _: None)
     except (OSError, ValueError):
         return None
 

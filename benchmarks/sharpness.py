@@ -119,9 +119,8 @@ def product_rows(subject: Subject, rounds: int) -> list[Row]:
     """The cost of one product: ours with kept and with streamed graphs, PyHessian's, and other installed peers'."""
     problem, model, (inputs, labels) = subject.problem(), subject.model, subject.batch
     vector = torch.randn(problem.size, generator=torch.Generator().manual_seed(0)).to(problem.device)
-    truth = (
-        Hessian(subject.problem(torch.float64), planned=1) @ vector.double()
-    )  # before the peers allocate memory
+    # Before the peers allocate memory.
+    truth = Hessian(subject.problem(torch.float64), planned=1) @ vector.double()
     kept, streamed = Hessian(problem, memory_budget=subject.budget), Hessian(problem, memory_budget=0)
     first, _ = timed(lambda: kept @ vector)
     half = len(labels) // 2

@@ -35,9 +35,8 @@ from conadv_lab.staleness.timeline.step_times import buckets, step_times
 from conadv_lab.staleness.timeline.stragglers import factors
 from conadv_lab.staleness.timeline.workload import WORKLOADS, workload_of
 
-RECIPE = WORKLOADS["imagenet-resnet50-32k"].replace(
-    micro_batch=None
-)  # the event model has one pass for all images
+# The event model has one pass for all images.
+RECIPE = WORKLOADS["imagenet-resnet50-32k"].replace(micro_batch=None)
 DEVICES, STEPS, EVENT_STEPS = 4096, 10_000, 4
 SIZES = ((1024, 10_000), (2048, 10_000), (4096, 2_500), (4096, 5_000), (4096, 10_000))
 PLACES = {"4096 devices": ("disadv", "serial"), "4096 devices, a quarter attack": ("conadv", "ranks")}

@@ -114,10 +114,7 @@ def _train(config: Config, out: Path, resume: bool) -> int:
     except ValueError as mistake:
         _tell(mistake)
         return 2
-    except OSError as failure:
-        print(f"error: {failure}", file=sys.stderr)
-        return 1
-    except AnotherRankFailed as failure:
+    except (OSError, AnotherRankFailed) as failure:
         print(f"error: {failure}", file=sys.stderr)
         return 1
     if run is None and _is_first():

@@ -69,9 +69,8 @@ class Sending:
         there, arrived = self._task.result()
         stream = torch.cuda.current_stream(there.device)
         stream.wait_event(arrived)
-        there.record_stream(
-            stream
-        )  # its memory belongs to the other stream, which must not reuse it before this one is done
+        # Its memory belongs to the other stream, which must not reuse it before this one is done.
+        there.record_stream(stream)
         return there
 
     def settle(self) -> None:

@@ -164,9 +164,8 @@ def retry(words: list[str]) -> int:
         return 0
     batches = send.again([one.run for one in chosen], profile, asked.new_code)
     for batch in batches:
-        if (
-            profile is not None
-        ):  # it may have more ranks than can share a step; the data were checked at first sending
+        # Another profile may have more ranks than can share a step; the data were checked at first sending.
+        if profile is not None:
             configs = [Config.from_dict(Record(path).job["config"]) for path in batch.paths]
             beforehand.check(configs, batch.profile, data_here=False)
         batch.check()
@@ -318,5 +317,4 @@ def _parsed(kind: type[Kind], words: list[str], verb: str) -> Kind:
 
 
 def _fields() -> set[str]:
-
     return {name for section in Config().to_dict().values() for name in section}

@@ -59,9 +59,8 @@ class Rank:
     def run(self) -> None:
         signals.take_over(self._stopped_outside_training)
         try:
-            os.chdir(
-                self.job["folder"]
-            )  # the config's paths are relative to it, even when retried from elsewhere
+            # The config's paths are relative to it, even when retried from elsewhere.
+            os.chdir(self.job["folder"])
             snapshot.check(Path(self.job["snapshot"]["path"]), self.job["snapshot"]["digest"])
             check_cpus(self.job["profile"]["cpus_per_task"])
             if self.number == 0:

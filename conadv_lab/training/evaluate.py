@@ -163,9 +163,7 @@ def _over_batches(
     own = [torch.stack([x.double() for x in judge(batch)]) for batch in batches(images, limit, size, mine)]
     told = torch.zeros(len(range(0, count, size)), 2, dtype=torch.float64, device="cpu")
     if own:
-        told[mine] = torch.stack(own).to(
-            told
-        )  # the only synchronisation with a GPU, instead of one per batch
+        told[mine] = torch.stack(own).to(told)  # the only synchronisation with a GPU
     right, loss = 0, 0.0
     for of_batch, loss_of_batch in ranks.filled(told).tolist():
         right += int(of_batch)

@@ -62,9 +62,8 @@ def gradients_and_statistics(net: Net, name: str, **options) -> list[torch.Tenso
 @pytest.mark.parametrize("name", METHODS)
 def test_gradients_and_statistics_are_those_without_checkpointing(name, reentrant):
     expected = gradients_and_statistics(Net(), name)
-    if reentrant and (
-        METHODS[name].side == "attack" or name == "conadv-sam"
-    ):  # torch has no input gradients through it, and says what to do
+    if reentrant and (METHODS[name].side == "attack" or name == "conadv-sam"):
+        # torch has no input gradients through it, and says what to do.
         with pytest.raises(RuntimeError, match="set use_reentrant=False"):
             gradients_and_statistics(Net(reentrant), name)
         return

@@ -87,10 +87,8 @@ class Operator:
         require(vector.shape == (self.size,), "vector's shape", tuple(vector.shape), f"({self.size},)")
         vector = vector.to(self.device, self.dtype)
         if self._kept is None:
-            with (
-                self.problem.untouched(),
-                torch.enable_grad(),
-            ):  # separately, so that the loader shuffles in the same way below
+            # Separately, so that the loader shuffles in the same way below.
+            with self.problem.untouched(), torch.enable_grad():
                 self._kept = self._keep()
         # With kept graphs only, neither model nor loader runs, so nothing needs protection.
         all_kept = len(self._kept) == len(self.problem.batch_sizes)

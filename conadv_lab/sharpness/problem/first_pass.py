@@ -51,9 +51,8 @@ def go_through(problem: "Problem", named: bool) -> None:
             if index == 0:
                 problem.classes = 0 if problem.whole else classes_of(output, targets, seen.labelled)
                 _check_first(problem, loss, leaves, inputs, targets)
-            with torch.random.fork_rng(
-                _cuda(problem)
-            ):  # a random loss must not affect the loader's random numbers
+            # A random loss must not affect the loader's random numbers.
+            with torch.random.fork_rng(_cuda(problem)):
                 weight = problem.mean.add(seen, output, targets, int(share), run)
             check_loss(loss, index)
             grads = _gradients(problem, loss, leaves)

@@ -19,10 +19,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from conadv_lab.sharpness.problem.nests import take
 
 Criterion = Callable[[Any, Any], Tensor]
-SCALES = (
-    (4.0, 0.25),
-    (1.0, 0.25),
-)  # factors on both parts' outputs; the second pair keeps probabilities valid
+SCALES = ((4.0, 0.25), (1.0, 0.25))
+"""Factors on both parts' outputs; the second pair keeps probabilities valid."""
 
 
 def _of_labels(input: Tensor, target: Tensor, weight: Tensor | None, ignore: int) -> tuple[float, bool]:

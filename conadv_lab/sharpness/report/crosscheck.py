@@ -92,9 +92,8 @@ def pyhessian(problem: Problem, seed: int = 0) -> Iterator[Any]:
         torch.default_generator.manual_seed(seed)
         theirs = hessian(model, problem.criterion, cuda=problem.device.type == "cuda", **source)
         try:
-            if (
-                len(batches) > 1
-            ):  # its constructor reads parameters from gradients, which do not exist yet with a loader
+            # Its constructor reads parameters from gradients, which do not exist yet with a loader.
+            if len(batches) > 1:
                 theirs.params = [p for p in model.parameters() if p.requires_grad]
             yield theirs
         finally:

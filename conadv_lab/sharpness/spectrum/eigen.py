@@ -95,10 +95,8 @@ class Lanczos:
         beta = float(rest.norm())
         scale = max(map(abs, [*self.alphas, *self.betas]), default=0.0)
         if self.products < self.room and beta <= 10 * torch.finfo(self.operator.dtype).eps * scale:
-            beta, rest = (
-                0.0,
-                self._orthogonal(normal_vector(self.operator, 7, j)),
-            )  # an invariant subspace: continue with a new vector
+            # An invariant subspace: continue with a new vector.
+            beta, rest = 0.0, self._orthogonal(normal_vector(self.operator, 7, j))
         self.betas.append(beta if self.products < self.room else 0.0)
         self._next = rest / rest.norm().clamp_min(torch.finfo(rest.dtype).tiny)
 

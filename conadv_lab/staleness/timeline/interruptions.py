@@ -90,10 +90,8 @@ def finish_seconds(work: float, job: Interruptions, *, runs: int, seed: int) -> 
     if job.rate == 0:
         return np.full(runs, total)
     draw = np.random.default_rng(derived_seed(seed, "interruptions"))
-    place, passed = (
-        np.zeros(runs),
-        np.zeros(runs),
-    )  # seconds of uninterrupted work, wall-clock seconds
+    # Seconds of uninterrupted work, wall-clock seconds.
+    place, passed = np.zeros(runs), np.zeros(runs)
     going = np.arange(runs)
     while len(going):
         gap = draw.exponential(1 / job.rate, len(going))

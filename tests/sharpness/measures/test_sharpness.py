@@ -209,9 +209,8 @@ def test_input_measures_of_a_linear_model():
     truth = float((margin > 0.05 * difference.abs().sum()).double().mean())
     assert 0 < truth < 1
     assert report["fgsm_accuracy"].value == pytest.approx(100 * truth)
-    assert report["pgd_accuracy"].value == pytest.approx(
-        100 * truth
-    )  # ten steps reach the corner from any start
+    # Ten steps reach the corner from any start.
+    assert report["pgd_accuracy"].value == pytest.approx(100 * truth)
     assert report["pgd_accuracy"].error == pytest.approx(100 * (truth * (1 - truth) / 50) ** 0.5)
 
 

@@ -150,7 +150,7 @@ def test_late_attackers_make_the_effective_staleness_smaller():
     [
         ("disadv", {"devices": 6}),
         ("conadv", {"devices": 8, "placement": "ranks", "attackers": 2, "staleness": 2}),
-    ],  # of 96 images
+    ],
 )
 def test_makespans_have_the_same_distribution(method, options, noise):
     ours, theirs = [], []
