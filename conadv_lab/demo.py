@@ -149,12 +149,7 @@ def train_and_measure(job: Job, path: Path) -> Figures:
     if not measured.exists():
         torch.set_num_threads(1)  # the other cores run other jobs
         parts, judged = restore(path)
-        facts = {
-            "split": "train",
-            "augmentation": "none",
-            "learning_rate": lr,
-            "weight_decay_inside": False,
-        }
+        facts = {"split": "train", "augmentation": "none", "learning_rate": lr, "weight_decay_inside": False}
         batch = fixed_images(parts.train_set, CURVATURE_IMAGES)
         report = sharpness.measure(
             judged, parts.criterion, [batch], measures=("top_eigenvalue",), facts=facts

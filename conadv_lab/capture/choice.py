@@ -34,11 +34,7 @@ def refused(reason: str) -> ValueError:
 
 
 def reason_against(
-    device: torch.device,
-    optimizer: Optimizer,
-    *,
-    placement: str = "serial",
-    graphs: bool = False,
+    device: torch.device, optimizer: Optimizer, *, placement: str = "serial", graphs: bool = False
 ) -> str | None:
     """Why no step can be captured, whatever the method; None if it can be tried.
 

@@ -3,14 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from conadv_lab.mistakes import (
-    COUNT,
-    COUNT_OR_0,
-    FROM_0,
-    SHARE,
-    require_ranges,
-    unknown,
-)
+from conadv_lab.mistakes import COUNT, COUNT_OR_0, FROM_0, SHARE, require_ranges, unknown
 from conadv_lab.references import is_file_reference
 from conadv_lab.registry import Entry, described
 

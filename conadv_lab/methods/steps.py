@@ -14,13 +14,7 @@ from conadv_lab.methods.base import Losses
 from conadv_lab.methods.forwards import Criterion, Judge, outputs_of, rows_of, twice
 from conadv_lab.methods.lanes import Lanes
 from conadv_lab.models.mixture import Parts, RowsMultiplied
-from conadv_lab.models.norm import (
-    Branch,
-    backward_of,
-    branch_of,
-    left_no_statistics,
-    takes_both,
-)
+from conadv_lab.models.norm import Branch, backward_of, branch_of, left_no_statistics, takes_both
 
 ALONE = Lanes()
 """Passes in sequence."""

@@ -17,14 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from conadv_lab.mistakes import require
 from conadv_lab.models.averages import Averages
-from conadv_lab.models.mixture import (
-    Branch,
-    MixtureBatchNorm,
-    Mode,
-    Parts,
-    Ranks,
-    Statistics,
-)
+from conadv_lab.models.mixture import Branch, MixtureBatchNorm, Mode, Parts, Ranks, Statistics
 from conadv_lab.models.synchronised import average_over_ranks
 
 

@@ -139,11 +139,7 @@ def _subjects(asked: SharpnessOptions, places: Sequence[str]) -> list[tuple[Any,
     found = []
     for place in places:
         subject = load(
-            place,
-            examples=asked.examples,
-            batch_size=asked.batch_size,
-            split=asked.split,
-            trust=asked.trust,
+            place, examples=asked.examples, batch_size=asked.batch_size, split=asked.split, trust=asked.trust
         )
         known = {"label_smoothing": label_smoothing(subject.criterion)} | dict(subject.facts)
         facts = known | _consistent(stated, known, subject.name)

@@ -18,13 +18,7 @@ from conadv_lab.methods.lanes import require_streams
 from conadv_lab.models.build import build_model
 from conadv_lab.models.options import TIMM
 from conadv_lab.references import is_file_reference
-from conadv_lab.training.build import (
-    build_optimizer,
-    build_schedule,
-    build_stream,
-    pick_device,
-    require_fit,
-)
+from conadv_lab.training.build import build_optimizer, build_schedule, build_stream, pick_device, require_fit
 from conadv_lab.training.distributed import Ranks, require_trainers
 
 

@@ -259,11 +259,7 @@ def test_a_capture_that_fails_leaves_the_stream_and_holds_no_memory(monkeypatch,
     assert streams == ["the current one"]
     assert ended == ["_cuda_endAllocateToPool", "_cuda_releasePool"]
     assert (cached, torch.is_autocast_cache_enabled()) == ([False], True)
-    assert reasons[0] in (
-        "the first",
-        "RuntimeError",
-        "there is not enough GPU memory for a captured step",
-    )
+    assert reasons[0] in ("the first", "RuntimeError", "there is not enough GPU memory for a captured step")
 
 
 @pytest.mark.parametrize("recorded", [False, True])

@@ -107,22 +107,7 @@ def test_an_image_that_does_not_say_what_is_white_is_refused_by_name(values):
         Decoder()(content, "scan.tif")
 
 
-MODES = [
-    "1",
-    "L",
-    "LA",
-    "RGB",
-    "RGBA",
-    "RGBX",
-    "CMYK",
-    "YCbCr",
-    "HSV",
-    "LAB",
-    "I",
-    "F",
-    "I;16",
-    "I;16B",
-]
+MODES = ["1", "L", "LA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "I", "F", "I;16", "I;16B"]
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -13,8 +13,7 @@ def parameters(model: nn.Module) -> int:
 
 
 @pytest.mark.parametrize(
-    ("make", "count"),
-    [(resnet50, 25_557_032), (resnet18, 11_173_962), (resnet20, 272_474)],
+    ("make", "count"), [(resnet50, 25_557_032), (resnet18, 11_173_962), (resnet20, 272_474)]
 )
 def test_parameter_counts(make, count):
     """torchvision's ResNet-50; He et al.'s 0.27 M with projection shortcuts; the common CIFAR ResNet-18."""

@@ -158,12 +158,7 @@ class RecycledEqual(Recycled):
     about = "B/2 clean images and B/2 from the previous step, perturbed as in `recycled`"
 
     def __init__(
-        self,
-        epsilon: Value,
-        weights: Weights | None = None,
-        *,
-        bounds: Bounds = UNIT,
-        norm: Norm = "linf",
+        self, epsilon: Value, weights: Weights | None = None, *, bounds: Bounds = UNIT, norm: Norm = "linf"
     ) -> None:
         super().__init__(epsilon, True, weights, bounds=bounds, norm=norm)
 

@@ -127,11 +127,7 @@ def _pictures(
         (title, one_timeline(noisy, few, method, devices=8, steps=8, seed=seed, **options))
         for title, method, options in (
             ("DisAdv: the attack first, then the step", "disadv", {}),
-            (
-                "ConAdv, stream: the next batch is attacked during the step",
-                "conadv",
-                {"placement": "stream"},
-            ),
+            ("ConAdv, stream: the next batch is attacked during the step", "conadv", {"placement": "stream"}),
             (
                 "ConAdv, ranks: 2 of 8 devices attack the next batch",
                 "conadv",
