@@ -89,47 +89,30 @@ def branch_of(
         ValueError: an unknown branch, or a model whose parts were converted separately.
         RowsMultiplied: by a forward pass inside, if a norm sees a different number of rows than there are images.
     """
-    require(
-        branch in ("main", "adversarial")
-        or (
-            isinstance(branch, tuple)
-            and len(branch) == 2
-            and all(isinstance(n, int) and n >= 0 for n in branch)
-        ),
-        "branch",
-        branch,
-        "'main', 'adversarial' or (clean, altered) numbers of images",
-    )
+    counts = branch if isinstance(branch, tuple) else ()
+    fine = len(counts) == 2 and all(isinstance(n, int) and n >= 0 for n in counts)
+    allowed = "'main', 'adversarial' or (clean, altered) numbers of images"
+    require(fine or branch in ("main", "adversarial"), "branch", branch, allowed)
     mode = _mode(model)
     if mode is None:
         yield
         return
-    before = mode.branch, mode.statistics, mode.counted
     mode.step.fold()
-    mode.branch, mode.statistics, mode.step.twice = branch, statistics, False
-    mode.counted = counted and mode.counted
-    try:
-        yield
-        mode.step.fold()
-    except BaseException:
-        mode.step.forget_seen()
-        raise
-    finally:
-        mode.branch, mode.statistics, mode.counted = before
+    mode.step.twice = False
+    with _set(mode, branch=branch, statistics=statistics, counted=counted and mode.counted):
+        try:
+            yield
+            mode.step.fold()
+        except BaseException:
+            mode.step.forget_seen()
+            raise
 
 
 @contextmanager
 def uncounted(model: nn.Module) -> Iterator[None]:
     """Forward passes inside run as in training, but their statistics never count, whatever `branch_of` says."""
-    mode = _mode(model)
-    if mode is None:
+    with _set(_mode(model), counted=False):
         yield
-        return
-    before, mode.counted = mode.counted, False
-    try:
-        yield
-    finally:
-        mode.counted = before
 
 
 @contextmanager
@@ -141,16 +124,8 @@ def backward_of(model: nn.Module, branch: Branch | Parts | None) -> Iterator[Non
     Args:
         branch: as for `branch_of`; None if the backward pass covers several forward passes, which it cannot tell apart.
     """
-    mode = _mode(model)
-    if mode is None:
+    with _set(_mode(model), branch=branch, counted=False):
         yield
-        return
-    before = mode.branch, mode.counted
-    mode.branch, mode.counted = branch, False
-    try:
-        yield
-    finally:
-        mode.branch, mode.counted = before
 
 
 def takes_both(model: nn.Module) -> bool:
@@ -262,6 +237,19 @@ def _convert(module: nn.Module, mode: Mode, done: dict[int, MixtureBatchNorm]) -
         if child is not None:
             module._modules[name] = _convert(child, mode, done)
     return module
+
+
+@contextmanager
+def _set(mode: Mode | None, **values: Any) -> Iterator[None]:
+    """Set attributes of the mode, and restore them on exit; nothing without a mode."""
+    before = {name: getattr(mode, name) for name in values} if mode is not None else {}
+    try:
+        for name in before:
+            setattr(mode, name, values[name])
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(mode, name, value)
 
 
 def _mode(model: nn.Module) -> Mode | None:
