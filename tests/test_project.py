@@ -65,6 +65,13 @@ def test_conda_installs_the_same_package_from_the_same_pins():
         ["-m", "conadv_lab.train", "--list"],
         ["-m", "conadv_lab.train", "digits-conadv", "--help"],
         ["-m", "conadv_lab.demo", "--help"],
+        *(["-m", "conadv_lab.submit", *verb, "--help"] for verb in ([], ["run"], ["status"], ["retry"])),
+        ["-m", "conadv_lab.sharpness", "--help"],
+        *(
+            ["-m", "conadv_lab.staleness", "dynamics", *what, "--help"]
+            for what in ([], ["digits-conadv"], ["quadratic"])
+        ),
+        ["-m", "conadv_lab.staleness", "theory", "--help"],
     ],
     ids=lambda words: " ".join(words),
 )
@@ -75,6 +82,7 @@ def test_help_and_import_do_not_import_torch(words):
     imported = {line.rpartition("|")[2].strip() for line in run.stderr.splitlines() if "|" in line}
     assert "conadv_lab" in imported
     assert "torch" not in imported
+    assert "usage" in run.stdout or "--help" not in words
 
 
 def test_the_public_names_are_there():

@@ -45,18 +45,6 @@ def run(capsys, *words: object) -> tuple[int, str, str]:
     return status, printed.out, printed.err
 
 
-@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["status", "--help"], ["retry", "--help"]])
-def test_help_does_not_import_torch(words):
-    ran = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "conadv_lab.submit", *words],
-        capture_output=True, text=True, check=True, cwd=PACKAGE.parent,
-    )  # fmt: skip
-    imported = {line.rpartition("|")[2].strip() for line in ran.stderr.splitlines() if "|" in line}
-    assert "conadv_lab" in imported
-    assert "torch" not in imported
-    assert "usage" in ran.stdout
-
-
 MISTAKES = {
     "verb": (["rnu"], "unknown verb 'rnu'.*Did you mean 'run'"),
     "no recipe": (["run", "--out", "run"], "needs a recipe first"),

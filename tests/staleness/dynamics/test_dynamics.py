@@ -3,8 +3,6 @@
 import copy
 import json
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
@@ -366,16 +364,6 @@ def test_an_unknown_option_exits_2(capsys):
         "unknown option --tauz; allowed: options listed by --help. Did you mean --taus?"
         in capsys.readouterr().err
     )
-
-
-@pytest.mark.parametrize("words", [["--help"], ["digits-conadv", "--help"], ["quadratic", "--help"]])
-def test_help_does_not_import_torch(words):
-    code = (
-        "import sys; from conadv_lab.staleness.dynamics import command\n"
-        f"try: assert command.main({words}) == 0\nexcept SystemExit as e: assert e.code == 0\n"
-        "assert 'torch' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_a_step_with_fewer_groups_than_workers_is_told():

@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
@@ -150,12 +148,3 @@ def test_a_mistake_exits_2_with_a_sentence_and_writes_nothing(name, tmp_path, ca
     assert message in told
     assert told.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
-
-
-def test_help_does_not_import_torch():
-    code = (
-        "import sys; from conadv_lab.staleness.theory import command\n"
-        "try: command.main(['--help'])\nexcept SystemExit as e: assert e.code == 0\n"
-        "assert 'torch' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
