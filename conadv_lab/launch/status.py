@@ -93,7 +93,7 @@ def _now(
     newest = last([event for event in events if event.get("job") == sent["job"]], *ABOUT)
     if queue is None and not sent["local"] and (newest is None or newest["event"] in ("started", "stopped")):
         return "unknown", "SLURM does not answer"
-    known, why = _of_process(record, sent) if sent["local"] else (queue or {}).get(sent["job"], ("", ""))
+    known, why = _of_process(sent) if sent["local"] else (queue or {}).get(sent["job"], ("", ""))
     if known in words.WAITING:
         cause = _why_again(newest)
         return "pending", f"{cause}, {words.reason(why)}" if cause else words.reason(why)
@@ -102,7 +102,7 @@ def _now(
     return _ended(record, newest, sent, words.STATES.get(known, ""))
 
 
-def _of_process(record: Record, sent: dict[str, Any]) -> tuple[str, str]:
+def _of_process(sent: dict[str, Any]) -> tuple[str, str]:
     if sent["host"] != socket.gethostname():
         return "", ""
     return ("RUNNING", "") if local.is_alive(int(sent["job"]), Path(sent["jobs"])) else ("", "")

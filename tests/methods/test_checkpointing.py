@@ -9,7 +9,7 @@ from conadv_lab.config import Config, resolved
 from conadv_lab.data.loader import Stream
 from conadv_lab.methods import METHODS, method_of
 from conadv_lab.models.norm import mixture_batch_norm
-from tests.conftest import image_set
+from tests.conftest import double, image_set
 
 CRITERION = nn.CrossEntropyLoss()
 
@@ -46,8 +46,7 @@ def gradients_and_statistics(net: Net, name: str, **options) -> list[torch.Tenso
     batch = round(16 * method.new_fraction)
     steps = Stream(
         image_set(50), seed=5, batch=batch, first_batch=max(16, batch), steps=4, micro_batch=batch // 2,
-        replays=method.replays,
-        augment=lambda images, _epochs, _indices: images.double(),
+        replays=method.replays, augment=double,
     )  # fmt: skip
     found = []
     for number in range(3):

@@ -19,7 +19,7 @@ from conadv_lab.methods.families.conadv import ConAdv, DisAdv
 from conadv_lab.methods.families.controls import Copy, Noise
 from conadv_lab.methods.families.recycled import Recycled
 from conadv_lab.models.norm import branch_of, mixture_batch_norm, one_update
-from tests.conftest import image_set, rest_slow, small_cnn
+from tests.conftest import double, image_set, rest_slow, small_cnn
 
 STEPS, BATCH, EPSILON = 20, 16, 0.1
 CRITERION = nn.CrossEntropyLoss(label_smoothing=0.1)
@@ -214,9 +214,6 @@ def test_one_forward_for_both_halves_is_two_forwards(make, monkeypatch):
         for batch, weight, branch in ((clean, weights[0], "main"), (altered, weights[1], "adversarial")):
             losses.append(parts.train_on(model, batch.images, batch, criterion, weight, branch))
         return losses
-
-    def double(images, _epochs, _indices):
-        return images.double()
 
     results = []
     for patched in (False, True):

@@ -11,16 +11,12 @@ from conadv_lab.methods.families.conadv import ConAdv
 from conadv_lab.methods.families.robust import FGSMRS, FreeAT
 from conadv_lab.methods.targets import TargetedAttack
 from conadv_lab.models.norm import mixture_batch_norm
-from tests.conftest import image_set, small_cnn
+from tests.conftest import double, image_set, small_cnn
 from tests.methods import input_space_oracles as oracles
 from tests.methods.input_space_oracles import DECAY, LR, MOMENTUM, SMOOTHING, World
 
 STEPS, BATCH, EPSILON = 20, 16, 0.1
 CRITERION = nn.CrossEntropyLoss(label_smoothing=SMOOTHING)
-
-
-def double(images, _epochs, _indices):
-    return images.double()
 
 
 def stream(method, micro_batch: int | None = None, batch: int = BATCH, augment=double) -> Stream:

@@ -13,7 +13,7 @@ from conadv_lab.methods import METHODS, method_of
 from conadv_lab.methods.lanes import Lanes, Streams
 from conadv_lab.models.norm import mixture_batch_norm
 from conadv_lab.optim.momenta import begin_momenta
-from tests.conftest import image_set, small_cnn
+from tests.conftest import double, image_set, small_cnn
 
 pytestmark = pytest.mark.gpu
 STEPS = 50
@@ -32,7 +32,7 @@ class Steps:
         first, batch = round(20 * max(1, self.method.new_fraction)), round(20 * self.method.new_fraction)
         self.stream = Stream(
             image_set(64).to(device), seed=5, batch=batch, first_batch=first, steps=STEPS,
-            micro_batch=min(batch, micro_batch), augment=lambda images, epochs, indices: images.double(),
+            micro_batch=min(batch, micro_batch), augment=double,
             replays=getattr(self.method, "replays", 1),
         )  # fmt: skip
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.2, momentum=0.9, fused=True)

@@ -25,7 +25,7 @@ from conadv_lab.methods.families.sampa import SAMPa
 from conadv_lab.models.norm import mixture_batch_norm
 from conadv_lab.optim.groups import parameter_groups, set_learning_rate
 from conadv_lab.optim.lars import LARS
-from tests.conftest import image_set, small_cnn
+from tests.conftest import double, image_set, small_cnn
 
 STEPS, BATCH, DECAY, MOMENTUM = 20, 16, 1e-2, 0.9
 CRITERION = nn.CrossEntropyLoss(label_smoothing=0.1)
@@ -36,9 +36,6 @@ def rate(t: int) -> float:
 
 
 def stream(micro_batch: int) -> Stream:
-    def double(images, _epochs, _indices):
-        return images.double()
-
     return Stream(image_set(50), seed=5, batch=BATCH, steps=STEPS, micro_batch=micro_batch, augment=double)
 
 

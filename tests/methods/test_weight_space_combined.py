@@ -16,16 +16,13 @@ from conadv_lab.methods.families.conadv import ConAdv, DisAdv
 from conadv_lab.methods.families.late import LateSAM
 from conadv_lab.methods.families.recycled import Recycled
 from conadv_lab.models.norm import branch_of, mixture_batch_norm, one_update
-from tests.conftest import image_set, small_cnn
+from tests.conftest import double, image_set, small_cnn
 from tests.methods.test_exactness import CRITERION, EPSILON, along_gradient, attacked, optimizer_of
 
 STEPS, DECAY, WEIGHTS = 8, 1e-3, (1, 0.5)
 
 
 def stream(micro_batch: int = 8) -> Stream:
-    def double(images, _epochs, _indices):
-        return images.double()
-
     return Stream(image_set(50), seed=5, batch=16, steps=STEPS, micro_batch=micro_batch, augment=double)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from conadv_lab.data.loader import Stream
 from conadv_lab.methods.families.looksam import LookSAM
 from conadv_lab.methods.families.sam import ASAM, SAM
-from tests.conftest import image_set
+from tests.conftest import double, image_set
 
 peers = pytest.importorskip("pytorch_optimizer")
 
@@ -19,9 +19,6 @@ CRITERION = nn.CrossEntropyLoss()
 
 
 def stream() -> Stream:
-    def double(images, _epochs, _indices):
-        return images.double()
-
     return Stream(image_set(40), seed=1, batch=16, steps=STEPS, augment=double)
 
 

@@ -160,7 +160,7 @@ def line_to(
     return Report((*report.measures, one))
 
 
-def _told(study: Study, found: Landscape, what: str) -> Outcome:
+def _told(found: Landscape, what: str) -> Outcome:
     value = {"axes": [axis.tolist() for axis in found.axes], "losses": found.losses.tolist()}
     return Outcome(value, None, 0, {"directions": what, "forwards": found.losses.size})
 
@@ -171,7 +171,7 @@ def landscape_line(study: Study) -> Outcome:
     direction = random_direction(study.problem, study.seed)
     axes = [np.linspace(-1, 1, 21)]
     found = landscape(study.problem, [direction], axes, journal=study.journal, name="line")
-    return _told(study, found, "random, filter-normalised")
+    return _told(found, "random, filter-normalised")
 
 
 @register("landscape_plane", UNCHANGED)
@@ -180,7 +180,7 @@ def landscape_plane(study: Study) -> Outcome:
     directions = [random_direction(study.problem, study.seed, i) for i in range(2)]
     axes = [np.linspace(-1, 1, 15)] * 2
     found = landscape(study.problem, directions, axes, journal=study.journal, name="plane")
-    return _told(study, found, "random, filter-normalised")
+    return _told(found, "random, filter-normalised")
 
 
 @register("landscape_eigen")
@@ -195,4 +195,4 @@ def landscape_eigen(study: Study) -> Outcome:
     directions = [unit * vector for vector in found.vectors[:2]]  # another measure may have computed more
     axes = [np.linspace(-1, 1, 15)] * len(directions)
     grid = landscape(study.problem, directions, axes, journal=study.journal, name="eigen")
-    return _told(study, grid, f"top eigenvectors, unit {unit:.6g}")
+    return _told(grid, f"top eigenvectors, unit {unit:.6g}")

@@ -149,7 +149,7 @@ class Mean:
             )
         batch = halves(output, targets)
         if index == 0:
-            self._kind = self._found_out(known, batch, output, targets, size, run)
+            self._kind = self._found_out(known, batch, size, run)
             self._first = _a_part(batch, output, targets)
         elif self._kind == "examples" and not self._still_over_examples(
             batch, _a_part(batch, output, targets), size, run
@@ -205,8 +205,6 @@ class Mean:
         self,
         known: Any,
         batch: list[Part] | None,
-        output: Any,
-        targets: Any,
         size: int,
         run: Callable[[slice], Part],
     ) -> str:
