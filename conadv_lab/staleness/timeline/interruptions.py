@@ -66,22 +66,6 @@ def interruptions(failures: Failures, devices: int, step_seconds: float) -> Inte
     )
 
 
-def expected_seconds(work: float, job: Interruptions) -> float:
-    """Daly's expectation for ``work`` seconds of steps, without preemptions.
-
-    >>> expected_seconds(1000.0, Interruptions(0.0, 0.0, 100.0, 1.0, 5.0, 0.0))
-    1010.0
-    """
-    whole, rest = divmod(work, job.stretch) if math.isfinite(job.stretch) else (0.0, work)
-    lengths = [(whole, job.stretch + job.checkpoint)] if whole else []
-    if rest:
-        lengths.append((1.0, rest + job.checkpoint))
-    if job.failure_rate == 0:
-        return sum(count * length for count, length in lengths)
-    mean = 1 / job.failure_rate
-    return sum(count * math.expm1(length / mean) * (mean + job.restart) for count, length in lengths)
-
-
 def finish_seconds(work: float, job: Interruptions, *, runs: int, seed: int) -> NDArray[np.float64]:
     """(runs,) seconds until ``work`` seconds of steps are done, each run with its own interruptions."""
     length = job.stretch + job.checkpoint

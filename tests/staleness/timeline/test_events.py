@@ -1,12 +1,14 @@
 """The timeline against the same cluster in SimPy: to 1e-9 for given factors, in distribution for random ones."""
 
+import math
+
 import numpy as np
 import pytest
 from scipy.stats import ks_2samp
 
 from conadv_lab.staleness.timeline.cluster import Cluster, Compute, Failures, Network, Stragglers
 from conadv_lab.staleness.timeline.communication import all_reduce, point_to_point
-from conadv_lab.staleness.timeline.interruptions import expected_seconds, finish_seconds, interruptions
+from conadv_lab.staleness.timeline.interruptions import Interruptions, finish_seconds, interruptions
 from conadv_lab.staleness.timeline.recursion import timeline
 from conadv_lab.staleness.timeline.step_times import step_times
 from conadv_lab.staleness.timeline.stragglers import factors
@@ -171,6 +173,13 @@ def test_makespans_have_the_same_distribution(method, options, noise):
         theirs.append(Simulation(events, drawn).run().makespan)
     assert ks_2samp(ours, theirs).pvalue > 0.01
     assert ks_2samp(ours, [1.02 * one for one in theirs]).pvalue < 0.01  # a difference of 2 % would be seen
+
+
+def expected_seconds(work: float, job: Interruptions) -> float:
+    """Daly's expectation for ``work`` seconds of steps, with failures and without preemptions."""
+    whole, rest = divmod(work, job.stretch)
+    lengths, mean = [job.stretch] * int(whole) + [rest] * bool(rest), 1 / job.failure_rate
+    return sum(math.expm1((length + job.checkpoint) / mean) for length in lengths) * (mean + job.restart)
 
 
 @pytest.mark.parametrize("preemptions", [None, 0.3])
