@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from math import isfinite
+from numbers import Integral
 from pathlib import Path
 
 
@@ -27,6 +28,30 @@ def require(condition: bool, name: str, value: object, allowed: str) -> None:
     """
     if not condition:
         raise ValueError(f"{name} is {value!r}; allowed: {allowed}")
+
+
+def require_number(**given: object) -> None:
+    """Raise ``ValueError`` unless each value is a finite number of at least 0.
+
+    >>> require_number(rho=-0.1)
+    Traceback (most recent call last):
+    ValueError: rho is -0.1; allowed: a number of at least 0
+    """
+    for name, value in given.items():
+        fine = isinstance(value, (int, float)) and value >= 0 and isfinite(value)
+        require(fine, name, value, "a number of at least 0")
+
+
+def require_count(least: int = 1, **given: object) -> None:
+    """Raise ``ValueError`` unless each value is a whole number of at least ``least``.
+
+    >>> require_count(steps=2.5)
+    Traceback (most recent call last):
+    ValueError: steps is 2.5; allowed: a whole number of at least 1
+    """
+    for name, value in given.items():
+        fine = isinstance(value, Integral) and int(value) >= least
+        require(fine, name, value, f"a whole number of at least {least}")
 
 
 Range = tuple[Callable[[float], bool], str]

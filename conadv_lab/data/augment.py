@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from conadv_lab.data.hashing import image_keys, uniform
-from conadv_lab.mistakes import require, unknown
+from conadv_lab.mistakes import require, require_count, unknown
 
 
 def augment(
@@ -94,8 +94,7 @@ def _check(images: Tensor, keys: Tensor, crop: int, cutout: int, padding: str) -
         tuple(keys.shape),
         f"({len(images)},), one per image",
     )
-    require(crop >= 0, "crop", crop, "a whole number of at least 0")
-    require(cutout >= 0, "cutout", cutout, "a whole number of at least 0")
+    require_count(0, crop=crop, cutout=cutout)
     if padding not in ("zeros", "reflect"):
         raise unknown("padding", padding, ("zeros", "reflect"))
     if padding == "reflect":

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from conadv_lab.data.loader import Batch, Step
 from conadv_lab.data.tokens import IDS, Tokens
 from conadv_lab.data.transfer import sent
-from conadv_lab.mistakes import require
+from conadv_lab.mistakes import require, require_count
 
 IMAGES = ("images", "image", "pixel_values", "inputs", "input", "x")
 LABELS = ("labels", "label", "targets", "target", "y")
@@ -55,10 +55,8 @@ def lookahead(
     >>> [[len(batch.labels) for batch in step.batches()] for step in lookahead(loader, steps=2, accumulate=2)]
     [[4, 4], [4, 4]]
     """
-    for name, value, least in (
-        ("steps", steps, 0), ("ahead", ahead, 0), ("accumulate", accumulate, 1), ("replays", replays, 1),
-    ):  # fmt: skip
-        require(isinstance(value, int) and value >= least, name, value, f"a whole number of at least {least}")
+    require_count(0, steps=steps, ahead=ahead)
+    require_count(accumulate=accumulate, replays=replays)
     source = islice(_endless(loader, device, embeddings), -(-steps // replays) * accumulate)
     held: dict[int, list[Batch]] = {}
     for number in range(steps):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from conadv_lab import reading
-from conadv_lab.mistakes import require, unknown
+from conadv_lab.mistakes import ABOVE_0, COUNT, COUNT_OR_0, require, require_ranges, unknown
 
 BUILT_IN = ("local", "slurm")
 
@@ -115,12 +115,8 @@ def _read(file: Path) -> Profile:
 
 def _checked(profile: Profile) -> Profile:
     require(profile.executor in ("slurm", "local"), "executor", profile.executor, "slurm, local")
-    for name in ("nodes", "tasks_per_node", "cpus_per_task", "minutes", "max_parallel", "max_array"):
-        value = getattr(profile, name)
-        require(value is None or value >= 1, name, value, "a whole number of at least 1")
-    require(profile.mem_gb is None or profile.mem_gb > 0, "mem_gb", profile.mem_gb, "above 0")
-    require(profile.gpus_per_node is None or profile.gpus_per_node >= 0, "gpus_per_node", profile.gpus_per_node,
-            "a whole number of at least 0")  # fmt: skip
+    names = ("nodes", "tasks_per_node", "cpus_per_task", "minutes", "max_parallel", "max_array")
+    require_ranges(profile, **dict.fromkeys(names, COUNT), mem_gb=ABOVE_0, gpus_per_node=COUNT_OR_0)
     limit = profile.minutes * 60
     require(
         0 < profile.delay < limit, "signal_delay_s", profile.delay, f"1 to {limit - 1}, within the time limit"

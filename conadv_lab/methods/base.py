@@ -11,7 +11,7 @@ from conadv_lab.methods.alone import ALONE, Gradients
 from conadv_lab.methods.lanes import Lanes
 from conadv_lab.methods.later import norm, steps
 from conadv_lab.methods.learning import LOOKS, LearnsBoth
-from conadv_lab.mistakes import require
+from conadv_lab.mistakes import require, require_count
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -301,8 +301,8 @@ class StalenessOptions:
     """τ: age in steps of the weights used for the attack or ascent; None: 1, for advprop and fgsm-rs 0."""
 
     def check(self) -> None:
-        fine = self.staleness is None or self.staleness >= 0
-        require(fine, "staleness", self.staleness, "a whole number of at least 0")
+        if self.staleness is not None:
+            require_count(0, staleness=self.staleness)
 
 
 @dataclass(frozen=True)

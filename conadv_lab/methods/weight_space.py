@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from conadv_lab.methods.alone import ALONE, Gradients
 from conadv_lab.methods.base import Losses, Method
 from conadv_lab.methods.later import moving, norm, steps, torch
-from conadv_lab.mistakes import require, unknown
+from conadv_lab.mistakes import require_number, unknown
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -37,7 +37,7 @@ class RhoOptions:
 
     def check(self) -> None:
         if self.rho is not None:
-            require(0 <= self.rho < float("inf"), "rho", self.rho, "a number of at least 0")
+            require_number(rho=self.rho)
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,7 @@ class WeightSpace(Method):
 
     def __init__(self, rho: float | None = None, perturbation: Whose | None = None) -> None:
         rho = self.radius if rho is None else rho
-        require(
-            isinstance(rho, (int, float)) and 0 <= rho < float("inf"), "rho", rho, "a number of at least 0"
-        )
+        require_number(rho=rho)
         perturbation = perturbation or self.own_perturbation
         if perturbation not in WHOSE:
             raise unknown("perturbation", str(perturbation), WHOSE)

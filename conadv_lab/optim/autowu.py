@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from conadv_lab.mistakes import require
+from conadv_lab.mistakes import require, require_count
 from conadv_lab.optim.gaussian_process import GaussianProcess, Posterior
 from conadv_lab.optim.options import Length, Optimization
 from conadv_lab.seeds import generator
@@ -87,8 +87,7 @@ class AutoWU:
     ) -> None:
         require(0 < first < float("inf"), "first_lr", first, "a finite number above 0")
         require(first < lr < float("inf"), "lr", lr, f"a finite number above first_lr, which is {first!r}")
-        require(steps >= 1, "steps", steps, "a whole number of at least 1")
-        require(epoch >= 1, "epoch", epoch, "a whole number of at least 1")
+        require_count(steps=steps, epoch=epoch)
         require(0 <= cooldown <= 1, "cooldown", cooldown, "0 to 1")
         require(0 <= end <= lr, "end_lr", end, f"0 to lr, which is {lr!r}")
         self.lr, self.first, self.end, self.seed = lr, first, end, seed

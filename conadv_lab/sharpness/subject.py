@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from conadv_lab.mistakes import require
+from conadv_lab.mistakes import require, require_count
 from conadv_lab.sharpness.problem.checks import reusable
 from conadv_lab.sharpness.problem.problem import Batch, Criterion
 
@@ -46,8 +46,7 @@ def load(
             another return value.
     """
     require(split in SPLITS, "split", split, "'train' or 'test'")
-    require(examples >= 1, "examples", examples, "a whole number of at least 1")
-    require(batch_size >= 1, "batch_size", batch_size, "a whole number of at least 1")
+    require_count(examples=examples, batch_size=batch_size)
     path = Path(place)
     if path.is_dir():
         is_checkpoint = (path / "COMMIT.json").is_file()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from conadv_lab.methods.base import Losses, Method, StalenessOptions
 from conadv_lab.methods.later import moving
 from conadv_lab.methods.weight_space import PerturbationOptions, RhoOptions, WeightSpace, Whose
-from conadv_lab.mistakes import require
+from conadv_lab.mistakes import require_count
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,8 +47,7 @@ class AsyncSAM(WeightSpace):
         self, rho: float | None = None, perturbation: Whose | None = None, staleness: int = 1
     ) -> None:
         super().__init__(rho, perturbation)
-        fine = isinstance(staleness, int) and staleness >= 0
-        require(fine, "staleness", staleness, "a whole number of at least 0")
+        require_count(0, staleness=staleness)
         self.staleness = self.keeps = staleness
         self.copies = 2 + staleness
 

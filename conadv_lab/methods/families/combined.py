@@ -23,7 +23,7 @@ from conadv_lab.methods.families.recycled import Recycled
 from conadv_lab.methods.families.sam import SAM
 from conadv_lab.methods.later import moving, norm
 from conadv_lab.methods.weight_space import RhoOptions, optimizer_of
-from conadv_lab.mistakes import require
+from conadv_lab.mistakes import require_number
 
 if TYPE_CHECKING:
     from torch import nn
@@ -66,9 +66,7 @@ class ConAdvSAM(ConAdv):
         **more: Any,
     ) -> None:
         super().__init__(attack, staleness, weights, **more)
-        require(
-            isinstance(rho, (int, float)) and 0 <= rho < float("inf"), "rho", rho, "a number of at least 0"
-        )
+        require_number(rho=rho)
         self.rho = rho
 
     @classmethod
@@ -131,9 +129,7 @@ class RecycledMSAM(Recycled):
         norm: Norm = "linf",
     ) -> None:
         super().__init__(epsilon, weights=weights, bounds=bounds, norm=norm)
-        require(
-            isinstance(rho, (int, float)) and 0 <= rho < float("inf"), "rho", rho, "a number of at least 0"
-        )
+        require_number(rho=rho)
         self.rho = rho
 
     @classmethod

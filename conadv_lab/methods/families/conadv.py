@@ -10,7 +10,7 @@ from conadv_lab.methods.attack import Attack, AttackOptions, RadiusOptions, atta
 from conadv_lab.methods.base import Losses, Method, StalenessOptions, TwoBranches, WeightOptions, Weights
 from conadv_lab.methods.kept import Slots
 from conadv_lab.methods.later import norm, signs, steps, torch
-from conadv_lab.mistakes import require, unknown
+from conadv_lab.mistakes import require_count, unknown
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -34,7 +34,7 @@ class StaleOptions(StalenessOptions):
 
     def check(self) -> None:
         super().check()
-        require(self.attackers >= 0, "attackers", self.attackers, "a whole number of at least 0")
+        require_count(0, attackers=self.attackers)
 
 
 class Placement:
@@ -127,12 +127,7 @@ class ConAdv(TwoBranches):
             raise ValueError(
                 f"attack is {attack!r}; allowed: an attack, such as conadv_lab.SignAttack(epsilon={_radius(attack)})"
             )
-        require(
-            isinstance(staleness, int) and staleness >= 0,
-            "staleness",
-            staleness,
-            "a whole number of at least 0",
-        )
+        require_count(0, staleness=staleness)
         if first not in ("initial", "clean"):
             raise unknown("first", str(first), ["initial", "clean"])
         self.attack, self.staleness, self.first = attack, staleness, first

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from conadv_lab.methods.base import Method
 from conadv_lab.methods.later import hashing, moving, torch
 from conadv_lab.methods.weight_space import PerturbationOptions, WeightSpace, Whose
-from conadv_lab.mistakes import require, unknown
+from conadv_lab.mistakes import require_number, unknown
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -31,8 +31,7 @@ class ExtrapOptions:
     """Move along the worker's last gradient, or along random signs of the same norm."""
 
     def check(self) -> None:
-        fine = 0 <= self.extrapolation < float("inf")
-        require(fine, "extrapolation", self.extrapolation, "a number of at least 0")
+        require_number(extrapolation=self.extrapolation)
         if self.extrapolate_along not in ("gradient", "noise"):
             raise unknown("extrapolate_along", str(self.extrapolate_along), ("gradient", "noise"))
 
@@ -73,8 +72,7 @@ class Extrap(WeightSpace):
         seed: int = 0,
     ) -> None:
         super().__init__(0.0, perturbation)
-        fine = isinstance(extrapolation, (int, float)) and 0 <= extrapolation < float("inf")
-        require(fine, "extrapolation", extrapolation, "a number of at least 0")
+        require_number(extrapolation=extrapolation)
         if along not in ("gradient", "noise"):
             raise unknown("direction", str(along), ("gradient", "noise"))
         self.extrapolation, self.along, self.seed = extrapolation, along, seed

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from conadv_lab.methods.base import Losses, Method
 from conadv_lab.methods.later import moving, torch
 from conadv_lab.methods.weight_space import RhoOptions, WeightSpace
-from conadv_lab.mistakes import require
+from conadv_lab.mistakes import require_count, require_number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,8 +29,8 @@ class LookOptions:
     """α: how much of it the other steps use."""
 
     def check(self) -> None:
-        require(self.look_every >= 1, "look_every", self.look_every, "a whole number of at least 1")
-        require(0 <= self.look_alpha < float("inf"), "look_alpha", self.look_alpha, "a number of at least 0")
+        require_count(look_every=self.look_every)
+        require_number(look_alpha=self.look_alpha)
 
 
 class LookSAM(WeightSpace):
@@ -60,8 +60,8 @@ class LookSAM(WeightSpace):
 
     def __init__(self, rho: float | None = None, every: int = 5, alpha: float = 0.1) -> None:
         super().__init__(rho)
-        require(isinstance(every, int) and every >= 1, "every", every, "a whole number of at least 1")
-        require(0 <= alpha < float("inf"), "alpha", alpha, "a number of at least 0")
+        require_count(every=every)
+        require_number(alpha=alpha)
         self.every, self.alpha, self.side_steps = every, alpha, 1 / every
 
     @classmethod

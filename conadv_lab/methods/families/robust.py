@@ -12,7 +12,7 @@ from conadv_lab.methods.base import Losses, Method
 from conadv_lab.methods.families.conadv import ConAdv, Placement, StaleOptions
 from conadv_lab.methods.kept import Slots
 from conadv_lab.methods.later import norm, steps, torch
-from conadv_lab.mistakes import require
+from conadv_lab.mistakes import require, require_count
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -104,7 +104,7 @@ class ReplayOptions:
     """m: how many consecutive steps train on the same images (free-at)."""
 
     def check(self) -> None:
-        require(self.replays >= 1, "replays", self.replays, "a whole number of at least 1")
+        require_count(replays=self.replays)
 
 
 class FreeAT(Method):
@@ -136,7 +136,7 @@ class FreeAT(Method):
     def __init__(
         self, epsilon: Value, step: Value | None = None, replays: int = 4, *, bounds: Bounds = UNIT
     ) -> None:
-        require(isinstance(replays, int) and replays >= 1, "replays", replays, "a whole number of at least 1")
+        require_count(replays=replays)
         self.ball, self.replays = Ball(epsilon, step, bounds), replays
         self.pending: list[Tensor] = []
         self._slots = Slots(1)  # one position's noise per row, updated in place

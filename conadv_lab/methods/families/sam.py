@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from conadv_lab.methods.base import Losses, Method
 from conadv_lab.methods.later import moving, torch
 from conadv_lab.methods.weight_space import PerturbationOptions, RhoOptions, WeightSpace, Whose
-from conadv_lab.mistakes import require
+from conadv_lab.mistakes import require_number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,7 +57,7 @@ class AsamOptions:
     """η, added to |w|."""
 
     def check(self) -> None:
-        require(0 <= self.asam_eta < float("inf"), "asam_eta", self.asam_eta, "a number of at least 0")
+        require_number(asam_eta=self.asam_eta)
 
 
 class ASAM(SAM):
@@ -83,7 +83,7 @@ class ASAM(SAM):
         self, rho: float | None = None, perturbation: Whose | None = None, eta: float = 0.01
     ) -> None:
         super().__init__(rho, perturbation)
-        require(0 <= eta < float("inf"), "eta", eta, "a number of at least 0")
+        require_number(eta=eta)
         self.eta = eta
 
     @classmethod

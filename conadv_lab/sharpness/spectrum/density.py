@@ -7,7 +7,7 @@ import numpy as np
 from scipy import stats
 from torch import Tensor
 
-from conadv_lab.mistakes import require
+from conadv_lab.mistakes import require, require_count
 from conadv_lab.sharpness.spectrum.eigen import Lanczos, Symmetric, normal_vector
 from conadv_lab.sharpness.spectrum.journal import Journal
 
@@ -76,8 +76,7 @@ def density(
     Raises:
         ValueError: fewer than one probe or step.
     """
-    require(probes >= 1, "probes", probes, "a whole number of at least 1")
-    require(steps >= 1, "steps", steps, "a whole number of at least 1")
+    require_count(probes=probes, steps=steps)
     values, vectors = known if known is not None else (np.empty(0), None)
     n, k = operator.size, len(values)
     all_nodes, all_weights, products = [], [], 0

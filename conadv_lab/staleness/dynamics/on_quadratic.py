@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from conadv_lab.mistakes import require
+from conadv_lab.mistakes import COUNT, require, require_ranges
 from conadv_lab.staleness.draws import Draw
 from conadv_lab.staleness.dynamics.frame import WHOLE, tidy
 from conadv_lab.staleness.dynamics.options import QuadraticOptions
@@ -27,9 +27,7 @@ def study(draws: Sequence[Draw], asked: QuadraticOptions) -> "pd.DataFrame":
         ValueError: a number out of range, or a trace that is too short.
     """
     require(0 < asked.lr < float("inf"), "lr", asked.lr, "a number above 0")
-    require(asked.probe_every >= 1, "probe_every", asked.probe_every, "a whole number of at least 1")
-    for name in ("steps", "replicas"):
-        require(getattr(asked, name) >= 1, name, getattr(asked, name), "a whole number of at least 1")
+    require_ranges(asked, probe_every=COUNT, steps=COUNT, replicas=COUNT)
     problem = example(noise=asked.noise, seed=asked.seed)
     seeds = range(asked.seed, asked.seed + asked.seeds)
     jobs = [(draw, seed, draw.array(asked.steps, seed)) for draw in draws for seed in seeds]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from conadv_lab.mistakes import require
+from conadv_lab.mistakes import require, require_count
 from conadv_lab.staleness.theory.bound import Constants, bound, bound_of_bounded_steps
 from conadv_lab.staleness.theory.quadratic import Array, Quadratic, inner_gap, simulate
 
@@ -62,8 +62,7 @@ def compare(
     import pandas as pd
 
     require(len(taus) > 0, "taus", tuple(taus), "at least one")
-    require(steps >= 1, "steps", steps, "a whole number of at least 1")
-    require(replicas >= 1, "replicas", replicas, "a whole number of at least 1")
+    require_count(steps=steps, replicas=replicas)
     for tau in taus:
         require(tau >= 0, "tau", tau, "a whole number of at least 0")
     constants = {solver: constants_of(problem, start, solver) for solver in solvers}

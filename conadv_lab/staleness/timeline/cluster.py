@@ -8,12 +8,13 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from conadv_lab import reading
-from conadv_lab.mistakes import require, unknown
+from conadv_lab.mistakes import COUNT, Range, require, unknown
 
 
 @dataclass(frozen=True)
@@ -233,45 +234,35 @@ def checked(cluster: Cluster) -> Cluster:
     attack, network, noise = cluster.attack, cluster.network, cluster.stragglers
     _from_0("attack", attack, "fixed_share", "image_share")
     require(0 <= attack.overlap <= 1, "attack.overlap", attack.overlap, "0 to 1")
-    launch = cluster.host.launch_us
-    require(
-        launch is None or 0 <= launch < math.inf, "host.launch_us", launch, "a finite number of at least 0"
-    )
-    for name in ("devices_per_node", "cards_per_node"):
-        require(
-            getattr(network, name) >= 1,
-            f"network.{name}",
-            getattr(network, name),
-            "a whole number of at least 1",
-        )
-    for name in ("node_gbs", "card_gbs", "bucket_mb"):
-        value = getattr(network, name)
-        require(value > 0, f"network.{name}", value, "above 0")  # infinite is allowed: a network without cost
+    _from_0("host", cluster.host, "launch_us")
+    _from_1("network", network, "devices_per_node", "cards_per_node")
+    _above_0("network", network, "node_gbs", "card_gbs", "bucket_mb")
     _from_0("network", network, "node_hop_us", "network_hop_us")
     _one_of("network model", network.model, ("nccl", "alpha-beta"))
     _one_of("network algorithm", network.algorithm, ("auto", "ring", "tree", "hierarchical"))
     _one_of("kind of stragglers", noise.kind, ("none", "lognormal", "exponential"))
     _from_0("stragglers", noise, "spread", "slow_devices")
     require(1 <= noise.slow_factor < math.inf, "stragglers.slow_factor", noise.slow_factor, "at least 1")
-    rate = cluster.input.images_per_second
-    require(rate is None or rate > 0, "input.images_per_second", rate, "above 0")
-    require(
-        cluster.input.prefetch >= 1, "input.prefetch", cluster.input.prefetch, "a whole number of at least 1"
-    )
-    failures = cluster.failures
-    for name in ("device_hours", "preemption_hours"):
-        value = getattr(failures, name)
-        require(value is None or value > 0, f"failures.{name}", value, "above 0")
-    _from_0("failures", failures, "checkpoint_s", "restart_s", "requeue_s")
-    every = failures.checkpoint_every
-    require(every is None or every >= 1, "failures.checkpoint_every", every, "a whole number of at least 1")
+    _above_0("input", cluster.input, "images_per_second")
+    _from_1("input", cluster.input, "prefetch")
+    _above_0("failures", cluster.failures, "device_hours", "preemption_hours")
+    _from_0("failures", cluster.failures, "checkpoint_s", "restart_s", "requeue_s")
+    _from_1("failures", cluster.failures, "checkpoint_every")
     return cluster
 
 
-def _from_0(section: str, values: Any, *keys: str) -> None:
+def _required(limits: Range, section: str, values: Any, *keys: str) -> None:
+    """Check a section's fields; None is always allowed."""
+    holds, allowed = limits
     for key in keys:
         value = getattr(values, key)
-        require(0 <= value < math.inf, f"{section}.{key}", value, "a finite number of at least 0")
+        require(value is None or holds(value), f"{section}.{key}", value, allowed)
+
+
+_from_0 = partial(_required, (lambda value: 0 <= value < math.inf, "a finite number of at least 0"))
+_from_1 = partial(_required, COUNT)
+# Infinite is allowed: a network without cost.
+_above_0 = partial(_required, (lambda value: value > 0, "above 0"))
 
 
 def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:

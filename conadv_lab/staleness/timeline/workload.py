@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from conadv_lab.config import Config, check
-from conadv_lab.mistakes import require, unknown
+from conadv_lab.mistakes import ABOVE_0, COUNT, COUNT_OR_0, require_ranges, unknown
 from conadv_lab.recipes import RECIPES, find
 from conadv_lab.recipes.imagenet import IMAGENET_IMAGES as IMAGENET
 
@@ -127,15 +127,8 @@ def _of_config(config: Config, name: str) -> Workload:
 
 
 def _check(workload: Workload) -> None:
-    whole = "a whole number of at least 1"
-    for name in ("images", "global_batch", "parameters", "bytes_each", "values"):
-        require(getattr(workload, name) >= 1, name, getattr(workload, name), whole)
-    require(workload.epochs > 0, "epochs", workload.epochs, "above 0")
-    tau = workload.staleness
-    require(tau is None or tau >= 0, "staleness", tau, "a whole number of at least 0")
-    for name in ("micro_batch", "fixed_steps"):
-        value = getattr(workload, name)
-        require(value is None or value >= 1, name, value, whole)
+    names = ("images", "global_batch", "parameters", "bytes_each", "values", "micro_batch", "fixed_steps")
+    require_ranges(workload, **dict.fromkeys(names, COUNT), epochs=ABOVE_0, staleness=COUNT_OR_0)
 
 
 WORKLOADS: Mapping[str, Workload] = _workloads()
