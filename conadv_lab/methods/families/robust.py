@@ -184,7 +184,8 @@ class FreeAT(Method):
         return loss
 
     def end(self, step: Step) -> None:
-        self.pending = self._slots.parts(0, step.sizes())
+        rest = len(self._slots.rows[0]) - step.size()  # positions that a shorter batch does not have
+        self.pending = self._slots.parts(0, [*step.sizes(), rest] if rest else step.sizes())
 
     def state_dict(self) -> dict[str, Any]:
         return {"pending": list(self.pending)}
