@@ -29,6 +29,8 @@ OUTPUT_FILES = tyro.conf.arg(name="output file")
 ALSO_CALLED = {
     "learning-rate": "lr", "batch-size": "global-batch", "batch": "global-batch", "eps": "epsilon", "tau": "staleness",
     "steps-per-epoch": "epochs", "num-workers": "workers", "output": "out", "wd": "weight-decay", "arch": "model",
+    "ranks": "tasks-per-node", "ntasks-per-node": "tasks-per-node", "gpus": "gpus-per-node", "mem": "mem-gb",
+    "time": "minutes",
 }  # fmt: skip
 """Other common names of our options."""
 
@@ -147,6 +149,10 @@ def _refused(text: str, words: list[str], kinds: Mapping[str, Any]) -> ValueErro
     refused = re.search(r"Error parsing \w+: (.+)", plain)
     if refused:  # by the dataclass itself
         return ValueError(refused[1])
+    missing = re.search(r"Missing from [^:]*: (--[\w-]+|[A-Z_]+)", plain)
+    if missing:
+        kind = kinds.get(missing[1].removeprefix("--").replace("_", "-").lower())
+        return ValueError(f"{missing[1]} is missing" + (f"; allowed: {allowed(kind)}" if kind else ""))
     if name not in kinds:
         loose = plain.rpartition("Unrecognized options: ")[2]
         return ValueError(f"{loose!r} does not belong to any option; allowed: options listed by --help")

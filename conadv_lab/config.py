@@ -5,8 +5,12 @@ are unique. `resolved` fills in None, and a run folder records the filled-in val
 """
 
 import dataclasses
+import typing
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, make_dataclass
 from fractions import Fraction
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from conadv_lab import methods
@@ -15,8 +19,9 @@ from conadv_lab.displays import markdown
 from conadv_lab.methods import METHODS, method_of
 from conadv_lab.mistakes import ABOVE_0, COUNT, COUNT_OR_0, require, require_ranges, unknown
 from conadv_lab.models.options import GRAPH_MODES, Model
-from conadv_lab.optim.options import SCHEDULES, Optimization
+from conadv_lab.optim.options import OPTIMIZERS, SCHEDULES, Optimization
 from conadv_lab.optim.schedule import scaled_lr
+from conadv_lab.reading import allowed, fits
 from conadv_lab.references import is_file_reference
 
 
@@ -136,13 +141,19 @@ class Config:
         built = {}
         for name, kind in _SECTIONS.items():
             values = dict(sections.get(name, {}))
-            allowed = {f.name for f in dataclasses.fields(kind)}
+            known = {f.name for f in dataclasses.fields(kind)}
             for key in values:
-                if key not in allowed:
-                    raise unknown(f"field of the config's section {name!r}", key, allowed)
+                if key not in known:
+                    raise unknown(f"field of the config's section {name!r}", key, known)
             # JSON turns tuples into lists.
             built[name] = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
         return Config(**built)
+
+
+@cache
+def _kinds() -> dict[str, dict[str, Any]]:
+    """Each section's fields and their types."""
+    return {name: typing.get_type_hints(kind) for name, kind in _SECTIONS.items()}
 
 
 _SECTIONS: dict[str, type] = {
@@ -198,6 +209,10 @@ def resolved(config: Config) -> Config:
 def check(config: Config) -> None:
     """Raise ``ValueError`` at the first invalid value or combination."""
     name, model = config.method.method, config.model
+    for section_name, kinds in _kinds().items():
+        for one, kind in kinds.items():
+            value = getattr(getattr(config, section_name), one)
+            require(fits(value, kind), one, value, allowed(kind))
     if name not in METHODS and not is_file_reference(name):
         raise unknown("method", name, METHODS)
     for section in (config.data, model, config.optimization, config.training):
@@ -221,6 +236,39 @@ def check(config: Config) -> None:
         check_method(config, method_of(config))
 
 
+def tell_without_effect(config: Config, words: Sequence[str]) -> None:
+    """Warn of each option among command-line words that has no effect beside the config's other options."""
+    given = {
+        word.partition("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
+        for word in words
+        if word.startswith("--")
+    }
+    for what, chosen, own, every in _read_by(config):
+        for name in sorted(given & every - own):
+            reads = ", ".join(map(_option, sorted(own))) or "none of its own"
+            warnings.warn(f"{_option(name)} has no effect with {what} {chosen!r}, whose options are: {reads}")
+    for name, instead in (("epochs", "steps"), ("warmup_epochs", "warmup_steps"), ("base_lr", "lr")):
+        if {name, instead} <= given:
+            warnings.warn(f"{_option(name)} has no effect beside {_option(instead)}, which replaces it")
+
+
+def _read_by(config: Config) -> Iterator[tuple[str, str, set[str], set[str]]]:
+    """What is chosen by name: its kind, the name, the options that it reads, and those that any of its kind reads."""
+    section, every = config.method, {name for kind in METHODS for name in methods.fields_of(kind)}
+    names = {"late-sam": (section.early_method, section.late_method)}.get(section.method, ())
+    own = {name for kind in (section.method, *names) if kind in METHODS for name in methods.fields_of(kind)}
+    evaluation = {"epsilon", "norm"} if config.training.pgd_images else set()
+    yield "method", section.method, own | evaluation if section.method in METHODS else every, every
+    for what, entries in (("schedule", SCHEDULES), ("optimizer", OPTIMIZERS)):
+        chosen = getattr(config.optimization, what)
+        every = {name for entry in entries.values() for name in entry.reads}
+        yield what, chosen, set(entries[chosen].reads), every
+
+
+def _option(field: str) -> str:
+    return f"--{field.replace('_', '-')}"
+
+
 def check_method(config: Config, method: methods.Method) -> None:
     """Raise ``ValueError`` if batch or placement do not suit the method, built-in or a user's."""
     section, batch, micro_batch = config.method, config.training.global_batch, config.training.micro_batch
@@ -232,8 +280,8 @@ def check_method(config: Config, method: methods.Method) -> None:
     if method.new_fraction > 1:
         one_of = round(1 / (method.new_fraction - 1))
         for what, value in (("global_batch", batch), ("micro_batch", micro_batch or batch)):
-            allowed = f"for {name}: a multiple of {one_of}, as it adds one image per {one_of} clean ones"
-            require(value % one_of == 0, what, value, allowed)
+            able = f"for {name}: a multiple of {one_of}, as it adds one image per {one_of} clean ones"
+            require(value % one_of == 0, what, value, able)
     if micro_batch is not None and micro_batch > clean:
         raise ValueError(
             f"micro_batch is {micro_batch}; allowed: at most {clean}, the clean images of a step"
@@ -249,8 +297,8 @@ def check_method(config: Config, method: methods.Method) -> None:
         )
     method.check(config)
     if (placement == "ranks") != (section.attackers > 0):
-        allowed = "at least 1" if placement == "ranks" else "0"
-        raise ValueError(f"attackers is {section.attackers}; allowed with placement {placement!r}: {allowed}")
+        able = "at least 1" if placement == "ranks" else "0"
+        raise ValueError(f"attackers is {section.attackers}; allowed with placement {placement!r}: {able}")
 
 
 def methods_table() -> str:

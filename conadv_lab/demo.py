@@ -15,6 +15,7 @@ from conadv_lab.config import Config, resolved
 from conadv_lab.cores import cores
 from conadv_lab.launch.sweep import identity
 from conadv_lab.methods import method_of
+from conadv_lab.mistakes import creatable
 from conadv_lab.pipes import outlive_readers
 from conadv_lab.pool import worked
 from conadv_lab.recipes import digits
@@ -88,6 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     try:
         options = parsed(DemoOptions, words, "conadv_lab.demo", __doc__)
+        creatable(options.out)
     except ValueError as mistake:
         print(f"error: {mistake}", file=sys.stderr)
         return 2

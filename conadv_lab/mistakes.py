@@ -1,5 +1,6 @@
 """Error messages for users' mistakes: the value, what is allowed, and the nearest valid name."""
 
+import os
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from math import isfinite
@@ -12,10 +13,15 @@ def unknown(what: str, value: str, allowed: Iterable[str]) -> ValueError:
 
     >>> str(unknown("optimizer", "lras", ["lars", "lamb", "sgd"]))
     "unknown optimizer 'lras'; allowed: lamb, lars, sgd. Did you mean 'lars'?"
+    >>> str(unknown("optimizer", "SGD", ["lars", "sgd"]))
+    "unknown optimizer 'SGD'; allowed: lars, sgd. Did you mean 'sgd'?"
     """
     names = sorted(allowed)
-    near = get_close_matches(value, names, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    by_lower = {name.lower(): name for name in names}
+    near = get_close_matches(value.lower(), by_lower, n=1, cutoff=0.5)
+    hint = f" Did you mean {by_lower[near[0]]!r}?" if near else ""
+    if value.endswith(".py"):
+        hint = f" Of a file, name the function too: {value}:function"
     return ValueError(f"unknown {what} {value!r}; allowed: {', '.join(names)}.{hint}")
 
 
@@ -57,8 +63,8 @@ def require_count(least: int = 1, **given: object) -> None:
 Range = tuple[Callable[[float], bool], str]
 """A test for allowed numbers, and its description."""
 
-FROM_0: Range = lambda value: value >= 0 and isfinite(value), "at least 0"
-ABOVE_0: Range = lambda value: value > 0 and isfinite(value), "above 0"
+FROM_0: Range = lambda value: value >= 0 and isfinite(value), "at least 0, and finite"
+ABOVE_0: Range = lambda value: value > 0 and isfinite(value), "above 0, and finite"
 BELOW_1: Range = lambda value: 0 <= value < 1, "at least 0 and below 1"
 SHARE: Range = lambda value: 0 <= value <= 1, "0 to 1"
 COUNT: Range = lambda value: value >= 1, "a whole number of at least 1"
@@ -81,6 +87,20 @@ def writable(*paths: Path | None) -> None:
     for path in paths:
         if path is not None and (path.is_dir() or not path.parent.is_dir()):
             raise ValueError(f"{path} cannot be written; allowed: a file in an existing folder")
+
+
+def creatable(folder: Path, option: str = "--out") -> None:
+    """Check that a folder exists or can be created.
+
+    Raises:
+        ValueError: it or a parent is a file, or the nearest existing parent is not writable.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        told = "a file" if there == folder else f"below {there}, which is a file"
+        raise ValueError(f"{folder} is {told}; pass the path of a folder as {option}")
+    if not os.access(there, os.W_OK):
+        raise ValueError(f"{there} is not writable; pass a folder in another place as {option}")
 
 
 def counted(count: int, noun: str) -> str:

@@ -92,6 +92,8 @@ def allowed(kind: Any) -> str:
 
     >>> allowed(int | None), allowed(tuple[float, float])
     ('a whole number or None', 'a list of 2 numbers')
+    >>> allowed(list[float | None])
+    'a list of numbers or None'
     """
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
     if origin in (Union, types.UnionType):
@@ -100,6 +102,7 @@ def allowed(kind: Any) -> str:
         return ", ".join(map(str, parts))
     if origin in (tuple, list):
         count = "" if Ellipsis in parts or len(parts) < 2 else f"{len(parts)} "
-        return f"a list of {count}{allowed(parts[0]).removeprefix('a ')}s"
+        one, _, other = allowed(parts[0]).removeprefix("a ").partition(" or ")
+        return f"a list of {count}{one}s{other and f' or {other}'}"
     told = {int: "a whole number", float: "a number", bool: "true or false", Path: "a path", dict: "a table"}
     return told.get(origin or kind, "a string")

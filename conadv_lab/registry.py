@@ -1,7 +1,7 @@
 """Things chosen by name: each entry has a description and the location of its code, imported at first use."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
@@ -10,12 +10,15 @@ from typing import Any
 class Entry:
     """A short description, ``about``, and the code's location, ``place``, as ``module:function``.
 
+    ``reads`` names the config's fields that it reads and not every other thing of its kind does.
+
     >>> Entry("the square root", "math:sqrt").load()(9.0)
     3.0
     """
 
     about: str
     place: str
+    reads: tuple[str, ...] = field(default=(), kw_only=True)
 
     def load(self) -> Any:
         module, _, name = self.place.partition(":")

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from conadv_lab.config import Config, resolved
+from conadv_lab.config import Config, resolved, tell_without_effect
 from conadv_lab.launch import ranks
-from conadv_lab.mistakes import require
+from conadv_lab.mistakes import require, unknown
 from conadv_lab.pipes import outlive_readers
 from conadv_lab.training.stopping import interrupts_end_the_process
 
@@ -33,12 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
         if "--list" in words:
-            return _list("methods" in words)
+            return _list([word for word in words if word != "--list"])
         if not words or words[0] in ("-h", "--help"):
             print(USAGE)
             return 0 if words else 2
         config, out, options = parse(words)
-        resolved(config)
+        tell_without_effect(resolved(config), words[1:])
         if options.plan:
             from conadv_lab.plan import plan_of
 
@@ -62,9 +62,15 @@ def parse(words: Sequence[str]) -> tuple[Config, Path, "Options"]:
     from conadv_lab.cli import parse_config
     from conadv_lab.recipes import find
 
+    if words[0].startswith("-"):
+        raise ValueError(f"the first word is {words[0]!r}; allowed: a recipe, before any option (see --list)")
     recipe = find(words[0])
     config, options = parse_config(recipe, words[1:], prog=f"conadv_lab.train {words[0]}")
     _check_ranks(options.ranks)
+    if options.devices != 1 and not options.plan:
+        raise ValueError(
+            f"devices is {options.devices}; allowed: with --plan only; --ranks trains with several processes"
+        )
     return config, options.out or _folder(words[0], config), options
 
 
@@ -81,12 +87,15 @@ def _folder(recipe: str, config: Config) -> Path:
     return Path("runs") / f"{name}-{method}-b{training.global_batch}-s{training.seed}"
 
 
-def _list(of_methods: bool) -> int:
+def _list(words: list[str]) -> int:
     from conadv_lab.methods import METHODS, options_of
     from conadv_lab.recipes import RECIPES
 
     methods = {name: [f"{method.about}.", *_wrapped(options_of(name))] for name, method in METHODS.items()}
-    told = methods if of_methods else {name: [_sentence(recipe)] for name, recipe in RECIPES.items()}
+    for word in words:
+        if word not in ("methods", "recipes"):
+            raise unknown("list", word, ("methods", "recipes"))
+    told = methods if "methods" in words else {name: [_sentence(recipe)] for name, recipe in RECIPES.items()}
     width = max(map(len, told))
     for name, lines in told.items():
         for number, line in enumerate(lines):

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
 import tyro
@@ -25,6 +25,7 @@ MISTAKES = {
     "--learning-rate 0.1": "unknown option --learning-rate; use --lr",
     "--batch-size 8": "unknown option --batch-size; use --global-batch",
     "--lr 0.1 extra": "'extra' does not belong to any option; allowed: options listed by --help",
+    "--ntasks-per-node 2": "unknown option --ntasks-per-node; allowed: options listed by --help.",
     "--flip 3": "'3' does not belong to any option; allowed: options listed by --help",
 }
 
@@ -35,6 +36,18 @@ def test_a_mistake_is_one_sentence(words, capsys):
         parse_config(conadv, words.split(), "train")
     assert str(told.value) == MISTAKES[words]
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_missing_argument_is_named():
+    @dataclass(frozen=True)
+    class Asked:
+        place: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="PLACE")]
+        html: Path
+
+    with pytest.raises(ValueError, match=r"^PLACE is missing; allowed: a path$"):
+        parsed(Asked, ["--html", "x"], "test")
+    with pytest.raises(ValueError, match=r"^--html is missing; allowed: a path$"):
+        parsed(Asked, ["there"], "test")
 
 
 def test_words_become_the_recipes_config_with_changes():

@@ -169,6 +169,12 @@ def test_fewer_runs_unless_all_are_asked_for():
     }
 
 
+def test_a_folder_that_cannot_be_made_is_refused_before_any_training(tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    assert demo.main(["--out", str(tmp_path / "file" / "demo")]) == 2
+    assert "which is a file; pass the path of a folder as --out" in capsys.readouterr().err
+
+
 def test_where_nobody_sees_a_bar_lines_say_how_far_it_is(monkeypatch, capsys):
     moments = iter([0.0, 30.0, 45.0])
     monkeypatch.setattr(demo, "time", SimpleNamespace(monotonic=lambda: next(moments)))

@@ -111,6 +111,13 @@ MISTAKES = {
     "nothing to recycle": (["digits-recycled", "--weights", "0", "1"], r"a clean weight above 0"),
     "no such file": (["digits-conadv", "--model", "nowhere.py:net"], r"nowhere.py does not exist"),
     "no such recipe file": (["nowhere.py:recipe"], r"nowhere.py does not exist"),
+    "a file without its function": (["digits-conadv", "--model", "nowhere.py"], r"name the function too: nowhere.py:"),
+    "another case": (["digits-vanilla", "--method", "SAM"], r"Did you mean 'sam'\?"),
+    "no recipe": (["--epochs", "3"], r"the first word is '--epochs'; allowed: a recipe"),
+    "no such list": (["--list", "method"], r"unknown list 'method'.* Did you mean 'methods'\?"),
+    "infinite lr": (["digits-conadv", "--lr", "inf"], r"lr is inf; allowed: at least 0, and finite"),
+    "devices that are only planned": (["digits-conadv", "--devices", "4"], r"devices is 4; allowed: with --plan only"),
+    "no step down": (["digits-conadv", "--schedule", "step"], r"milestone_epochs is \(\); allowed with"),
 }  # fmt: skip
 
 
@@ -181,6 +188,30 @@ def eager():
 
 def one_set(config):
     return data(config)[0]
+
+def float_labels(config):
+    train, test = data(config)
+    return TensorSet(train.images, train.labels.float(), 3), test
+
+def no_test(config):
+    train, test = data(config)
+    return train, TensorSet(test.images[:0], test.labels[:0], 3)
+
+def more_classes(config):
+    train, test = data(config)
+    return train, TensorSet(test.images, test.labels, 4)
+
+class Nothing:
+    classes = 3
+
+    def __len__(self):
+        return 60
+
+    def fetch(self, indices):
+        return None
+
+def nothing(config):
+    return Nothing(), Nothing()
 '''
 
 
@@ -224,6 +255,10 @@ def test_a_users_model_may_return_more_and_write_into_its_input(own, capsys, tmp
         (["--model", "{own}:data"], "returned tuple; allowed: a torch.nn.Module"),
         (["--dataset", "{own}:broken_data"], "contain NaN or infinity, the first at index 7"),
         (["--model", "{own}:nte"], "Did you mean 'net'"),
+        (["--dataset", "{own}:float_labels"], "labels' dtype is 'torch.float32'; allowed: torch.int64"),
+        (["--dataset", "{own}:no_test"], "the number of images in the test set of"),
+        (["--dataset", "{own}:more_classes"], "has 3 classes for training and 4 for the test"),
+        (["--dataset", "{own}:nothing"], "fetch returned NoneType; allowed: (images, labels)"),
     ],
 )
 def test_mistakes_in_a_users_file_are_told(words, message, own, capsys, tmp_path):
@@ -238,6 +273,47 @@ def test_a_bug_is_no_mistake_of_the_user(own, capsys, tmp_path):
     Path(own).write_text(OWN.replace("weight=0.5", "weight=half"))
     with pytest.raises(NameError):
         run(capsys, f"{own}:recipe", "--out", str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--rho", "0.1"], "--rho has no effect with method 'vanilla', whose options are: none of its own"),
+        (
+            ["--method=sam", "--staleness=3"],
+            "--staleness has no effect with method 'sam', whose options are: ",
+        ),
+        (["--power", "3"], "--power has no effect with schedule 'cosine'"),
+        (["--lars-variant", "A"], "--lars-variant has no effect with optimizer 'sgd'"),
+        (["--steps", "2", "--epochs", "4"], "--epochs has no effect beside --steps"),
+        (["--epsilon", "0.1", "--pgd-images", "4"], None),
+        (["--method", "late-sam", "--early-method", "conadv", "--staleness", "3", "--rho", "0.1"], None),
+    ],
+)
+def test_an_option_without_effect_is_warned_of(words, told, capsys):
+    status, _, err = run(capsys, "digits-vanilla", "--plan", *words)
+    assert status == 0
+    assert told in err if told else "no effect" not in err
+
+
+def test_a_folder_below_a_file_is_refused_before_anything_is_loaded(capsys, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    status, _, err = run(capsys, "digits-vanilla", "--out", str(tmp_path / "file" / "run"))
+    assert status == 2
+    assert f"is below {tmp_path / 'file'}, which is a file; pass the path of a folder as --out" in err
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"epochs": "2"}, "epochs is '2'; allowed: a number"),
+        ({"flip": "no"}, "flip is 'no'; allowed: true or false"),
+        ({"weights": 0.5}, "weights is 0.5; allowed: a list of 2 numbers or None"),
+    ],
+)
+def test_a_config_with_a_value_of_another_type_is_refused(change, told):
+    with pytest.raises(ValueError, match=re.escape(told)):
+        resolved(Config().replace(**change))
 
 
 def test_not_finite_exits_1(capsys, tmp_path):

@@ -49,6 +49,10 @@ class TensorSet:
                 raise ValueError(
                     f"images range from {images.min():.4g} to {images.max():.4g}; allowed: [0, 1]"
                 )
+        require(self.classes >= 1, "classes", self.classes, "a whole number of at least 1")
+        require(
+            labels.dtype == torch.int64, "labels' dtype", str(labels.dtype), "torch.int64, as labels.long()"
+        )
         if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= self.classes):
             raise ValueError(
                 f"labels range from {int(labels.min())} to {int(labels.max())}; allowed: 0 to {self.classes - 1}"
@@ -101,7 +105,10 @@ class AnySet:
             ValueError: the set returns something other than images and labels, or the wrong number of them.
         """
         wanted = indices.cpu() if self.chosen is None else self.chosen[indices.cpu()]
-        checked = TensorSet(*self.images.fetch(wanted), self.classes)
+        fetched = self.images.fetch(wanted)
+        if not isinstance(fetched, (tuple, list)) or len(fetched) != 2:
+            raise ValueError(f"fetch returned {type(fetched).__name__}; allowed: (images, labels)")
+        checked = TensorSet(*fetched, self.classes)
         require(len(checked) == len(indices), "the number of images fetched", len(checked), f"{len(indices)}")
         return sent(checked.images, self.device), sent(checked.labels, self.device)
 
@@ -163,6 +170,14 @@ def _users_own(section: Data, given: Any) -> tuple[Any, Any]:
         found = ", ".join(type(part).__name__ for part in parts)
         raise ValueError(
             f"{section.dataset} returned {found}; allowed: two ImageSets, train and test, such as TensorSets"
+        )
+    for part, split in zip(parts, ("training", "test"), strict=True):
+        told = f"the number of images in the {split} set of {section.dataset}"
+        require(len(part) > 0, told, len(part), "at least 1")
+    if parts[0].classes != parts[1].classes:
+        raise ValueError(
+            f"{section.dataset} has {parts[0].classes} classes for training and {parts[1].classes} for the test; "
+            "allowed: the same number"
         )
     section.check_augmentation(is_photographs(parts[0]))
     train, test = (part if hasattr(part, "to") else AnySet(part) for part in parts)

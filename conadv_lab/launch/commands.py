@@ -10,14 +10,14 @@ from typing import Annotated, TypeVar
 import tyro
 
 from conadv_lab import cli
-from conadv_lab.config import Config
+from conadv_lab.config import Config, tell_without_effect
 from conadv_lab.launch import beforehand, local, profiles, send, slurm
 from conadv_lab.launch import status as states
 from conadv_lab.launch.options import RunOptions
 from conadv_lab.launch.profiles import Profile
 from conadv_lab.launch.records import Record, find_runs, last, log_files, short_name, tail
 from conadv_lab.launch.sweep import Planned, plan
-from conadv_lab.mistakes import counted, writable
+from conadv_lab.mistakes import counted, creatable, writable
 
 Kind = TypeVar("Kind")
 UNUSABLE = ("%", ":", "'", '"', "\\", "\n")
@@ -41,6 +41,7 @@ def run(words: list[str]) -> int:
         raise ValueError(
             f"{out} already exists; continue an ended run with submit retry {out}, or pass another --out"
         )
+    tell_without_effect(planned[0].config, words[1:])
     return _send(out, [(out, planned[0])], recipe, options)
 
 
@@ -51,6 +52,8 @@ def sweep(words: list[str]) -> int:
     out = _out(options)
     if Record(out).exists or (out / "config.json").exists():
         raise ValueError(f"{out} is a run; allowed: a folder for many runs")
+    for one in planned:
+        tell_without_effect(one.config, words[1:])
     todo = send.not_yet_sent(out, planned)
     if len(todo) < len(planned):
         print(f"{len(planned) - len(todo)} of {len(planned)} runs were already sent")
@@ -291,6 +294,10 @@ def _told(paths: list[Path], profile: Profile) -> int:
 def _recipe(verb: str, words: list[str]) -> str:
     if words and words[0] in ("-h", "--help"):
         words[0:1] = ["digits-conadv", "--help"]
+    if "--resume" in words:
+        raise ValueError(
+            f"unknown option --resume of submit {verb}; submit retry DIR continues what was sent"
+        )
     if not words or words[0].startswith("-"):
         raise ValueError(
             f"submit {verb} needs a recipe first; list them with python -m conadv_lab.train --list"
@@ -301,8 +308,7 @@ def _recipe(verb: str, words: list[str]) -> str:
 def _out(options: RunOptions) -> Path:
     if options.out is None:
         raise ValueError("--out is missing; allowed: a folder that all nodes can see")
-    if options.out.exists() and not options.out.is_dir():
-        raise ValueError(f"--out is {options.out}, a file; allowed: a folder that all nodes can see")
+    creatable(options.out)
     out = options.out.absolute()
     if found := [character for character in UNUSABLE if character in str(out)]:
         raise ValueError(

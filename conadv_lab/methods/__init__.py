@@ -48,8 +48,12 @@ def options_of(name: str) -> list[str]:
     >>> options_of("asyncsam")
     ['--rho', '--perturbation', '--staleness']
     """
-    own = dict.fromkeys(field.name for part in METHODS[name].reads for field in fields(part))
-    return [f"--{option.replace('_', '-')}" for option in own]
+    return [f"--{option.replace('_', '-')}" for option in fields_of(name)]
+
+
+def fields_of(name: str) -> list[str]:
+    """The fields of the config that a method reads."""
+    return list(dict.fromkeys(field.name for part in METHODS[name].reads for field in fields(part)))
 
 
 def method_of(config: "Config") -> Method:

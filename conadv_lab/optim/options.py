@@ -29,8 +29,16 @@ class Rule(Entry):
 
 
 OPTIMIZERS = {
-    "sgd": Rule("stochastic gradient descent with momentum", "conadv_lab.optim.sgd:build_sgd"),
-    "lars": Rule("momentum with layer-wise rates (You et al. 2017)", "conadv_lab.optim.lars:build_lars"),
+    "sgd": Rule(
+        "stochastic gradient descent with momentum",
+        "conadv_lab.optim.sgd:build_sgd",
+        reads=("momentum", "nesterov"),
+    ),
+    "lars": Rule(
+        "momentum with layer-wise rates (You et al. 2017)",
+        "conadv_lab.optim.lars:build_lars",
+        reads=("momentum", "trust_coefficient", "lars_variant"),
+    ),
     "lamb": Rule(
         "Adam with layer-wise rates (You et al. 2020)", "conadv_lab.optim.lamb:build_lamb", states=2
     ),
@@ -55,16 +63,26 @@ class Rates(Entry):
 
 
 _DECAY = "conadv_lab.optim.schedule:build_decay"
+_PEAK = ("base_lr", "base_batch", "lr_rule", "warmup_epochs", "warmup_steps")
 SCHEDULES = {
-    "cosine": Rates("falls to end_lr along half a cosine", _DECAY),
-    "polynomial": Rates("falls to end_lr, as a power of the remaining fraction of the run", _DECAY),
-    "step": Rates("falls by decay_factor at each of milestone_epochs", _DECAY),
-    "constant": Rates("stays", _DECAY),
+    "cosine": Rates("falls to end_lr along half a cosine", _DECAY, reads=(*_PEAK, "end_lr")),
+    "polynomial": Rates(
+        "falls to end_lr, as a power of the remaining fraction of the run",
+        _DECAY,
+        reads=(*_PEAK, "end_lr", "power"),
+    ),
+    "step": Rates(
+        "falls by decay_factor at each of milestone_epochs",
+        _DECAY,
+        reads=(*_PEAK, "milestone_epochs", "decay_factor"),
+    ),
+    "constant": Rates("stays", _DECAY, reads=_PEAK),
     "autowu": Rates(
         "AutoWU (Kim et al. 2021): grows from first_lr towards lr until the loss turns, returns to its value where "
         "the loss was lowest, and falls to end_lr; without warm-up",
         "conadv_lab.optim.autowu:build_autowu",
         ceiling=1.0,
+        reads=("first_lr", "cooldown", "end_lr"),
     ),
 }
 """Schedules after the warm-up by name; a new one is a function listed here that makes, from a section and a `Length`,
@@ -155,6 +173,8 @@ class Optimization:
         )
         fine = all(FROM_0[0](epoch) for epoch in self.milestone_epochs)
         require(fine, "milestone_epochs", self.milestone_epochs, "epochs of at least 0")
+        if self.schedule == "step" and not self.milestone_epochs:
+            raise ValueError("milestone_epochs is (); allowed with schedule 'step': at least one epoch")
         if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
             raise ValueError("nesterov is True; allowed: with optimizer sgd and a momentum above 0 only")
 

@@ -58,7 +58,7 @@ def _measure(asked: SharpnessOptions) -> bool:
     print(f"reading {asked.places[0]} …", file=sys.stderr, flush=True)  # before seconds of imports
     import torch
 
-    from conadv_lab.mistakes import unknown, writable
+    from conadv_lab.mistakes import creatable, unknown, writable
     from conadv_lab.sharpness.measures.front import DEFAULT, measure, names
     from conadv_lab.sharpness.measures.landscape import line_to
     from conadv_lab.sharpness.measures.results import Measure, Report
@@ -66,9 +66,9 @@ def _measure(asked: SharpnessOptions) -> bool:
     from conadv_lab.sharpness.report.crosscheck import cross_check, side_by_side
 
     writable(asked.json, asked.html, asked.csv)
-    for folder in (asked.figures, asked.resume):
-        if folder is not None and folder.exists() and not folder.is_dir():
-            raise ValueError(f"{folder} is a file; allowed: a folder or a new name")
+    for option, folder in (("--figures", asked.figures), ("--resume", asked.resume)):
+        if folder is not None:
+            creatable(folder, option)
     types = {"float32": torch.float32, "float64": torch.float64}
     if asked.dtype and asked.dtype not in types:
         raise unknown("dtype", asked.dtype, types)

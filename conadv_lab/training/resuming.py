@@ -4,6 +4,7 @@ from pathlib import Path
 
 from conadv_lab.config import Config
 from conadv_lab.data.loader import ImageSet
+from conadv_lab.mistakes import creatable
 from conadv_lab.references import COPIES, is_file_reference
 from conadv_lab.runs import RunFolder
 from conadv_lab.training.claim import LOCK
@@ -34,8 +35,7 @@ def reconciled(config: Config, folder: RunFolder, resume: bool) -> Config:
     Raises:
         ValueError: a value that changes bits differs from the folder's, or the folder exists and ``resume`` is False.
     """
-    if folder.path.exists() and not folder.path.is_dir():
-        raise ValueError(f"{folder.path} is a file; pass the path of a folder as --out")
+    creatable(folder.path)
     if not folder.path.exists() or all(child.name == LOCK for child in folder.path.iterdir()):
         return config
     if not resume:

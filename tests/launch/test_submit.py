@@ -64,6 +64,9 @@ MISTAKES = {
     "file": (["run", "digits-conadv", "--out", "run", "--model", "nowhere.py:net"], "nowhere.py does not exist"),
     "place": (["status", "nowhere"], "nowhere is not a folder"),
     "no runs": (["status", "."], "contains no run"),
+    "resume": (["run", "digits-conadv", "--out", "run", "--resume"], "submit retry DIR continues what was sent"),
+    "ranks": (["run", "digits-conadv", "--out", "run", "--ranks", "2"], "--ranks; use --tasks-per-node"),
+    "gap": (["sweep", "digits-conadv", "--out", "run", "--lr", "1,,2"], "allowed: a list of numbers or None"),
 }  # fmt: skip
 
 

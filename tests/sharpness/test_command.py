@@ -52,7 +52,7 @@ MISTAKES = {
     "--fact=augmentatoin=none": "Did you mean 'augmentation'",
     "--fact=label_smoothing=0.3": "fact label_smoothing is 0.3; allowed: 0.0, which",
     "--html=/nowhere/a.html": "/nowhere/a.html cannot be written; allowed: a file in an existing folder",
-    "--figures=pyproject.toml": "pyproject.toml is a file; allowed: a folder",
+    "--figures=pyproject.toml": "pyproject.toml is a file; pass the path of a folder as --figures",
     "--fact=split=train": "lacks metadata that cannot be inferred: augmentation, learning_rate, weight_decay_inside",
     "--dtype=float16": "unknown dtype",
     "--bn=evl": "Did you mean 'eval'",

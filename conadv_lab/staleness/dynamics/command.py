@@ -71,6 +71,8 @@ def _training(name: str, words: list[str]) -> "tuple[pd.DataFrame, Outputs]":
 
     recipe = _probed(find(name)) if name else small
     prog = f"conadv_lab.staleness dynamics {name or 'digits-conadv'}"
+    if any(word.partition("=")[0] == "--staleness" for word in words):
+        raise ValueError("unknown option --staleness of dynamics; use --taus, such as --taus 0 1 4")
     config, asked = parse_config(recipe, words, prog=prog, options=RunOptions())
     asked.files.require_writable()
     return study(

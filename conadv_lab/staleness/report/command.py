@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 from conadv_lab import cli
-from conadv_lab.mistakes import writable
+from conadv_lab.mistakes import creatable, writable
 from conadv_lab.outputs import Tables
 from conadv_lab.pages import write
 
@@ -38,8 +38,8 @@ def main(words: list[str]) -> int:
     asked = cli.parsed(PageOptions, words, "conadv_lab.staleness report")
     asked.files.require_writable()
     writable(asked.html)
-    if asked.figures is not None and asked.figures.exists() and not asked.figures.is_dir():
-        raise ValueError(f"{asked.figures} is a file; allowed: a folder or a new name")
+    if asked.figures is not None:
+        creatable(asked.figures, "--figures")
     made = page.build(
         asked.cluster,
         asked.recipe,

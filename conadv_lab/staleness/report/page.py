@@ -103,7 +103,9 @@ def read_rows(path: Path | None) -> pd.DataFrame | None:
     """
     if path is None:
         return None
-    if not path.is_file() or path.suffix not in (".csv", ".json"):
+    if not path.is_file():
+        raise ValueError(f"{path} is no file; allowed: the table that dynamics --csv or --json wrote")
+    if path.suffix not in (".csv", ".json"):
         raise ValueError(f"{path} is not a table; allowed: a .csv or .json file of the dynamics")
     try:
         frame = (

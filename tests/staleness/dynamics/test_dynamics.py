@@ -320,6 +320,7 @@ MISTAKES = {
     "clean start": ([*SHORT, "--first", "clean"], "first is 'clean'; allowed: 'initial'"),
     "compiled": ([*SHORT, "--compile"], "compile is True; allowed: False"),
     "negative": ([*SHORT, "--taus", "-1"], "tau is -1.0; allowed: a whole number of at least 0"),
+    "a recipe's staleness": ([*SHORT, "--staleness", "0,1"], "unknown option --staleness of dynamics; use --taus"),
     "half a step": ([*SHORT, "--draw", "per-worker", "--taus", "0", "0.5"], "the workers' taus is (0.0, 0.5)"),
     "seeds": ([*SHORT, "--seeds", "0"], "seeds is 0"),
     "workers": ([*SHORT, "--stale-workers", "0"], "workers is 0"),

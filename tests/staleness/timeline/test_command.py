@@ -145,7 +145,7 @@ def test_the_fit_is_shown(capsys, tmp_path):
         (["timeline", "--trace", "trace.npy"], "--trace needs one row"),
         (["timeline", "--json", "no/such/folder/x.json"], "cannot be written"),
         (["timeline", "--calibrate", "nowhere"], "nowhere is not a run folder"),
-        (["report", "--html", "x.html", "--dynamics", "none.csv"], "none.csv is not a table"),
+        (["report", "--html", "x.html", "--dynamics", "none.csv"], "none.csv is no file; allowed: the table"),
         (["report", "--html", "x.html", "--devices", "1"], "devices is 1; allowed: a whole number of at least 2"),
         (["report", "--html", "x.html", "--figures", __file__], "is a file; allowed: a folder"),
         (["--best", "--method", "vanilla"], "method is 'vanilla'; allowed: conadv, advprop, asyncsam, fgsm-rs, sampa"),
