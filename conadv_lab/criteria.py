@@ -1,10 +1,13 @@
 """Which output of a network a criterion takes, and whether a loss is a mean over examples."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from math import isclose
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 
 def logits(outputs: Any) -> Tensor:
@@ -29,6 +32,28 @@ def logits(outputs: Any) -> Tensor:
         f"the model returned {type(outputs).__name__}; allowed: a tensor, a tuple that starts with one, "
         "an object with .logits, or a criterion that accepts this type"
     )
+
+
+def kinds(data: Any) -> str:
+    """Dtype and shape of each tensor.
+
+    >>> import torch
+    >>> kinds((torch.zeros(2, 3), torch.zeros(2).long()))
+    'float32 (2, 3), int64 (2,)'
+    """
+    tensors = [leaf for leaf in tree_leaves(data) if isinstance(leaf, Tensor)]
+    return ", ".join(f"{str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}" for t in tensors)
+
+
+@contextmanager
+def failing(what: str) -> Iterator[None]:
+    """Turn an error of torch, such as for a wrong shape or dtype, into a ``ValueError`` that says what was given."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (IndexError, RuntimeError) as error:
+        raise ValueError(f"{what}: {str(error).partition(chr(10))[0]}") from error
 
 
 def reduction(

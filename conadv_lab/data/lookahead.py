@@ -170,6 +170,7 @@ def images_and_labels(batch: Any) -> tuple[Tensor, Tensor]:
         images.is_floating_point(), "the images' dtype", str(images.dtype),
         "floats in [0, 1], or token ids with lookahead(…, embeddings=model.get_input_embeddings())",
     )  # fmt: skip
+    require(len(labels) > 0, "the number of images in a batch", 0, "at least 1")
     if len(images) != len(labels):
         raise ValueError(
             f"a batch has {len(images)} images and {len(labels)} labels; allowed: one label per image"

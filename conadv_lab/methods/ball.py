@@ -168,6 +168,7 @@ def normalised(epsilon: Value, mean: Value, std: Value, step: Value | None = Non
     )
     units = list(zip(*map(_each, (radii, lengths, means, stds)), strict=True))
     require(all(unit > 0 for *_, unit in units), "std", std, "numbers above 0")
+    require(all(radius >= 0 for radius, *_ in units), "epsilon", epsilon, "a number of at least 0")
     found = {
         "epsilon": tuple(radius / unit for radius, _, _, unit in units),
         "step": tuple(length / unit for _, length, _, unit in units),

@@ -243,6 +243,15 @@ class Method:
         Raises:
             ValueError: model, optimizer or steps do not suit the method.
         """
+        if not hasattr(step, "ahead"):
+            raise ValueError(
+                f"step is of type {type(step).__name__}; allowed: what iterating over lookahead(loader, …) gives"
+            )
+        if isinstance(criterion, type) or not callable(criterion):
+            told = f"the class {criterion.__name__}" if isinstance(criterion, type) else repr(criterion)
+            raise ValueError(
+                f"the criterion is {told}; allowed: an object, such as torch.nn.CrossEntropyLoss()"
+            )
         if self.two_branches:
             self._check_branches(model)
         if step.ahead < self.lookahead:
@@ -335,6 +344,7 @@ class TwoBranches(Method):
             self.together = True
         if weights is None:
             weights = (0.5, 0.5) if equal_cost else (1, 1)
-        fine = len(weights) == 2 and all(isinstance(w, (int, float)) and w >= 0 for w in weights)
+        pair = isinstance(weights, (tuple, list)) and len(weights) == 2
+        fine = pair and all(isinstance(w, (int, float)) and w >= 0 for w in weights)
         require(fine and sum(weights) > 0, "weights", weights, "two numbers of at least 0, not both 0")
         self.weights = weights

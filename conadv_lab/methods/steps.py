@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from conadv_lab.criteria import reduction
+from conadv_lab.criteria import failing, kinds, reduction
 from conadv_lab.data.loader import Batch, Step
 from conadv_lab.methods.base import Losses
 from conadv_lab.methods.forwards import Criterion, Judge, outputs_of, rows_of, twice
@@ -139,7 +139,10 @@ class MeanCheck:
 
     def _checking(self, judge: Judge) -> Criterion:
         def checked(outputs: Any, labels: Tensor) -> Tensor:
-            loss = judge(outputs, labels)
+            if self._is_checked:
+                return judge(outputs, labels)
+            with failing(f"the criterion fails on outputs {kinds(outputs)} and labels {kinds(labels)}"):
+                loss = judge(outputs, labels)
             if not self._is_checked:
                 check_mean(judge, outputs, labels)
                 self._is_checked = True

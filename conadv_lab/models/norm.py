@@ -28,12 +28,13 @@ def mixture_batch_norm(model: nn.Module) -> nn.Module:
     has no batch norm, is returned unchanged.
 
     Raises:
-        ValueError: a batch norm subclass with its own forward method.
+        ValueError: no module, or a batch norm subclass with its own forward method.
 
     >>> net = mixture_batch_norm(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)))
     >>> sorted(name for name, _ in net.named_parameters() if name.startswith("1."))
     ['1.adversarial.bias', '1.adversarial.weight', '1.main.bias', '1.main.weight']
     """
+    _require_module(model)
     mode = next((m.mode for m in model.modules() if isinstance(m, MixtureBatchNorm)), Mode())
     mode.whole.clear()
     mode.adversarial_updates = None
@@ -42,6 +43,7 @@ def mixture_batch_norm(model: nn.Module) -> nn.Module:
 
 def plain_batch_norm(model: nn.Module) -> nn.Module:
     """A deep copy of ``model`` without the adversarial branch, for export and inference."""
+    _require_module(model)
     plain = copy.deepcopy(model)
     if isinstance(plain, MixtureBatchNorm):
         return plain.main
@@ -50,6 +52,12 @@ def plain_batch_norm(model: nn.Module) -> nn.Module:
             if isinstance(child, MixtureBatchNorm):
                 setattr(parent, name, child.main)
     return plain
+
+
+def _require_module(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        told = f"the class {model.__name__}" if isinstance(model, type) else f"of type {type(model).__name__}"
+        raise ValueError(f"model is {told}; allowed: a torch.nn.Module")
 
 
 def has_batch_norm(model: nn.Module) -> bool:

@@ -329,6 +329,7 @@ def test_a_method_that_moves_no_image_takes_any():
         (lambda: cl.SignAttack(0.1, bounds=3), r"bounds is 3; allowed: \(lowest, highest\)"),
         (lambda: cl.PGDAttack([0.1, 0.2], norm="l2"), "allowed: a number with norm 'l2'"),
         (lambda: cl.normalised(0.1, 0.5, [0.2, 0.0]), "std is .*; allowed: numbers above 0"),
+        (lambda: cl.normalised(-0.1, 0.5, 0.2), "epsilon is -0.1; allowed: a number of at least 0"),
         (lambda: Ball([0.1] * 3).project(torch.zeros(4, 2, 3, 3)), r"shape \(4, 2, 3, 3\); allowed: \(B, 3, …\)"),
     ],
 )  # fmt: skip
@@ -357,3 +358,8 @@ def test_what_is_no_batch_of_tokens_is_refused(batch, layer, message):
 def test_token_ids_without_a_layer_are_refused_with_the_argument_that_takes_them():
     with pytest.raises(ValueError, match=r"floats in \[0, 1\], or token ids with lookahead\(…, embeddings="):
         next(cl.lookahead([(torch.zeros(2, 3).long(), torch.zeros(2))], steps=1))
+
+
+def test_a_batch_without_images_is_refused():
+    with pytest.raises(ValueError, match="the number of images in a batch is 0; allowed: at least 1"):
+        next(cl.lookahead([(torch.zeros(0, 3, 8, 8), torch.zeros(0).long())], steps=1))

@@ -247,6 +247,40 @@ def test_an_optimizer_with_both_branches_is_not(name, every, to_none):
             optimizer.zero_grad(set_to_none=to_none)
 
 
+@pytest.mark.parametrize(
+    ("step", "criterion", "message"),
+    [
+        (
+            (torch.rand(2, 1, 8, 8), torch.zeros(2).long()),
+            nn.CrossEntropyLoss(),
+            "step is of type tuple; allowed: what iterating",
+        ),
+        (None, nn.CrossEntropyLoss, r"the criterion is the class CrossEntropyLoss; allowed: an object"),
+        (None, "ce", r"the criterion is 'ce'; allowed: an object, such as torch.nn.CrossEntropyLoss\(\)"),
+    ],
+)
+@pytest.mark.parametrize("method", [cl.Vanilla(), cl.ConAdv(cl.SignAttack(0.1)), cl.Recycled(0.1), cl.SAM()])
+def test_what_is_no_step_or_no_criterion_is_refused(method, step, criterion, message):
+    steps = cl.lookahead([(torch.rand(2, 1, 8, 8), torch.zeros(2).long())], 1, method.lookahead)
+    with pytest.raises(ValueError, match=message):
+        method.backward(mixture_batch_norm(small_cnn()), step or next(steps), criterion)
+
+
+def test_a_criterion_that_fails_says_on_what():
+    images, labels = torch.rand(4, 2, 6, 6), torch.zeros(4)
+    step = next(cl.lookahead([(images, labels)], 1))
+    with pytest.raises(
+        ValueError, match=r"the criterion fails on outputs float32 \(4, \d+\) and labels float32 \(4,\): "
+    ):
+        cl.Vanilla().backward(small_cnn(), step, nn.CrossEntropyLoss())
+
+
+@pytest.mark.parametrize("weights", [0.5, (1,), "ab", (0, 0), (-1, 1)])
+def test_what_are_no_loss_weights_is_refused(weights):
+    with pytest.raises(ValueError, match=r"weights is .*; allowed: two numbers of at least 0, not both 0"):
+        cl.ConAdv(cl.SignAttack(0.1), weights=weights)
+
+
 @pytest.mark.parametrize("attack", [0.03, None, cl.SignAttack])
 @pytest.mark.parametrize("method", [cl.ConAdv, cl.DisAdv])
 def test_what_is_no_attack_is_refused(method, attack):

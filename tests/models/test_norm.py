@@ -200,6 +200,14 @@ def test_recalibration_is_the_average_over_batches_and_keeps_the_mode():
     assert torch.equal(model[0].adversarial.running_mean, torch.zeros(2, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("convert", [mixture_batch_norm, plain_batch_norm])
+def test_what_is_no_module_is_refused(convert):
+    with pytest.raises(ValueError, match=r"model is of type OrderedDict; allowed: a torch\.nn\.Module"):
+        convert(small_cnn().state_dict())
+    with pytest.raises(ValueError, match=r"model is the class BatchNorm2d; allowed: a torch\.nn\.Module"):
+        convert(nn.BatchNorm2d)
+
+
 @pytest.mark.parametrize("branch", ["adverserial", (3, -1), 3, None])
 def test_an_unknown_branch_is_refused(branch):
     with pytest.raises(ValueError, match="branch is"), branch_of(mixture_batch_norm(small_cnn()), branch):

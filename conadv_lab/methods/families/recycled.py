@@ -77,10 +77,11 @@ class Recycled(TwoBranches):
         return bool(self.pending) and step.number > 0 and self._made_in in (None, step.number - 1)
 
     def begin(self, model: nn.Module, step: Step, criterion: Criterion) -> Criterion:
+        criterion = self.checked(model, step, criterion)
         self._slots.reserve(step.size())
         if self._is_pending(step):
             self.pending = self._slots.adopt(0, self.pending)
-        return self.checked(model, step, criterion)
+        return criterion
 
     def kind(self, step: Step) -> Hashable:
         return self._is_pending(step), self._slots.version

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from conadv_lab.mistakes import require
+from conadv_lab.mistakes import FROM_0, require
+from conadv_lab.reading import fits
 from conadv_lab.sharpness.measures.study import UNCHANGED, Outcome, Study, register
 from conadv_lab.sharpness.operators.matrices import Fisher, Hessian
 from conadv_lab.sharpness.problem.groups import group_mean, groups
@@ -116,10 +118,10 @@ def lr_lambda_max(study: Study) -> Outcome:
     Raises:
         ValueError: ``facts`` has no learning rate.
     """
-    rate = study.facts.get("learning_rate")
-    if not isinstance(rate, (int, float)) or isinstance(rate, bool):
+    rate: Any = study.facts.get("learning_rate")
+    if not fits(rate, float) or not FROM_0[0](rate):
         raise ValueError(
-            f"lr_lambda_max has learning_rate {rate!r}; allowed: a number in facts['learning_rate']"
+            f"lr_lambda_max has learning_rate {rate!r}; allowed: a number of at least 0 in facts['learning_rate']"
         )
     found = study.eigen(1)
     told = {"converged": found.converged, "matrix": "Hessian"}

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
 
-from conadv_lab.mistakes import require, unknown
+from conadv_lab.mistakes import ABOVE_0, COUNT, COUNT_OR_0, SHARE, require, require_ranges, unknown
+from conadv_lab.reading import allowed, fits
 from conadv_lab.sharpness.operators.matrices import GGN, Hessian
 from conadv_lab.sharpness.problem.problem import Criterion, Problem
 from conadv_lab.sharpness.spectrum.density import Density, density
@@ -70,13 +71,26 @@ class Settings:
     epsilon: float = 1 / 255
     pgd_steps: int = 10
 
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            require(fits(getattr(self, name), kind), name, getattr(self, name), allowed(kind))
+        require(0 < self.confidence < 1, "confidence", self.confidence, "above 0 and below 1")
+        require_ranges(
+            self, accuracy=ABOVE_0, max_samples=COUNT, deflate=COUNT_OR_0, probes=COUNT, steps=COUNT, damping=ABOVE_0,
+            ascent_steps=COUNT, restarts=COUNT_OR_0, m=COUNT, subspace=COUNT, epsilon=SHARE, pgd_steps=COUNT,
+        )  # fmt: skip
+        for name in ("rhos", "adaptive_rhos", "relative_rhos", "keskar_epsilons"):
+            sizes = getattr(self, name)
+            fine = sizes and all(ABOVE_0[0](size) for size in sizes)
+            require(fine, name, sizes, "at least one number, each above 0")
+
     @classmethod
     def of(cls, **given: Any) -> "Settings":
         """Settings from keywords; the error for an unknown one suggests the nearest name."""
-        allowed = [f.name for f in fields(cls)]
+        known = [f.name for f in fields(cls)]
         for name in given:
-            if name not in allowed:
-                raise unknown("setting", name, allowed)
+            if name not in known:
+                raise unknown("setting", name, known)
         return cls(**given)
 
 

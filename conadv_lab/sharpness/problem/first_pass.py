@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from conadv_lab.criteria import logits
+from conadv_lab.criteria import failing, kinds, logits
 from conadv_lab.sharpness.problem.checks import check_labels, check_loss, check_mean, check_shape
 from conadv_lab.sharpness.problem.classes import classes_of
 from conadv_lab.sharpness.problem.effects import WAYS, bypassed, hidden, listed, reentrant
@@ -41,11 +41,9 @@ def go_through(problem: "Problem", named: bool) -> None:
                 output = problem.outputs(leaves, inputs)
             problem.rows &= output.shape[:1] == (int(share),)
             check_labels(output, targets, problem.criterion, index)
-            try:
-                with Divisors() as seen:
-                    loss = problem.criterion(output, targets)
-            except IndexError as error:
-                raise ValueError(f"the criterion fails on batch {index}: {error}") from error
+            told = f"outputs {kinds(output)}, targets {kinds(targets)}"
+            with failing(f"the criterion fails on batch {index} ({told})"), Divisors() as seen:
+                loss = problem.criterion(output, targets)
             check_shape(loss)
             run = partial(_part, problem, leaves, inputs, targets)
             if index == 0:
@@ -81,7 +79,8 @@ def _meet(problem: "Problem", leaves: list[Tensor], inputs: Any, targets: Any) -
     few = slice(0, 3)
     problem.differentiates = True  # until known
     with torch.random.fork_rng(_cuda(problem)):
-        with GradientWatch() as watch:
+        told = f"inputs {kinds(inputs)}, weights {str(leaves[0].dtype).removeprefix('torch.')}"
+        with failing(f"the model fails on batch 0 ({told})"), GradientWatch() as watch:
             raw = problem.outputs(leaves, take(inputs, few), raw_alone=True)
         problem.differentiates = watch.found
         floating = [t for t in tree_leaves(raw) if isinstance(t, Tensor) and t.is_floating_point()]

@@ -101,6 +101,8 @@ class Problem(Snapshot):
     ) -> None:
         if bn not in BN_MODES:
             raise unknown("bn", bn, BN_MODES)
+        if dtype is not None and not isinstance(dtype, torch.dtype):
+            raise ValueError(f"dtype is {dtype!r}; allowed: a torch.dtype, such as torch.float64, or None")
         if torch.is_inference_mode_enabled():
             raise ValueError("torch.inference_mode is on, which disables gradients; measure outside of it")
         model = unwrapped(model)

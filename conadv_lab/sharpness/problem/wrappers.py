@@ -32,8 +32,10 @@ def require_whole(model: nn.Module) -> None:
     """Reject a model whose weights cannot be replaced or are sharded.
 
     Raises:
-        ValueError: TorchScript modules, or parameters that are sharded over processes.
+        ValueError: no module, TorchScript modules, or parameters that are sharded over processes.
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"the model is of type {type(model).__name__}; allowed: a torch.nn.Module")
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             which = f"module {name!r} of the model" if name else "the model"

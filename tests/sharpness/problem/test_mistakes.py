@@ -1,5 +1,7 @@
 """Each mistake of a user is one clear sentence."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -42,6 +44,30 @@ MISTAKES = {
     "bn": ({"bn": "evaluation"}, "Did you mean 'eval'"),
     "k": ({"k": 0, "measures": ("top_eigenvalues",)}, "k is 0"),
     "not batches": ({"batches": 3}, "batches is int"),
+    "float labels": (
+        {"batches": [(BATCHES[0][0], BATCHES[0][1].float())]},
+        "the criterion fails on batch 0 (outputs float32 (",
+    ),
+    "another dtype": (
+        {"batches": [(BATCHES[0][0].double(), BATCHES[0][1])]},
+        "the model fails on batch 0 (inputs float64 (",
+    ),
+    "another shape": (
+        {"batches": [(BATCHES[0][0].flatten(1)[:, :1], BATCHES[0][1])]},
+        "the model fails on batch 0 (inputs",
+    ),
+    "no model": ({"model": None}, "the model is of type NoneType; allowed: a torch.nn.Module"),
+    "no dtype": ({"dtype": "float64"}, "dtype is 'float64'; allowed: a torch.dtype"),
+    "one radius": ({"rhos": 0.1}, "rhos is 0.1; allowed: a list of numbers"),
+    "no radius": ({"rhos": ()}, "rhos is (); allowed: at least one number"),
+    "half an eigenvalue": ({"k": 1.5}, "k is 1.5; allowed: a whole number"),
+    "percent": ({"confidence": 95.0}, "confidence is 95.0; allowed: above 0 and below 1"),
+    "no group": ({"m": 0}, "m is 0; allowed: a whole number of at least 1"),
+    "negative epsilon": ({"epsilon": -1.0}, "epsilon is -1.0; allowed: 0 to 1"),
+    "negative rate": (
+        {"measures": ("lr_lambda_max",), "facts": {"learning_rate": -1}},
+        "learning_rate -1; allowed: a number of at",
+    ),
 }
 
 
@@ -49,7 +75,7 @@ MISTAKES = {
 def test_a_mistake_is_told(mistake):
     change, told = MISTAKES[mistake]
     arguments = {"model": mlp(), "criterion": nn.CrossEntropyLoss(), "batches": BATCHES} | change
-    with pytest.raises(ValueError, match=told.replace("(", r"\(")) as caught:
+    with pytest.raises(ValueError, match=re.escape(told)) as caught:
         measure(**arguments)
     assert "\n" not in str(caught.value)
 

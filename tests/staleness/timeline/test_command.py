@@ -147,7 +147,7 @@ def test_the_fit_is_shown(capsys, tmp_path):
         (["timeline", "--calibrate", "nowhere"], "nowhere is not a run folder"),
         (["report", "--html", "x.html", "--dynamics", "none.csv"], "none.csv is no file; allowed: the table"),
         (["report", "--html", "x.html", "--devices", "1"], "devices is 1; allowed: a whole number of at least 2"),
-        (["report", "--html", "x.html", "--figures", __file__], "is a file; allowed: a folder"),
+        (["report", "--html", "x.html", "--figures", __file__], "is a file; pass the path of a folder as --figures"),
         (["--best", "--method", "vanilla"], "method is 'vanilla'; allowed: conadv, advprop, asyncsam, fgsm-rs, sampa"),
         (["--best", "--method", "conadv", "asyncsam"], "method is 'conadv asyncsam'; allowed: one with --best"),
         (["--best", "--placement", "ranks"], "placement is 'ranks'; allowed with --best: none"),
