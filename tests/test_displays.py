@@ -52,6 +52,7 @@ def test_a_report_shows_its_numbers_and_names_its_curves():
         "examples 1,000",
     ):
         assert text in shown
+    assert "on examples 1,000" in report(split=None)._repr_html_()
     assert "<script" not in table(["a"], [["<script>"]])
 
 

@@ -267,7 +267,7 @@ def _print_dry(order: send.New) -> None:
     for number, (path, _) in enumerate(order.runs):
         print(f"{number:5d}  {path}")
     if profile.is_local:
-        print(f"# command of each run\n{local.python(profile, order.batch.code)}")
+        print(f"# what starts each run's Python\n{local.python(profile, order.batch.code)}")
         return
     scripts = order.batch.scripts()
     for number, script in enumerate(scripts, 1):

@@ -87,7 +87,8 @@ def load(name: str) -> Profile:
         if (folder / f"{name}.toml").is_file():
             return _read(folder / f"{name}.toml")
     if name not in BUILT_IN:
-        raise unknown("profile", name, names())
+        own = "Yours is a file NAME.toml in ~/.config/conadv_lab/profiles"
+        raise ValueError(f"{unknown('profile', name, names())} {own}")
     return _LOCAL if name == "local" else Profile()
 
 

@@ -161,7 +161,9 @@ class Report:
         curves = [m.name for m in self.measures if not m.parts()]
         more = f"; in sharpness.figures: {', '.join(curves)}" if curves else ""
         known = self.conditions
-        told = ", ".join(f"{key.replace('_', ' ')} {number(known[key])}" for key in SHOWN if key in known)
+        told = ", ".join(
+            f"{key.replace('_', ' ')} {number(known[key])}" for key in SHOWN if known.get(key) is not None
+        )
         return table(("measure", "part", "value", "error"), rows, f"Sharpness on {told}{more}")
 
     @classmethod
