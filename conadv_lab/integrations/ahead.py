@@ -101,8 +101,17 @@ class Ahead:
         self.trained = step.number + 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Pending attacks and the loader's position: tensors and plain values only."""
+        """Pending attacks and the loader's position: tensors and plain values only.
+
+        Raises:
+            ValueError: steps were fetched or trained without `done`, so that the position is unknown.
+        """
         first = self._first(self.trained)
+        if first < min(self._held, default=first):
+            raise ValueError(
+                f"{self.number} steps were fetched and {self.trained} are done; allowed: one more than are done; "
+                "call done(step) after each step of the optimizer"
+            )
         epoch, place = self._places.get(first, (self._reader.epoch, self._reader.place))
         held = [number for number in sorted(self._held) if number >= first]
         return {
@@ -124,16 +133,16 @@ class Ahead:
         self.number = self.trained = state["number"]
         for number in state["held"]:
             self._hold(number)
-        if self._checksum(state["held"]) == state["images"]:
-            device = self.device
-            own = state["method"] if device is None else on_device(state["method"], torch.device(device))
-            self.method.load_state_dict(own)
-            return
-        warnings.warn(
-            f"the loader gives other images for step {self.number} than before the stop, so pending steps are "
-            "attacked again; images that depend only on (epoch, index) or on torch's, NumPy's or Python's random state "
-            "are reproduced"
-        )
+        method = state["method"]
+        if self._checksum(state["held"]) != state["images"]:
+            again = ", so pending steps are attacked again" if method.get("pending") else ""
+            warnings.warn(
+                f"the loader gives other images for step {self.number} than before the stop{again}; images that depend "
+                "only on (epoch, index) or on torch's, NumPy's or Python's random state are reproduced"
+            )
+            method = method | {"pending": type(method["pending"])()} if again else method
+        device = self.device
+        self.method.load_state_dict(method if device is None else on_device(method, torch.device(device)))
 
     def _next(self) -> Step:
         number, ahead, replays = self.number, self.method.lookahead, self.method.replays

@@ -137,6 +137,33 @@ def test_images_that_do_not_come_back_are_told_of_and_attacked_anew():
     trained(ahead, model, optimizer, method, until=4)
 
 
+def test_a_method_keeps_what_belongs_to_no_image():
+    """LookSAM's gradient is kept when images differ, and nothing is said to be attacked again."""
+    model, method, optimizer = cl.mixture_batch_norm(small_cnn()), cl.LookSAM(0.05, every=5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    ahead = Ahead(plain(), method)
+    trained(ahead, model, optimizer, method, until=2)
+    state, again = ahead.state_dict(), cl.LookSAM(0.05, every=5)
+    ahead = Ahead([(images.flip(-1), labels) for images, labels in plain()], again)
+    with pytest.warns(UserWarning, match="than before the stop; images that depend"):
+        ahead.load_state_dict(state)
+    (mine,), (theirs,) = (sum(one.state_dict()["shared"]["kept"], []) for one in (again, method))
+    assert all(torch.equal(one, other) for one, other in zip(mine, theirs, strict=True))
+
+
+def test_steps_that_nobody_reported_cannot_be_saved():
+    ahead = Ahead(plain(), METHODS["recycled"]())
+    steps = iter(ahead)
+    for _ in range(2):
+        next(steps)
+    ahead.state_dict()
+    next(steps)
+    with pytest.raises(
+        ValueError, match=r"3 steps were fetched and 0 are done; allowed: .* call done\(step\) after"
+    ):
+        ahead.state_dict()
+
+
 def test_steps_end_where_they_are_told():
     ahead = Ahead(plain(), METHODS["conadv"](), steps=7)
     assert [len(list(ahead)) for _ in range(3)] == [5, 2, 0]
