@@ -17,7 +17,7 @@ from conadv_lab.launch.options import RunOptions
 from conadv_lab.launch.profiles import Profile
 from conadv_lab.launch.records import Record, find_runs, last, log_files, short_name, tail
 from conadv_lab.launch.sweep import Planned, plan
-from conadv_lab.mistakes import counted, creatable, writable
+from conadv_lab.mistakes import counted, creatable, require_count, writable
 
 Kind = TypeVar("Kind")
 UNUSABLE = ("%", ":", "'", '"', "\\", "\n")
@@ -102,6 +102,7 @@ def logs(words: list[str]) -> int:
         """How many lines to show of standard output and of standard error."""
 
     asked = _parsed(Logs, words, "logs")
+    require_count(lines=asked.lines)
     sent = last(Record(asked.run).events(), "submitted")
     if sent is None:
         raise ValueError(f"{asked.run} has no logs: it was not sent with submit")

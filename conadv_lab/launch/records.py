@@ -4,6 +4,7 @@
 The name begins with a dot so that training treats a folder that was only queued as empty.
 """
 
+import contextlib
 import json
 import os
 import time
@@ -58,12 +59,25 @@ class Record:
             os.close(handle)
 
     def events(self) -> list[dict[str, Any]]:
-        """All events, oldest first; a line cut short by a kill is skipped."""
+        """All events, oldest first."""
         try:
             text = (self.folder / "events.jsonl").read_text()
         except FileNotFoundError:
             return []
-        return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+        return whole_lines(text)
+
+
+def whole_lines(text: str) -> list[dict[str, Any]]:
+    """The objects of a JSON Lines file or of its end; a line cut short by a kill or a full disk is skipped.
+
+    >>> whole_lines('p": 1}\\n{"step": 2}\\n{"st{"step": 3}\\n')
+    [{'step': 2}]
+    """
+    found = []
+    for line in text.splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            found.append(json.loads(line))
+    return [one for one in found if isinstance(one, dict)]
 
 
 def last(events: list[dict[str, Any]], *names: str) -> dict[str, Any] | None:

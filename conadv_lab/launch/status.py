@@ -4,7 +4,6 @@ Without accounting SLURM forgets a job minutes after it ends, and it reports FAI
 so the worker's events and SLURM's lines in the log are read as well.
 """
 
-import json
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any
 
 from conadv_lab.config import Config
 from conadv_lab.launch import local, slurm, words
-from conadv_lab.launch.records import Record, last, log_files, tail
+from conadv_lab.launch.records import Record, last, log_files, tail, whole_lines
 from conadv_lab.runs import RunFolder
 
 Queue = Mapping[str, tuple[str, str]]
@@ -179,10 +178,8 @@ def _clean_batch(record: Record, config: Config) -> int:
 
 
 def _newest_metrics(record: Record) -> dict[str, Any] | None:
-    for line in reversed(tail(record.path / "metrics.jsonl", 4096).splitlines()):
-        if line.endswith("}"):
-            return json.loads(line)
-    return None
+    lines = whole_lines(tail(record.path / "metrics.jsonl", 4096))
+    return lines[-1] if lines else None
 
 
 def _last_step(record: Record) -> str:

@@ -260,6 +260,10 @@ def test_the_same_command_runs_here_and_can_be_repeated(no_slurm, capsys, tmp_pa
     manifest = json.loads((chosen / "manifest.json").read_text())
     assert {"commit", "diff", "packages", "machine", "slurm", "data"} <= manifest.keys()
     assert "step 3/3" in run(capsys, "logs", chosen)[1]
+    assert (
+        "lines is -3; allowed: a whole number of at least 1"
+        in run(capsys, "logs", chosen, "--lines", "-3")[2]
+    )
     assert '"event": "finished"' in run(capsys, "show", chosen)[1]
     _, out, _ = run(capsys, "show", chosen, "--reproduce")
     folder, repeat = (shlex.split(line) for line in out.splitlines()[-2:])

@@ -130,10 +130,11 @@ def test_a_slice_that_does_not_come_in_fives_is_refused_before_the_run():
     config = resolved(tiny(method="fast-advprop", batch_norm="sync", global_batch=36))
     images, ranks = image_set(90), Ranks(count=3)
     assert build_stream(config, method_of(config), images, ranks).own_spans(0) == [(0, 15)]
-    with pytest.raises(
-        ValueError, match="images of a micro-batch is 22; allowed: a multiple of 5 on each rank"
-    ):
-        build_stream(config, method_of(config), images, Ranks(count=2))
+    both = {"early_method": "fast-advprop", "late_method": "fast-advprop"}
+    late = resolved(tiny(method="late-sam", **both, batch_norm="sync", global_batch=36))
+    for other in (config, late):
+        with pytest.raises(ValueError, match="micro-batch is 22; allowed: a multiple of 5 on each rank"):
+            build_stream(other, method_of(other), images, Ranks(count=2))
 
 
 def test_the_simulator_takes_their_own_staleness():

@@ -99,6 +99,10 @@ class LateSAM(Method):
         for method in (self.early, self.late):
             method.check(config)
 
+    def require_cut(self, images: int) -> None:
+        for method in (self.early, self.late):
+            method.require_cut(images)
+
     def attach(self, optimizer: Optimizer | None, gradients: Gradients = ALONE) -> None:
         super().attach(optimizer, gradients)
         for method in (self.early, self.late):
