@@ -8,7 +8,7 @@ import torch
 from conadv_lab import train as train_command
 from conadv_lab.config import Config, resolved
 from conadv_lab.data.lookahead import lookahead
-from conadv_lab.methods import method_of, options_of
+from conadv_lab.methods import METHODS, method_of, options_of
 from conadv_lab.methods.attack import PGDAttack, SignAttack
 from conadv_lab.methods.families.advprop import FastAdvProp
 from conadv_lab.methods.families.conadv import DisAdv
@@ -135,6 +135,16 @@ def test_a_slice_that_does_not_come_in_fives_is_refused_before_the_run():
     for other in (config, late):
         with pytest.raises(ValueError, match="micro-batch is 22; allowed: a multiple of 5 on each rank"):
             build_stream(other, method_of(other), images, Ranks(count=2))
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "late-sam"])
+def test_late_sam_without_a_late_part_is_its_early_method(method, tmp_path):
+    early = {"method": "late-sam", "early_method": method, "late_method": method, "late_share": 0.0}
+    digests = [
+        digest(train(tiny(**changes), tmp_path / str(number), progress="none"))
+        for number, changes in enumerate(({"method": method}, early))
+    ]
+    assert digests[0] == digests[1]
 
 
 def test_the_simulator_takes_their_own_staleness():

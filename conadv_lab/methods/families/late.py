@@ -73,6 +73,7 @@ class LateSAM(Method):
         self._is_late = False
         self.clean_fraction = early.clean_fraction
         self.altered_fraction = self._mean(early.altered_fraction, late.altered_fraction)
+        self.replays = early.replays
         self.lookahead = max(early.lookahead, late.lookahead)
         self.two_branches = early.two_branches or late.two_branches
         self.copies = max(early.copies, late.copies)
@@ -83,6 +84,10 @@ class LateSAM(Method):
         if beside > 1e-9:  # the simulator adds this to the training passes
             self.side = "attack" if "ascent" not in (early.side, late.side) else "ascent"
             self.side_steps = beside * (1.5 if self.side == "attack" else 1)
+
+    @property
+    def new_fraction(self) -> float:
+        return self.early.new_fraction
 
     @classmethod
     def of(cls, config: Config) -> Method:
