@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -19,6 +19,7 @@ from conadv_lab.files import write_json
 from conadv_lab.methods.base import Losses
 from conadv_lab.methods.families.conadv import ConAdv
 from conadv_lab.methods.placement import OtherRanks
+from conadv_lab.mistakes import unknown
 from conadv_lab.models.options import GRAPH_MODES
 from conadv_lab.optim.groups import learning_rates, set_learning_rate
 from conadv_lab.optim.rates import why_not
@@ -83,6 +84,12 @@ def prepare(
     Raises:
         ValueError: as for `train`.
     """
+    if not isinstance(config, Config):
+        raise ValueError(
+            f"config is {config!r}; allowed: a Config, such as conadv_lab.recipes.find('digits-conadv')()"
+        )
+    if progress not in get_args(Progress):
+        raise unknown("progress", progress, get_args(Progress))
     config = resolved(config)
     ranks = join(config)
     with ranks.failures_told(), ranks.agreed():

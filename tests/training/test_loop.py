@@ -62,6 +62,14 @@ def train_killed_before(step: int, config: Config, out: Path, monkeypatch) -> No
             train(config, out, resume=True, progress="none")
 
 
+def test_what_is_no_config_or_no_progress_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"config is 'digits-conadv'; allowed: a Config, such as"):
+        train("digits-conadv", tmp_path / "run")
+    with pytest.raises(ValueError, match=r"unknown progress 'no'; allowed: auto, none\. Did you mean 'none'"):
+        train(tiny(), tmp_path / "run", progress="no")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("method", rest_slow(METHODS, "conadv", "recycled-equal"))
 def test_resumed_is_bitwise_as_if_never_stopped(method, tmp_path, monkeypatch):
     config = tiny(method=method, staleness=3, ema=0.9, evaluate_every=3, pgd_images=20, micro_batch=8, crop=1)
