@@ -119,7 +119,7 @@ class Ahead:
             "seed": self._reader.seed,
             "epoch": epoch,
             "place": place,
-            "generators": self._reader.starts.get(epoch, []),
+            "generators": self._reader.starts.get(epoch, self._reader.states()),
             "held": held,
             "images": self._checksum(held),
             "method": self.method.state_dict(),
@@ -209,7 +209,7 @@ class _Reader:
     def __init__(self, loader: Iterable[Any], seed: int, embeddings: nn.Module | None) -> None:
         self.loader, self.seed, self.embeddings = loader, seed, embeddings
         self.epoch = self.place = self._images = 0
-        self.starts: dict[int, list[Tensor]] = {}
+        self.starts: dict[int, list[Tensor | None]] = {}
         self._batches: Iterator[Any] | None = None
         self._random = _Random(seed, 0)
 
@@ -224,11 +224,15 @@ class _Reader:
         self.place += 1
         return batch, where
 
-    def go_to(self, epoch: int, place: int, generators: list[Tensor]) -> None:
+    def go_to(self, epoch: int, place: int, states: list[Tensor | None]) -> None:
         """Read an epoch again up to its batch ``place``."""
         self.epoch, self.place, self._images = epoch, 0, 0
-        for generator, state in zip(self._generators(), generators, strict=True):
-            generator.set_state(state)
+        if any(now is None and then is not None for now, then in zip(self.states(), states, strict=True)):
+            self.read(None)  # Accelerate's sampler, for one, creates its generator with the first batch
+            self.place = self._images = 0
+        for generator, state in zip(self._generators(), states, strict=True):
+            if generator is not None and state is not None:
+                generator.set_state(state)
         self._begin()
         for _ in range(place):
             self.read(None)
@@ -251,7 +255,7 @@ class _Reader:
 
     def _begin(self) -> None:
         self.starts = {e: states for e, states in self.starts.items() if e >= self.epoch - 2}
-        self.starts[self.epoch] = [generator.get_state() for generator in self._generators()]
+        self.starts[self.epoch] = self.states()
         samplers = (getattr(self.loader, "sampler", None), getattr(self.loader, "batch_sampler", None))
         parts: tuple[Any, ...] = (self.loader, *samplers)
         for part in parts:
@@ -261,12 +265,15 @@ class _Reader:
         with self._random.used():
             self._batches = iter(self.loader)
 
-    def _generators(self) -> list[torch.Generator]:
-        """The generators of the loader and its samplers, each once."""
+    def _generators(self) -> list[torch.Generator | None]:
+        """The generators of the loader, its sampler and its batch sampler's sampler; None where there is none."""
         sampler = getattr(self.loader, "sampler", None)
         inner = getattr(getattr(self.loader, "batch_sampler", None), "sampler", None)
         found = (getattr(part, "generator", None) for part in (self.loader, sampler, inner))
-        return list({id(one): one for one in found if isinstance(one, torch.Generator)}.values())
+        return [one if isinstance(one, torch.Generator) else None for one in found]
+
+    def states(self) -> list[Tensor | None]:
+        return [one if one is None else one.get_state() for one in self._generators()]
 
 
 class _Random:

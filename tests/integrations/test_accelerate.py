@@ -42,7 +42,7 @@ def test_five_steps_are_those_of_our_loop(ours, batches):
     assert_equal_parameters(model, ours)
 
 
-@pytest.mark.parametrize("stop", [3, 4])
+@pytest.mark.parametrize("stop", [3, 4, 6])
 def test_a_resumed_state_goes_on_bitwise(stop, tmp_path):
     draw = torch.Generator().manual_seed(0)
     data = TensorDataset(torch.rand(16, 2, 6, 6, generator=draw), torch.randint(0, 4, (16,), generator=draw))

@@ -103,9 +103,9 @@ class KilledAfter(transformers.TrainerCallback):
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("stop", [3, 4])
+@pytest.mark.parametrize("stop", [3, 4, 6])
 def test_resumed_after_an_exception_it_goes_on_bitwise(name, stop, tmp_path):
-    """In the middle of an epoch of four steps, and at its end; the Trainer shuffles."""
+    """In the middle of an epoch of four steps, at its end, and in the next; the Trainer shuffles."""
     whole = trainer_of(name, tmp_path / "whole", 7)
     whole.train()
     killed = trainer_of(name, tmp_path / "part", 7)
@@ -120,6 +120,13 @@ def test_resumed_after_an_exception_it_goes_on_bitwise(name, stop, tmp_path):
     assert resumed.state.epoch == whole.state.epoch == 1.75
     for key, value in whole.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[key]), key
+
+
+def test_a_finished_run_that_is_resumed_stays_as_it_is(tmp_path):
+    trainer_of("conadv", tmp_path, 6).train()
+    resumed = trainer_of("conadv", tmp_path, 6)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 6
 
 
 @pytest.mark.slow

@@ -88,9 +88,9 @@ def fitted(name: str, folder, steps: int, checkpoint=None, seed: int = 1, callba
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("stop", [3, 4])
+@pytest.mark.parametrize("stop", [3, 4, 6])
 def test_resumed_from_a_checkpoint_it_goes_on_bitwise(name, stop, tmp_path):
-    """In the middle of an epoch of four steps, and at its end."""
+    """In the middle of an epoch of four steps, at its end, and in the next."""
     whole = fitted(name, tmp_path / "whole", 7)
     fitted(name, tmp_path / "part", stop)
     resumed = fitted(name, tmp_path / "part", 7, tmp_path / "part" / f"step={stop}.ckpt", seed=2)

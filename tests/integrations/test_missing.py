@@ -11,7 +11,7 @@ from torch import nn
 from conadv_lab import extras
 from conadv_lab.integrations import huggingface, lightning
 from conadv_lab.integrations.probe import SharpnessProbe
-from tests.integrations.test_page import EXAMPLES, NEEDED
+from tests.integrations import examples
 
 LIBRARIES = ("lightning", "pytorch_lightning", "transformers", "accelerate", "wandb", "mlflow", "tensorboard")
 
@@ -85,9 +85,8 @@ OWN = {
 def test_each_adapter_runs_without_the_others_libraries(library, tmp_path):
     if any(find_spec(name) is None for name in OWN[library]):
         pytest.skip("the extra [adapters] is not installed")
-    (code,) = [code for code in EXAMPLES if NEEDED[library] in code]
     others = {*LIBRARIES, "mlflow_skinny", "onnx", "onnxscript", "timm"} - OWN[library]
-    run = without(others, code, tmp_path)
+    run = without(others, examples.of(library), tmp_path)
     assert run.returncode == 0, run.stderr
 
 
