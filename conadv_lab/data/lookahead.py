@@ -191,9 +191,8 @@ def _named(batch: Mapping[Any, Any], names: tuple[str, ...], what: str) -> Any:
     found = [name for name in names if name in batch]
     if len(found) == 1:
         return batch[found[0]]
-    raise ValueError(
-        f"a batch has the keys {', '.join(map(str, batch))}; allowed: one of {', '.join(names)} for the {what}"
-    )
+    keys = f"the keys {', '.join(map(str, batch))}" if batch else "no keys"
+    raise ValueError(f"a batch has {keys}; allowed: one of {', '.join(names)} for the {what}")
 
 
 def _tensor(values: Any, what: str) -> Tensor:

@@ -19,9 +19,16 @@ def look_ahead(accelerator: Any, loader: Iterable[Any], method: Method, **option
         options: further arguments of `Ahead`.
 
     Raises:
-        ValueError: several processes, or mixed precision with scaled gradients.
+        ValueError: several processes, accumulation by Accelerate, or mixed precision with scaled gradients.
     """
+    if not hasattr(accelerator, "num_processes"):
+        raise ValueError(f"accelerator is a {type(accelerator).__name__}; allowed: an accelerate.Accelerator")
     require_one_process("Accelerate", accelerator.num_processes)
+    batches = accelerator.gradient_accumulation_steps
+    if batches != 1:
+        raise ValueError(
+            f"gradient_accumulation_steps is {batches}; allowed: 1, and look_ahead(…, accumulate={batches})"
+        )
     if accelerator.mixed_precision == "fp16":
         raise ValueError(
             "mixed_precision is 'fp16'; allowed: 'no' and 'bf16', as loss scaling does not cover the attack"

@@ -29,6 +29,21 @@ def require_one_process(trainer: str, processes: int) -> None:
         )
 
 
+def require_method(method: object) -> None:
+    """Raise ``ValueError`` for anything but a method, such as its name."""
+    require(isinstance(method, Method), "method", method, "a method, such as ConAdv(SignAttack(1 / 255))")
+
+
+def require_first(mixin: type, cls: type) -> None:
+    """Raise ``TypeError`` if a class takes its training step from a library's class before the mixin."""
+    owner = next(one for one in cls.__mro__ if "training_step" in vars(one))
+    if not issubclass(owner, mixin):
+        raise TypeError(
+            f"{cls.__name__} has {owner.__name__} before {mixin.__name__}; allowed: "
+            f"class {cls.__name__}({mixin.__name__}, {owner.__name__})"
+        )
+
+
 class Ahead:
     """A loader whose items are steps that see the batches of later steps, as from `conadv_lab.lookahead`.
 
@@ -71,6 +86,7 @@ class Ahead:
         seed: int | None = None,
         embeddings: nn.Module | None = None,
     ) -> None:
+        require_method(method)
         for name, value in (("accumulate", accumulate), ("steps", 1 if steps is None else steps)):
             require(isinstance(value, int) and value >= 1, name, value, "a whole number of at least 1")
         self.loader, self.method, self.accumulate, self.steps = loader, method, accumulate, steps

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from conadv_lab import extras
 from conadv_lab.data.loader import Step
-from conadv_lab.integrations.ahead import Ahead, require_one_process
+from conadv_lab.integrations.ahead import Ahead, require_first, require_method, require_one_process
 from conadv_lab.integrations.probe import SharpnessProbe
 from conadv_lab.methods.base import Method
 from conadv_lab.methods.forwards import Criterion
@@ -40,6 +40,10 @@ class TrainerMethod:
         ValueError: arguments that the method does not support.
     """
 
+    def __init_subclass__(cls, **others: Any) -> None:
+        super().__init_subclass__(**others)
+        require_first(TrainerMethod, cls)
+
     def __init__(
         self,
         *,
@@ -49,6 +53,7 @@ class TrainerMethod:
         embeddings: nn.Module | None = None,
         **others: Any,
     ) -> None:
+        require_method(method)
         super().__init__(**others)
         self.method, self.accumulate, self.embeddings = method, accumulate, embeddings
         self.criterion = criterion or nn.CrossEntropyLoss()
@@ -56,8 +61,23 @@ class TrainerMethod:
         self._checkpoint: Path | None = None
         _require_plain(self.args)  # type: ignore[attr-defined]
 
+    def _require_no_other_loss(self) -> None:
+        trainer: Any = self
+        library = extras.load("transformers", "adapters", "TrainerMethod").Trainer
+        smoothing = trainer.args.label_smoothing_factor
+        others = {
+            "compute_loss_func is given": trainer.compute_loss_func is not None,
+            "compute_loss is overridden": type(trainer).compute_loss is not library.compute_loss,
+            f"label_smoothing_factor is {smoothing}": smoothing,
+        }
+        for other in (told for told, present in others.items() if present):
+            raise ValueError(
+                f"{other}; allowed: the loss as criterion= of TrainerMethod, (outputs, labels) to a mean"
+            )
+
     def train(self, resume_from_checkpoint: str | bool | None = None, **others: Any) -> Any:
         """Like the Trainer's own; also restores pending attacks from the checkpoint."""
+        self._require_no_other_loss()
         trainer_utils = extras.load("transformers.trainer_utils", "adapters", "TrainerMethod")
         folder = resume_from_checkpoint
         if folder is True:

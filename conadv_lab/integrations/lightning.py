@@ -11,7 +11,7 @@ from torch import Tensor
 
 from conadv_lab import extras
 from conadv_lab.data.loader import Step
-from conadv_lab.integrations.ahead import Ahead, require_one_process
+from conadv_lab.integrations.ahead import Ahead, require_first, require_method, require_one_process
 from conadv_lab.integrations.probe import SharpnessProbe
 from conadv_lab.methods.base import Method
 from conadv_lab.methods.forwards import Criterion
@@ -35,7 +35,12 @@ class LightningMethod:
         criterion: (outputs, labels) to their mean loss.
     """
 
+    def __init_subclass__(cls, **others: Any) -> None:
+        super().__init_subclass__(**others)
+        require_first(LightningMethod, cls)
+
     def __init__(self, method: Method, criterion: Criterion, **others: Any) -> None:
+        require_method(method)
         super().__init__(**others)
         self.method, self.criterion = method, criterion
         self.automatic_optimization = False
@@ -86,10 +91,14 @@ class LightningMethod:
         """Reject settings that the method does not support."""
         trainer = self.trainer  # type: ignore[attr-defined]
         require_one_process("Lightning", trainer.world_size)
-        if trainer.precision in ("16-mixed", "16-true"):
+        if trainer.precision not in ("32-true", "bf16-mixed"):
             raise ValueError(
-                f"precision is {trainer.precision!r}; allowed: '32-true', '64-true', 'bf16-mixed' and 'bf16-true', as "
-                "loss scaling does not cover the attack"
+                f"precision is {trainer.precision!r}; allowed: '32-true' and 'bf16-mixed', as loss scaling does not "
+                "cover the attack; for others convert module and images yourself, as by module.double()"
+            )
+        if self.automatic_optimization:
+            raise ValueError(
+                "automatic_optimization is True; allowed: False, as the method computes the gradient"
             )
         optimizers = self.optimizers(use_pl_optimizer=False)  # type: ignore[attr-defined]
         if isinstance(optimizers, list):
@@ -120,7 +129,8 @@ class LightningMethod:
         for config in trainer.lr_scheduler_configs:
             due = config.interval == "step" or trainer.is_last_batch
             count = trainer.global_step if config.interval == "step" else trainer.current_epoch + 1
-            if due and not config.reduce_on_plateau and count % config.frequency == 0:
+            needs_metric = isinstance(config.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
+            if due and not needs_metric and count % config.frequency == 0:
                 config.scheduler.step()
 
 

@@ -62,3 +62,13 @@ def test_a_resumed_state_goes_on_bitwise(stop, tmp_path):
     resumed = run(7, 2, loaded=tmp_path / "state")
     for key, value in whole.items():
         assert torch.equal(value, resumed[key]), key
+
+
+def test_accumulation_by_accelerate_and_swapped_arguments_are_refused():
+    accelerator, loader = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2), [()]
+    with pytest.raises(
+        ValueError, match=r"gradient_accumulation_steps is 2; .* look_ahead\(…, accumulate=2\)"
+    ):
+        look_ahead(accelerator, loader, method())
+    with pytest.raises(ValueError, match=r"accelerator is a list; allowed: an accelerate\.Accelerator"):
+        look_ahead(loader, accelerator, method())

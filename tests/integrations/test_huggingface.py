@@ -172,3 +172,21 @@ def test_a_checkpoint_of_another_trainer_is_refused(tmp_path):
     (tmp_path / "checkpoint-1" / STATE).unlink()
     with pytest.raises(ValueError, match="allowed: a checkpoint saved by a trainer with TrainerMethod"):
         trainer_of("conadv", tmp_path, 2).train(resume_from_checkpoint=True)
+
+
+def test_a_loss_of_the_trainers_own_and_a_mixin_that_comes_too_late_are_refused(tmp_path):
+    class OwnLoss(MethodTrainer):
+        def compute_loss(self, *_, **__):
+            raise NotImplementedError
+
+    given = {"model": Named(), "args": arguments(tmp_path), "method": METHODS["sam"]()}
+    with pytest.raises(ValueError, match="compute_loss is overridden; allowed: the loss as criterion="):
+        OwnLoss(**given).train()
+    with pytest.raises(ValueError, match="compute_loss_func is given; allowed: the loss as criterion="):
+        MethodTrainer(compute_loss_func=lambda outputs, labels, **_: None, **given).train()
+    trainer = MethodTrainer(**given)
+    trainer.args.label_smoothing_factor = 0.1
+    with pytest.raises(ValueError, match=r"label_smoothing_factor is 0\.1; allowed: the loss as criterion="):
+        trainer.train()
+    with pytest.raises(TypeError, match=r"allowed: class Late\(TrainerMethod, Trainer\)"):
+        type("Late", (transformers.Trainer, TrainerMethod), {})

@@ -141,6 +141,7 @@ def test_a_loader_that_does_not_look_ahead_is_refused(tmp_path):
     [
         ({"limit_train_batches": 3}, "limit_train_batches leaves 3 of an epoch's 4 steps; allowed: all"),
         ({"precision": "16-true"}, "precision is '16-true'; allowed: '32-true'"),
+        ({"precision": "64-true"}, "precision is '64-true'; allowed: '32-true'"),
     ],
 )
 def test_what_trains_otherwise_than_it_looks_is_refused(options, message, tmp_path):
@@ -157,3 +158,32 @@ def test_a_fast_development_run_takes_one_step(tmp_path):
     trainer = lightning.Trainer(fast_dev_run=True, default_root_dir=tmp_path, **QUIET)
     trainer.fit(module, module.look_ahead(data()))
     assert trainer.global_step == 1
+
+
+def test_automatic_optimisation_is_refused(tmp_path):
+    module = Shuffled(METHODS["conadv"]())
+    module.automatic_optimization = True
+    trainer = lightning.Trainer(max_steps=1, enable_checkpointing=False, default_root_dir=tmp_path, **QUIET)
+    with pytest.raises(ValueError, match="automatic_optimization is True; allowed: False"):
+        trainer.fit(module, module.look_ahead(data()))
+
+
+def test_a_scheduler_that_needs_a_metric_is_left_to_its_user(tmp_path):
+    class Plateau(Shuffled):
+        def configure_optimizers(self):
+            sgd = torch.optim.SGD(self.parameters(), lr=0.1)
+            schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(sgd)
+            return {"optimizer": sgd, "lr_scheduler": {"scheduler": schedule, "monitor": "loss"}}
+
+    module = Plateau(METHODS["conadv"]())
+    trainer = lightning.Trainer(max_epochs=2, enable_checkpointing=False, default_root_dir=tmp_path, **QUIET)
+    trainer.fit(module, module.look_ahead(data()))
+    assert trainer.global_step == 8
+
+
+def test_what_is_no_method_and_a_mixin_that_comes_too_late_are_refused():
+    with pytest.raises(ValueError, match="method is 'conadv'; allowed: a method, such as ConAdv"):
+        Shuffled("conadv")
+    own = type("Own", (lightning.LightningModule,), {"training_step": lambda self, batch, number: None})
+    with pytest.raises(TypeError, match=r"allowed: class Late\(LightningMethod, Own\)"):
+        type("Late", (own, LightningMethod), {})
