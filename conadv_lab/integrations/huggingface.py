@@ -17,6 +17,7 @@ from conadv_lab.integrations.ahead import Ahead, require_first, require_method, 
 from conadv_lab.integrations.probe import SharpnessProbe
 from conadv_lab.methods.base import Method
 from conadv_lab.methods.forwards import Criterion
+from conadv_lab.mistakes import require
 
 STATE = "conadv_lab.pt"
 """File for pending attacks in each of the Trainer's checkpoint folders."""
@@ -63,16 +64,14 @@ class TrainerMethod:
 
     def _require_no_other_loss(self) -> None:
         trainer: Any = self
+        allowed = "with the loss as criterion= of TrainerMethod, (outputs, labels) to their mean loss"
+        given, smoothing = trainer.compute_loss_func, trainer.args.label_smoothing_factor
+        require(given is None, "compute_loss_func", given, f"None, {allowed}")
+        require(not smoothing, "label_smoothing_factor", smoothing, f"0, {allowed}")
         library = extras.load("transformers", "adapters", "TrainerMethod").Trainer
-        smoothing = trainer.args.label_smoothing_factor
-        others = {
-            "compute_loss_func is given": trainer.compute_loss_func is not None,
-            "compute_loss is overridden": type(trainer).compute_loss is not library.compute_loss,
-            f"label_smoothing_factor is {smoothing}": smoothing,
-        }
-        for other in (told for told, present in others.items() if present):
+        if type(trainer).compute_loss is not library.compute_loss:
             raise ValueError(
-                f"{other}; allowed: the loss as criterion= of TrainerMethod, (outputs, labels) to a mean"
+                f"{type(trainer).__name__} overrides compute_loss; allowed: the Trainer's own, {allowed}"
             )
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **others: Any) -> Any:
