@@ -21,7 +21,7 @@ from conadv_lab.mistakes import ABOVE_0, COUNT, COUNT_OR_0, require, require_ran
 from conadv_lab.models.options import GRAPH_MODES, Model
 from conadv_lab.optim.options import OPTIMIZERS, SCHEDULES, Optimization
 from conadv_lab.optim.schedule import scaled_lr
-from conadv_lab.reading import allowed, fits
+from conadv_lab.reading import require_kind
 from conadv_lab.references import is_file_reference
 
 
@@ -212,7 +212,7 @@ def check(config: Config) -> None:
     for section_name, kinds in _kinds().items():
         for one, kind in kinds.items():
             value = getattr(getattr(config, section_name), one)
-            require(fits(value, kind), one, value, allowed(kind))
+            require_kind(one, value, kind)
     if name not in METHODS and not is_file_reference(name):
         raise unknown("method", name, METHODS)
     for section in (config.data, model, config.optimization, config.training):

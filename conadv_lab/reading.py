@@ -67,6 +67,21 @@ def require_kinds(kind: type, values: Mapping[str, Any], where: str) -> None:
             raise ValueError(f"{key} in {where} is {value!r}; allowed: {allowed(kinds[key])}")
 
 
+def require_kind(name: str, value: object, kind: Any) -> None:
+    """Raise ``ValueError`` unless a value has a field's type; a wrong name is told the nearest right one.
+
+    >>> require_kind("capture", "of", Literal["auto", "on", "off"])
+    Traceback (most recent call last):
+    ValueError: unknown capture 'of'; allowed: auto, off, on. Did you mean 'off'?
+    """
+    if fits(value, kind):
+        return
+    literals = [one for one in (kind, *typing.get_args(kind)) if typing.get_origin(one) is Literal]
+    if literals and isinstance(value, str):
+        raise unknown(name, value, typing.get_args(literals[0]))
+    raise ValueError(f"{name} is {value!r}; allowed: {allowed(kind)}")
+
+
 def fits(value: Any, kind: Any) -> bool:
     """Whether a plain value has a field's type; integers count as numbers, booleans do not.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from conadv_lab.mistakes import ABOVE_0, COUNT, COUNT_OR_0, SHARE, require, require_ranges, unknown
-from conadv_lab.reading import allowed, fits
+from conadv_lab.reading import require_kind
 from conadv_lab.sharpness.operators.matrices import GGN, Hessian
 from conadv_lab.sharpness.problem.problem import Criterion, Problem
 from conadv_lab.sharpness.spectrum.density import Density, density
@@ -73,7 +73,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(type(self)).items():
-            require(fits(getattr(self, name), kind), name, getattr(self, name), allowed(kind))
+            require_kind(name, getattr(self, name), kind)
         require(0 < self.confidence < 1, "confidence", self.confidence, "above 0 and below 1")
         require_ranges(
             self, accuracy=ABOVE_0, max_samples=COUNT, deflate=COUNT_OR_0, probes=COUNT, steps=COUNT, damping=ABOVE_0,
