@@ -5,7 +5,7 @@ STAMP := .venv/.conadv-lab
 LAB_STAMP := .venv/.conadv-lab-notebooks
 ADAPTERS_STAMP := .venv/.conadv-lab-adapters
 
-KILLS ?= 20
+KILLS ?= 10
 
 STUDIES := flatness_vs_batch accuracy_vs_batch staleness cost critical_batch epsilon autowu neighbours
 # The map of regimes and what belongs to it: measured at the small scale, on a part of CIFAR-10.
