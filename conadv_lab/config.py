@@ -254,11 +254,14 @@ def tell_without_effect(config: Config, words: Sequence[str]) -> None:
 
 def _read_by(config: Config) -> Iterator[tuple[str, str, set[str], set[str]]]:
     """What is chosen by name: its kind, the name, the options that it reads, and those that any of its kind reads."""
-    section, every = config.method, {name for kind in METHODS for name in methods.fields_of(kind)}
-    names = {"late-sam": (section.early_method, section.late_method)}.get(section.method, ())
-    own = {name for kind in (section.method, *names) if kind in METHODS for name in methods.fields_of(kind)}
-    evaluation = {"epsilon", "norm"} if config.training.pgd_images else set()
-    yield "method", section.method, own | evaluation if section.method in METHODS else every, every
+    name, every = (
+        config.method.method,
+        {field for kind in METHODS.values() for field in methods.fields_of(kind)},
+    )
+    if name in METHODS:
+        own = {field for kind in METHODS[name].parts(config) for field in methods.fields_of(kind)}
+        evaluation = {"epsilon", "norm"} if config.training.pgd_images else set()
+        yield "method", name, own | evaluation, every
     for what, entries in (("schedule", SCHEDULES), ("optimizer", OPTIMIZERS)):
         chosen = getattr(config.optimization, what)
         every = {name for entry in entries.values() for name in entry.reads}

@@ -1,6 +1,8 @@
 """Error messages for users' mistakes: the value, what is allowed, and the nearest valid name."""
 
 import os
+import sys
+import warnings
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from math import isfinite
@@ -76,6 +78,11 @@ def require_ranges(section: object, **ranges: Range) -> None:
     for name, (holds, allowed) in ranges.items():
         value = getattr(section, name)
         require(value is None or holds(value), name, value, allowed)
+
+
+def warnings_in_a_line() -> None:
+    """Print warnings of a command as one line each, without the place in the code."""
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
 
 
 def writable(*paths: Path | None) -> None:

@@ -1,10 +1,9 @@
 """Send runs to SLURM, or run them here: ``python -m conadv_lab.submit VERB …``."""
 
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 
-from conadv_lab.mistakes import unknown
+from conadv_lab.mistakes import unknown, warnings_in_a_line
 from conadv_lab.pipes import outlive_readers
 
 USAGE = """usage: python -m conadv_lab.submit VERB ...
@@ -30,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if words else 2
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    warnings_in_a_line()
     try:
         return _verb(words[0])(words[1:])
     except ValueError as mistake:

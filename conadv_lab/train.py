@@ -3,14 +3,13 @@
 import os
 import sys
 import textwrap
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from conadv_lab.config import Config, resolved, tell_without_effect
 from conadv_lab.launch import ranks
-from conadv_lab.mistakes import require, unknown
+from conadv_lab.mistakes import require, unknown, warnings_in_a_line
 from conadv_lab.pipes import outlive_readers
 from conadv_lab.training.stopping import interrupts_end_the_process
 
@@ -30,7 +29,7 @@ RECIPE is a name or path/to/file.py:function. Exit status: 0 success, 2 invalid 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    warnings_in_a_line()
     try:
         if "--list" in words:
             return _list([word for word in words if word != "--list"])

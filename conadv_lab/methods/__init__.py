@@ -48,12 +48,12 @@ def options_of(name: str) -> list[str]:
     >>> options_of("asyncsam")
     ['--rho', '--perturbation', '--staleness']
     """
-    return [f"--{option.replace('_', '-')}" for option in fields_of(name)]
+    return [f"--{option.replace('_', '-')}" for option in fields_of(METHODS[name])]
 
 
-def fields_of(name: str) -> list[str]:
+def fields_of(method: type[Method]) -> list[str]:
     """The fields of the config that a method reads."""
-    return list(dict.fromkeys(field.name for part in METHODS[name].reads for field in fields(part)))
+    return list(dict.fromkeys(field.name for part in method.reads for field in fields(part)))
 
 
 def method_of(config: "Config") -> Method:

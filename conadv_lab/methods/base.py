@@ -120,6 +120,11 @@ class Method:
         """The method's values for options that the config leaves at None."""
         return {}
 
+    @classmethod
+    def parts(cls, config: Config) -> list[type[Method]]:
+        """The classes whose options a run reads."""
+        return [cls]
+
     @property
     def new_fraction(self) -> float:
         """Images that a step takes from the stream over B: the clean ones, as altered images are made from those."""

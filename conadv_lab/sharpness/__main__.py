@@ -2,11 +2,11 @@
 
 import re
 import sys
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from conadv_lab.cli import parsed
+from conadv_lab.mistakes import warnings_in_a_line
 from conadv_lab.pipes import outlive_readers
 from conadv_lab.reading import pairs
 from conadv_lab.sharpness.options import SharpnessOptions
@@ -22,7 +22,7 @@ Exit status: 0 success, 2 invalid arguments, 1 failure, 130 interrupted (finishe
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     words = sys.argv[1:] if arguments is None else arguments
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    warnings_in_a_line()
     try:
         asked = parsed(SharpnessOptions, words, "conadv_lab.sharpness", ABOUT)
         if asked.list:

@@ -96,9 +96,12 @@ class LateSAM(Method):
         return cls(early, late, section.late_share)
 
     @classmethod
+    def parts(cls, config: Config) -> list[type[Method]]:
+        return [cls, *(_kind(config, field) for field in ("early_method", "late_method"))]
+
+    @classmethod
     def filled(cls, config: Config) -> dict[str, Any]:
-        both = [_kind(config, field) for field in ("early_method", "late_method")]
-        return {k: v for kind in both for k, v in kind.filled(config).items()}
+        return {k: v for kind in cls.parts(config)[1:] for k, v in kind.filled(config).items()}
 
     def check(self, config: Config) -> None:
         for method in (self.early, self.late):

@@ -4,11 +4,11 @@
 """
 
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from conadv_lab.config import Config
+from conadv_lab.mistakes import warnings_in_a_line
 from conadv_lab.outputs import Outputs
 from conadv_lab.recipes import digits
 from conadv_lab.staleness.dynamics.frame import print_table
@@ -37,7 +37,7 @@ def small() -> Config:
 def main(words: Sequence[str]) -> int:
     """The command; returns its exit status."""
     words = list(words)
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    warnings_in_a_line()
     if words and words[0] in ("-h", "--help"):
         print(USAGE)
         return 0
